@@ -1,0 +1,1 @@
+"""ditaccel: faster diffusion transformers for diffusers."""

@@ -1,0 +1,1 @@
+"""One caching method per file."""

@@ -1,0 +1,1 @@
+"""Paired runs, metrics and reports."""

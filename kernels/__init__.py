@@ -1,0 +1,1 @@
+"""Kernels and the tile format they share; imports torch and triton only."""
