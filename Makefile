@@ -8,7 +8,7 @@ DEMO_OUT ?= demo-out
 MYPY_TREE := .mypy_cache/tree
 
 # -P: the top-level folder `kernels` would otherwise shadow the Hub package that diffusers imports.
-PYTEST := $(PY) -P -m pytest --import-mode=importlib -n $(WORKERS)
+PYTEST := $(PY) -P -m pytest --import-mode=importlib -n $(WORKERS) --dist loadgroup
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND := Agg
 

@@ -23,7 +23,7 @@ class NetworkBlockedError(OSError):
 def _is_loopback(host: object) -> bool:
     if isinstance(host, bytes):
         host = host.decode()
-    if host in (None, "", "localhost"):
+    if host in (None, "", "localhost", socket.gethostname()):
         return True
     try:
         return ip_address(str(host)).is_loopback
