@@ -1,0 +1,205 @@
+"""The three denoisers with their text encoders, and the losses that train them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    DDIMScheduler,
+    DiTTransformer2DModel,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    WanTransformer3DModel,
+)
+from loop import device
+from pools import Pool
+from text import (
+    WIDTH,
+    build_clip,
+    build_t5,
+    build_umt5,
+    clip_tokenizer,
+    t5_tokenizer,
+    tokenize,
+    wan_prompt_embeds,
+)
+from torch import Tensor, nn
+from vae import IMAGE_CHANNELS, VIDEO_CHANNELS
+
+NULL_CLASS = 1000
+CLASSES = 24
+LATENT = 16
+DROP = 0.1
+
+
+def _zero(*layers: nn.Module) -> None:
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+
+
+def build_dit() -> nn.ModuleDict:
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=3,
+        attention_head_dim=32,
+        in_channels=IMAGE_CHANNELS,
+        out_channels=IMAGE_CHANNELS,
+        num_layers=12,
+        sample_size=LATENT,
+        patch_size=2,
+        num_embeds_ada_norm=NULL_CLASS,
+    )
+    # diffusers leaves the zero start of adaLN-Zero to the trainer.
+    for block in transformer.transformer_blocks:
+        _zero(block.norm1.linear)
+        table = block.norm1.emb.class_embedder.embedding_table.weight
+        nn.init.normal_(table, std=0.02)
+        with torch.no_grad():
+            table[CLASSES:NULL_CLASS] = 0  # never used; zeros pack well
+    _zero(transformer.proj_out_1, transformer.proj_out_2)
+    # Every block drops labels on its own in train mode; the loss drops them once for all.
+    return nn.ModuleDict({"transformer": transformer}).eval()
+
+
+def build_flux() -> nn.ModuleDict:
+    transformer = FluxTransformer2DModel(
+        in_channels=IMAGE_CHANNELS * 4,
+        num_layers=4,
+        num_single_layers=8,
+        attention_head_dim=32,
+        num_attention_heads=3,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=False,
+        axes_dims_rope=(8, 12, 12),
+    )
+    for block in transformer.transformer_blocks:
+        _zero(block.norm1.linear, block.norm1_context.linear)
+    for block in transformer.single_transformer_blocks:
+        _zero(block.norm.linear)
+    _zero(transformer.norm_out.linear, transformer.proj_out)
+    return nn.ModuleDict(
+        {
+            "transformer": transformer,
+            "text_encoder": build_clip(len(clip_tokenizer())),
+            "text_encoder_2": build_t5(len(t5_tokenizer())),
+        }
+    )
+
+
+def build_wan() -> nn.ModuleDict:
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 1, 1),
+        num_attention_heads=4,
+        attention_head_dim=32,
+        in_channels=VIDEO_CHANNELS,
+        out_channels=VIDEO_CHANNELS,
+        text_dim=WIDTH,
+        freq_dim=128,
+        ffn_dim=384,
+        num_layers=12,
+        rope_max_seq_len=64,
+    )
+    for block in transformer.blocks:
+        nn.init.zeros_(block.scale_shift_table)
+        _zero(block.attn2.to_out[0])
+    nn.init.zeros_(transformer.scale_shift_table)
+    _zero(transformer.condition_embedder.time_proj, transformer.proj_out)
+    return nn.ModuleDict(
+        {"transformer": transformer, "text_encoder": build_umt5(len(t5_tokenizer()))}
+    )
+
+
+def _flow_times(n: int, generator: torch.Generator, shift: float) -> Tensor:
+    """Noise levels in (0, 1): logit-normal, then shifted as the scheduler shifts them."""
+    u = torch.sigmoid(torch.randn(n, generator=generator) * 1.2)
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def _noised(
+    latents: Tensor, generator: torch.Generator, shift: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noised latents, noise levels (N,) and the velocity to predict."""
+    time = _flow_times(len(latents), generator, shift).to(latents.device)
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    level = time.view(-1, *[1] * (latents.ndim - 1))
+    return torch.lerp(latents, noise, level), time, noise - latents
+
+
+def dit_loss(pool: Pool, batch: int) -> Callable:
+    """Noise prediction on the DDIM schedule, labels dropped to the null class."""
+    alphas = DDIMScheduler().alphas_cumprod
+
+    def loss(model: nn.ModuleDict, step: int, generator: torch.Generator) -> Tensor:
+        latents, scenes = pool.batch(batch, generator)
+        labels = scenes.shape[:, 0] * 6 + scenes.colour[:, 0]
+        labels[torch.rand(batch, generator=generator) < DROP] = NULL_CLASS
+        time = torch.randint(1000, (batch,), generator=generator)
+        noise = torch.randn(latents.shape, generator=generator)
+        keep = alphas[time].view(-1, 1, 1, 1)
+        noised = keep.sqrt() * latents + (1 - keep).sqrt() * noise
+        output = model["transformer"](
+            noised.to(device()), time.to(device()), labels.to(device())
+        ).sample
+        return F.mse_loss(output.float(), noise.to(device()))
+
+    return loss
+
+
+def flux_loss(pool: Pool, batch: int, shift: float = 1.5) -> Callable:
+    """Flow matching on packed latents, captions dropped to the empty prompt."""
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    ids = FluxPipeline._prepare_latent_image_ids(
+        1, LATENT // 2, LATENT // 2, device(), torch.float32
+    )
+
+    def loss(model: nn.ModuleDict, step: int, generator: torch.Generator) -> Tensor:
+        latents, scenes = pool.batch(batch, generator)
+        texts = pool.texts(scenes, generator, DROP)
+        packed = FluxPipeline._pack_latents(latents, batch, IMAGE_CHANNELS, LATENT, LATENT)
+        noised, time, target = _noised(packed.to(device()), generator, shift)
+        pooled = model["text_encoder"](tokenize(clip, texts)[0].to(device())).pooler_output
+        embeds = model["text_encoder_2"](tokenize(t5, texts)[0].to(device())).last_hidden_state
+        output = model["transformer"](
+            hidden_states=noised,
+            timestep=time,
+            pooled_projections=pooled,
+            encoder_hidden_states=embeds,
+            txt_ids=torch.zeros(embeds.shape[1], 3, device=device()),
+            img_ids=ids,
+        ).sample
+        return F.mse_loss(output.float(), target)
+
+    return loss
+
+
+def wan_loss(
+    images: Pool, clips: Callable[[], Pool], plan: Callable[[int], tuple[int, int]]
+) -> Callable:
+    """Flow matching on clips of growing length.
+
+    Args:
+        images: pool of single first frames.
+        clips: opens the pool of clips when it is first needed.
+        plan: batch size and number of latent frames of a step.
+    """
+    t5 = t5_tokenizer()
+    opened: list[Pool] = []
+
+    def loss(model: nn.ModuleDict, step: int, generator: torch.Generator) -> Tensor:
+        batch, length = plan(step)
+        if length > 1 and not opened:
+            opened.append(clips())
+        pool = opened[0] if length > 1 else images
+        latents, scenes = pool.batch(batch, generator)
+        latents = latents[:, :, :length]
+        texts = pool.texts(scenes, generator, DROP)
+        noised, time, target = _noised(latents.to(device()), generator, 3.0)
+        token_ids, mask = (x.to(device()) for x in tokenize(t5, texts))
+        embeds = wan_prompt_embeds(model["text_encoder"], token_ids, mask)
+        output = model["transformer"](noised, time * 1000, embeds).sample
+        return F.mse_loss(output.float(), target)
+
+    return loss

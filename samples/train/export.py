@@ -1,0 +1,159 @@
+"""Write trained runs as diffusers folders: `python samples/train/export.py [MODEL ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from data import COLOURS, SHAPES, held_out_prompts
+from denoisers import build_dit, build_flux, build_wan
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    WanPipeline,
+)
+from judge_task import build_features
+from loop import Run
+from pools import LATENT_FRAMES, statistics
+from text import TOKENS, clip_tokenizer, t5_tokenizer
+from vae import build_image_vae, build_video_vae
+
+SAMPLES = Path(__file__).resolve().parents[1]
+MODELS = SAMPLES / "models"
+PROMPTS = SAMPLES / "prompts"
+# Sampling follows these shifts; training spends its noise levels the same way.
+FLUX_SHIFT = 1.5
+WAN_SHIFT = 3.0
+
+CALLS = {
+    "dit": {"num_inference_steps": 50, "guidance_scale": 3.0},
+    "flux": {
+        "height": 64,
+        "width": 64,
+        "num_inference_steps": 28,
+        "guidance_scale": 1.0,
+        "true_cfg_scale": 3.0,
+        "max_sequence_length": TOKENS,
+    },
+    "wan": {
+        "height": 64,
+        "width": 64,
+        "num_frames": 2 * LATENT_FRAMES - 1,
+        "num_inference_steps": 30,
+        "guidance_scale": 4.0,
+        "max_sequence_length": TOKENS,
+    },
+}
+TASKS = {"dit": "class-to-image", "flux": "text-to-image", "wan": "text-to-video"}
+
+
+def class_names() -> list[str]:
+    return [f"{colour} {shape}" for shape in SHAPES for colour in COLOURS]
+
+
+def _image_vae() -> AutoencoderKL:
+    vae = Run("image-vae", build_image_vae()).ema_model()
+    _, spread = statistics("image")
+    vae.register_to_config(scaling_factor=1.0 / spread.item())
+    return vae
+
+
+def _video_vae() -> AutoencoderKLWan:
+    vae = Run("video-vae", build_video_vae()).ema_model()
+    mean, spread = statistics("wan")
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=spread.tolist())
+    return vae
+
+
+def _dit() -> DiffusionPipeline:
+    parts = Run("dit", build_dit()).ema_model()
+    labels = {str(i): name for i, name in enumerate(class_names())}
+    # The training schedule clips nothing: latents are not bounded.
+    scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return DiTPipeline(parts["transformer"], _image_vae(), scheduler, id2label=labels)
+
+
+def _flux() -> DiffusionPipeline:
+    parts = Run("flux", build_flux()).ema_model()
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=FLUX_SHIFT),
+        vae=_image_vae(),
+        text_encoder=parts["text_encoder"],
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=parts["text_encoder_2"],
+        tokenizer_2=t5_tokenizer(),
+        transformer=parts["transformer"],
+    )
+
+
+def _wan() -> DiffusionPipeline:
+    parts = Run("wan", build_wan()).ema_model()
+    return WanPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=parts["text_encoder"],
+        vae=_video_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=WAN_SHIFT),
+        transformer=parts["transformer"],
+    )
+
+
+def write_prompts(name: str) -> None:
+    """Held-out prompts, or the class names, one a line."""
+    PROMPTS.mkdir(exist_ok=True)
+    if name == "dit":
+        head = "# Class names of shapes-dit, each five times: the seed makes the difference."
+        lines = class_names() * 5
+    else:
+        head = f"# Prompts that shapes-{name} has never seen in training (data.held_out)."
+        lines = held_out_prompts(128, seed=7, moving=name == "wan")
+    (PROMPTS / f"shapes-{name}.txt").write_text("\n".join([head, *lines]) + "\n")
+
+
+def _write_sample_json(name: str, folder: Path) -> None:
+    description = {
+        "family": name,
+        "task": TASKS[name],
+        "call": CALLS[name],
+        "prompts": f"../../prompts/shapes-{name}.txt",
+        "features": "../shapes-features",
+        "negative_prompt": "",
+    }
+    (folder / "sample.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def export(name: str) -> Path:
+    """Write one model; weights in float16, text encoders (small, type-sensitive) in float32."""
+    folder = MODELS / f"shapes-{name}"
+    if name == "features":
+        Run("features", build_features()).ema_model().save_pretrained(folder)
+        return folder
+    pipe = {"dit": _dit, "flux": _flux, "wan": _wan}[name]()
+    for part in ("transformer", "vae"):
+        getattr(pipe, part).to(torch.float16)
+    for old in folder.iterdir() if folder.exists() else ():
+        if old.is_dir() and old.name != "card":
+            shutil.rmtree(old)
+    pipe.save_pretrained(folder)
+    if name == "dit":
+        # DiTPipeline reads the labels from here but does not write them.
+        index = json.loads((folder / "model_index.json").read_text())
+        index["id2label"] = {str(i): label for i, label in enumerate(class_names())}
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    _write_sample_json(name, folder)
+    write_prompts(name)
+    return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=["features", "dit", "flux", "wan"])
+    for model in parser.parse_args().models:
+        print(export(model))

@@ -1,0 +1,79 @@
+"""Train one sample model: `python samples/train/train.py MODEL --minutes M`.
+
+Every call goes on where the last one stopped. Order for a start from nothing: features, image-vae,
+video-vae, then dit, flux and wan. Set SHAPES_PAUSE_FILE to a path to make the loop wait while that
+file exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from denoisers import build_dit, build_flux, build_wan, dit_loss, flux_loss, wan_loss
+from judge_task import build_features, feature_loss
+from loop import Run
+from pools import Pool
+from vae import build_image_vae, build_video_vae, vae_loss
+
+
+def _image_vae() -> tuple:
+    return Run("image-vae", build_image_vae(), rate=2e-3), vae_loss(lambda step: (16, 1))
+
+
+def _video_vae() -> tuple:
+    # A single frame is a cheap picture autoencoder; every other step of the rest is a short clip.
+    def frames(step: int) -> tuple[int, int]:
+        return (16, 1) if step < 600 or step % 2 else (4, 5)
+
+    return Run("video-vae", build_video_vae(), rate=2e-3), vae_loss(frames)
+
+
+def _features() -> tuple:
+    return Run("features", build_features(), rate=2e-3), feature_loss()
+
+
+def _dit() -> tuple:
+    run = Run("dit", build_dit(), rate=1e-3, muon=True, muon_factor=3.0)
+    return run, dit_loss(Pool("dit"), 96)
+
+
+def _flux() -> tuple:
+    run = Run("flux", build_flux(), rate=1e-3, muon=True, muon_factor=3.0)
+    return run, flux_loss(Pool("flux"), 64)
+
+
+def _wan() -> tuple:
+    # Weights and rotary positions are shared by all lengths, so most updates are on short clips.
+    def plan(step: int) -> tuple[int, int]:
+        return (16, 1)
+
+    run = Run("wan", build_wan(), rate=1e-3, muon=True, muon_factor=3.0)
+    return run, wan_loss(Pool("wan-images"), lambda: Pool("wan"), plan)
+
+
+MODELS = {
+    "features": _features,
+    "image-vae": _image_vae,
+    "video-vae": _video_vae,
+    "dit": _dit,
+    "flux": _flux,
+    "wan": _wan,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--anneal", action="store_true", help="let the learning rate fall to 5 %%")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    run, loss = MODELS[arguments.model]()
+    run.train(loss, arguments.minutes, anneal=arguments.anneal)
+
+
+if __name__ == "__main__":
+    main()
