@@ -1,1 +1,42 @@
-"""ditaccel: faster diffusion transformers for diffusers."""
+"""ditaccel makes the diffusion transformers of Hugging Face diffusers faster.
+
+```python
+import ditaccel
+
+ditaccel.accelerate(pipe)            # the family's "balanced" preset
+print(ditaccel.report(pipe))
+ditaccel.restore(pipe)
+```
+"""
+
+from .api import accelerate, accelerated, report, restore
+from .caching.adaptive_taylor import AdaptiveTaylorConfig
+from .caching.confidence_gated_taylor import ConfidenceGatedTaylorConfig
+from .caching.first_block_residual import FirstBlockResidualConfig
+from .caching.reuse import ReuseConfig
+from .caching.step_mask import StepMaskConfig
+from .caching.taylorseer import TaylorSeerConfig
+from .config import AccelerationConfig
+from .errors import ConfigError, DitaccelError, UnsupportedError, UsageError
+from .report import Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AccelerationConfig",
+    "AdaptiveTaylorConfig",
+    "ConfidenceGatedTaylorConfig",
+    "ConfigError",
+    "DitaccelError",
+    "FirstBlockResidualConfig",
+    "Report",
+    "ReuseConfig",
+    "StepMaskConfig",
+    "TaylorSeerConfig",
+    "UnsupportedError",
+    "UsageError",
+    "accelerate",
+    "accelerated",
+    "report",
+    "restore",
+]

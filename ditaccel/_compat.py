@@ -1,0 +1,90 @@
+"""All that depends on the version of diffusers: reading the cache context a pipeline sets.
+
+diffusers >= 0.41 hands `transformer.cache_context(name, …)` to every stateful hook in the
+transformer's hook registry. We listen there without registering a forward hook: registering one
+rewrites `forward`, which does not survive a deepcopy, nor offloading that is switched on later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+_NAME = "ditaccel_context"
+
+
+@dataclass(frozen=True)
+class NamedContext:
+    """What a pipeline said of the present transformer call.
+
+    Attributes:
+        name: the branch, e.g. `cond`.
+        step_index: index of the scheduler step, where the pipeline tells it.
+        sigma: noise level of the step, where the pipeline tells it.
+    """
+
+    name: str
+    step_index: int | None = None
+    sigma: float | None = None
+
+
+class ContextListener:
+    """Reads the named cache context of one transformer, if its pipeline sets one."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._read: Callable[[], Any] = lambda: None
+        self._undo: Callable[[], None] = lambda: None
+        if hasattr(module, "cache_context"):
+            self._attach(module)
+
+    def _attach(self, module: nn.Module) -> None:
+        from diffusers.hooks.hooks import HookRegistry, ModelHook, StateManager
+
+        class Listener(ModelHook):
+            _is_stateful = True
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.manager = StateManager(dict)
+
+            def reset_state(self, module: nn.Module) -> nn.Module:
+                return module
+
+        had_registry = "_diffusers_hook" in module.__dict__
+        registry = HookRegistry.check_if_exists_or_initialize(module)
+        listener = Listener()
+        # Place 0 of the order: removing any other hook then never rewires ours (see remove_hook).
+        registry.hooks[_NAME] = listener
+        registry._hook_order.insert(0, _NAME)
+        registry._fn_refs.insert(0, None)
+        registry.invalidate_child_registries_cache()
+
+        def undo() -> None:
+            if registry.hooks.get(_NAME) is listener:
+                del registry.hooks[_NAME]
+                index = registry._hook_order.index(_NAME)
+                registry._hook_order.pop(index)
+                registry._fn_refs.pop(index)
+            if not had_registry and not registry.hooks:
+                module.__dict__.pop("_diffusers_hook", None)
+
+        self._read = lambda: listener.manager._context
+        self._undo = undo
+
+    def current(self) -> NamedContext | None:
+        """Return the context of the present call, or None."""
+        context = self._read()
+        if context is None:
+            return None
+        sigma = context.sigma
+        return NamedContext(
+            context.name, context.step_index, None if sigma is None else float(sigma)
+        )
+
+    def detach(self) -> None:
+        """Stop listening and leave the registry as it was."""
+        self._undo()
+        self._read = lambda: None

@@ -1,0 +1,140 @@
+"""The verbs: accelerate, accelerated, restore, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch import nn
+
+from . import config as configs
+from .config import AccelerationConfig
+from .errors import UnsupportedError, UsageError
+from .pipelines import FamilyAdapter, adapter_for, adapters
+from .report import Report
+from .session import Session, session_of
+
+P = TypeVar("P")
+Setting = str | os.PathLike[str] | AccelerationConfig | None
+
+
+def _components(pipe: Any) -> dict[str, nn.Module]:
+    """All modules of a pipeline by name; a bare transformer is its own only component."""
+    if isinstance(pipe, nn.Module):
+        return {"transformer": pipe}
+    components = getattr(pipe, "components", None)
+    if not isinstance(components, dict):
+        raise UsageError(
+            f"{type(pipe).__name__} is neither a diffusers pipeline nor a transformer module"
+        )
+    return {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+
+
+def _transformers(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
+    parts = _components(pipe)
+    for name, part in parts.items():
+        inner = getattr(part, "_orig_mod", None)
+        if inner is not None and adapter_for(type(inner).__name__):
+            raise UnsupportedError(
+                f"{name} is wrapped by torch.compile as a whole, which bakes the block loop into "
+                f"one graph; compile its blocks instead: pipe.{name}.compile_repeated_blocks()"
+            )
+    found = {n: p for n, p in parts.items() if adapter_for(type(p).__name__) is not None}
+    if found:
+        adapter = adapter_for(type(next(iter(found.values()))).__name__)
+        assert adapter is not None
+        return found, adapter
+    known = ", ".join(f"{a.name} ({', '.join(a.transformers)})" for a in adapters().values())
+    if "unet" in parts:
+        raise UnsupportedError(
+            f"{type(pipe).__name__} has a UNet and no transformer; ditaccel accelerates diffusion "
+            f"transformers: {known}"
+        )
+    classes = [
+        type(p).__name__
+        for n, p in parts.items()
+        if n.startswith("transformer") or isinstance(pipe, nn.Module)
+    ]
+    what = f"the transformer {classes[0]}" if classes else "no transformer"
+    raise UnsupportedError(
+        f"{type(pipe).__name__} has {what}, of no family that ditaccel knows: {known}"
+    )
+
+
+def accelerate(pipe: P, config: Setting = None, *, cache: Any = None) -> P:
+    """Make a pipeline faster, in place.
+
+    Args:
+        pipe: a diffusers pipeline whose transformer(s) belong to a known family, or a bare
+            transformer of one.
+        config: a preset name (`"balanced"` when nothing is given), the path of a config file, an
+            inline spec such as `"taylorseer:interval=3"`, or an `AccelerationConfig`.
+        cache: config of a caching method, e.g. `TaylorSeerConfig(interval=3)`; replaces the one in
+            `config`, and needs no `config`.
+
+    Returns:
+        The same pipeline.
+
+    Raises:
+        ConfigError: an unknown preset, option or method, or a value out of range.
+        UnsupportedError: no transformer of a known family.
+        UsageError: it is accelerated already.
+    """
+    transformers, adapter = _transformers(pipe)
+    if session_of(transformers) is not None:
+        raise UsageError(
+            f"this {type(pipe).__name__} is accelerated already; call ditaccel.restore(pipe) first"
+        )
+    if isinstance(config, AccelerationConfig):
+        chosen = config
+    elif config is None and cache is not None:
+        chosen = AccelerationConfig()
+    else:
+        chosen = configs.resolve("balanced" if config is None else config, adapter.name)
+    if cache is not None:
+        chosen = replace(chosen, cache=cache)
+    Session(None if isinstance(pipe, nn.Module) else pipe, transformers, adapter, chosen)
+    return pipe
+
+
+def _session(pipe: Any) -> Session:
+    session = session_of(_components(pipe))
+    if session is None:
+        raise UsageError(
+            f"this {type(pipe).__name__} is not accelerated; call ditaccel.accelerate(pipe) first"
+        )
+    return session
+
+
+def restore(pipe: P) -> P:
+    """Undo `accelerate`: the pipeline is as it was found, bit for bit, and all state is freed.
+
+    Raises:
+        UsageError: it is not accelerated.
+    """
+    _session(pipe).restore()
+    return pipe
+
+
+def report(pipe: Any) -> Report:
+    """Return what was skipped since `accelerate`, where, and what it took; print it to see it.
+
+    Raises:
+        UsageError: the pipeline is not accelerated.
+    """
+    return _session(pipe).report()
+
+
+@contextmanager
+def accelerated(pipe: P, config: Setting = None, *, cache: Any = None) -> Iterator[P]:
+    """`accelerate` for the length of a `with` block, restored on every way out."""
+    transformers, _ = _transformers(accelerate(pipe, config, cache=cache))
+    session = session_of(transformers)
+    try:
+        yield pipe
+    finally:
+        if session is not None:
+            session.restore()

@@ -1,0 +1,81 @@
+"""Adaptive Taylor: the interval follows the forecast's own error, as step sizes do in ODE solvers.
+
+On a computed step the forecast that would have been used is at hand, and so is its error. Order m
+forecasts over a gap g are wrong by about C g^(m+1), so one measured error gives the gap that meets
+a tolerance (Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4). No
+block runs on a forecast step, and what is measured is the very feature that is forecast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import method, require
+from ._options import MemoryBudget, check_forecast
+from .gate import StepRules, StepSizeGate
+from .hooks import CachePolicy
+
+
+@method("adaptive_taylor")
+@dataclass(frozen=True)
+class AdaptiveTaylorConfig:
+    """Error-controlled distance between computed steps.
+
+    Args:
+        tolerance: relative L1 error of the forecast that leaves the last block, worst sample of
+            the batch, >= 0; 0 is exact. Larger is faster and less exact.
+        order: order of the forecast, >= 1.
+        warmup: first steps that are computed; more than `order` of them.
+        final: last steps that are computed.
+        max_interval: largest distance of computed steps.
+        coordinate: forecast along the step `index`, `sigma` or `timestep`.
+        target: forecast the `hidden` state or the `residual` over all blocks.
+        basis: `taylor`, `newton`, `hermite`, `exponential` or `auto`.
+        guidance: every branch for itself (`independent`), the others `follow` the first, or they
+            follow and forecast only the `difference` to it.
+        guidance_interval: with `difference`, computed steps of the first branch per computed step
+            of the other branches.
+        memory_budget: bytes, or text like `2GB`, that the cache may take; None for no limit.
+        on_budget: `refuse`, or `downgrade` to a lower order.
+    """
+
+    tolerance: float = 0.03
+    order: int = 1
+    warmup: int = 3
+    final: int = 1
+    max_interval: int = 12
+    coordinate: str = "index"
+    target: str = "hidden"
+    basis: str = "taylor"
+    guidance: str = "independent"
+    guidance_interval: int = 1
+    memory_budget: int | str | None = None
+    on_budget: str = "refuse"
+
+    def __post_init__(self) -> None:
+        require(
+            0.0 <= self.tolerance < float("inf"),
+            f"tolerance is {self.tolerance}; it must be 0 (exact) or a positive number",
+        )
+        check_forecast(self)
+        require(self.max_interval >= 1, f"max_interval is {self.max_interval}; give 1 or more")
+        require(
+            self.warmup > self.order,
+            f"warmup is {self.warmup}; order {self.order} needs at least {self.order + 1}",
+        )
+        MemoryBudget.check(self)
+
+    def policy(self) -> CachePolicy:
+        """What the hooks carry out."""
+        return CachePolicy(
+            gate=StepSizeGate(self.tolerance, self.order, self.max_interval),
+            rules=StepRules(self.warmup, self.final, needed=self.order + 1),
+            order=self.order,
+            basis=self.basis,
+            coordinate=self.coordinate,
+            target=self.target,
+            guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
+            memory_budget=MemoryBudget.parse(self.memory_budget),
+            on_budget=self.on_budget,
+        )

@@ -1,0 +1,76 @@
+"""Confidence-gated Taylor (arXiv 2508.02240): forecast when the first block's forecast holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import choice, method, require
+from ._options import MemoryBudget, check_forecast, check_threshold
+from .gate import ForecastErrorGate, StepRules
+from .hooks import CachePolicy
+
+
+@method("confidence_gated_taylor")
+@dataclass(frozen=True)
+class ConfidenceGatedTaylorConfig:
+    """The first block always runs; if its own forecast was right, the rest is forecast.
+
+    Both histories are fed on computed steps only, so the error is measured over the same distance
+    as the forecast that it licenses. Memory: `order + block_order + 2` hidden states per branch.
+
+    Args:
+        threshold: relative L1 error of the first block's forecast below which the remaining blocks
+            are skipped, >= 0; 0 is exact. Published: 0.008 (DiT), 0.13 (Flux), 0.36 (Wan).
+        order: order of the forecast of the last block.
+        block_order: order of the forecast of the first block.
+        warmup: first steps that are computed.
+        final: last steps that are computed.
+        reduce: `batch_mean` (published) compares one error for the whole batch, `worst_sample`
+            the worst sample's.
+        max_consecutive: forecasts in a row at most; None for no limit (published).
+        coordinate: forecast along the step `index` (published), `sigma` or `timestep`.
+        target: forecast the `hidden` state (published), or the `residual` since the first block.
+        basis: `taylor` (published), `newton`, `hermite`, `exponential`; `auto` takes the one with
+            the least error on the computed steps so far.
+        guidance: every branch decides for itself (`independent`), the others `follow` the first
+            (published for Wan), or they follow and forecast only the `difference` to it.
+        memory_budget: bytes, or text like `2GB`, that the cache may take; None for no limit.
+        on_budget: `refuse`, or `downgrade` to a lower order.
+    """
+
+    threshold: float = 0.13
+    order: int = 1
+    block_order: int = 1
+    warmup: int = 3
+    final: int = 1
+    reduce: str = "batch_mean"
+    max_consecutive: int | None = None
+    coordinate: str = "index"
+    target: str = "hidden"
+    basis: str = "taylor"
+    guidance: str = "independent"
+    memory_budget: int | str | None = None
+    on_budget: str = "refuse"
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+        check_forecast(self)
+        require(0 <= self.block_order <= 6, f"block_order is {self.block_order}; give 0 to 6")
+        choice("reduce", self.reduce, ("batch_mean", "worst_sample"))
+        MemoryBudget.check(self)
+
+    def policy(self) -> CachePolicy:
+        """What the hooks carry out."""
+        return CachePolicy(
+            gate=ForecastErrorGate(self.threshold, self.reduce == "worst_sample"),
+            rules=StepRules(self.warmup, self.final, self.max_consecutive),
+            order=self.order,
+            basis=self.basis,
+            coordinate=self.coordinate,
+            target=self.target,
+            first_feature="output",
+            first_order=self.block_order,
+            guidance=self.guidance,
+            memory_budget=MemoryBudget.parse(self.memory_budget),
+            on_budget=self.on_budget,
+        )

@@ -1,0 +1,54 @@
+"""First-block residual gate: the rule of FBCache (ParaAttention), as a baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import choice, method
+from ._options import check_forecast, check_threshold
+from .gate import FirstBlockResidualGate, StepRules
+from .hooks import CachePolicy
+
+
+@method("first_block_residual")
+@dataclass(frozen=True)
+class FirstBlockResidualConfig:
+    """The first block always runs; if its residual has hardly changed, the rest is reused.
+
+    Args:
+        threshold: relative L1 between the first block's residual and that of the last computed
+            step, >= 0, below which the remaining blocks are skipped; 0 is exact.
+        order: order of the forecast of the remaining blocks' residual; 0 reuses it.
+        warmup: first steps that are computed.
+        final: last steps that are computed.
+        reduce: `batch_mean` or `worst_sample`.
+        max_consecutive: forecasts in a row at most; None for no limit.
+        coordinate: forecast along the step `index`, `sigma` or `timestep`.
+        guidance: `independent`, `follow` or `difference`.
+    """
+
+    threshold: float = 0.08
+    order: int = 0
+    warmup: int = 1
+    final: int = 0
+    reduce: str = "batch_mean"
+    max_consecutive: int | None = None
+    coordinate: str = "index"
+    guidance: str = "independent"
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+        check_forecast(self)
+        choice("reduce", self.reduce, ("batch_mean", "worst_sample"))
+
+    def policy(self) -> CachePolicy:
+        """What the hooks carry out."""
+        return CachePolicy(
+            gate=FirstBlockResidualGate(self.threshold, self.reduce == "worst_sample"),
+            rules=StepRules(self.warmup, self.final, self.max_consecutive),
+            order=self.order,
+            coordinate=self.coordinate,
+            target="residual",
+            first_feature="residual",
+            guidance=self.guidance,
+        )

@@ -1,0 +1,231 @@
+"""Compute or forecast? A gate decides for one branch of one step, and says why."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from ..denoising import DenoisingStep
+from ..errors import ConfigError
+from .forecast import relative_l1
+
+if TYPE_CHECKING:
+    from .hooks import BranchState
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate decided.
+
+    Attributes:
+        forecast: True to forecast the rest of the step, False to compute it.
+        reason: a word or two for the report.
+        error: the figure that was compared, where there was one.
+    """
+
+    forecast: bool
+    reason: str
+    error: float | None = None
+
+
+COMPUTE_WARMUP = Verdict(False, "warm-up")
+COMPUTE_LAST = Verdict(False, "last step")
+
+
+@dataclass(frozen=True)
+class StepRules:
+    """What holds for all methods before the gate itself is asked.
+
+    Attributes:
+        warmup: first steps of a generation that are computed.
+        final: last steps that are computed.
+        max_consecutive: forecasts in a row at most, None for no limit.
+        needed: computed steps that a forecast needs.
+    """
+
+    warmup: int = 1
+    final: int = 0
+    max_consecutive: int | None = None
+    needed: int = 1
+
+    def verdict(self, step: DenoisingStep, state: BranchState) -> Verdict | None:
+        """Return what the rules decide, or None to ask the gate."""
+        if step.index < self.warmup:
+            return COMPUTE_WARMUP
+        if step.total is not None and step.index >= step.total - self.final:
+            return COMPUTE_LAST
+        if len(state.last) < self.needed:
+            # a second transformer, or a branch that guidance switched on late
+            return Verdict(False, "no history yet")
+        if self.max_consecutive is not None and state.consecutive >= self.max_consecutive:
+            return Verdict(False, "too many forecasts in a row")
+        return None
+
+
+class Gate(Protocol):
+    """Decides one step of one branch; all memory lives in the branch's state."""
+
+    needs_first_block: bool
+
+    def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
+        """Decide before any block has run (asked where `needs_first_block` is False)."""
+
+    def after_first_block(
+        self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
+    ) -> Verdict:
+        """Decide from the first block's input and output `(B, L, C)`."""
+
+    def computed(self, step: DenoisingStep, state: BranchState, feature: torch.Tensor) -> None:
+        """See the feature of a computed step, before it enters the history."""
+
+
+@dataclass
+class ScheduleGate:
+    """Base of the gates that decide from the step alone."""
+
+    needs_first_block: bool = field(default=False, init=False)
+
+    def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
+        raise TypeError(f"{type(self).__name__} decides nothing before the first block")
+
+    def after_first_block(
+        self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
+    ) -> Verdict:
+        raise TypeError(f"{type(self).__name__} decides before the first block")
+
+    def computed(self, step: DenoisingStep, state: BranchState, feature: torch.Tensor) -> None:
+        """A schedule learns nothing."""
+
+
+@dataclass
+class IntervalGate(ScheduleGate):
+    """One computed step, then `interval - 1` forecasts."""
+
+    interval: int
+
+    def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
+        if state.consecutive >= self.interval - 1:
+            return Verdict(False, f"every {self.interval} steps")
+        return Verdict(True, "between computed steps")
+
+
+@dataclass
+class MaskGate(ScheduleGate):
+    """An explicit list of computed steps."""
+
+    steps: frozenset[int]
+    total: int | None = None
+
+    def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
+        if self.total is not None and step.total is not None and step.total != self.total:
+            raise ConfigError(
+                f"the step mask was made for {self.total} steps, this run has {step.total}; "
+                f"call the pipeline with num_inference_steps={self.total}"
+            )
+        if step.index in self.steps:
+            return Verdict(False, "in the mask")
+        return Verdict(True, "not in the mask")
+
+
+@dataclass
+class StepSizeGate(ScheduleGate):
+    """Error control as in adaptive ODE solvers, on the forecast feature itself.
+
+    A computed step shows what the forecast over the gap since the last one would have been wrong
+    by. With order m that error grows like gap^(m+1), which gives the gap that just meets the
+    tolerance; the next computed step is put there.
+    """
+
+    tolerance: float
+    order: int
+    max_interval: int
+    safety: float = 0.9
+
+    def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
+        gap = state.scratch.get("gap", 1)
+        error = state.scratch.get("error")
+        if state.consecutive >= gap - 1:
+            return Verdict(False, f"gap of {gap} reached", error)
+        return Verdict(True, f"within the gap of {gap}", error)
+
+    def computed(self, step: DenoisingStep, state: BranchState, feature: torch.Tensor) -> None:
+        if len(state.last) <= self.order:
+            return
+        error = float(relative_l1(state.last.forecast(state.place(step)), feature, True).max())
+        spent = step.index - state.last_index
+        if not math.isfinite(error):
+            state.scratch.update(gap=1, error=error)
+            return
+        if self.tolerance <= 0.0:
+            gap = 1
+        else:
+            ratio = self.tolerance / max(error, 1e-9)
+            ideal = self.safety * spent * ratio ** (1.0 / (self.order + 1))
+            # no more than double at once: one lucky forecast is no trend
+            gap = int(min(max(ideal, 1.0), 2.0 * spent + 1.0, float(self.max_interval)))
+        state.scratch.update(gap=gap, error=error)
+
+
+@dataclass
+class ForecastErrorGate:
+    """Confidence gate (arXiv 2508.02240): does the first block's forecast hit its actual output?
+
+    Args:
+        threshold: relative L1 below which the rest of the step is forecast.
+        worst_sample: compare the worst sample of the batch instead of the mean over the batch.
+    """
+
+    threshold: float
+    worst_sample: bool = False
+    needs_first_block: bool = field(default=True, init=False)
+
+    def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
+        return COMPUTE_WARMUP
+
+    def after_first_block(
+        self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
+    ) -> Verdict:
+        forecast = state.first.forecast(state.place(step))
+        return _below(relative_l1(forecast, after, self.worst_sample), self.threshold)
+
+    def computed(self, step: DenoisingStep, state: BranchState, feature: torch.Tensor) -> None:
+        """The histories hold all that this gate needs."""
+
+
+@dataclass
+class FirstBlockResidualGate:
+    """First-block gate of FBCache: how far is the first block's residual from the last computed one?
+
+    Args:
+        threshold: relative L1, by the last computed residual, below which the step is forecast.
+        worst_sample: compare the worst sample of the batch instead of the mean over the batch.
+    """
+
+    threshold: float
+    worst_sample: bool = False
+    needs_first_block: bool = field(default=True, init=False)
+
+    def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
+        return COMPUTE_WARMUP
+
+    def after_first_block(
+        self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
+    ) -> Verdict:
+        return _below(
+            relative_l1(after - before, state.first.newest, self.worst_sample), self.threshold
+        )
+
+    def computed(self, step: DenoisingStep, state: BranchState, feature: torch.Tensor) -> None:
+        """The histories hold all that this gate needs."""
+
+
+def _below(errors: torch.Tensor, threshold: float) -> Verdict:
+    error = float(errors.max())
+    if not math.isfinite(error):
+        return Verdict(False, "non-finite features", error)
+    if error < threshold:
+        return Verdict(True, "error below threshold", error)
+    return Verdict(False, "error above threshold", error)

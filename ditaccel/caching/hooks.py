@@ -1,0 +1,459 @@
+"""The only file that touches blocks: carries a cache policy out on one transformer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..denoising import DenoisingStep
+from ..errors import ConfigError, UnsupportedError
+from .forecast import History
+from .gate import Gate, StepRules, Verdict
+
+_FOLLOWS = Verdict(False, "computed with the first branch")
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """What all caching methods come down to.
+
+    Attributes:
+        gate: decides between computing and forecasting.
+        rules: warm-up, last steps and the like, asked before the gate.
+        order: order of the forecast of the last block.
+        basis: basis of the forecasts (`forecast.BASES`).
+        coordinate: what a forecast runs along: `index`, `sigma` or `timestep`.
+        target: forecast the `hidden` state after the last block, or the `residual` since the
+            first block's output (its input where the gate does not run the first block).
+        first_feature: what of the first block the gate compares: `output`, `residual` or None.
+        first_order: order of the forecast of the first block.
+        granularity: `last_block`, or `module` (attention and MLP outputs of every block).
+        guidance: `independent` branches; `follow` the first branch's decision; `difference`: follow,
+            and forecast only the difference to the first branch.
+        guidance_interval: with `difference`, computed steps of the first branch per computed step
+            of the others.
+        memory_budget: bytes that histories may take, None for no limit.
+        on_budget: `refuse` or `downgrade` when they would take more.
+    """
+
+    gate: Gate
+    rules: StepRules = StepRules()
+    order: int = 1
+    basis: str = "taylor"
+    coordinate: str = "index"
+    target: str = "hidden"
+    first_feature: str | None = None
+    first_order: int = 0
+    granularity: str = "last_block"
+    guidance: str = "independent"
+    guidance_interval: int = 1
+    memory_budget: int | None = None
+    on_budget: str = "refuse"
+
+
+class BranchState:
+    """All that is remembered of one guidance branch of one generation."""
+
+    def __init__(self, policy: CachePolicy) -> None:
+        self.last = History(policy.order, policy.basis)
+        self.first = History(policy.first_order)
+        self.modules: dict[str, list[History]] = {}
+        self.idle: dict[str, Any] = {}
+        self.coordinate = policy.coordinate
+        self.consecutive = 0
+        self.last_index = -1
+        self.computed_steps = 0
+        self.scratch: dict[str, Any] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all histories."""
+        modules = sum(h.nbytes for histories in self.modules.values() for h in histories)
+        return self.last.nbytes + self.first.nbytes + modules
+
+    def place(self, step: DenoisingStep) -> float:
+        """Return where on the forecasts' coordinate a step lies."""
+        if self.coordinate == "index":
+            return float(step.index)
+        if self.coordinate == "timestep":
+            return step.timestep
+        if step.sigma is None:
+            raise ConfigError(
+                "coordinate='sigma' needs a scheduler with sigmas; use coordinate='index'"
+            )
+        return step.sigma
+
+
+@dataclass
+class Call:
+    """One transformer call on its way through the blocks."""
+
+    step: DenoisingStep
+    state: BranchState
+    verdict: Verdict | None
+    base: torch.Tensor | None = None
+    leader: torch.Tensor | None = None
+    follows: bool = False
+    remembers: bool = True
+    blocks_run: int = 0
+    cost_run: int = 0
+    reached_end: bool = False
+
+    @property
+    def forecasting(self) -> bool:
+        return self.verdict is not None and self.verdict.forecast
+
+
+@dataclass
+class Leader:
+    """The first branch of the present step."""
+
+    key: tuple[int, int]
+    branch: str
+    verdict: Verdict
+    feature: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block with its contract, arguments resolved to positions."""
+
+    module: nn.Module
+    contract: Any
+    positions: dict[str, int]
+    cost: int
+
+    def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name in kwargs:
+            return kwargs[name]
+        return args[self.positions[name]]
+
+    def hidden_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+        return self.argument(self.contract.hidden, args, kwargs)
+
+    def hidden_out(self, output: Any) -> torch.Tensor:
+        if isinstance(output, torch.Tensor):
+            return output
+        return output[self.contract.returns.index("hidden")]
+
+    def passing(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output of a block that does not run: `hidden`, other streams unchanged."""
+        if self.contract.returns == ("hidden",):
+            return hidden
+        streams = {
+            "hidden": hidden,
+            "encoder": self.argument(self.contract.encoder, args, kwargs),
+        }
+        return tuple(streams[name] for name in self.contract.returns)
+
+
+def find_blocks(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[Block]:
+    """Return the blocks in the order in which they run.
+
+    Raises:
+        UnsupportedError: fewer than two blocks, or a block without an argument of its contract.
+    """
+    blocks = []
+    for contract in contracts:
+        for module in getattr(transformer, contract.container, None) or ():
+            names = list(inspect.signature(module.forward).parameters)
+            needed = [n for n in (contract.hidden, contract.encoder) if n is not None]
+            missing = [n for n in needed if n not in names]
+            if missing:
+                raise UnsupportedError(
+                    f"{type(module).__name__}.forward has no argument {missing[0]!r}; this version "
+                    "of diffusers is not supported for this family"
+                )
+            cost = sum(p.numel() for p in module.parameters()) or 1
+            blocks.append(Block(module, contract, {n: names.index(n) for n in needed}, cost))
+    if len(blocks) < 2:
+        raise UnsupportedError(
+            f"{type(transformer).__name__} has {len(blocks)} block(s); caching needs at least two"
+        )
+    return blocks
+
+
+class BlockCache:
+    """Carries out a policy on the blocks of one transformer.
+
+    Args:
+        blocks: from `find_blocks`.
+        policy: what to do.
+        warn: called with one line when something needs the user's eye.
+    """
+
+    def __init__(
+        self, blocks: list[Block], policy: CachePolicy, warn: Callable[[str], None]
+    ) -> None:
+        self.blocks = blocks
+        self.policy = policy
+        self.total_cost = sum(b.cost for b in blocks)
+        self._configured = policy
+        self._warn = warn
+        self._states: dict[tuple[str, Any], BranchState] = {}
+        self._call: Call | None = None
+        self._leader: Leader | None = None
+        self._budget_checked = False
+        self.peak_bytes = 0
+
+    # -- set-up ---------------------------------------------------------------------------------
+
+    def install(self, ledger: Any) -> None:
+        """Patch the blocks, and at module granularity the modules inside them."""
+        for index, block in enumerate(self.blocks):
+            ledger.intercept(block.module, self._around_block(index, block))
+            if self.policy.granularity != "module":
+                continue
+            if block.module.__dict__.get("_compiled_call_impl").compiled is not None:
+                raise UnsupportedError(
+                    "granularity='module' cannot look into compiled blocks; use "
+                    "granularity='last_block' or do not compile"
+                )
+            for role, names in (
+                ("forecast", block.contract.forecast_modules),
+                ("idle", block.contract.idle_modules),
+            ):
+                for name in names:
+                    module = getattr(block.module, name, None)
+                    if module is not None:
+                        around = self._around_module(f"{index}.{name}", role)
+                        ledger.intercept(module, around)
+
+    def clear(self) -> None:
+        """Forget everything: a new generation begins, or the last one broke off."""
+        self._states.clear()
+        self._leader = None
+        self._call = None
+        self._budget_checked = False
+        self.policy = self._configured
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the histories hold now."""
+        return sum(state.nbytes for state in self._states.values())
+
+    # -- one call of the transformer --------------------------------------------------------------
+
+    def begin(self, step: DenoisingStep, fingerprint: Any) -> Call:
+        """Decide, as far as that goes before the first block."""
+        key = (step.branch, fingerprint)
+        for stale in [k for k in self._states if k[0] == step.branch and k != key]:
+            del self._states[stale]  # another size or batch: nothing old applies
+        state = self._states.setdefault(key, BranchState(self.policy))
+        self._call = call = Call(step, state, None)
+        self._decide(call)
+        return call
+
+    def _decide(self, call: Call) -> None:
+        step, state = call.step, call.state
+        leader = self._leader
+        leads = leader is None or leader.key != (step.generation, step.index)
+        if self.policy.guidance != "independent" and leader is not None and not leads:
+            call.verdict = self._follow(call, leader)
+            return
+        call.verdict = self.policy.rules.verdict(step, state)
+        if call.verdict is None and not self.policy.gate.needs_first_block:
+            call.verdict = self.policy.gate.before(step, state)
+
+    def _follow(self, call: Call, leader: Leader) -> Verdict:
+        """What the branches after the first one do."""
+        call.follows = True
+        state = call.state
+        call.leader = leader.feature
+        if self.policy.guidance == "difference" and leader.verdict.forecast:
+            call.remembers = False  # a difference to a forecast would carry its error on
+        if len(state.last) < self.policy.rules.needed:
+            return Verdict(False, "no history yet")
+        if self.policy.guidance == "follow":
+            return replace(leader.verdict, reason=f"follows {leader.branch}")
+        due = state.scratch.get("since_computed", 0) >= self.policy.guidance_interval - 1
+        if not leader.verdict.forecast:
+            if due or leader.verdict.reason in ("warm-up", "last step"):
+                return _FOLLOWS
+            state.scratch["since_computed"] = state.scratch.get("since_computed", 0) + 1
+        return Verdict(True, f"difference to {leader.branch}")
+
+    def finish(self, call: Call) -> None:
+        """Book the call once the transformer has returned."""
+        self._call = None
+        state = call.state
+        verdict = call.verdict = call.verdict or Verdict(False, "the first block did not run")
+        if verdict.forecast:
+            state.consecutive += 1
+        else:
+            state.consecutive = 0
+            state.last_index = call.step.index
+            state.computed_steps += 1
+            state.scratch["since_computed"] = 0
+            if not call.reached_end:
+                self._warn(
+                    "the last block did not run on a computed step (a layer-skipping guidance?): "
+                    "nothing can be forecast from it"
+                )
+        self.peak_bytes = max(self.peak_bytes, self.nbytes)
+        if call.step.is_last:
+            # state does not outlive the generation
+            self._states = {k: s for k, s in self._states.items() if s is not state}
+
+    # -- one call of a block ------------------------------------------------------------------------
+
+    def _around_block(self, index: int, block: Block) -> Callable[..., Any]:
+        last = index == len(self.blocks) - 1
+
+        def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+            call = self._call
+            if call is None:
+                return inner(*args, **kwargs)
+            if index == 0:
+                self._check_budget(block.hidden_in(args, kwargs))
+            if call.forecasting and not self._must_run(index, call):
+                hidden = block.hidden_in(args, kwargs)
+                if index == 0:
+                    call.base = hidden
+                if last:
+                    hidden = self._forecast(call)
+                return block.passing(hidden, args, kwargs)
+            before = block.hidden_in(args, kwargs) if index == 0 else None
+            output = inner(*args, **kwargs)
+            if not call.forecasting or self.policy.granularity == "last_block":
+                call.blocks_run += 1
+                call.cost_run += block.cost
+            if before is not None:
+                self._after_first(call, before, block.hidden_out(output))
+            if last:
+                call.reached_end = True
+                if not call.forecasting:
+                    self._observe(call, block.hidden_out(output))
+            return output
+
+        return around
+
+    def _must_run(self, index: int, call: Call) -> bool:
+        """Whether a block runs although the step is forecast."""
+        if self.policy.granularity == "module":
+            return True
+        # a follower's residual counts from the first block's output, as its leader's does
+        return index == 0 and self.policy.target == "residual" and self._first_is_base
+
+    @property
+    def _first_is_base(self) -> bool:
+        return self.policy.gate.needs_first_block
+
+    def _after_first(self, call: Call, before: torch.Tensor, after: torch.Tensor) -> None:
+        policy, state = self.policy, call.state
+        if call.verdict is None:
+            call.verdict = policy.gate.after_first_block(call.step, state, before, after)
+        call.base = after if self._first_is_base else before
+        if not call.forecasting and policy.first_feature is not None:
+            feature = after if policy.first_feature == "output" else after - before
+            state.first.push(state.place(call.step), feature)
+
+    def _observe(self, call: Call, hidden: torch.Tensor) -> None:
+        """Remember the last block's output of a computed step."""
+        policy, state = self.policy, call.state
+        feature = hidden if policy.target == "hidden" else hidden - call.base
+        if not call.follows:
+            policy.gate.computed(call.step, state, feature)
+            self._lead(call, feature)
+        if not call.remembers:
+            return
+        if policy.granularity == "module":
+            feature = feature.new_empty(0)  # only its presence counts
+        elif call.leader is not None:
+            feature = feature - call.leader
+        state.last.push(state.place(call.step), feature)
+
+    def _forecast(self, call: Call) -> torch.Tensor:
+        feature = call.state.last.forecast(call.state.place(call.step))
+        if call.leader is not None:
+            feature = feature + call.leader
+        if not call.follows:
+            self._lead(call, feature)
+        if self.policy.target == "residual":
+            return feature + call.base
+        return feature
+
+    def _lead(self, call: Call, feature: torch.Tensor) -> None:
+        if self.policy.guidance == "independent":
+            return
+        assert call.verdict is not None
+        kept = feature if self.policy.guidance == "difference" else None
+        key = (call.step.generation, call.step.index)
+        self._leader = Leader(key, call.step.branch, call.verdict, kept)
+
+    # -- module granularity -------------------------------------------------------------------------
+
+    def _around_module(self, name: str, role: str) -> Callable[..., Any]:
+        def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+            call = self._call
+            if call is None or self.policy.granularity != "module":
+                return inner(*args, **kwargs)
+            state = call.state
+            if call.forecasting:
+                if role == "idle":
+                    return state.idle[name]
+                parts = [h.forecast(state.place(call.step)) for h in state.modules[name]]
+                return parts[0] if len(parts) == 1 else tuple(parts)
+            output = inner(*args, **kwargs)
+            if role == "idle":
+                # right shape, no memory: what it feeds is forecast anyway
+                state.idle[name] = output.new_zeros(1).expand(output.shape)
+                return output
+            parts = [output] if isinstance(output, torch.Tensor) else list(output)
+            histories = state.modules.setdefault(
+                name, [History(self.policy.order, self.policy.basis) for _ in parts]
+            )
+            for history, part in zip(histories, parts, strict=True):
+                history.push(state.place(call.step), part)
+            return output
+
+        return around
+
+    # -- memory ---------------------------------------------------------------------------------------
+
+    def tensors_per_branch(self, policy: CachePolicy) -> int:
+        """Hidden states that a policy keeps per guidance branch when its histories are full."""
+        if policy.granularity == "module":
+            modules = sum(
+                hasattr(b.module, n) for b in self.blocks for n in b.contract.forecast_modules
+            )
+            return modules * (policy.order + 1)
+        first = policy.first_order + 1 if policy.first_feature is not None else 0
+        return policy.order + 1 + first
+
+    def _check_budget(self, hidden: torch.Tensor) -> None:
+        if self._budget_checked:
+            return
+        self._budget_checked = True
+        budget = self.policy.memory_budget
+        if budget is None:
+            return
+        one = hidden.numel() * hidden.element_size() * 2  # two guidance branches
+        need = one * self.tensors_per_branch(self.policy)
+        if need <= budget:
+            return
+        line = (
+            f"the cache would take {need / 1e9:.3g} GB ({self.tensors_per_branch(self.policy)} "
+            f"hidden states for each of two branches), over the budget of {budget / 1e9:.3g} GB"
+        )
+        smaller = replace(self.policy, granularity="last_block")
+        while one * self.tensors_per_branch(smaller) > budget and smaller.order > 0:
+            smaller = replace(smaller, order=smaller.order - 1)
+        fits = one * self.tensors_per_branch(smaller) <= budget
+        if self.policy.on_budget == "refuse" or not fits:
+            hint = (
+                f"; granularity='last_block', order={smaller.order} would fit, "
+                "on_budget='downgrade' takes it"
+                if fits
+                else "; raise memory_budget or make the output smaller"
+            )
+            raise ConfigError(line + hint)
+        self._warn(f"{line}: going on with granularity='last_block', order={smaller.order}")
+        self.policy = smaller
+        for state in self._states.values():
+            state.last = History(smaller.order, smaller.basis)

@@ -1,0 +1,41 @@
+"""Plain reuse: compute every Nth step and hold what left the last block, as a baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import method, require
+from ._options import check_forecast
+from .gate import IntervalGate, StepRules
+from .hooks import CachePolicy
+
+
+@method("reuse")
+@dataclass(frozen=True)
+class ReuseConfig:
+    """Fixed interval, no forecast.
+
+    Args:
+        interval: distance of computed steps, >= 1; 1 is exact.
+        warmup: first steps that are computed.
+        final: last steps that are computed.
+        target: hold the `hidden` state, or the `residual` over all blocks.
+    """
+
+    interval: int = 2
+    warmup: int = 1
+    final: int = 0
+    target: str = "hidden"
+
+    def __post_init__(self) -> None:
+        require(self.interval >= 1, f"interval is {self.interval}; it must be 1 or more")
+        check_forecast(self)
+
+    def policy(self) -> CachePolicy:
+        """What the hooks carry out."""
+        return CachePolicy(
+            gate=IntervalGate(self.interval),
+            rules=StepRules(warmup=self.warmup, final=self.final),
+            order=0,
+            target=self.target,
+        )

@@ -1,0 +1,60 @@
+"""Explicit step mask: the computed steps are named, all others are forecast, as a baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import method, require
+from ._options import check_forecast
+from .gate import MaskGate, StepRules
+from .hooks import CachePolicy
+
+
+@method("step_mask")
+@dataclass(frozen=True)
+class StepMaskConfig:
+    """A fixed budget with a predictable latency.
+
+    Args:
+        steps: indices of the computed steps, counted from 0; must hold 0.
+        total: steps of the loop that the mask was made for; None for any. Another number is an
+            error when the pipeline is called.
+        order: order of the forecast, >= 0.
+        coordinate: forecast along the step `index`, `sigma` or `timestep`.
+        target: forecast the `hidden` state or the `residual` over all blocks.
+        basis: `taylor`, `newton`, `hermite`, `exponential` or `auto`.
+        guidance: `independent`, `follow` or `difference`.
+        guidance_interval: with `difference`, computed steps of the first branch per computed step
+            of the other branches.
+    """
+
+    steps: tuple[int, ...] = (0,)
+    total: int | None = None
+    order: int = 1
+    coordinate: str = "index"
+    target: str = "hidden"
+    basis: str = "taylor"
+    guidance: str = "independent"
+    guidance_interval: int = 1
+
+    def __post_init__(self) -> None:
+        require(
+            all(isinstance(s, int) and s >= 0 for s in self.steps) and 0 in self.steps,
+            f"steps is {self.steps}; it must be step indices that include 0",
+        )
+        beyond = [s for s in self.steps if self.total is not None and s >= self.total]
+        require(not beyond, f"steps holds {beyond}, but total is {self.total}")
+        check_forecast(self)
+
+    def policy(self) -> CachePolicy:
+        """What the hooks carry out."""
+        return CachePolicy(
+            gate=MaskGate(frozenset(self.steps), self.total),
+            rules=StepRules(warmup=1),
+            order=self.order,
+            basis=self.basis,
+            coordinate=self.coordinate,
+            target=self.target,
+            guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
+        )

@@ -1,0 +1,62 @@
+"""TaylorSeer (arXiv 2503.06923): compute every Nth step, forecast between by a Taylor series."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import choice, method, require
+from ._options import MemoryBudget, check_forecast
+from .gate import IntervalGate, StepRules
+from .hooks import CachePolicy
+
+
+@method("taylorseer")
+@dataclass(frozen=True)
+class TaylorSeerConfig:
+    """Fixed interval with a Taylor forecast.
+
+    Args:
+        interval: distance of computed steps, N >= 1. Larger is faster and less exact; 1 is exact.
+        order: order of the forecast, >= 0; 0 reuses the last computed feature.
+        warmup: first steps that are computed, >= 1.
+        final: last steps that are computed, >= 0 (the published schedule has none).
+        granularity: `module` forecasts the attention and MLP outputs of every block, as published;
+            `last_block` forecasts what leaves the last block, with memory constant in depth.
+        coordinate: forecast along the step `index` (published), `sigma` or `timestep`.
+        basis: `taylor` (published), `newton`, `hermite`, `exponential` or `auto`.
+        memory_budget: bytes, or text like `2GB`, that the cache may take; None for no limit.
+        on_budget: `refuse`, or `downgrade` to `last_block` and then to a lower order.
+    """
+
+    interval: int = 4
+    order: int = 1
+    warmup: int = 1
+    final: int = 0
+    granularity: str = "module"
+    coordinate: str = "index"
+    basis: str = "taylor"
+    memory_budget: int | str | None = None
+    on_budget: str = "refuse"
+
+    def __post_init__(self) -> None:
+        require(self.interval >= 1, f"interval is {self.interval}; it must be 1 or more")
+        check_forecast(self)
+        choice("granularity", self.granularity, ("module", "last_block"))
+        require(
+            not (self.granularity == "module" and self.basis == "auto"),
+            "basis='auto' needs granularity='last_block'",
+        )
+        MemoryBudget.check(self)
+
+    def policy(self) -> CachePolicy:
+        """What the hooks carry out."""
+        return CachePolicy(
+            gate=IntervalGate(self.interval),
+            rules=StepRules(warmup=self.warmup, final=self.final),
+            order=self.order,
+            basis=self.basis,
+            coordinate=self.coordinate,
+            granularity=self.granularity,
+            memory_budget=MemoryBudget.parse(self.memory_budget),
+            on_budget=self.on_budget,
+        )

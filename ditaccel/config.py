@@ -1,0 +1,252 @@
+"""Versioned, frozen configs; strict round trip through YAML and JSON; presets; inline specs.
+
+A method registers its config class with `@method("name")`; the class then selects the method, in
+code (`cache=TaylorSeerConfig(interval=4)`), in a file, and on a command line
+(`taylorseer:interval=4`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import os
+import pkgutil
+import tempfile
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from .errors import ConfigError, UsageError
+
+FORMAT = 1
+_METHODS: dict[str, type] = {}
+T = TypeVar("T", bound=type)
+
+
+def method(name: str) -> Callable[[T], T]:
+    """Register a frozen dataclass as the config of the caching method `name`."""
+
+    def register(cls: T) -> T:
+        cls.method = name  # type: ignore[attr-defined]
+        _METHODS[name] = cls
+        return cls
+
+    return register
+
+
+@cache
+def methods() -> dict[str, type]:
+    """Return the config classes of all methods by name."""
+    from . import caching
+
+    for module in pkgutil.iter_modules(caching.__path__):
+        importlib.import_module(f"{caching.__name__}.{module.name}")
+    return dict(sorted(_METHODS.items()))
+
+
+def require(condition: bool, line: str) -> None:
+    """Raise ConfigError with `line` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(line)
+
+
+def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """Raise ConfigError unless `value` is one of `allowed`."""
+    require(
+        value in allowed, f"{name} is {value!r}; it must be one of: {', '.join(map(repr, allowed))}"
+    )
+
+
+@dataclass(frozen=True)
+class AccelerationConfig:
+    """All that `accelerate` does to a pipeline.
+
+    Attributes:
+        cache: config of a caching method, None for no caching.
+        label: a name for reports.
+    """
+
+    cache: Any = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if self.cache is not None and type(self.cache) not in methods().values():
+            raise ConfigError(
+                f"cache={self.cache!r} is no config of a caching method; known: "
+                f"{', '.join(c.__name__ for c in methods().values())}"
+            )
+
+
+def _suggest(word: str, known: typing.Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{hint} Known: {', '.join(known) or 'none'}"
+
+
+def _check_type(owner: str, name: str, hint: Any, value: Any) -> Any:
+    """Return `value` as the annotated type, or raise."""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    origins = tuple(typing.get_origin(a) or a for a in allowed)
+    if isinstance(value, list) and tuple in origins:
+        return tuple(value)
+    if isinstance(value, bool) and bool not in origins:
+        pass
+    elif isinstance(value, int) and int not in origins and float in origins:
+        return float(value)
+    elif isinstance(value, origins):
+        return value
+    names = " or ".join(getattr(o, "__name__", str(o)) for o in origins)
+    raise ConfigError(f"{owner}: {name} is {value!r}; it must be {names}")
+
+
+def method_from_dict(data: Mapping[str, Any]) -> Any:
+    """Build a method's config from `{"method": name, option: value, …}`."""
+    options = dict(data)
+    name = options.pop("method", None)
+    cls = methods().get(str(name))
+    if cls is None:
+        raise ConfigError(f"unknown method {name!r}{_suggest(str(name), methods())}")
+    hints = typing.get_type_hints(cls)
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for key in options:
+        if key not in fields:
+            raise ConfigError(f"{name} has no option {key!r}{_suggest(str(key), fields)}")
+    return cls(**{k: _check_type(str(name), k, hints[k], v) for k, v in options.items()})
+
+
+def from_dict(data: Any) -> AccelerationConfig:
+    """Read what `to_dict` wrote; unknown keys, versions and wrong types are errors."""
+    require(isinstance(data, Mapping), "a config must be a mapping with the key 'ditaccel'")
+    options = dict(data)
+    version = options.pop("ditaccel", None)
+    require(
+        version == FORMAT,
+        f"config format is {version!r}; this version reads 'ditaccel: {FORMAT}' as the first key",
+    )
+    part = options.pop("cache", None)
+    label = options.pop("label", "")
+    if options:
+        unknown = next(iter(options))
+        raise ConfigError(
+            f"a config has no key {unknown!r}{_suggest(str(unknown), ['cache', 'label'])}"
+        )
+    require(part is None or isinstance(part, Mapping), "'cache' must be a mapping with 'method'")
+    return AccelerationConfig(None if part is None else method_from_dict(part), str(label))
+
+
+def to_dict(config: AccelerationConfig) -> dict[str, Any]:
+    """Return a config as plain data; `from_dict` reads it back to an equal config."""
+    data: dict[str, Any] = {"ditaccel": FORMAT}
+    if config.label:
+        data["label"] = config.label
+    if config.cache is not None:
+        options = {f.name: getattr(config.cache, f.name) for f in dataclasses.fields(config.cache)}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+        data["cache"] = {"method": config.cache.method, **plain}
+    return data
+
+
+def load(path: str | os.PathLike[str]) -> AccelerationConfig:
+    """Read a config from a `.yaml`, `.yml` or `.json` file."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the config {path}: {error}") from None
+    try:
+        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"{path} is no valid {path.suffix[1:] or 'YAML'} file: {first}") from None
+    try:
+        return from_dict(data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def dump(config: AccelerationConfig, path: str | os.PathLike[str]) -> None:
+    """Write a config to a `.yaml`, `.yml` or `.json` file, whole or not at all."""
+    path = Path(path)
+    data = to_dict(config)
+    if path.suffix == ".json":
+        text = json.dumps(data, indent=2) + "\n"
+    else:
+        text = yaml.safe_dump(data, sort_keys=False)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(f"cannot write the config {path}: {error}") from None
+
+
+def parse_spec(spec: str) -> AccelerationConfig:
+    """Read an inline config: `method` or `method:option=value,option=value`.
+
+    Values are read as YAML: `0.1`, `true`, `null`, `[0, 1, 5]`.
+    """
+    name, _, rest = spec.partition(":")
+    data: dict[str, Any] = {"method": name.strip()}
+    for item in _split(rest):
+        key, equals, value = item.partition("=")
+        require(bool(equals), f"{spec!r}: {item!r} is not option=value")
+        try:
+            data[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{spec!r}: cannot read the value {value!r}") from None
+    return AccelerationConfig(method_from_dict(data), label=spec)
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside brackets."""
+    items, depth, item = [], 0, ""
+    for character in text:
+        depth += character in "[({"
+        depth -= character in "])}"
+        if character == "," and depth == 0:
+            items.append(item)
+            item = ""
+        else:
+            item += character
+    return [i for i in (*items, item) if i.strip()]
+
+
+def preset(name: str, family: str) -> AccelerationConfig:
+    """Return a family's preset."""
+    from .pipelines import adapters
+
+    adapter = adapters().get(family)
+    if adapter is None:
+        raise ConfigError(f"unknown family {family!r}{_suggest(family, adapters())}")
+    data = adapter.presets.get(name)
+    if data is None:
+        raise ConfigError(
+            f"{family} has no preset {name!r}{_suggest(name, adapter.presets)} "
+            "(or give the path of a config file)"
+        )
+    return AccelerationConfig(method_from_dict(data), label=f"{family} {name}")
+
+
+def resolve(text: str | os.PathLike[str], family: str) -> AccelerationConfig:
+    """Read a preset name, the path of a config file, or an inline spec.
+
+    Args:
+        text: `balanced`, `fast.yaml`, or `taylorseer:interval=4`.
+        family: whose presets are meant.
+    """
+    name = os.fspath(text)
+    if name.endswith((".yaml", ".yml", ".json")) or isinstance(text, os.PathLike):
+        return load(name)
+    if ":" in name or name in methods():
+        return parse_spec(name)
+    return preset(name, family)

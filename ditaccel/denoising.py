@@ -1,0 +1,194 @@
+"""DenoisingTracker: which generation, step and branch does this transformer call belong to?
+
+Never by call parity: a guidance interval, an interrupt or an exception breaks it. A call is placed
+by, in this order, the cache context that the pipeline names, the timestep argument, and the
+scheduler's own position. Nothing is patched for that: the scheduler is looked at on every call, so
+that one replaced after `accelerate` is followed too.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ._compat import NamedContext
+
+# More calls at one timestep than any guidance has branches: a loop we cannot see the end of.
+_MAX_BRANCHES = 8
+
+
+@dataclass(frozen=True)
+class DenoisingStep:
+    """Where a transformer call stands.
+
+    Attributes:
+        generation: number of the denoising loop since `accelerate`, from 0.
+        index: scheduler step within the loop, from 0.
+        branch: guidance branch: the pipeline's name for it, else `call0`, `call1`, …
+        timestep: timestep as the transformer got it.
+        sigma: noise level, None where the scheduler has none.
+        total: steps of the loop, None where it cannot be known (a bare transformer).
+    """
+
+    generation: int
+    index: int
+    branch: str
+    timestep: float
+    sigma: float | None = None
+    total: int | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether this is known to be the last step."""
+        return self.total is not None and self.index >= self.total - 1
+
+
+def _scalar(timestep: Any) -> float:
+    if isinstance(timestep, torch.Tensor):
+        # Per-token timesteps (Wan 2.2 5B) carry 0 for given frames: the largest is the step's.
+        return float(timestep.detach().float().max())
+    return float(timestep)
+
+
+class DenoisingTracker:
+    """Follows the denoising loop of one pipeline; all its transformers share one tracker."""
+
+    def __init__(self, pipe: Any = None) -> None:
+        self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
+        self.generation = -1
+        self._forget()
+
+    def _forget(self) -> None:
+        self._timesteps: torch.Tensor | None = None
+        self._schedule: list[float] = []
+        self._scheduler_step: int | None = None
+        self._last: float | None = None
+        self._direction = 0
+        self._index = -1
+        self._offset: int | None = None
+        self._total: int | None = None
+        self._branches: set[tuple[str, str]] = set()
+        self._calls: dict[str, int] = {}
+        self._fresh = True
+
+    def reset(self) -> None:
+        """Forget the loop (after an exception): the next call begins a new generation."""
+        self._forget()
+
+    def observe(
+        self, transformer: str, timestep: Any, context: NamedContext | None = None
+    ) -> DenoisingStep:
+        """Place one transformer call.
+
+        Args:
+            transformer: name of the component that is called (`transformer`, `transformer_2`).
+            timestep: the timestep argument: a number or a tensor of any shape.
+            context: the cache context that the pipeline set, if any.
+        """
+        now = _scalar(timestep)
+        scheduler = getattr(self._pipe(), "scheduler", None)
+        timesteps = getattr(scheduler, "timesteps", None)
+        scheduler_step = getattr(scheduler, "_step_index", None)
+        if self._begins_generation(now, timesteps, context, transformer, scheduler_step):
+            self._forget()
+            self._fresh = False
+            self.generation += 1
+            self._read_schedule(scheduler, timesteps, now)
+        if self._begins_step(now, scheduler_step):
+            if self._last is not None and now != self._last:
+                self._direction = 1 if now > self._last else -1
+            self._index += 1
+            self._branches.clear()
+            self._calls.clear()
+        self._last, self._scheduler_step = now, scheduler_step
+        return DenoisingStep(
+            generation=self.generation,
+            index=self._index,
+            branch=self._branch(transformer, context),
+            timestep=now,
+            sigma=context.sigma
+            if context is not None and context.sigma is not None
+            else self._sigma(scheduler, now),
+            total=self._total,
+        )
+
+    def _begins_generation(
+        self,
+        now: float,
+        timesteps: torch.Tensor | None,
+        context: NamedContext | None,
+        transformer: str,
+        scheduler_step: int | None,
+    ) -> bool:
+        if self._fresh or self._last is None:
+            return True
+        # `set_timesteps` makes a new tensor; holding the old one keeps its identity unique.
+        if timesteps is not self._timesteps:
+            return True
+        if self._direction and (now - self._last) * self._direction < 0:
+            return True
+        if now != self._last or scheduler_step != self._scheduler_step:
+            return False
+        return self._calls.get(transformer, 0) >= _MAX_BRANCHES
+
+    def _begins_step(self, now: float, scheduler_step: int | None) -> bool:
+        if self._last is None or now != self._last:
+            return True
+        # Heun-type schedulers visit a timestep twice; `scheduler.step` ran between the visits.
+        return scheduler_step is not None and scheduler_step != self._scheduler_step
+
+    def _branch(self, transformer: str, context: NamedContext | None) -> str:
+        call = self._calls.get(transformer, 0)
+        self._calls[transformer] = call + 1
+        if context is None:
+            return f"call{call}"
+        name, repeat = context.name, 1
+        while (transformer, name) in self._branches:
+            repeat += 1
+            name = f"{context.name}#{repeat}"
+        self._branches.add((transformer, name))
+        return name
+
+    def _read_schedule(self, scheduler: Any, timesteps: torch.Tensor | None, first: float) -> None:
+        self._timesteps = timesteps
+        if timesteps is None or not isinstance(timesteps, torch.Tensor) or timesteps.ndim != 1:
+            return
+        self._schedule = [float(t) for t in timesteps.tolist()]
+        self._offset = self._position(first, scheduler)
+        if self._offset is not None:
+            # image-to-image starts in the middle of the schedule
+            self._total = len(self._schedule) - self._offset
+
+    def _position(self, now: float, scheduler: Any) -> int | None:
+        train_steps = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+        scale = float(train_steps or 1000)
+        # Families hand timesteps over as they are, divided by the training steps, or reversed; half
+        # precision moves them by up to 0.4 %, hence the nearest and not the first match.
+        for value in (now, now * scale, scale - now * scale):
+            index = min(
+                range(len(self._schedule)),
+                key=lambda i: abs(self._schedule[i] - value),
+                default=None,
+            )
+            if index is not None and math.isclose(
+                self._schedule[index], value, rel_tol=4e-3, abs_tol=2e-3
+            ):
+                return index
+        return None
+
+    def _sigma(self, scheduler: Any, now: float) -> float | None:
+        if scheduler is None or self._offset is None:
+            return None
+        place = self._offset + self._index
+        sigmas = getattr(scheduler, "sigmas", None)
+        if sigmas is not None and place < len(sigmas) and len(sigmas) >= len(self._schedule):
+            return float(sigmas[place])
+        alphas = getattr(scheduler, "alphas_cumprod", None)
+        if alphas is not None and place < len(self._schedule):
+            alpha = float(alphas[int(self._schedule[place])])
+            return math.sqrt((1.0 - alpha) / max(alpha, 1e-12))
+        return None

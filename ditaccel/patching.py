@@ -1,0 +1,106 @@
+"""PatchLedger: every change made to a pipeline, undone in reverse order.
+
+A module is patched at one place only, the per-instance attribute that `torch.nn.Module.__call__`
+looks at before anything else and where `Module.compile()` leaves the compiled callable. That seam
+
+* keeps `forward`, its signature, hooks, offloading and parameter names as they are;
+* lies outside a regionally compiled block, so `compile_repeated_blocks(fullgraph=True)` still works;
+* is dropped by `Module.__getstate__`: a deepcopy or pickle of a patched module is a dense module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from .errors import UsageError
+
+_SEAM = "_compiled_call_impl"
+
+Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+class CallPatch:
+    """A callable in front of one module; `around(inner, args, kwargs)` decides what runs.
+
+    Attributes:
+        owner: the object that installed the patch (found again through `patch_of`).
+    """
+
+    def __init__(self, module: nn.Module, around: Around, owner: object) -> None:
+        self.module = module
+        self.around = around
+        self.owner = owner
+        self.compiled: Callable[..., Any] | None = module.__dict__.get(_SEAM)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.around(self.compiled or self.module._call_impl, args, kwargs)
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the module still calls this patch."""
+        return self.module.__dict__.get(_SEAM) is self
+
+    def install(self) -> None:
+        """Put the patch in front; what stands there (a later `Module.compile()`) becomes the inner call."""
+        if not self.in_place:
+            self.compiled = self.module.__dict__.get(_SEAM)
+            setattr(self.module, _SEAM, self)
+
+    def remove(self) -> None:
+        """Leave the module as if the patch had never been there."""
+        if not self.in_place:
+            return
+        if self.compiled is None:
+            del self.module.__dict__[_SEAM]
+        else:
+            setattr(self.module, _SEAM, self.compiled)
+
+
+def patch_of(module: nn.Module) -> CallPatch | None:
+    """Return the patch that stands in front of `module`, if any."""
+    patch = module.__dict__.get(_SEAM)
+    return patch if isinstance(patch, CallPatch) else None
+
+
+class PatchLedger:
+    """The list of changes, in order."""
+
+    def __init__(self, owner: object) -> None:
+        self._owner = owner
+        self._patches: list[CallPatch] = []
+        self._undo: list[Callable[[], None]] = []
+
+    def intercept(self, module: nn.Module, around: Around) -> CallPatch:
+        """Put `around` in front of every call of `module`.
+
+        Raises:
+            UsageError: something of ours stands there already.
+        """
+        if patch_of(module) is not None:
+            raise UsageError(
+                f"this {type(module).__name__} is accelerated already; call ditaccel.restore() on "
+                "the pipeline it was accelerated through first"
+            )
+        patch = CallPatch(module, around, self._owner)
+        patch.install()
+        self._patches.append(patch)
+        self._undo.append(patch.remove)
+        return patch
+
+    def on_undo(self, action: Callable[[], None]) -> None:
+        """Run `action` when its turn comes in `undo`."""
+        self._undo.append(action)
+
+    def reinstall(self) -> None:
+        """Take the front place again where `Module.compile()` was called after `intercept`."""
+        for patch in self._patches:
+            patch.install()
+
+    def undo(self) -> None:
+        """Undo all changes, the latest first. A second call does nothing."""
+        while self._undo:
+            self._undo.pop()()
+        self._patches.clear()

@@ -1,0 +1,174 @@
+"""Report: what was skipped, where, and what it took, per step, block and branch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+# A batch job makes thousands of generations: calls beyond this are only counted.
+MAX_CALLS = 20_000
+
+
+@dataclass(frozen=True)
+class CallRecord:
+    """One transformer call.
+
+    Attributes:
+        generation: denoising loop since `accelerate`, from 0.
+        step: scheduler step within the loop, from 0.
+        branch: guidance branch.
+        transformer: component that was called.
+        timestep: timestep argument.
+        sigma: noise level, where the scheduler has one.
+        action: `compute` or `forecast`.
+        reason: why.
+        error: what the gate compared, where it compared.
+        blocks_run: blocks that ran.
+        blocks_total: blocks there are.
+        share: parameters of the blocks that ran, by those of all blocks.
+    """
+
+    generation: int
+    step: int
+    branch: str
+    transformer: str
+    timestep: float
+    sigma: float | None
+    action: str
+    reason: str
+    error: float | None
+    blocks_run: int
+    blocks_total: int
+    share: float
+
+
+@dataclass
+class Report:
+    """Everything that happened since `accelerate` (or in one generation of it).
+
+    Attributes:
+        family: the pipeline's family.
+        method: name of the caching method.
+        config: the config as plain data.
+        calls: the newest calls (at most `MAX_CALLS`).
+        total_calls: number of all calls.
+        forecasts: number of all forecast calls.
+        share_sum: sum of all calls' shares.
+        cache_bytes: most bytes that the histories held at once.
+        tensors_per_branch: hidden states that the histories hold per branch when full.
+        warnings: lines that were shown.
+    """
+
+    family: str
+    method: str
+    config: dict[str, Any]
+    calls: list[CallRecord] = field(default_factory=list)
+    total_calls: int = 0
+    forecasts: int = 0
+    share_sum: float = 0.0
+    cache_bytes: int = 0
+    tensors_per_branch: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def add(self, record: CallRecord) -> None:
+        """Book one call."""
+        self.calls.append(record)
+        self.total_calls += 1
+        self.forecasts += record.action == "forecast"
+        self.share_sum += record.share
+        if len(self.calls) > MAX_CALLS:
+            del self.calls[: MAX_CALLS // 2]
+
+    @property
+    def computed_share(self) -> float:
+        """Block computation done, by that of dense runs; 1.0 before the first call."""
+        return self.share_sum / self.total_calls if self.total_calls else 1.0
+
+    def last_generation(self) -> Report:
+        """Return the report of the newest denoising loop alone."""
+        newest = self.calls[-1].generation if self.calls else 0
+        report = Report(
+            self.family,
+            self.method,
+            self.config,
+            cache_bytes=self.cache_bytes,
+            tensors_per_branch=self.tensors_per_branch,
+            warnings=list(self.warnings),
+        )
+        for call in self.calls:
+            if call.generation == newest:
+                report.add(call)
+        return report
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        data = asdict(self)
+        data["computed_share"] = self.computed_share
+        return data
+
+    def to_json(self) -> str:
+        """Return JSON."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def verdict(self) -> str:
+        """One line in plain words."""
+        if not self.total_calls:
+            return (
+                "No transformer call was seen: run the pipeline first. If you did, its transformer "
+                "was replaced or compiled as a whole after accelerate()."
+            )
+        if not self.forecasts:
+            reasons = Counter(c.reason for c in self.calls).most_common(1)
+            return (
+                f"Nothing was skipped: all {self.total_calls} transformer calls were computed "
+                f"(mostly: {reasons[0][0]}). Raise the threshold or interval, or use more steps."
+            )
+        return (
+            f"{self.forecasts} of {self.total_calls} transformer calls were forecast; blocks did "
+            f"{100 * self.computed_share:.0f} % of the dense computation."
+        )
+
+    def __str__(self) -> str:
+        options = {k: v for k, v in (self.config.get("cache") or {}).items() if k != "method"}
+        lines = [
+            f"ditaccel report: {self.family}, {self.method or 'no method'}",
+            "  " + ", ".join(f"{k}={v}" for k, v in options.items()),
+            self.verdict(),
+        ]
+        if self.calls:
+            lines.append(
+                f"Cache: {self.cache_bytes / 1e6:.2f} MB at most "
+                f"({self.tensors_per_branch} hidden states per branch)."
+            )
+            lines += _table(self.last_generation().calls)
+        lines += [f"Warning: {w}" for w in self.warnings]
+        return "\n".join(lines)
+
+
+def _table(calls: Iterable[CallRecord]) -> list[str]:
+    """The last generation: a hit map per transformer and branch, then the reasons."""
+    calls = list(calls)
+    rows: dict[tuple[str, str], list[CallRecord]] = {}
+    for call in calls:
+        rows.setdefault((call.transformer, call.branch), []).append(call)
+    width = max(len(f"{t} {b}") for t, b in rows)
+    lines = [f"Last generation, one sign a step (# computed, . forecast, {len(rows)} branch(es)):"]
+    for (transformer, branch), group in rows.items():
+        marks = {c.step: "#" if c.action == "compute" else "." for c in group}
+        text = "".join(marks.get(step, " ") for step in range(max(marks) + 1))
+        computed = sum(c.action == "compute" for c in group)
+        name = f"{transformer} {branch}"
+        lines.append(f"  {name:<{width}}  {text}  {computed}/{len(group)} computed")
+    reasons = Counter((c.action, c.reason.split(" of ")[0]) for c in calls)
+    for (action, reason), count in reasons.most_common():
+        errors = [
+            c.error
+            for c in calls
+            if c.error is not None and (c.action, c.reason.split(" of ")[0]) == (action, reason)
+        ]
+        span = f", error {min(errors):.2g} to {max(errors):.2g}" if errors else ""
+        lines.append(f"  {action:<8} {count:>4} x {reason}{span}")
+    return lines

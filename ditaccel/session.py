@@ -1,0 +1,185 @@
+"""One accelerated pipeline: tracker, patches, block caches and the report, tied together."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import config as configs
+from ._compat import ContextListener
+from .caching.hooks import BlockCache, find_blocks
+from .denoising import DenoisingStep, DenoisingTracker
+from .errors import UnsupportedError, UsageError
+from .patching import PatchLedger, patch_of
+from .pipelines import FamilyAdapter
+from .report import CallRecord, Report
+
+
+class Session:
+    """Everything that `accelerate` put on one pipeline (or bare transformer).
+
+    Args:
+        pipe: the pipeline, or None for a bare transformer.
+        transformers: component name -> transformer.
+        adapter: their family.
+        config: what to do.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        transformers: dict[str, nn.Module],
+        adapter: FamilyAdapter,
+        config: configs.AccelerationConfig,
+    ) -> None:
+        self.config = config
+        self._tracker = DenoisingTracker(pipe)
+        self._ledger = PatchLedger(owner=self)
+        self._caches: dict[str, BlockCache] = {}
+        self._generation = -1
+        self._warned: set[str] = set()
+        self._finite: torch.Tensor | None = None
+        self._report = Report(
+            adapter.name, getattr(config.cache, "method", ""), configs.to_dict(config)
+        )
+        try:
+            for name, transformer in transformers.items():
+                self._install(name, transformer, adapter)
+        except BaseException:
+            self._ledger.undo()
+            raise
+
+    def _install(self, name: str, transformer: nn.Module, adapter: FamilyAdapter) -> None:
+        if self.config.cache is None:
+            return
+        if transformer.__dict__.get("_compiled_call_impl") is not None and not patch_of(
+            transformer
+        ):
+            raise UnsupportedError(
+                f"{name} is compiled as a whole, which bakes the block loop into one graph; "
+                f"compile its blocks instead: pipe.{name}.compile_repeated_blocks()"
+            )
+        policy = self.config.cache.policy()
+        cache = BlockCache(find_blocks(transformer, adapter.blocks), policy, self._warn)
+        self._caches[name] = cache
+        self._report.tensors_per_branch = cache.tensors_per_branch(policy)
+        listener = ContextListener(transformer)
+        self._ledger.on_undo(listener.detach)
+        names = list(inspect.signature(transformer.forward).parameters)
+        around = self._around(name, cache, listener, adapter, names)
+        self._ledger.intercept(transformer, around)
+        cache.install(self._ledger)
+
+    def _around(
+        self,
+        name: str,
+        cache: BlockCache,
+        listener: ContextListener,
+        adapter: FamilyAdapter,
+        names: list[str],
+    ) -> Callable[..., Any]:
+        def argument(key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if key in kwargs:
+                return kwargs[key]
+            place = names.index(key)
+            if place < len(args):
+                return args[place]
+            raise UsageError(f"{name} was called without {key!r}; the tracker needs it")
+
+        def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+            self._ledger.reinstall()
+            step = self._tracker.observe(
+                name, argument(adapter.timestep, args, kwargs), listener.current()
+            )
+            if step.generation != self._generation:
+                self._begin_generation(step, cache)
+            sample = argument(adapter.sample, args, kwargs)
+            fingerprint = (tuple(sample.shape), sample.dtype, sample.device)
+            try:
+                call = cache.begin(step, fingerprint)
+                output = inner(*args, **kwargs)
+                cache.finish(call)
+            except BaseException:
+                self.abort()
+                raise
+            self._book(name, cache, call)
+            return output
+
+        return around
+
+    def _begin_generation(self, step: DenoisingStep, cache: BlockCache) -> None:
+        self._generation = step.generation
+        for each in self._caches.values():
+            each.clear()
+        rules = cache.policy.rules
+        computed = rules.warmup + rules.final
+        if step.total is not None and step.total <= computed:
+            self._warn(
+                f"{step.total} steps are too few for {self._report.method}: its first "
+                f"{rules.warmup} and last {rules.final} steps are always computed, so nothing is "
+                "skipped; use more steps or a smaller warmup"
+            )
+
+    def _book(self, name: str, cache: BlockCache, call: Any) -> None:
+        step, verdict = call.step, call.verdict
+        if verdict.error is not None and verdict.error != verdict.error:
+            self._warn(
+                f"{name} produced non-finite features at step {step.index} ({step.branch}): the "
+                "step was computed in full; check weights and dtype"
+            )
+        self._report.cache_bytes = max(
+            self._report.cache_bytes, sum(c.peak_bytes for c in self._caches.values())
+        )
+        self._report.add(
+            CallRecord(
+                generation=step.generation,
+                step=step.index,
+                branch=step.branch,
+                transformer=name,
+                timestep=step.timestep,
+                sigma=step.sigma,
+                action="forecast" if verdict.forecast else "compute",
+                reason=verdict.reason,
+                error=verdict.error,
+                blocks_run=call.blocks_run,
+                blocks_total=len(cache.blocks),
+                share=call.cost_run / cache.total_cost,
+            )
+        )
+
+    def _warn(self, line: str) -> None:
+        if line in self._warned:
+            return
+        self._warned.add(line)
+        self._report.warnings.append(line)
+        warnings.warn(f"ditaccel: {line}", stacklevel=3)
+
+    def abort(self) -> None:
+        """Forget the running generation (it raised)."""
+        self._tracker.reset()
+        for cache in self._caches.values():
+            cache.clear()
+
+    def report(self) -> Report:
+        """Return what happened so far."""
+        return self._report
+
+    def restore(self) -> None:
+        """Undo everything and free all state."""
+        self._ledger.undo()
+        for cache in self._caches.values():
+            cache.clear()
+
+
+def session_of(transformers: dict[str, nn.Module]) -> Session | None:
+    """Return the session that stands in front of these transformers, if any."""
+    for transformer in transformers.values():
+        patch = patch_of(transformer)
+        if patch is not None and isinstance(patch.owner, Session):
+            return patch.owner
+    return None

@@ -1,0 +1,29 @@
+"""Flux (text to image, MMDiT): double blocks, then single blocks; true guidance in two calls."""
+
+from .adapter import BlockContract, FamilyAdapter
+
+ADAPTER = FamilyAdapter(
+    name="flux",
+    transformers=("FluxTransformer2DModel",),
+    blocks=(
+        BlockContract(
+            "transformer_blocks",
+            encoder="encoder_hidden_states",
+            returns=("encoder", "hidden"),
+            forecast_modules=("attn", "ff", "ff_context"),
+        ),
+        # Published granularity of single blocks is the joint output: `proj_out` before its gate.
+        BlockContract(
+            "single_transformer_blocks",
+            encoder="encoder_hidden_states",
+            returns=("encoder", "hidden"),
+            forecast_modules=("proj_out",),
+            idle_modules=("attn", "proj_mlp"),
+        ),
+    ),
+    presets={
+        "safe": {"method": "confidence_gated_taylor", "threshold": 0.05},
+        "balanced": {"method": "confidence_gated_taylor", "threshold": 0.13},
+        "fast": {"method": "confidence_gated_taylor", "threshold": 0.18},
+    },
+)

@@ -1,0 +1,14 @@
+"""Wan 2.1 and 2.2 (text to video): one or two transformers, guidance in two calls."""
+
+from .adapter import BlockContract, FamilyAdapter
+
+ADAPTER = FamilyAdapter(
+    name="wan",
+    transformers=("WanTransformer3DModel",),
+    blocks=(BlockContract("blocks", forecast_modules=("attn1", "attn2", "ffn")),),
+    presets={
+        "safe": {"method": "confidence_gated_taylor", "threshold": 0.1, "block_order": 3},
+        "balanced": {"method": "confidence_gated_taylor", "threshold": 0.36, "block_order": 3},
+        "fast": {"method": "confidence_gated_taylor", "threshold": 0.5, "block_order": 3},
+    },
+)
