@@ -1,0 +1,131 @@
+"""The answer in plain words, and the comparison at equal quality."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ditaccel.eval.html.load import Evaluation
+from ditaccel.eval.html.markup import Markup, el
+from ditaccel.eval.html.series import series_styles
+
+# The level whose figures make the headline; 30 dB is where differences stop to be plain to see.
+HEADLINE_DB = 30
+# Speed-ups closer than this are noise on a busy machine.
+TIE = 0.03
+WARNINGS = ("fewer steps would", "not finite", "no hits", "worse than")
+
+
+def _matched(evaluation: Evaluation) -> list[dict[str, Any]]:
+    return [row for row in evaluation.summary.get("matched") or [] if isinstance(row, dict)]
+
+
+def _at(rows: list[dict[str, Any]], level: float, role: str) -> list[dict[str, Any]]:
+    return [
+        row
+        for row in rows
+        if row["psnr"] == level and row["role"] == role and row.get("speedup") is not None
+    ]
+
+
+def _tile(value: str, words: str, kind: str = "") -> Markup:
+    return el("div", el("strong", value), el("span", words), cls=f"tile {kind}".strip())
+
+
+def _tiles(evaluation: Evaluation) -> list[Markup]:
+    rows = _matched(evaluation)
+    tiles = []
+    levels = sorted({row["psnr"] for row in rows}, key=lambda v: abs(v - HEADLINE_DB))
+    if levels:
+        level = levels[0]
+        methods = sorted(_at(rows, level, "method"), key=lambda r: -r["speedup"])
+        if methods:
+            best = methods[0]
+            words = f"fastest method at {level:g} dB PSNR: {best['series']}"
+            tiles.append(_tile(f"{best['speedup']:.2f}×", words, "main"))
+        else:
+            tiles.append(_tile("none", f"no method reaches {level:g} dB PSNR", "main"))
+        for row in _at(rows, level, "fewer_steps")[:1]:
+            words = f"just taking fewer steps, at {level:g} dB"
+            tiles.append(_tile(f"{row['speedup']:.2f}×", words))
+        peers = sorted(_at(rows, level, "peer"), key=lambda r: -r["speedup"])
+        if peers:
+            words = f"best other tool at {level:g} dB: {peers[0]['series']}"
+            tiles.append(_tile(f"{peers[0]['speedup']:.2f}×", words))
+    samples = {row["sample"] for row in evaluation.results}
+    configs = len(evaluation.configs)
+    count = f"sample{'s' * (len(samples) != 1)} in each of {configs} configurations"
+    tiles.append(_tile(str(len(samples)), count))
+    return tiles
+
+
+def headline(evaluation: Evaluation) -> Markup:
+    """Tiles with the main figures, then the verdicts line by line."""
+    lines = []
+    for text in evaluation.summary.get("verdicts") or []:
+        warn = any(mark in str(text).lower() for mark in WARNINGS)
+        icon = el("span", "!" if warn else "→", cls="icon", aria_hidden="true")
+        lines.append(el("li", icon, el("span", str(text)), cls="warn" if warn else None))
+    for config in evaluation.configs:
+        failed = evaluation.failed(config)
+        if failed:
+            words = (
+                f"{config.label}: {len(failed)} of {len(evaluation.rows[config.id])} samples were "
+                "not finite (NaN or infinity); its figures leave them out."
+            )
+            icon = el("span", "!", cls="icon", aria_hidden="true")
+            lines.append(el("li", icon, el("span", words), cls="warn"))
+    verdicts = el("ul", lines, cls="verdicts") if lines else None
+    return el("div", el("div", _tiles(evaluation), cls="tiles"), verdicts)
+
+
+def _against(speed: float, baseline: float | None, role: str) -> Markup | None:
+    if baseline is None or role == "fewer_steps":
+        return None
+    gain = speed / baseline - 1
+    if abs(gain) < TIE:
+        return el("small", "as fast as fewer steps")
+    word = f"{abs(gain):.0%} {'faster' if gain > 0 else 'slower'} than fewer steps"
+    return el("small", word, cls="win" if gain > 0 else "lose")
+
+
+def matched_table(evaluation: Evaluation) -> Markup | None:
+    """Speed-up of each series where its curve crosses 25, 30 and 35 dB.
+
+    Returns:
+        None if the summary holds no such comparison.
+    """
+    rows = _matched(evaluation)
+    if not rows:
+        return None
+    levels = sorted({row["psnr"] for row in rows})
+    styles = series_styles(evaluation)
+    names: dict[str, str] = {row["series"]: row["role"] for row in rows}
+    order = sorted(names, key=lambda s: ("fewer_steps", "method", "peer").index(names[s]))
+    body = []
+    for name in order:
+        style = styles.get(name)
+        chip = el("span", cls="chip", style=f"--c:var({style.variable})" if style else None)
+        cells = [el("th", chip, name, scope="row", cls="first")]
+        for level in levels:
+            row = next((r for r in rows if r["series"] == name and r["psnr"] == level), {})
+            speed = row.get("speedup")
+            if speed is None:
+                cells.append(el("td", el("small", row.get("note") or "not reached"), cls="none"))
+                continue
+            baselines = _at(rows, level, "fewer_steps")
+            share = row.get("computed_share")
+            cells.append(
+                el(
+                    "td",
+                    el("b", f"{speed:.2f}×"),
+                    el("small", f" {share:.0%} computed") if share is not None else None,
+                    el("br"),
+                    _against(speed, baselines[0]["speedup"] if baselines else None, names[name]),
+                    el("small", " ", row["note"]) if row.get("note") else None,
+                )
+            )
+        body.append(el("tr", cells, cls=names[name]))
+    head = [el("th", "series", scope="col", cls="first")]
+    head += [el("th", f"at {level:g} dB", scope="col") for level in levels]
+    table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="matched")
+    return el("div", table, cls="scroll")

@@ -1,0 +1,211 @@
+"""One self-contained HTML page from an evaluation folder, a Markdown table and a README plot."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+
+from ditaccel.eval.html.gallery import gallery
+from ditaccel.eval.html.load import Evaluation, load_evaluation
+from ditaccel.eval.html.markup import Markup, el, raw
+from ditaccel.eval.html.series import PALETTE, pareto_points, series_styles
+from ditaccel.eval.html.steps import hit_maps
+from ditaccel.eval.html.table import full_table, markdown_rows
+from ditaccel.eval.html.verdict import headline, matched_table
+from ditaccel.eval.plots import marker_svg, pareto_png, pareto_svg
+
+from ditaccel.errors import UsageError
+
+# The page may load nothing at all: pictures and videos are data URIs, style and script are inline.
+POLICY = (
+    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'"
+)
+
+
+def _asset(name: str) -> str:
+    return resources.files("ditaccel.eval.html").joinpath(name).read_text(encoding="utf-8")
+
+
+def _style() -> str:
+    light = "".join(f"--s{i}:{pair[0]};" for i, pair in enumerate(PALETTE))
+    dark = "".join(f"--s{i}:{pair[1]};" for i, pair in enumerate(PALETTE))
+    colours = f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+    return colours + _asset("page.css")
+
+
+def _legend(evaluation: Evaluation) -> Markup:
+    words = {"fewer_steps": " (baseline)", "method": "", "peer": " (other tool)"}
+    points = pareto_points(evaluation)
+    items = []
+    for name, style in series_styles(evaluation).items():
+        if name not in points:
+            continue
+        swatch = el(
+            "svg",
+            el("line", x1=0, x2=34, y1=9, y2=9, cls=f"series {style.role}",
+               style=f"--c:var({style.variable})"),
+            marker_svg(style, 17, 9, 5),
+            viewBox="0 0 34 18", width=34, height=18, aria_hidden="true",
+        )  # fmt: skip
+        text = name + words[style.role]
+        items.append(el("li", el("button", swatch, text, type="button", data_series=name)))
+    return el("ul", items, cls="key")
+
+
+def _pareto(evaluation: Evaluation) -> Markup | None:
+    if not pareto_points(evaluation):
+        return None
+    return el(
+        "div",
+        _legend(evaluation),
+        el("div", pareto_svg(evaluation, 1080, 470, 13), cls="plot wide"),
+        el("div", pareto_svg(evaluation, 400, 440, 12.5), cls="plot narrow"),
+        el(
+            "p",
+            "Up and to the right is better. A method earns its place only above the dashed "
+            "baseline: there it beats simply taking fewer steps. Thin bars: p10 to p90 of the "
+            "speed-up, and down to the 5th percentile of PSNR.",
+            cls="muted",
+        ),
+    )
+
+
+def _value(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _provenance(evaluation: Evaluation) -> Markup:
+    run = evaluation.run
+    facts: dict[str, object] = {
+        "command": run.get("command"),
+        "model": run.get("model"),
+        "family": run.get("family"),
+        "task": run.get("task"),
+        "commit": run.get("commit"),
+        "features for FID and accuracy": run.get("features"),
+    }
+    for title in ("call", "device", "versions"):
+        group = run.get(title)
+        if isinstance(group, dict):
+            facts[title] = ", ".join(f"{k} {_value(v)}" for k, v in group.items() if v is not None)
+        else:
+            facts[title] = group
+    facts["seeds"] = ", ".join(str(seed) for seed in run.get("seeds") or [])
+    rows = [
+        el("div", el("dt", name), el("dd", _value(value)))
+        for name, value in facts.items()
+        if value not in (None, "")
+    ]
+    prompts = run.get("prompts") or []
+    listing = el(
+        "details",
+        el("summary", f"{len(prompts)} prompts"),
+        el("ol", [el("li", str(prompt)) for prompt in prompts]),
+    )
+    specs = el(
+        "details",
+        el("summary", f"{len(evaluation.configs)} configurations"),
+        el("ul", [el("li", c.label, ": ", el("code", c.spec)) for c in evaluation.configs]),
+    )
+    return el("div", el("dl", rows), listing if prompts else None, specs)
+
+
+def _section(anchor: str, title: str, body: Markup | None) -> Markup | None:
+    return None if body is None else el("section", el("h2", title), body, id=anchor)
+
+
+def _page(evaluation: Evaluation) -> str:
+    run = evaluation.run
+    name = Path(str(run.get("model", "model"))).name
+    sections = {
+        "verdict": ("Verdict", headline(evaluation)),
+        "pareto": ("Speed against quality", _pareto(evaluation)),
+        "matched": ("Speed at equal quality", matched_table(evaluation)),
+        "table": ("All figures", full_table(evaluation)),
+        "pictures": ("Pictures, worst first", gallery(evaluation)),
+        "steps": ("Which steps were computed", hit_maps(evaluation)),
+        "provenance": ("How this was made", _provenance(evaluation)),
+    }
+    if run.get("fps") is not None:
+        sections["pictures"] = ("Videos, worst first", sections["pictures"][1])
+    links = [el("a", t, href=f"#{key}") for key, (t, body) in sections.items() if body is not None]
+    device = (run.get("device") or {}).get("name")
+    subtitle = " · ".join(str(part) for part in (run.get("task"), device) if part)
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("link", rel="icon", href="data:,"),
+        el("title", f"{name}: ditaccel evaluation"),
+        el("style", raw(_style())),
+    )
+    body = el(
+        "body",
+        el("header", el("p", "ditaccel evaluation", cls="kicker"), el("h1", name),
+           el("p", subtitle, cls="muted"), el("nav", links)),
+        el("main", [_section(key, *pair) for key, pair in sections.items()]),
+        el("div", id="tip", role="tooltip", hidden=True),
+        el("script", raw(_asset("page.js"))),
+    )  # fmt: skip
+    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write all or nothing."""
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path} ({error.strerror}): choose another folder") from None
+    return path
+
+
+def markdown_table(out_dir: str | Path) -> str:
+    """The main figures as a GitHub Markdown table.
+
+    Args:
+        out_dir: a folder that `ditaccel eval --out` wrote.
+
+    Raises:
+        UsageError: the folder's files are missing or damaged.
+    """
+    return markdown_rows(load_evaluation(out_dir))
+
+
+def write_pareto_png(out_dir: str | Path, path: str | Path) -> Path:
+    """Draw quality against speed as a PNG on white.
+
+    Args:
+        out_dir: a folder that `ditaccel eval --out` wrote.
+        path: where the picture goes.
+
+    Raises:
+        UsageError: the folder's files are missing or damaged, or hold nothing to plot.
+    """
+    return pareto_png(load_evaluation(out_dir), path)
+
+
+def write_report(out_dir: str | Path) -> Path:
+    """Write `report.html` and `table.md` beside the results.
+
+    The page is one file: it loads nothing and can be mailed or archived.
+
+    Args:
+        out_dir: a folder that `ditaccel eval --out` wrote; it gets the two files.
+
+    Returns:
+        Path of `report.html`.
+
+    Raises:
+        UsageError: a file is missing, damaged, of another schema, or holds no result.
+    """
+    evaluation = load_evaluation(out_dir)
+    page = _page(evaluation)
+    _write(evaluation.folder / "table.md", markdown_rows(evaluation))
+    return _write(evaluation.folder / "report.html", page)
