@@ -92,8 +92,8 @@ def build_flux() -> nn.ModuleDict:
 def build_wan() -> nn.ModuleDict:
     transformer = WanTransformer3DModel(
         patch_size=(1, 1, 1),
-        num_attention_heads=4,
-        attention_head_dim=32,
+        num_attention_heads=2,
+        attention_head_dim=64,
         in_channels=VIDEO_CHANNELS,
         out_channels=VIDEO_CHANNELS,
         text_dim=WIDTH,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,26 @@ def expected(name: str, prompts: list[str], pipe: Any) -> list[list[SceneObject]
 
 @torch.no_grad()
 def generate(
-    name: str, pipe: Any, call: dict[str, Any], prompts: list[str], seed: int, batch: int
+    name: str,
+    pipe: Any,
+    call: dict[str, Any],
+    prompts: list[str],
+    seed: int,
+    batch: int,
+    exact: bool = False,
 ) -> Tensor:
-    """Pictures (N, 3, 64, 64) or clips (N, 15, 3, 64, 64) in [0, 1]; prompt i has seed + i."""
+    """Pictures (N, 3, 64, 64) or clips (N, 15, 3, 64, 64) in [0, 1]; prompt i has seed + i.
+
+    Args:
+        exact: float32 throughout; else bfloat16 autocast, four times faster on a CPU.
+    """
     outputs = []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         numbers = range(seed + start, seed + start + len(part))
         generators = [torch.Generator().manual_seed(n) for n in numbers]
         kwargs = dict(call, generator=generators, output_type="pt" if name != "dit" else "np")
-        with autocast():
+        with nullcontext() if exact else autocast():
             if name == "dit":
                 pictures = pipe(pipe.get_label_ids(part), **kwargs).images
                 outputs.append(torch.from_numpy(pictures).permute(0, 3, 1, 2))

@@ -29,6 +29,17 @@ def _video_vae() -> tuple:
     return Run("video-vae", build_video_vae(), rate=2e-3), vae_loss(frames)
 
 
+def _freeze_encoder(run: Run) -> None:
+    """Keep latents as they are in the pools, and let the decoder learn on."""
+    for part in ("encoder", "quant_conv"):
+        module = getattr(run.model, part)
+        stored = {
+            k.removeprefix(part + "."): v for k, v in run.ema.items() if k.startswith(part + ".")
+        }
+        module.load_state_dict(stored)
+        module.requires_grad_(False)
+
+
 def _features() -> tuple:
     return Run("features", build_features(), rate=2e-3), feature_loss()
 
@@ -67,11 +78,14 @@ def main() -> None:
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--anneal", action="store_true", help="let the learning rate fall to 5 %%")
+    parser.add_argument("--decoder-only", action="store_true", help="leave latents as they are")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     run, loss = MODELS[arguments.model]()
+    if arguments.decoder_only:
+        _freeze_encoder(run)
     run.train(loss, arguments.minutes, anneal=arguments.anneal)
 
 

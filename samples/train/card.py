@@ -1,0 +1,175 @@
+"""Judge exported samples and write their model cards: `python samples/train/card.py [MODEL ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from ditaccel.eval.features import FeatureNet, prompt_accuracy
+from export import MODELS
+from judge import CLASSES, expected, generate, load, sheet
+from loop import RUNS
+from PIL import Image
+from smoothness import record
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SCRIPT = "python samples/train/train.py"
+DATA = {
+    "dit": "One coloured shape on a smooth background, 64x64; class = shape and colour (24).",
+    "flux": "One (60 %) or two (40 %) coloured shapes on a smooth background, 64x64, with captions "
+    "such as `a small red circle and a blue square on a dark background`.",
+    "wan": "One (60 %) or two (40 %) coloured shapes that move left, right, up or down on a smooth "
+    "background, 64x64, 15 frames, with captions such as `a red circle moving right and a blue "
+    "square moving up`.",
+}
+METHOD = {
+    "dit": "Noise prediction on DDIM's linear schedule; 10 % of the labels dropped to class 1000.",
+    "flux": "Flow matching, logit-normal noise levels shifted as the scheduler shifts them; 10 % "
+    "of the captions dropped. T5 and CLIP (randomly initialised, tiny) learn jointly.",
+    "wan": "Flow matching, logit-normal noise levels with shift 3; 10 % of the captions dropped. "
+    "UMT5 (randomly initialised, tiny) learns jointly. Lengths grow: 1, then 3, then 8 latent "
+    "frames (256, 768, 2048 tokens); weights and rotary positions are shared.",
+}
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)
+
+
+def _plot_loss(log: dict[str, Any], path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(5, 3))
+    axis.plot([row[1] / 60 for row in log["loss"]], [row[2] for row in log["loss"]], lw=1)
+    axis.set(xlabel="training time (minutes)", ylabel="loss (running mean)", yscale="log")
+    axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _plot_smoothness(result: dict[str, Any], path: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+    left.plot(range(1, len(result["change"]) + 1), result["change"], lw=1)
+    left.set(xlabel="step", ylabel="relative L1", title="change of the residual, step to step")
+    for order, name in enumerate(("reuse", "linear", "quadratic")):
+        steps = result["last"]["per_step"][order]
+        mean = result["last"]["mean"][order]
+        right.plot(list(steps), list(steps.values()), lw=1, label=f"{name} (mean {mean:.3f})")
+    right.set(xlabel="step", ylabel="relative L1", title="forecast error, full step every 3")
+    right.legend(fontsize=8)
+    for axis in (left, right):
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _size(folder: Path) -> float:
+    return sum(p.stat().st_size for p in folder.rglob("*.safetensors")) / 1e6
+
+
+def _percent(values: dict[str, float]) -> str:
+    return " | ".join(f"{100 * values[k]:.1f} %" if k in values else "-" for k in COLUMNS)
+
+
+COLUMNS = ("colour", "shape", "direction")
+
+
+def write_card(name: str, count: int) -> dict[str, Any]:
+    """Generate, judge, plot, and write `README.md` of one model."""
+    folder = MODELS / f"shapes-{name}"
+    pipe, call, prompts = load(name)
+    prompts = prompts[:count]
+    batch = 8 if name == "wan" else 60
+    images = generate(name, pipe, call, prompts, seed=0, batch=batch)
+    net = FeatureNet.from_pretrained(MODELS / "shapes-features")
+    wanted = expected(name, prompts, pipe)
+    rows = {"all": list(range(len(prompts)))}
+    if name != "dit":
+        rows["one object"] = [i for i, w in enumerate(wanted) if len(w) == 1]
+        rows["two objects"] = [i for i, w in enumerate(wanted) if len(w) == 2]
+    scores = {
+        label: prompt_accuracy(net, images[index], [wanted[i] for i in index])
+        for label, index in rows.items()
+    }
+    table = "\n".join(
+        f"| {label} | {len(rows[label])} | {_percent(value)} |" for label, value in scores.items()
+    )
+    pictures = sheet(images[:10] if name == "wan" else images[:32], scale=1 if name == "wan" else 2)
+    (folder / "card").mkdir(exist_ok=True)
+    pictures.quantize(128).save(folder / "card" / "samples.png", optimize=True)
+    smooth = record(name, pipe, call, prompts[: 2 if name == "wan" else 8])
+    _plot_smoothness(smooth, folder / "card" / "smoothness.png")
+    log = json.loads((RUNS / name / "log.json").read_text())
+    _plot_loss(log, folder / "card" / "loss.png")
+    mean = smooth["last"]["mean"]
+    parts = {
+        part: sum(p.numel() for p in getattr(pipe, part).parameters()) / 1e6
+        for part in ("transformer", "vae", "text_encoder", "text_encoder_2")
+        if getattr(pipe, part, None) is not None
+    }
+    sizes = ", ".join(f"{part} {size:.2f} M" for part, size in parts.items())
+    shown = "\n".join(f"{i + 1}. {prompt}" for i, prompt in enumerate(prompts[:10]))
+    shown = f"\nRows, from the top:\n\n{shown}\n" if name == "wan" else ""
+    if name == "flux":
+        shown = "\nThe first 32 of the held-out prompts, row by row.\n"
+    kind = "class names" if name == "dit" else "prompts never seen in training"
+    card = f"""# shapes-{name}
+
+A `{type(pipe).__name__}` small enough to generate on a CPU, trained to give caches something real
+to be judged on. Loads with the stock class; `sample.json` holds the default call.
+
+- **Data**: {DATA[name]} Synthetic, `samples/train/data.py`.
+- **Training**: {METHOD[name]}
+- **Size**: {sizes} parameters; {_size(folder):.1f} MB of safetensors (float16; text encoders
+  float32).
+- **Trained for** {log["minutes"]:.0f} minutes on at most two CPU threads ({log["step"]} steps):
+  `{SCRIPT} {name} --minutes {log["minutes"]:.0f}`
+
+## What the judge sees
+
+{kind.capitalize()}, default call, judged by `shapes-features`:
+
+| | pictures or clips | colour | shape | direction |
+|---|---|---|---|---|
+{table}
+
+![samples](card/samples.png)
+{shown}
+## Features along the steps
+
+Last block, one full step every 3, relative L1 over all steps between and the next one, float32,
+default call: reuse {mean[0]:.4f}, linear {mean[1]:.4f}, quadratic {mean[2]:.4f}; **linear / reuse =
+{mean[1] / mean[0]:.2f}**.
+
+![smoothness](card/smoothness.png)
+
+## Loss
+
+![loss](card/loss.png)
+"""
+    (folder / "README.md").write_text(card)
+    ratio = mean[1] / mean[0]
+    result = {"model": name, "scores": scores, "ratio": ratio, "mean": mean}
+    print(json.dumps(result))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=list(CLASSES))
+    parser.add_argument("--n", type=int, default=120)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    for name in arguments.models:
+        write_card(name, arguments.n)
+
+
+if __name__ == "__main__":
+    main()
