@@ -1,4 +1,4 @@
-"""Judge exported samples and write their model cards: `python samples/train/card.py [MODEL ...]`."""
+"""Judge exported samples, write their model cards: `python samples/train/card.py [MODEL ...]`."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ def build_dit() -> nn.ModuleDict:
 def build_flux() -> nn.ModuleDict:
     transformer = FluxTransformer2DModel(
         in_channels=IMAGE_CHANNELS * 4,
-        num_layers=4,
-        num_single_layers=8,
+        num_layers=3,
+        num_single_layers=7,
         attention_head_dim=32,
         num_attention_heads=3,
         joint_attention_dim=WIDTH,
@@ -93,13 +93,13 @@ def build_wan() -> nn.ModuleDict:
     transformer = WanTransformer3DModel(
         patch_size=(1, 1, 1),
         num_attention_heads=2,
-        attention_head_dim=64,
+        attention_head_dim=48,
         in_channels=VIDEO_CHANNELS,
         out_channels=VIDEO_CHANNELS,
         text_dim=WIDTH,
         freq_dim=128,
         ffn_dim=384,
-        num_layers=12,
+        num_layers=10,
         rope_max_seq_len=64,
     )
     for block in transformer.blocks:

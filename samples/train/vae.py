@@ -34,7 +34,7 @@ def build_image_vae() -> AutoencoderKL:
 
 def build_video_vae() -> AutoencoderKLWan:
     # Two pixels a side go into channels first, which makes the 3-D convolutions four times cheaper.
-    return AutoencoderKLWan(
+    vae = AutoencoderKLWan(
         base_dim=24,
         z_dim=VIDEO_CHANNELS,
         dim_mult=[1, 2],
@@ -48,6 +48,19 @@ def build_video_vae() -> AutoencoderKLWan:
         scale_factor_temporal=2,
         scale_factor_spatial=4,
     )
+    forget_past(vae)
+    return vae
+
+
+@torch.no_grad()
+def forget_past(vae: AutoencoderKLWan) -> None:
+    """Zero what the 3x3x3 convolutions take from earlier frames.
+
+    Single frames never train those weights; left random, they spoil the first clips.
+    """
+    for layer in vae.modules():
+        if isinstance(layer, nn.Conv3d) and layer.kernel_size == (3, 3, 3):
+            layer.weight[:, :, :2] = 0
 
 
 def _pictures(generator: torch.Generator, n: int, frames: int) -> Tensor:
