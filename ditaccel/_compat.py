@@ -41,21 +41,13 @@ class ContextListener:
             self._attach(module)
 
     def _attach(self, module: nn.Module) -> None:
-        from diffusers.hooks.hooks import HookRegistry, ModelHook, StateManager
+        from diffusers.hooks.hooks import HookRegistry
 
-        class Listener(ModelHook):
-            _is_stateful = True
-
-            def __init__(self) -> None:
-                super().__init__()
-                self.manager = StateManager(dict)
-
-            def reset_state(self, module: nn.Module) -> nn.Module:
-                return module
+        from ._context_hook import ContextHook
 
         had_registry = "_diffusers_hook" in module.__dict__
         registry = HookRegistry.check_if_exists_or_initialize(module)
-        listener = Listener()
+        listener = ContextHook()
         # Place 0 of the order: removing any other hook then never rewires ours (see remove_hook).
         registry.hooks[_NAME] = listener
         registry._hook_order.insert(0, _NAME)

@@ -7,6 +7,7 @@ code (`cache=TaylorSeerConfig(interval=4)`), in a file, and on a command line
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -98,6 +99,9 @@ def _check_type(owner: str, name: str, hint: Any, value: Any) -> Any:
     origins = tuple(typing.get_origin(a) or a for a in allowed)
     if isinstance(value, list) and tuple in origins:
         return tuple(value)
+    if isinstance(value, str) and str not in origins and float in origins:
+        with contextlib.suppress(ValueError):
+            return float(value)  # YAML 1.1 reads 1e-3 as text
     if isinstance(value, bool) and bool not in origins:
         pass
     elif isinstance(value, int) and int not in origins and float in origins:

@@ -167,18 +167,14 @@ class DenoisingTracker:
         train_steps = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
         scale = float(train_steps or 1000)
         # Families hand timesteps over as they are, divided by the training steps, or reversed; half
-        # precision moves them by up to 0.4 %, hence the nearest and not the first match.
+        # precision moves them by up to 0.4 %. A loop starts early: 1.0 is 1000/1000, not the last.
+        found = []
         for value in (now, now * scale, scale - now * scale):
-            index = min(
-                range(len(self._schedule)),
-                key=lambda i: abs(self._schedule[i] - value),
-                default=None,
-            )
-            if index is not None and math.isclose(
-                self._schedule[index], value, rel_tol=4e-3, abs_tol=2e-3
-            ):
-                return index
-        return None
+            distances = [abs(t - value) for t in self._schedule]
+            nearest = distances.index(min(distances)) if distances else 0
+            if distances and distances[nearest] <= max(4e-3 * abs(value), 2e-3):
+                found.append(nearest)
+        return min(found, default=None)
 
     def _sigma(self, scheduler: Any, now: float) -> float | None:
         if scheduler is None or self._offset is None:

@@ -4,7 +4,7 @@ A module is patched at one place only, the per-instance attribute that `torch.nn
 looks at before anything else and where `Module.compile()` leaves the compiled callable. That seam
 
 * keeps `forward`, its signature, hooks, offloading and parameter names as they are;
-* lies outside a regionally compiled block, so `compile_repeated_blocks(fullgraph=True)` still works;
+* lies outside a regionally compiled block: `compile_repeated_blocks(fullgraph=True)` still works;
 * is dropped by `Module.__getstate__`: a deepcopy or pickle of a patched module is a dense module.
 """
 
@@ -44,7 +44,7 @@ class CallPatch:
         return self.module.__dict__.get(_SEAM) is self
 
     def install(self) -> None:
-        """Put the patch in front; what stands there (a later `Module.compile()`) becomes the inner call."""
+        """Put the patch in front of what stands there (a later `Module.compile()`)."""
         if not self.in_place:
             self.compiled = self.module.__dict__.get(_SEAM)
             setattr(self.module, _SEAM, self)
@@ -63,6 +63,11 @@ def patch_of(module: nn.Module) -> CallPatch | None:
     """Return the patch that stands in front of `module`, if any."""
     patch = module.__dict__.get(_SEAM)
     return patch if isinstance(patch, CallPatch) else None
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Return whether `module.compile()` was called on this very module."""
+    return module.__dict__.get(_SEAM) is not None and patch_of(module) is None
 
 
 class PatchLedger:

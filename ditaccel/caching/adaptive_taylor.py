@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..config import method, require
 from ._options import MemoryBudget, check_forecast
 from .gate import StepRules, StepSizeGate
-from .hooks import CachePolicy
+from .policy import CachePolicy
 
 
 @method("adaptive_taylor")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config import choice, method, require
 from ._options import MemoryBudget, check_forecast, check_threshold
 from .gate import ForecastErrorGate, StepRules
-from .hooks import CachePolicy
+from .policy import CachePolicy
 
 
 @method("confidence_gated_taylor")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config import choice, method
 from ._options import check_forecast, check_threshold
 from .gate import FirstBlockResidualGate, StepRules
-from .hooks import CachePolicy
+from .policy import CachePolicy
 
 
 @method("first_block_residual")

@@ -40,9 +40,9 @@ def _difference_table(places: Sequence[float], order: int) -> list[Coefficients]
 
 
 def taylor_weights(places: Sequence[float], target: float, order: int) -> Coefficients:
-    """TaylorSeer (arXiv 2503.06923): `sum_i D_i x^i / i!`, x = distance to the newest computed step.
+    """TaylorSeer (arXiv 2503.06923): `sum_i D_i x^i / i!`, x = distance to the newest place.
 
-    Beyond order 1 the recursion is biased against the interpolating polynomial; the bias damps noise.
+    Beyond order 1 the recursion is biased against the interpolating polynomial, which damps noise.
     """
     x = target - places[0]
     weights = [0.0] * len(places)
@@ -191,7 +191,7 @@ class History:
         return combine(self._features, WEIGHTS[basis](self._places, place, order))
 
     def _exponential(self, place: float) -> torch.Tensor:
-        """Slope that decays (or grows) by one factor per unit, estimated from the last two slopes."""
+        """A slope that decays (or grows) by one factor per unit, read off the last two slopes."""
         f0, f1, f2 = self._features[:3]
         p0, p1, p2 = self._places[:3]
         new, old = (f0 - f1).float() / (p0 - p1), (f1 - f2).float() / (p1 - p2)

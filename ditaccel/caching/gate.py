@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from .forecast import relative_l1
 
 if TYPE_CHECKING:
-    from .hooks import BranchState
+    from .state import BranchState
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class ForecastErrorGate:
 
 @dataclass
 class FirstBlockResidualGate:
-    """First-block gate of FBCache: how far is the first block's residual from the last computed one?
+    """First-block gate of FBCache: how far did the first block's residual move since last computed?
 
     Args:
         threshold: relative L1, by the last computed residual, below which the step is forecast.

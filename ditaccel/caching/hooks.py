@@ -12,111 +12,13 @@ from torch import nn
 
 from ..denoising import DenoisingStep
 from ..errors import ConfigError, UnsupportedError
+from ..patching import PatchLedger
 from .forecast import History
-from .gate import Gate, StepRules, Verdict
+from .gate import Verdict
+from .policy import CachePolicy
+from .state import BranchState, Call, Leader
 
 _FOLLOWS = Verdict(False, "computed with the first branch")
-
-
-@dataclass(frozen=True)
-class CachePolicy:
-    """What all caching methods come down to.
-
-    Attributes:
-        gate: decides between computing and forecasting.
-        rules: warm-up, last steps and the like, asked before the gate.
-        order: order of the forecast of the last block.
-        basis: basis of the forecasts (`forecast.BASES`).
-        coordinate: what a forecast runs along: `index`, `sigma` or `timestep`.
-        target: forecast the `hidden` state after the last block, or the `residual` since the
-            first block's output (its input where the gate does not run the first block).
-        first_feature: what of the first block the gate compares: `output`, `residual` or None.
-        first_order: order of the forecast of the first block.
-        granularity: `last_block`, or `module` (attention and MLP outputs of every block).
-        guidance: `independent` branches; `follow` the first branch's decision; `difference`: follow,
-            and forecast only the difference to the first branch.
-        guidance_interval: with `difference`, computed steps of the first branch per computed step
-            of the others.
-        memory_budget: bytes that histories may take, None for no limit.
-        on_budget: `refuse` or `downgrade` when they would take more.
-    """
-
-    gate: Gate
-    rules: StepRules = StepRules()
-    order: int = 1
-    basis: str = "taylor"
-    coordinate: str = "index"
-    target: str = "hidden"
-    first_feature: str | None = None
-    first_order: int = 0
-    granularity: str = "last_block"
-    guidance: str = "independent"
-    guidance_interval: int = 1
-    memory_budget: int | None = None
-    on_budget: str = "refuse"
-
-
-class BranchState:
-    """All that is remembered of one guidance branch of one generation."""
-
-    def __init__(self, policy: CachePolicy) -> None:
-        self.last = History(policy.order, policy.basis)
-        self.first = History(policy.first_order)
-        self.modules: dict[str, list[History]] = {}
-        self.idle: dict[str, Any] = {}
-        self.coordinate = policy.coordinate
-        self.consecutive = 0
-        self.last_index = -1
-        self.computed_steps = 0
-        self.scratch: dict[str, Any] = {}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all histories."""
-        modules = sum(h.nbytes for histories in self.modules.values() for h in histories)
-        return self.last.nbytes + self.first.nbytes + modules
-
-    def place(self, step: DenoisingStep) -> float:
-        """Return where on the forecasts' coordinate a step lies."""
-        if self.coordinate == "index":
-            return float(step.index)
-        if self.coordinate == "timestep":
-            return step.timestep
-        if step.sigma is None:
-            raise ConfigError(
-                "coordinate='sigma' needs a scheduler with sigmas; use coordinate='index'"
-            )
-        return step.sigma
-
-
-@dataclass
-class Call:
-    """One transformer call on its way through the blocks."""
-
-    step: DenoisingStep
-    state: BranchState
-    verdict: Verdict | None
-    base: torch.Tensor | None = None
-    leader: torch.Tensor | None = None
-    follows: bool = False
-    remembers: bool = True
-    blocks_run: int = 0
-    cost_run: int = 0
-    reached_end: bool = False
-
-    @property
-    def forecasting(self) -> bool:
-        return self.verdict is not None and self.verdict.forecast
-
-
-@dataclass
-class Leader:
-    """The first branch of the present step."""
-
-    key: tuple[int, int]
-    branch: str
-    verdict: Verdict
-    feature: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -178,6 +80,15 @@ def find_blocks(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[Bloc
     return blocks
 
 
+def size(count: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
 class BlockCache:
     """Carries out a policy on the blocks of one transformer.
 
@@ -201,15 +112,15 @@ class BlockCache:
         self._budget_checked = False
         self.peak_bytes = 0
 
-    # -- set-up ---------------------------------------------------------------------------------
+    # -- set-up --
 
-    def install(self, ledger: Any) -> None:
+    def install(self, ledger: PatchLedger) -> None:
         """Patch the blocks, and at module granularity the modules inside them."""
         for index, block in enumerate(self.blocks):
-            ledger.intercept(block.module, self._around_block(index, block))
+            patch = ledger.intercept(block.module, self._around_block(index, block))
             if self.policy.granularity != "module":
                 continue
-            if block.module.__dict__.get("_compiled_call_impl").compiled is not None:
+            if patch.compiled is not None:
                 raise UnsupportedError(
                     "granularity='module' cannot look into compiled blocks; use "
                     "granularity='last_block' or do not compile"
@@ -237,7 +148,7 @@ class BlockCache:
         """Bytes that the histories hold now."""
         return sum(state.nbytes for state in self._states.values())
 
-    # -- one call of the transformer --------------------------------------------------------------
+    # -- one call of the transformer --
 
     def begin(self, step: DenoisingStep, fingerprint: Any) -> Call:
         """Decide, as far as that goes before the first block."""
@@ -300,7 +211,7 @@ class BlockCache:
             # state does not outlive the generation
             self._states = {k: s for k, s in self._states.items() if s is not state}
 
-    # -- one call of a block ------------------------------------------------------------------------
+    # -- one call of a block --
 
     def _around_block(self, index: int, block: Block) -> Callable[..., Any]:
         last = index == len(self.blocks) - 1
@@ -356,7 +267,9 @@ class BlockCache:
     def _observe(self, call: Call, hidden: torch.Tensor) -> None:
         """Remember the last block's output of a computed step."""
         policy, state = self.policy, call.state
-        feature = hidden if policy.target == "hidden" else hidden - call.base
+        feature = hidden
+        if policy.target == "residual" and call.base is not None:
+            feature = hidden - call.base
         if not call.follows:
             policy.gate.computed(call.step, state, feature)
             self._lead(call, feature)
@@ -374,7 +287,7 @@ class BlockCache:
             feature = feature + call.leader
         if not call.follows:
             self._lead(call, feature)
-        if self.policy.target == "residual":
+        if self.policy.target == "residual" and call.base is not None:
             return feature + call.base
         return feature
 
@@ -386,7 +299,7 @@ class BlockCache:
         key = (call.step.generation, call.step.index)
         self._leader = Leader(key, call.step.branch, call.verdict, kept)
 
-    # -- module granularity -------------------------------------------------------------------------
+    # -- module granularity --
 
     def _around_module(self, name: str, role: str) -> Callable[..., Any]:
         def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -414,7 +327,7 @@ class BlockCache:
 
         return around
 
-    # -- memory ---------------------------------------------------------------------------------------
+    # -- memory --
 
     def tensors_per_branch(self, policy: CachePolicy) -> int:
         """Hidden states that a policy keeps per guidance branch when its histories are full."""
@@ -438,8 +351,8 @@ class BlockCache:
         if need <= budget:
             return
         line = (
-            f"the cache would take {need / 1e9:.3g} GB ({self.tensors_per_branch(self.policy)} "
-            f"hidden states for each of two branches), over the budget of {budget / 1e9:.3g} GB"
+            f"the cache would take {size(need)} ({self.tensors_per_branch(self.policy)} "
+            f"hidden states for each of two branches), over the budget of {size(budget)}"
         )
         smaller = replace(self.policy, granularity="last_block")
         while one * self.tensors_per_branch(smaller) > budget and smaller.order > 0:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config import method, require
 from ._options import check_forecast
 from .gate import MaskGate, StepRules
-from .hooks import CachePolicy
+from .policy import CachePolicy
 
 
 @method("step_mask")

@@ -1,0 +1,45 @@
+"""CachePolicy: what every caching method comes down to, and the hooks carry out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .gate import Gate, StepRules
+
+
+@dataclass(frozen=True)
+class CachePolicy:
+    """What all caching methods come down to.
+
+    Attributes:
+        gate: decides between computing and forecasting.
+        rules: warm-up, last steps and the like, asked before the gate.
+        order: order of the forecast of the last block.
+        basis: basis of the forecasts (`forecast.BASES`).
+        coordinate: what a forecast runs along: `index`, `sigma` or `timestep`.
+        target: forecast the `hidden` state after the last block, or the `residual` since the
+            first block's output (its input where the gate does not run the first block).
+        first_feature: what of the first block the gate compares: `output`, `residual` or None.
+        first_order: order of the forecast of the first block.
+        granularity: `last_block`, or `module` (attention and MLP outputs of every block).
+        guidance: `independent` branches; `follow` the first branch's decision; `difference`:
+            follow, and forecast only the difference to the first branch.
+        guidance_interval: with `difference`, computed steps of the first branch per computed step
+            of the others.
+        memory_budget: bytes that histories may take, None for no limit.
+        on_budget: `refuse` or `downgrade` when they would take more.
+    """
+
+    gate: Gate
+    rules: StepRules = field(default_factory=StepRules)
+    order: int = 1
+    basis: str = "taylor"
+    coordinate: str = "index"
+    target: str = "hidden"
+    first_feature: str | None = None
+    first_order: int = 0
+    granularity: str = "last_block"
+    guidance: str = "independent"
+    guidance_interval: int = 1
+    memory_budget: int | None = None
+    on_budget: str = "refuse"

@@ -1,0 +1,77 @@
+"""What is remembered of a guidance branch, and of the call on its way through the blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..denoising import DenoisingStep
+from ..errors import ConfigError
+from .forecast import History
+from .gate import Verdict
+from .policy import CachePolicy
+
+
+class BranchState:
+    """All that is remembered of one guidance branch of one generation."""
+
+    def __init__(self, policy: CachePolicy) -> None:
+        self.last = History(policy.order, policy.basis)
+        self.first = History(policy.first_order)
+        self.modules: dict[str, list[History]] = {}
+        self.idle: dict[str, Any] = {}
+        self.coordinate = policy.coordinate
+        self.consecutive = 0
+        self.last_index = -1
+        self.computed_steps = 0
+        self.scratch: dict[str, Any] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all histories."""
+        modules = sum(h.nbytes for histories in self.modules.values() for h in histories)
+        return self.last.nbytes + self.first.nbytes + modules
+
+    def place(self, step: DenoisingStep) -> float:
+        """Return where on the forecasts' coordinate a step lies."""
+        if self.coordinate == "index":
+            return float(step.index)
+        if self.coordinate == "timestep":
+            return step.timestep
+        if step.sigma is None:
+            raise ConfigError(
+                "coordinate='sigma' needs a scheduler with sigmas; use coordinate='index'"
+            )
+        return step.sigma
+
+
+@dataclass
+class Call:
+    """One transformer call on its way through the blocks."""
+
+    step: DenoisingStep
+    state: BranchState
+    verdict: Verdict | None
+    base: torch.Tensor | None = None
+    leader: torch.Tensor | None = None
+    follows: bool = False
+    remembers: bool = True
+    blocks_run: int = 0
+    cost_run: int = 0
+    reached_end: bool = False
+
+    @property
+    def forecasting(self) -> bool:
+        return self.verdict is not None and self.verdict.forecast
+
+
+@dataclass
+class Leader:
+    """The first branch of the present step."""
+
+    key: tuple[int, int]
+    branch: str
+    verdict: Verdict
+    feature: torch.Tensor | None

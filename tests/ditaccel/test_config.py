@@ -1,0 +1,125 @@
+"""Configs: strict, versioned, round trip through files; every mistake is one clear line."""
+
+import dataclasses
+
+import pytest
+from ditaccel.pipelines import adapters
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ditaccel
+from ditaccel import config as configs
+from ditaccel.config import AccelerationConfig
+from ditaccel.errors import ConfigError, UsageError
+
+
+def test_every_method_and_preset_round_trips(tmp_path):
+    made = [AccelerationConfig(cls()) for cls in configs.methods().values()]
+    made += [configs.preset(p, a.name) for a in adapters().values() for p in a.presets]
+    assert len(made) >= 12
+    for config in made:
+        for suffix in ("yaml", "json"):
+            path = tmp_path / f"config.{suffix}"
+            configs.dump(config, path)
+            assert configs.load(path) == config
+            assert list(tmp_path.glob("*.tmp")) == []
+
+
+@given(
+    threshold=st.floats(0, 1e6),
+    order=st.integers(0, 6),
+    reduce=st.sampled_from(["batch_mean", "worst_sample"]),
+    consecutive=st.none() | st.integers(1, 100),
+)
+def test_random_configs_round_trip(tmp_path_factory, threshold, order, reduce, consecutive):
+    config = AccelerationConfig(
+        ditaccel.ConfidenceGatedTaylorConfig(
+            threshold=threshold, order=order, reduce=reduce, max_consecutive=consecutive
+        )
+    )
+    path = tmp_path_factory.mktemp("configs") / "config.yaml"
+    configs.dump(config, path)
+    assert configs.load(path) == config
+
+
+def test_inline_specs():
+    parsed = configs.parse_spec("step_mask:steps=[0,1,4],total=6,order=2").cache
+    assert parsed == ditaccel.StepMaskConfig(steps=(0, 1, 4), total=6, order=2)
+    assert configs.parse_spec("taylorseer").cache == ditaccel.TaylorSeerConfig()
+    assert configs.resolve("taylorseer:interval=7", "wan").cache.interval == 7
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ditaccel.TaylorSeerConfig().interval = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("taylorseer:intervall=3", "no option 'intervall'; did you mean 'interval'"),
+        ("tailorseer:interval=3", "unknown method 'tailorseer'; did you mean 'taylorseer'"),
+        ("taylorseer:interval=0", "interval is 0; it must be 1 or more"),
+        ("taylorseer:order=-1", "order is -1"),
+        ("taylorseer:order=99", "amplifies noise"),
+        ("taylorseer:interval=2.5", "interval is 2.5; it must be int"),
+        ("taylorseer:interval=true", "interval is True; it must be int"),
+        ("taylorseer:interval", "is not option=value"),
+        ("taylorseer:warmup=0", "warmup is 0"),
+        ("taylorseer:granularity=layer", "granularity is 'layer'"),
+        ("taylorseer:memory_budget=lots", "write bytes or a size"),
+        ("confidence_gated_taylor:threshold=-0.1", "threshold is -0.1"),
+        ("confidence_gated_taylor:threshold=.nan", "threshold is nan"),
+        ("confidence_gated_taylor:reduce=median", "reduce is 'median'"),
+        ("confidence_gated_taylor:basis=fourier", "basis is 'fourier'"),
+        ("adaptive_taylor:order=3", "order 3 needs at least 4"),
+        ("adaptive_taylor:tolerance=-1", "tolerance is -1"),
+        ("step_mask:steps=[1,2]", "include 0"),
+        ("step_mask:steps=[0,9],total=5", "holds [9], but total is 5"),
+        ("reuse:interval=0", "interval is 0"),
+        ("first_block_residual:guidance=none", "guidance is 'none'"),
+    ],
+)
+def test_mistakes_in_options_are_named(spec, message):
+    with pytest.raises(ConfigError) as error:
+        configs.parse_spec(spec)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cache: {method: taylorseer}", "config format is None"),
+        ("ditaccel: 99\ncache: {method: taylorseer}", "config format is 99"),
+        ("ditaccel: 1\ncaches: {}", "no key 'caches'; did you mean 'cache'"),
+        ("ditaccel: 1\ncache: taylorseer", "'cache' must be a mapping"),
+        ("- a\n- b", "must be a mapping"),
+        ("ditaccel: [", "no valid yaml file"),
+    ],
+)
+def test_mistakes_in_files_name_the_file(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        configs.load(path)
+    assert message in str(error.value) and "bad.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_unwritable_files(tmp_path):
+    with pytest.raises(UsageError, match="cannot read the config"):
+        configs.load(tmp_path / "none.yaml")
+    with pytest.raises(UsageError, match="cannot write the config"):
+        configs.dump(AccelerationConfig(), tmp_path / "no" / "folder.yaml")
+
+
+def test_unknown_presets_and_families_are_named():
+    with pytest.raises(ConfigError, match="wan has no preset 'fats'; did you mean 'fast'"):
+        configs.resolve("fats", "wan")
+    with pytest.raises(ConfigError, match="unknown family 'wann'; did you mean 'wan'"):
+        configs.preset("fast", "wann")
+
+
+def test_a_config_of_no_method_is_refused():
+    with pytest.raises(ConfigError, match="no config of a caching method"):
+        AccelerationConfig(cache="taylorseer")

@@ -1,0 +1,172 @@
+"""The tracker places calls by name, timestep and scheduler position, never by parity."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+
+from ditaccel._compat import NamedContext
+from ditaccel.denoising import DenoisingTracker
+
+
+class Pipe(SimpleNamespace):
+    """Holds a scheduler, as pipelines do."""
+
+
+def run(tracker, pipe, steps, branches=("cond", "uncond"), named=True, step=None, scale=1.0):
+    """Imitate a pipeline's loop; returns the observed steps."""
+    pipe.scheduler.set_timesteps(steps)
+    seen = []
+    sample = torch.zeros(1, 4)
+    for index, t in enumerate(pipe.scheduler.timesteps):
+        for branch in branches(index) if callable(branches) else branches:
+            context = NamedContext(branch) if named else None
+            seen.append(tracker.observe("transformer", t.expand(2) * scale, context))
+        if step is not False:
+            sample = pipe.scheduler.step(torch.zeros_like(sample), t, sample).prev_sample
+    return seen
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, FlowMatchEulerDiscreteScheduler])
+def test_steps_branches_and_generations(scheduler, named):
+    pipe = Pipe(scheduler=scheduler())
+    tracker = DenoisingTracker(pipe)
+    for generation in range(2):
+        seen = run(tracker, pipe, 5, named=named)
+        assert [s.index for s in seen] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+        assert {s.generation for s in seen} == {generation}
+        assert [s.branch for s in seen[:2]] == (["cond", "uncond"] if named else ["call0", "call1"])
+        assert [s.is_last for s in seen] == [False] * 8 + [True] * 2
+        assert all(s.total == 5 for s in seen)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_guidance_on_a_part_of_the_steps_keeps_branches_apart(named):
+    pipe = Pipe(scheduler=DDIMScheduler())
+    tracker = DenoisingTracker(pipe)
+    seen = run(tracker, pipe, 6, lambda i: ("cond", "uncond") if i < 2 else ("cond",), named=named)
+    first = "cond" if named else "call0"
+    assert [s.index for s in seen if s.branch == first] == [0, 1, 2, 3, 4, 5]
+    assert [s.index for s in seen if s.branch != first] == [0, 1]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_heun_visits_a_timestep_twice(named):
+    pipe = Pipe(scheduler=FlowMatchHeunDiscreteScheduler())
+    seen = run(DenoisingTracker(pipe), pipe, 4, named=named)
+    calls = len(pipe.scheduler.timesteps)
+    assert [s.index for s in seen] == [i for i in range(calls) for _ in range(2)]
+    assert len({s.branch for s in seen}) == 2
+
+
+def test_sigma_follows_the_scheduler():
+    pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    seen = run(DenoisingTracker(pipe), pipe, 4, ("cond",))
+    assert [s.sigma for s in seen] == pytest.approx(pipe.scheduler.sigmas[:4].tolist())
+    ddim = Pipe(scheduler=DDIMScheduler())
+    sigmas = [s.sigma for s in run(DenoisingTracker(ddim), ddim, 4, ("cond",))]
+    assert sigmas == sorted(sigmas, reverse=True) and sigmas[-1] > 0
+
+
+def test_timesteps_scaled_to_one_and_reversed_are_found_in_the_schedule():
+    for convert in (lambda t: t / 1000, lambda t: (1000 - t) / 1000):
+        pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler())
+        tracker = DenoisingTracker(pipe)
+        pipe.scheduler.set_timesteps(5)
+        seen = [tracker.observe("transformer", convert(t)) for t in pipe.scheduler.timesteps]
+        assert [s.index for s in seen] == [0, 1, 2, 3, 4]
+        assert {s.total for s in seen} == {5} and {s.generation for s in seen} == {0}
+
+
+def test_half_precision_timesteps_do_not_merge_steps():
+    pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0))
+    seen = []
+    tracker = DenoisingTracker(pipe)
+    pipe.scheduler.set_timesteps(50)
+    sample = torch.zeros(1, 4)
+    for t in pipe.scheduler.timesteps:
+        seen.append(tracker.observe("transformer", (t / 1000).bfloat16()))
+        sample = pipe.scheduler.step(sample, t, sample).prev_sample
+    assert [s.index for s in seen] == list(range(50))
+    assert {s.branch for s in seen} == {"call0"}
+
+
+def test_image_to_image_starts_inside_the_schedule():
+    pipe = Pipe(scheduler=DDIMScheduler())
+    pipe.scheduler.set_timesteps(10)
+    tracker = DenoisingTracker(pipe)
+    seen = [tracker.observe("transformer", t) for t in pipe.scheduler.timesteps[6:]]
+    assert [s.index for s in seen] == [0, 1, 2, 3]
+    assert seen[-1].is_last and not seen[-2].is_last
+
+
+def test_several_loops_per_call_are_several_generations():
+    pipe = Pipe(scheduler=DDIMScheduler())
+    pipe.scheduler.set_timesteps(3)
+    tracker = DenoisingTracker(pipe)
+    seen = [tracker.observe("t", t) for _ in range(3) for t in pipe.scheduler.timesteps]
+    assert [s.generation for s in seen] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_scheduler_replaced_after_accelerate_is_followed():
+    pipe = Pipe(scheduler=DDIMScheduler())
+    tracker = DenoisingTracker(pipe)
+    run(tracker, pipe, 5)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    seen = run(tracker, pipe, 7)
+    assert {s.generation for s in seen} == {1} and {s.total for s in seen} == {7}
+
+
+def test_broken_off_run_does_not_leak_into_the_next():
+    pipe = Pipe(scheduler=DDIMScheduler())
+    tracker = DenoisingTracker(pipe)
+    pipe.scheduler.set_timesteps(5)
+    tracker.observe("transformer", pipe.scheduler.timesteps[0])
+    tracker.observe("transformer", pipe.scheduler.timesteps[1])
+    seen = run(tracker, pipe, 5)
+    assert {s.generation for s in seen} == {1} and seen[0].index == 0
+
+
+def test_two_transformers_share_the_steps():
+    pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler())
+    tracker = DenoisingTracker(pipe)
+    pipe.scheduler.set_timesteps(6)
+    seen = [
+        tracker.observe("transformer" if i < 3 else "transformer_2", t, NamedContext("cond"))
+        for i, t in enumerate(pipe.scheduler.timesteps)
+    ]
+    assert [s.index for s in seen] == [0, 1, 2, 3, 4, 5]
+    assert {s.branch for s in seen} == {"cond"}
+
+
+def test_bare_transformer_without_pipeline():
+    tracker = DenoisingTracker()
+    seen = [tracker.observe("transformer", t) for t in (9.0, 9.0, 5.0, 5.0, 9.0, 9.0)]
+    assert [(s.generation, s.index, s.branch) for s in seen] == [
+        (0, 0, "call0"),
+        (0, 0, "call1"),
+        (0, 1, "call0"),
+        (0, 1, "call1"),
+        (1, 0, "call0"),
+        (1, 0, "call1"),
+    ]
+    assert all(s.total is None and not s.is_last for s in seen)
+
+
+def test_one_timestep_for_ever_does_not_grow_branches():
+    tracker = DenoisingTracker()
+    branches = {tracker.observe("transformer", 1.0).branch for _ in range(100)}
+    assert len(branches) <= 8
+
+
+def test_same_context_twice_in_a_step_is_two_branches():
+    tracker = DenoisingTracker()
+    seen = [tracker.observe("t", 5.0, NamedContext("cond")).branch for _ in range(2)]
+    assert seen == ["cond", "cond#2"]
+
+
+def test_per_token_timesteps_count_by_the_noisiest():
+    tracker = DenoisingTracker()
+    assert tracker.observe("t", torch.tensor([[0.0, 700.0, 700.0]])).timestep == 700.0
