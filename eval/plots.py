@@ -171,9 +171,10 @@ def _axes(frame: Frame, font: float) -> list[Markup]:
     for value in _ticks(*frame.x_range, 4 if narrow else 8):
         x = frame.x(value)
         parts.append(el("line", x1=x, x2=x, y1=frame.bottom, y2=frame.bottom + 5, cls="axis"))
+        text = "dense 1×" if value == 1 else f"{value:g}×"
         parts.append(
             el(
-                "text", "dense 1×" if value == 1 else f"{value:g}×", x=x, y=frame.bottom + 9 + font, cls="tick",
+                "text", text, x=x, y=frame.bottom + 9 + font, cls="tick",
                 text_anchor="middle", style=size,
             )
         )  # fmt: skip

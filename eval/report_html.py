@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ditaccel.eval.html.gallery import gallery
 from ditaccel.eval.html.load import Evaluation, load_evaluation
-from ditaccel.eval.html.markup import Markup, el, raw
+from ditaccel.eval.html.markup import Markup, breakable, el, raw
 from ditaccel.eval.html.series import PALETTE, pareto_points, series_styles
 from ditaccel.eval.html.steps import hit_maps
 from ditaccel.eval.html.table import full_table, markdown_rows
@@ -51,7 +51,12 @@ def _legend(evaluation: Evaluation) -> Markup:
             viewBox="0 0 34 18", width=34, height=18, aria_hidden="true",
         )  # fmt: skip
         text = name + words[style.role]
-        items.append(el("li", el("button", swatch, text, type="button", data_series=name)))
+        items.append(
+            el(
+                "li",
+                el("button", swatch, el("span", breakable(text)), type="button", data_series=name),
+            )
+        )
     return el("ul", items, cls="key")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ditaccel.eval.html import media
 from ditaccel.eval.html.load import Config, Evaluation
-from ditaccel.eval.html.markup import Markup, el
+from ditaccel.eval.html.markup import Markup, breakable, el
 from ditaccel.eval.html.media import Frames
 
 SHOWN = ("fewer_steps", "method", "peer")
@@ -83,11 +83,12 @@ class Gallery:
 
     def _frames(self, config: Config, sample: str) -> tuple[Frames | None, str]:
         """Frames of one result, or None and the reason in words."""
+        failed = self.evaluation.failed(config.id)
+        if sample in failed:
+            return None, f"failed: {failed[sample]}"
         row = self.evaluation.rows.get(config.id, {}).get(sample)
         if row is None:
             return None, "no result for this sample"
-        if row.get("finite") is False:
-            return None, "the output was not finite (NaN or infinity)"
         name = row.get("media")
         path = self.evaluation.folder / str(name)
         if not name or not path.is_file():
@@ -139,7 +140,7 @@ class Gallery:
         speed = self.evaluation.number(config, "speedup", "median")
         if speed is not None and config.role != "dense":
             facts.append(f"{speed:.2f}×")
-        caption = el("figcaption", el("b", config.label), el("span", " · ".join(facts)))
+        caption = el("figcaption", el("b", breakable(config.label)), el("span", " · ".join(facts)))
         if frames is None:
             return el("figure", caption, el("p", reason, cls="bad"), cls=f"card {config.role}")
         body = self._picture(frames, f"{config.label}: {row.get('prompt', sample)}", moving)
@@ -190,7 +191,7 @@ def _scale(video: bool) -> Markup:
         "The videos of one sample play in step; below each: frames from first to last, then their "
         "difference to dense."
         if video
-        else "Press and hold a picture to see dense in its place; below it: the difference to dense."
+        else "Press and hold a picture to see dense in its place; below: its difference to dense."
     )
     return el(
         "p",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from ditaccel.eval.store import FAILURES, RESULTS, RUN, SUMMARY, read_json, read_lines
 
 from ditaccel.errors import UsageError
 
@@ -29,12 +30,13 @@ class Config:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The three files of an evaluation folder.
+    """What an evaluation folder holds.
 
     Attributes:
         folder: where `media/` lies.
         run: `run.json`.
         results: the lines of `results.jsonl`.
+        failures: the lines of `failures.jsonl`: generations that raised or were not finite.
         summary: `summary.json`.
         configs: configurations that have a summary, in the order of the run.
     """
@@ -42,6 +44,7 @@ class Evaluation:
     folder: Path
     run: Json
     results: list[Json]
+    failures: list[Json]
     summary: Json
     configs: list[Config]
 
@@ -67,44 +70,32 @@ class Evaluation:
             table.setdefault(row["config"], {})[row["sample"]] = row
         return table
 
-    def failed(self, config: Config) -> list[str]:
-        """Samples of `config` whose output was not finite."""
-        rows = self.rows.get(config.id, {})
-        return [name for name, row in rows.items() if row.get("finite") is False]
+    def failed(self, config_id: str) -> dict[str, str]:
+        """Samples of a configuration that gave nothing usable, with the reason."""
+        rows = self.rows.get(config_id, {})
+        bad = {
+            line["sample"]: str(line.get("error") or "failed")
+            for line in self.failures
+            # A later run on the same folder may have made it good.
+            if line["config"] == config_id and line["sample"] not in rows
+        }
+        words = "the output was not finite (NaN or infinity)"
+        return bad | {name: words for name, row in rows.items() if row.get("finite") is False}
 
 
-def _json(path: Path) -> Json:
-    if not path.is_file():
-        raise UsageError(
-            f"{path.parent} holds no {path.name}: name a folder that `ditaccel eval --out` wrote"
-        )
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path} is not valid JSON ({error}): run the evaluation again") from None
+def _object(path: Path) -> Json:
+    value = read_json(path)
     if not isinstance(value, dict):
         raise UsageError(f"{path} must hold a JSON object: run the evaluation again")
     return value
 
 
-def _lines(path: Path) -> list[Json]:
-    if not path.is_file():
+def _rows(path: Path) -> list[Json]:
+    rows = read_lines(path)
+    if any("config" not in row or "sample" not in row for row in rows):
         raise UsageError(
-            f"{path.parent} holds no {path.name}: name a folder that `ditaccel eval --out` wrote"
+            f"{path}: a line names no config or no sample: delete it and run the evaluation again"
         )
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            row["config"], row["sample"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{path}, line {number}, is damaged ({error}): delete that line and run the "
-                "evaluation again"
-            ) from None
-        rows.append(row)
     return rows
 
 
@@ -134,15 +125,16 @@ def load_evaluation(folder: str | Path) -> Evaluation:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: name one that `ditaccel eval --out` wrote")
-    run = _json(folder / "run.json")
+    run = _object(folder / RUN)
     if run.get("schema") != SCHEMA:
         raise UsageError(
-            f"{folder / 'run.json'} has schema {run.get('schema')!r}, this version reads {SCHEMA}: "
+            f"{folder / RUN} has schema {run.get('schema')!r}, this version reads {SCHEMA}: "
             "run the evaluation again"
         )
-    results = _lines(folder / "results.jsonl")
-    summary = _json(folder / "summary.json")
+    results = _rows(folder / RESULTS)
+    failures = _rows(folder / FAILURES)
+    summary = _object(folder / SUMMARY)
     configs = _configs(run, summary, folder)
     if not results or not configs:
         raise UsageError(f"{folder} holds no results yet: let the evaluation finish first")
-    return Evaluation(folder, run, results, summary, configs)
+    return Evaluation(folder, run, results, failures, summary, configs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from html import escape
 
@@ -56,6 +57,11 @@ def el(tag: str, *children: Child, **attributes: object) -> Markup:
     if tag in VOID:
         return Markup(opening)
     return Markup(f"{opening}{_render(children)}</{tag}>")
+
+
+def breakable(text: str) -> Markup:
+    """Escaped text that may break after `:` and `,`, as long specs must on narrow screens."""
+    return Markup(re.sub(r"([:,])(?=\S)", r"\1<wbr>", escape(text, quote=False)))
 
 
 def join(parts: Iterable[Child]) -> Markup:

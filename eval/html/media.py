@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
-import zipfile
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+from ditaccel.eval.store import load_frames
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -33,14 +33,7 @@ def read_frames(path: Path) -> Frames:
     Raises:
         UsageError: the file is missing, damaged or of another kind.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            frames = archive["frames"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(
-            f"{path} cannot be read ({error}): delete its lines from results.jsonl and run the "
-            "evaluation again"
-        ) from None
+    frames = load_frames(path)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
         raise UsageError(
             f"{path} must hold uint8 frames (F, H, W, 3), not {frames.dtype} {frames.shape}"
@@ -96,7 +89,7 @@ def frame_strip(frames: Frames) -> NDArray[np.uint8]:
         if max(tile.size) > STRIP_SIDE:
             tile.thumbnail((STRIP_SIDE, STRIP_SIDE), Image.Resampling.LANCZOS)
         tiles.append(np.asarray(tile))
-    gap = np.full((tiles[0].shape[0], max(1, tiles[0].shape[1] // 32), 3), 255, np.uint8)
+    gap = np.full((tiles[0].shape[0], max(1, tiles[0].shape[1] // 32), 3), 127, np.uint8)
     parts = [part for tile in tiles for part in (tile, gap)][:-1]
     return np.concatenate(parts, axis=1)
 

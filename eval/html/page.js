@@ -99,6 +99,11 @@
       for (const video of videos) video.currentTime = 0;
       if (wanted && seen) start();
     });
+    leader.addEventListener("timeupdate", () => {
+      for (const video of videos)
+        if (Math.abs(video.currentTime - leader.currentTime) > 0.2)
+          video.currentTime = leader.currentTime;
+    });
     play.addEventListener("click", () => { wanted = !wanted; apply(); });
     slow.addEventListener("click", () => {
       const on = slow.getAttribute("aria-pressed") !== "true";

@@ -48,7 +48,10 @@ class Style:
 
 @dataclass(frozen=True)
 class Point:
-    """One configuration in the plot: x = speed-up (dense = 1), y = PSNR to dense in dB."""
+    """One configuration in the plot: x = speed-up (dense = 1), y = PSNR to dense in dB.
+
+    `short` is what tells its label from the others of its series.
+    """
 
     config: Config
     x: float
@@ -57,14 +60,7 @@ class Point:
     x_high: float
     y_low: float
     samples: int
-
-    @property
-    def short(self) -> str:
-        """The label without its series' name: `N=3` of `TaylorSeer N=3`."""
-        label, series = self.config.label, self.config.series
-        if label.lower().startswith(series.lower()) and len(label) > len(series):
-            return label[len(series) :].strip(" ,:")
-        return label
+    short: str
 
     @property
     def tip(self) -> str:
@@ -94,9 +90,41 @@ def series_styles(evaluation: Evaluation) -> dict[str, Style]:
     return styles
 
 
+def _common(texts: list[str]) -> str:
+    """The longest beginning that all texts share."""
+    first, last = min(texts), max(texts)
+    length = next((i for i, c in enumerate(first) if last[i : i + 1] != c), len(first))
+    return first[:length]
+
+
+def short_labels(labels: list[str], series: str) -> list[str]:
+    """What tells the labels of one series apart: `N=3` of `TaylorSeer N=3`.
+
+    Args:
+        labels: of all configurations of the series.
+        series: its name, cut off where a label stands alone.
+    """
+    if len(set(labels)) < 2:
+        cut = [text.removeprefix(series).strip(" ,:") or text for text in labels]
+        return [text if len(text) <= 24 else text[:23] + "…" for text in cut]
+    head = _common(labels)
+    head = head[: max(head.rfind(mark) for mark in " :,+") + 1]
+    tail = _common([text[len(head) :][::-1] for text in labels])[::-1]
+    at = min((i for mark in " ,+" if (i := tail.find(mark)) >= 0), default=len(tail))
+    tail = tail[at:]
+    if not head.strip() or series == "fewer steps":
+        return labels
+    return [text[len(head) : len(text) - len(tail)] for text in labels]
+
+
 def pareto_points(evaluation: Evaluation) -> dict[str, list[Point]]:
     """Points by series, sorted by speed-up; configurations without both figures are left out."""
     points: dict[str, list[Point]] = {series: [] for series in series_styles(evaluation)}
+    short: dict[str, str] = {}
+    for series in points:
+        members = [c for c in evaluation.configs if c.series == series]
+        labels = short_labels([c.label for c in members], series)
+        short |= dict(zip((c.id for c in members), labels, strict=True))
     for config in evaluation.configs:
         if config.role not in PLOTTED:
             continue
@@ -115,6 +143,7 @@ def pareto_points(evaluation: Evaluation) -> dict[str, list[Point]]:
                 x if high is None else high,
                 y if p5 is None else p5,
                 int(evaluation.number(config, "n") or 0),
+                short[config.id],
             )
         )
     return {series: sorted(ps, key=lambda p: p.x) for series, ps in points.items() if ps}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ditaccel.eval.html.load import Config, Evaluation
-from ditaccel.eval.html.markup import Markup, el
+from ditaccel.eval.html.markup import Markup, breakable, el
 
 
 @dataclass
@@ -53,7 +53,9 @@ def _grid(rows: list[dict[str, Any]]) -> dict[str, dict[int, Cell]]:
 
 
 def _map(config: Config, rows: list[dict[str, Any]], share: float | None) -> Markup:
-    title = el("h3", config.label, " ", el("code", config.spec))
+    # A configuration without a label of its own is called by its spec already.
+    code = el("code", " ", breakable(config.spec)) if config.spec != config.label else None
+    title = el("h3", breakable(config.label), code)
     grid = _grid(rows)
     if not grid:
         return el(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ditaccel.eval.html.load import Config, Evaluation
-from ditaccel.eval.html.markup import Markup, el
+from ditaccel.eval.html.markup import Markup, breakable, el
 from ditaccel.eval.html.series import series_styles
 
 # FID between two sets of real pictures is still far from 0 below this many samples.
@@ -162,8 +162,23 @@ def _text(evaluation: Evaluation, config: Config, column: Column) -> tuple[str, 
         bounds = [evaluation.number(config, *column.path[:-1], key) for key in column.spread]
         known = [column.text(bound) for bound in bounds if bound is not None]
         if len(known) == 2:
-            tail = f"[{known[0]}, {known[1]}]"
+            tail = f"[{known[0]}, {known[1]}]".replace("×", "")
     return text, tail
+
+
+def _header(evaluation: Evaluation, column: Column) -> Markup:
+    """The header's button; it carries the small-N flag if the whole column would."""
+    flag = "ⁿ" if _all_small(evaluation, column) else ""
+    about = column.about
+    if column.key == "peak_memory_bytes":
+        about = str(evaluation.run.get("memory") or about)
+    button = el("button", column.title + flag, type="button", title=about)
+    return el("th", button, scope="col", cls="num")
+
+
+def _all_small(evaluation: Evaluation, column: Column) -> bool:
+    counts = [evaluation.number(config, "n") for config in evaluation.configs]
+    return all(_small_n(column, count) for count in counts)
 
 
 def _cell(evaluation: Evaluation, config: Config, column: Column) -> Markup:
@@ -174,9 +189,22 @@ def _cell(evaluation: Evaluation, config: Config, column: Column) -> Markup:
         return el("td", content, cls="num none", data_v="")
     text, tail = _text(evaluation, config, column)
     flag = _small_n(column, evaluation.number(config, "n"))
+    if _all_small(evaluation, column):
+        flag = None
     marks = el("abbr", "ⁿ", title=flag, cls="flag") if flag else None
     small = el("small", " ", tail) if tail else None
     return el("td", text, marks, small, cls="num", data_v=repr(value))
+
+
+def _beaten(evaluation: Evaluation, config: Config) -> Markup | None:
+    """A mark for a row that another row beats in both speed and quality."""
+    winner = (evaluation.summary.get("dominated") or {}).get(config.id)
+    label = next((c.label for c in evaluation.configs if c.id == winner), None)
+    if label is None:
+        return None
+    return el(
+        "small", " ", el("abbr", "beaten", title=f"{label} is both faster and closer to dense")
+    )
 
 
 def full_table(evaluation: Evaluation) -> Markup:
@@ -185,24 +213,22 @@ def full_table(evaluation: Evaluation) -> Markup:
     styles = series_styles(evaluation)
     head = [
         el("th", el("button", "configuration", type="button"), scope="col", cls="first"),
-        *(
-            el("th", el("button", c.title, type="button", title=c.about), scope="col", cls="num")
-            for c in columns
-        ),
+        *(_header(evaluation, column) for column in columns),
     ]
     body = []
     for config in evaluation.configs:
         style = styles.get(config.series)
         colour = f"--c:var({style.variable})" if style else "--c:var(--muted)"
-        failed = evaluation.failed(config)
+        failed = evaluation.failed(config.id)
         warning = None
         if failed:
-            words = f"{len(failed)} not finite"
-            warning = el("abbr", words, title=", ".join(failed), cls="bad")
+            reasons = "\n".join(f"{sample}: {reason}" for sample, reason in failed.items())
+            warning = el("abbr", f"{len(failed)} failed", title=reasons, cls="bad")
         name = el(
             "th",
-            el("span", cls="chip", style=colour), config.label,
-            el("small", " ", ROLES.get(config.role, config.role)), warning,
+            el("span", cls="chip", style=colour), breakable(config.label),
+            el("small", " ", ROLES.get(config.role, config.role)),
+            _beaten(evaluation, config), warning,
             scope="row", cls="first", title=config.spec, data_v=config.label,
         )  # fmt: skip
         cells = [_cell(evaluation, config, column) for column in columns]
@@ -247,8 +273,8 @@ def markdown_rows(evaluation: Evaluation) -> str:
     ]
     for config in evaluation.configs:
         cells = [" ".join(filter(None, _text(evaluation, config, c))) or "–" for c in columns]
-        failed = evaluation.failed(config)
-        name = safe(config.label) + (f" ({len(failed)} not finite)" if failed else "")
+        failed = evaluation.failed(config.id)
+        name = safe(config.label) + (f" ({len(failed)} failed)" if failed else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     smallest = min((evaluation.number(c, "n") or 0) for c in evaluation.configs)
     notes = [f"{smallest:.0f} samples a configuration"]

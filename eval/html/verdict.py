@@ -5,14 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from ditaccel.eval.html.load import Evaluation
-from ditaccel.eval.html.markup import Markup, el
+from ditaccel.eval.html.markup import Markup, breakable, el
 from ditaccel.eval.html.series import series_styles
 
 # The level whose figures make the headline; 30 dB is where differences stop to be plain to see.
 HEADLINE_DB = 30
 # Speed-ups closer than this are noise on a busy machine.
 TIE = 0.03
-WARNINGS = ("fewer steps would", "not finite", "no hits", "worse than")
+WARNINGS = (
+    "fewer steps would serve",
+    "no better than fewer",
+    "no faster than dense",
+    "as far from dense",
+    "worse quality",
+    "accuracy falls",
+    "warning",
+)
 
 
 def _matched(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -28,22 +36,24 @@ def _at(rows: list[dict[str, Any]], level: float, role: str) -> list[dict[str, A
 
 
 def _tile(value: str, words: str, kind: str = "") -> Markup:
-    return el("div", el("strong", value), el("span", words), cls=f"tile {kind}".strip())
+    return el("div", el("strong", value), el("span", breakable(words)), cls=f"tile {kind}".strip())
 
 
 def _tiles(evaluation: Evaluation) -> list[Markup]:
     rows = _matched(evaluation)
     tiles = []
     levels = sorted({row["psnr"] for row in rows}, key=lambda v: abs(v - HEADLINE_DB))
-    if levels:
-        level = levels[0]
+    # A level that some method crosses, the nearest to the headline's.
+    level = next((v for v in levels if _at(rows, v, "method")), levels[0] if levels else None)
+    if level is not None:
         methods = sorted(_at(rows, level, "method"), key=lambda r: -r["speedup"])
         if methods:
             best = methods[0]
             words = f"fastest method at {level:g} dB PSNR: {best['series']}"
             tiles.append(_tile(f"{best['speedup']:.2f}×", words, "main"))
         else:
-            tiles.append(_tile("none", f"no method reaches {level:g} dB PSNR", "main"))
+            words = " or ".join(f"{v:g}" for v in sorted(levels))
+            tiles.append(_tile("none", f"no method's curve crosses {words} dB PSNR", "main"))
         for row in _at(rows, level, "fewer_steps")[:1]:
             words = f"just taking fewer steps, at {level:g} dB"
             tiles.append(_tile(f"{row['speedup']:.2f}×", words))
@@ -58,22 +68,28 @@ def _tiles(evaluation: Evaluation) -> list[Markup]:
     return tiles
 
 
+def _failures(evaluation: Evaluation) -> list[Markup]:
+    """One warning a configuration that failed on a sample, also where it failed on all."""
+    lines = []
+    for listed in evaluation.run["configs"]:
+        failed = evaluation.failed(listed["id"])
+        if failed:
+            total = len(set(failed) | set(evaluation.rows.get(listed["id"], {})))
+            reason = next(iter(failed.values()))
+            words = f"{listed['label']}: {len(failed)} of {total} samples failed ({reason})."
+            icon = el("span", "!", cls="icon", aria_hidden="true")
+            lines.append(el("li", icon, el("span", words), cls="warn"))
+    return lines
+
+
 def headline(evaluation: Evaluation) -> Markup:
     """Tiles with the main figures, then the verdicts line by line."""
     lines = []
     for text in evaluation.summary.get("verdicts") or []:
         warn = any(mark in str(text).lower() for mark in WARNINGS)
         icon = el("span", "!" if warn else "→", cls="icon", aria_hidden="true")
-        lines.append(el("li", icon, el("span", str(text)), cls="warn" if warn else None))
-    for config in evaluation.configs:
-        failed = evaluation.failed(config)
-        if failed:
-            words = (
-                f"{config.label}: {len(failed)} of {len(evaluation.rows[config.id])} samples were "
-                "not finite (NaN or infinity); its figures leave them out."
-            )
-            icon = el("span", "!", cls="icon", aria_hidden="true")
-            lines.append(el("li", icon, el("span", words), cls="warn"))
+        lines.append(el("li", icon, el("span", breakable(str(text))), cls="warn" if warn else None))
+    lines += _failures(evaluation)
     verdicts = el("ul", lines, cls="verdicts") if lines else None
     return el("div", el("div", _tiles(evaluation), cls="tiles"), verdicts)
 
@@ -83,9 +99,16 @@ def _against(speed: float, baseline: float | None, role: str) -> Markup | None:
         return None
     gain = speed / baseline - 1
     if abs(gain) < TIE:
-        return el("small", "as fast as fewer steps")
-    word = f"{abs(gain):.0%} {'faster' if gain > 0 else 'slower'} than fewer steps"
+        return el("small", "a tie")
+    word = f"{abs(gain):.0%} {'faster' if gain > 0 else 'slower'}"
     return el("small", word, cls="win" if gain > 0 else "lose")
+
+
+def _how(note: str) -> Markup | None:
+    """Where the figure comes from; a wide gap between the measured points must be seen."""
+    if not note:
+        return None
+    return el("small", el("abbr", "wide gap" if "apart" in note else "interpolated", title=note))
 
 
 def matched_table(evaluation: Evaluation) -> Markup | None:
@@ -105,7 +128,7 @@ def matched_table(evaluation: Evaluation) -> Markup | None:
     for name in order:
         style = styles.get(name)
         chip = el("span", cls="chip", style=f"--c:var({style.variable})" if style else None)
-        cells = [el("th", chip, name, scope="row", cls="first")]
+        cells = [el("th", chip, breakable(name), scope="row", cls="first")]
         for level in levels:
             row = next((r for r in rows if r["series"] == name and r["psnr"] == level), {})
             speed = row.get("speedup")
@@ -118,14 +141,17 @@ def matched_table(evaluation: Evaluation) -> Markup | None:
                 el(
                     "td",
                     el("b", f"{speed:.2f}×"),
-                    el("small", f" {share:.0%} computed") if share is not None else None,
-                    el("br"),
                     _against(speed, baselines[0]["speedup"] if baselines else None, names[name]),
-                    el("small", " ", row["note"]) if row.get("note") else None,
+                    el("small", f"{share:.0%} computed") if share is not None else None,
+                    _how(str(row.get("note") or "")),
                 )
             )
         body.append(el("tr", cells, cls=names[name]))
     head = [el("th", "series", scope="col", cls="first")]
     head += [el("th", f"at {level:g} dB", scope="col") for level in levels]
     table = el("table", el("thead", el("tr", head)), el("tbody", body), cls="matched")
-    return el("div", table, cls="scroll")
+    words = (
+        "What each series gains where its curve crosses a quality level; faster and slower compare "
+        "with the fewer-steps baseline at that same level."
+    )
+    return el("div", el("p", words, cls="muted"), el("div", table, cls="scroll"))
