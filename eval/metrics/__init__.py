@@ -1,1 +1,1 @@
-"""One metric per file."""
+"""Quality metrics: decoded frames in, plain numbers out; one file each."""

@@ -1,0 +1,182 @@
+"""`ditaccel eval`: measure speed and quality of configs against dense runs of a model."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from ditaccel.errors import UsageError
+
+EXAMPLE = """\
+examples:
+  ditaccel eval samples/models/shapes-wan --config balanced --config fast --out out
+  ditaccel eval samples/models/shapes-wan --limit 4 --seeds 0,1 --out out \\
+      --config "CG-Taylor=confidence_gated_taylor:threshold=0.05|0.1|0.2" \\
+      --config "TaylorSeer=taylorseer:interval=2|3|4" --config "peer/cache_dit:fn=1,threshold=0.1"
+
+a config is a preset name, a YAML file, method:option=value,…, steps:N, steps:N+method:…, or
+peer/NAME:option=value,…; a|b|c in place of a value makes a series (one curve), and label=… in front
+names it. Dense, dense with another seed, and fewer steps are always measured beside them.
+The same command on the same --out goes on where a killed run stopped.
+"""
+
+
+def _whole(name: str, low: int) -> Any:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{name} must be a whole number >= {low}: {text!r}")
+        return value
+
+    return parse
+
+
+def _whole_list(name: str, low: int) -> Any:
+    one = _whole(name, low)
+
+    def parse(text: str) -> list[int]:
+        if not text.strip():
+            raise argparse.ArgumentTypeError(f"{name}: expected numbers such as 0,1,2")
+        return [one(part.strip()) for part in text.split(",")]
+
+    return parse
+
+
+def _call_argument(text: str) -> tuple[str, Any]:
+    from .specs import parse_value
+
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip().isidentifier() or not value:
+        raise argparse.ArgumentTypeError(f"expected argument=value, got {text!r}")
+    return key.strip(), parse_value(value)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `ditaccel eval`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLE
+    parser.add_argument("model", help="folder or Hub id of a diffusers pipeline")
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="SPEC", help="what to measure; repeatable"
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="one prompt (or class name) a line, # comments"
+    )
+    parser.add_argument("--limit", type=_whole("--limit", 1), help="only the first N prompts")
+    parser.add_argument(
+        "--seeds", type=_whole_list("--seeds", 0), default=[0], help="such as 0,1 (default 0)"
+    )
+    parser.add_argument("--steps", type=_whole("--steps", 2), help="scheduler steps of dense")
+    parser.add_argument(
+        "--fewer",
+        type=_whole_list("--fewer", 1),
+        metavar="N,N",
+        help="step counts of the fewer-steps rows (default: shares of --steps)",
+    )
+    parser.add_argument(
+        "--call",
+        action="append",
+        default=[],
+        type=_call_argument,
+        metavar="ARG=VALUE",
+        help="argument of the pipeline call, such as guidance_scale=3.5; repeatable",
+    )
+    parser.add_argument(
+        "--features",
+        metavar="WHAT",
+        help="extractor behind FID: a FeatureNet folder, inception=FILE, module:Class=FILE, or "
+        "none (default: the sample's own)",
+    )
+    parser.add_argument("--real", metavar="PATH", help="real frames for FID: folder or npz")
+    parser.add_argument("--real-n", type=_whole("--real-n", 2), help="use the first N of them")
+    parser.add_argument("--lpips-weights", metavar="FILE", help="AlexNet weights for LPIPS")
+    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument("--threads", type=_whole("--threads", 1), help="CPU threads")
+    parser.add_argument("--no-html", action="store_true", help="write no HTML report")
+    parser.add_argument("--json", action="store_true", help="print summary.json, no table")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _need_packages() -> None:
+    # It warns for each image processor that torchvision is missing, which is on purpose.
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for package in ("torchmetrics", "diffusers"):
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UsageError(
+                f"`ditaccel eval` needs {package}: pip install 'ditaccel[eval]' ({error})"
+            ) from error
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `ditaccel eval`.
+
+    Returns:
+        0; 3 where samples failed (they are listed).
+
+    Raises:
+        DitaccelError: unusable input, in one line.
+    """
+    _need_packages()
+    from .models import read_prompts, read_sheet
+    from .runs import Options, evaluate
+    from .store import SUMMARY, read_json
+
+    sheet = read_sheet(args.model)
+    prompts_file = args.prompts or sheet.prompts
+    if prompts_file is None:
+        raise UsageError("give --prompts FILE: the model folder names no prompts of its own")
+    options = Options(
+        steps=args.steps,
+        fewer=args.fewer,
+        call=dict(args.call),
+        features=args.features,
+        real=args.real,
+        real_n=args.real_n,
+        lpips_weights=args.lpips_weights,
+        device=args.device,
+        dtype=args.dtype,
+        threads=args.threads,
+        quiet=args.quiet,
+    )
+    prompts = read_prompts(prompts_file, args.limit)
+    out = evaluate(args.model, args.config, prompts, args.seeds, args.out, options)
+    summary = read_json(out / SUMMARY)
+    report = None
+    if not args.no_html:
+        from .report_html import write_report
+
+        report = write_report(out)
+    if args.json:
+        print(json.dumps(summary, indent=1))
+    else:
+        _print(out, summary, report)
+    for failure in summary["failures"]:
+        print(
+            f"ditaccel: failed: {failure['config']} {failure['sample']}: {failure['error']}",
+            file=sys.stderr,
+        )
+    return 3 if summary["failures"] else 0
+
+
+def _print(out: Path, summary: dict[str, Any], report: Path | None) -> None:
+    from .report_html import markdown_table
+
+    print(markdown_table(out))
+    print()
+    for line in summary["verdicts"]:
+        print(f"- {line}")
+    for what, how in summary["not_available"].items():
+        print(f"- {what} not available: {how}")
+    print(f"\nreport: {report}" if report else f"\nresults: {out}")

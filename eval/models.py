@@ -1,0 +1,171 @@
+"""The model under evaluation: its folder, its `sample.json`, its prompts."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ditaccel.errors import UsageError
+
+SAMPLE_FILE = "sample.json"
+_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a model folder says about itself (all optional).
+
+    Attributes:
+        family: `wan`, `flux`, `dit`, … or "" where the transformer's class decides.
+        task: `text-to-video`, `text-to-image` or `class-to-image`.
+        call: default arguments of the pipeline call.
+        prompts: file of prompts, absolute, or None.
+        features: folder of the feature network, absolute, or None.
+        negative_prompt: text for the unconditional branch, None to leave it to the pipeline.
+        fps: frames per second of clips, None for pictures.
+    """
+
+    family: str = ""
+    task: str = ""
+    call: dict[str, Any] = field(default_factory=dict)
+    prompts: Path | None = None
+    features: Path | None = None
+    negative_prompt: str | None = None
+    fps: int | None = None
+
+
+def read_sheet(model: str | Path) -> Sheet:
+    """The `sample.json` of a model folder; an empty sheet where there is none.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    folder = Path(model).expanduser()
+    path = folder / SAMPLE_FILE
+    if not path.is_file():
+        return Sheet()
+    try:
+        data = json.loads(path.read_text())
+        call = dict(data.get("call", {}))
+        found = {
+            key: (folder / data[key]).resolve() if data.get(key) else None
+            for key in ("prompts", "features")
+        }
+        fps = call.pop("fps", None) or data.get("fps")
+        return Sheet(
+            family=str(data.get("family", "")),
+            task=str(data.get("task", "")),
+            call=call,
+            negative_prompt=data.get("negative_prompt"),
+            fps=int(fps) if fps else None,
+            **found,
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} is damaged ({_line(error)}); get the sample again") from error
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:300]
+
+
+def read_prompts(path: str | Path, limit: int | None = None) -> list[str]:
+    """The prompts of a file: one a line, `#` begins a comment line.
+
+    Raises:
+        UsageError: no such file, not UTF-8 text, or no prompt in it.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UsageError(f"no prompt file at {path}; give --prompts FILE (one prompt a line)")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as UTF-8 text ({_line(error)})") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise UsageError(f"{path} holds no prompt; write one a line")
+    return prompts[:limit] if limit else prompts
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """No loading bars: they would stand between a run's own lines."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # The old name of `dtype`, which every supported version knows.
+            warnings.filterwarnings("ignore", message=".*torch_dtype.*")
+            yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def load_pipeline(
+    model: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Any:
+    """The diffusers pipeline of a folder or Hub id, from safetensors only.
+
+    Raises:
+        UsageError: missing, incomplete, damaged or unreachable, in one line with what to do.
+    """
+    folder = Path(model).expanduser()
+    if folder.exists():
+        if not (folder / "model_index.json").is_file():
+            raise UsageError(
+                f"{folder} holds no model_index.json: not a diffusers pipeline folder "
+                "(or its download was interrupted; get it again)"
+            )
+    elif not _HUB_ID.match(str(model)):
+        raise UsageError(f"no model folder at {model}, and it is no Hub id (owner/name) either")
+    from diffusers import DiffusionPipeline
+
+    try:
+        with _quiet_loading():
+            pipe = DiffusionPipeline.from_pretrained(
+                str(folder if folder.exists() else model), use_safetensors=True, torch_dtype=dtype
+            )
+    except Exception as error:
+        # diffusers, safetensors, json and the Hub client raise a dozen unrelated types here.
+        if folder.exists():
+            advice = "the folder is incomplete or damaged; get it again"
+        else:
+            advice = "check the name and the network; an interrupted download resumes when rerun"
+        raise UsageError(f"cannot load {model}: {_line(error)} ({advice})") from error
+    try:
+        pipe = pipe.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device}: {_line(error)}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def class_label(pipe: Any, prompt: str) -> int:
+    """The class number of a class name (or of a number as text).
+
+    Raises:
+        UsageError: the pipeline has no such class.
+    """
+    labels = getattr(pipe, "labels", None) or {}
+    if prompt in labels:
+        return int(labels[prompt])
+    if prompt.isdigit():
+        return int(prompt)
+    some = ", ".join(list(labels)[:5])
+    raise UsageError(f"the model has no class {prompt!r}; it has such as: {some or 'numbers'}")
+
+
+def is_class_pipeline(pipe: Any) -> bool:
+    """Whether the pipeline is asked by class number instead of by prompt."""
+    import inspect
+
+    return "class_labels" in inspect.signature(type(pipe).__call__).parameters

@@ -1,0 +1,320 @@
+"""Paired runs: every row on every sample, same seed and noise, round-robin, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ditaccel.errors import UnsupportedError, UsageError
+
+from . import provenance, specs, store
+from .judge import Judge
+from .memory import CPU_MEANING, CUDA_MEANING, KeptTensors
+from .models import Sheet, class_label, load_pipeline, read_sheet
+from .progress import Progress, duration
+from .rows import RowError, Rows
+from .sampler import Sample, Sampler, make_samples
+from .specs import DENSE, PEER, RunConfig
+from .store import Store
+
+SCHEMA = 1
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run a comparison.
+
+    Attributes:
+        steps: scheduler steps of the dense run; None takes `sample.json`'s, else 50.
+        fewer: step counts of the fewer-steps rows; None takes shares of `steps`.
+        call: arguments of the pipeline call that override `sample.json`'s.
+        features: extractor for FID and the judge (see `metrics.extractors`); None takes
+            `sample.json`'s, "none" switches both off.
+        real: folder or npz of real frames for FID to real data.
+        real_n: how many of them, None for all.
+        lpips_weights: AlexNet weights for LPIPS.
+        device: torch device.
+        dtype: `float32`, `float16` or `bfloat16`.
+        threads: CPU threads, None leaves torch's setting.
+        quiet: no progress.
+    """
+
+    steps: int | None = None
+    fewer: Sequence[int] | None = None
+    call: dict[str, Any] | None = None
+    features: str | None = None
+    real: str | None = None
+    real_n: int | None = None
+    lpips_weights: str | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int | None = None
+    quiet: bool = False
+
+
+def rotated(rows: Sequence[RunConfig], turn: int) -> list[RunConfig]:
+    """The rows in the order of one sample: each sample begins one row further on.
+
+    A busy moment of the machine then hits all rows alike, over the run.
+    """
+    shift = turn % len(rows)
+    return [*rows[shift:], *rows[:shift]]
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return f"tensor{tuple(value.shape)}"
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+class _Run:
+    """One comparison in progress."""
+
+    def __init__(
+        self,
+        store: Store,
+        rows: Rows,
+        configs: list[RunConfig],
+        samples: list[Sample],
+        judge: Judge,
+        progress: Progress,
+        stamp: dict[str, Any],
+    ) -> None:
+        self.store, self.rows, self.configs, self.samples = store, rows, configs, samples
+        self.judge, self.progress, self.stamp = judge, progress, stamp
+        self.unavailable: dict[str, str] = {}
+
+    def warm_up(self) -> None:
+        """One generation per row, not timed: first calls are slow, and memory is looked at."""
+        dense = self.configs[0]
+        pending = [
+            row
+            for row in self.configs
+            if row.role == DENSE or any(not self.store.is_done(row.id, s.id) for s in self.samples)
+        ]
+        zero = 0
+        for row in pending:
+            kept = KeptTensors()
+            try:
+                outcome = self.rows.run(row, self.samples[0], kept)
+            except UnsupportedError as error:
+                if row.role != PEER:
+                    raise
+                self.unavailable[row.id] = str(error)
+                self.progress.note(f"{row.label}: not available: {error}")
+                continue
+            except RowError as error:
+                if row is dense:
+                    raise UsageError(
+                        f"the dense run fails, so nothing can be compared with it: {error}"
+                    ) from error
+                self.progress.note(f"{row.label}: the warm-up failed: {error}")
+                continue
+            if row is dense:
+                zero = kept.peak
+            seconds = outcome.generation.seconds - kept.seconds
+            line = {"config": row.id, "seconds": seconds, "kept_bytes": max(0, kept.peak - zero)}
+            self.store.append(store.WARMUPS, line)
+            self.progress.note(f"{row.label}: warmed up in {duration(seconds)}")
+        self.configs = [row for row in self.configs if row.id not in self.unavailable]
+
+    def measure(self) -> None:
+        """Every sample with every row."""
+        kept = {w["config"]: w["kept_bytes"] for w in store.read_lines(self._path(store.WARMUPS))}
+        for turn, sample in enumerate(self.samples):
+            for row in rotated(self.configs, turn):
+                if not self.store.is_done(row.id, sample.id):
+                    self._generate(row, sample, kept.get(row.id, 0))
+                    self.progress.step(row.label)
+                self._judge(sample)
+
+    def _path(self, name: str) -> Path:
+        return self.store.folder / name
+
+    def _fail(self, row: RunConfig, sample: Sample, reason: str) -> None:
+        self.store.append(
+            store.FAILURES, {"config": row.id, "sample": sample.id, "error": reason, **self.stamp}
+        )
+        self.progress.note(f"{row.label}, {sample.id}: failed: {reason}")
+
+    def _generate(self, row: RunConfig, sample: Sample, kept: int) -> None:
+        try:
+            outcome = self.rows.run(row, sample)
+        except (RowError, UnsupportedError) as error:
+            self._fail(row, sample, str(error))
+            return
+        tally = outcome.tally
+        self.store.add_generation(
+            {
+                "config": row.id,
+                "sample": sample.id,
+                "seconds": outcome.generation.seconds,
+                "denoise_seconds": tally.denoise_seconds,
+                "work": tally.work,
+                "reported_share": outcome.reported_share,
+                "calls": outcome.calls,
+                "peak_memory_bytes": kept if outcome.peak is None else outcome.peak,
+                "media": f"media/{row.id}/{sample.id}.npz",
+                **self.stamp,
+            },
+            outcome.generation.frames,
+        )
+
+    def _judge(self, sample: Sample) -> None:
+        """Compare what there is of a sample with its dense run, as soon as that is there."""
+        dense_id = self.configs[0].id
+        dense = self.store.generations.get((dense_id, sample.id))
+        if dense is None:
+            return
+        reference: np.ndarray | None = None
+        for row in self.configs:
+            key = (row.id, sample.id)
+            line = self.store.generations.get(key)
+            if line is None or key in self.store.results:
+                continue
+            if reference is None:
+                reference = self.store.frames(dense_id, sample.id)
+            metrics = self.judge.judge(sample, reference, self.store.frames(*key))
+            share = line["work"] / dense["work"] if dense["work"] else 1.0
+            self.store.add_result(
+                {
+                    "config": row.id,
+                    "sample": sample.id,
+                    "prompt": sample.prompt,
+                    "seed": sample.seed,
+                    "metrics": metrics,
+                    "computed_share": share,
+                    "finite": True,
+                    **{k: v for k, v in line.items() if k not in ("config", "sample", "work")},
+                }
+            )
+
+    def verify_dense(self) -> bool | None:
+        """Whether the first dense sample comes out the same once all rows have run."""
+        dense, sample = self.configs[0], self.samples[0]
+        if not self.store.is_done(dense.id, sample.id):
+            return None
+        again = self.rows.run(dense, sample).generation.frames
+        return bool(np.array_equal(again, self.store.frames(dense.id, sample.id)))
+
+
+def _setup(
+    model: str,
+    pipe: Any,
+    sheet: Sheet,
+    sampler: Sampler,
+    configs: list[RunConfig],
+    prompts: list[str],
+    seeds: list[int],
+    judge: Judge,
+    dtype: str,
+) -> dict[str, Any]:
+    device = provenance.device_of(pipe)
+    call = {k: _describe(v) for k, v in sampler.call.items()}
+    return {
+        "schema": SCHEMA,
+        "model": model,
+        "fingerprint": provenance.fingerprint(model),
+        "family": sheet.family or provenance.family_of(pipe),
+        "task": sheet.task,
+        "call": {**call, "num_inference_steps": sampler.steps},
+        "configs": [row.to_dict() for row in configs],
+        "prompts": prompts,
+        "seeds": seeds,
+        "device": device,
+        "dtype": dtype,
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "fps": sheet.fps,
+        "features": judge.features,
+        "memory": CUDA_MEANING if device["type"] == "cuda" else CPU_MEANING,
+    }
+
+
+def evaluate(
+    model: str | Path | Any,
+    configs: Sequence[str],
+    prompts: Sequence[str],
+    seeds: Iterable[int],
+    out: str | Path,
+    options: Options | None = None,
+    on_setup: Callable[[dict[str, Any]], None] | None = None,
+) -> Path:
+    """Compare configs with dense runs of one model, and write the results to a folder.
+
+    Repeating the call on the same folder goes on where an earlier one was killed.
+
+    Args:
+        model: folder or Hub id of a diffusers pipeline, or a loaded pipeline.
+        configs: texts as in `specs.FORMS`.
+        prompts: prompts or class names.
+        seeds: of the noise; each prompt is made with each.
+        out: folder of the run.
+        options: how to run.
+        on_setup: called with the content of `run.json` before anything is generated.
+
+    Returns:
+        The folder; it holds `run.json`, `results.jsonl`, `summary.json` and `media/`.
+
+    Raises:
+        ConfigError: an unusable config text.
+        UnsupportedError: a method of this plugin cannot run on the model.
+        UsageError: an unusable model, prompt, folder or weights file.
+    """
+    options = options or Options()
+    prompts, seeds = list(prompts), list(dict.fromkeys(int(seed) for seed in seeds))
+    if not prompts or not seeds:
+        raise UsageError("nothing to generate: give at least one prompt and one seed")
+    if options.dtype not in _DTYPES:
+        raise UsageError(f"dtype {options.dtype!r} is not one of {', '.join(_DTYPES)}")
+    if options.threads is not None:
+        if options.threads < 1:
+            raise UsageError(f"threads must be >= 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    folder = model if isinstance(model, (str, Path)) else None
+    sheet = read_sheet(folder) if folder is not None else Sheet()
+    if folder is None:
+        pipe, name = model, type(model).__name__
+    else:
+        pipe, name = load_pipeline(folder, options.device, _DTYPES[options.dtype]), str(folder)
+    call = {**sheet.call, **(options.call or {})}
+    steps = int(options.steps or call.get("num_inference_steps") or 50)
+    if steps < 2:
+        raise UsageError(f"{steps} dense step(s): caching needs at least 2")
+    sampler = Sampler(pipe, call, steps, sheet.negative_prompt)
+    if sampler.by_class and "class_labels" not in sampler.call:
+        for prompt in prompts:
+            class_label(pipe, prompt)
+    rows = Rows(sampler, sheet.family or provenance.family_of(pipe))
+    chosen = specs.build(configs, steps, options.fewer, rows.validate)
+    judge = Judge(options, sheet, pipe if sampler.by_class else None)
+    setup = _setup(name, pipe, sheet, sampler, chosen, prompts, seeds, judge, options.dtype)
+    samples = make_samples(prompts, seeds)
+    with Store(out, setup) as place:
+        if on_setup is not None:
+            on_setup(setup)
+        total = len(chosen) * len(samples)
+        done = sum(place.is_done(row.id, s.id) for row in chosen for s in samples)
+        progress = Progress(total, done, options.quiet)
+        stamp = {key: setup[key] for key in ("versions", "commit", "device")}
+        run = _Run(place, rows, chosen, samples, judge, progress, stamp)
+        try:
+            repeat = None
+            if done < total:
+                run.warm_up()
+                run.measure()
+                repeat = run.verify_dense()
+            else:
+                run.measure()
+        finally:
+            progress.close()
+        from .summary import write_summary
+
+        write_summary(place.folder, judge, run.unavailable, repeat)
+        return place.folder

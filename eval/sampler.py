@@ -1,0 +1,135 @@
+"""One generation: a prompt and a seed into uint8 frames, timed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ditaccel.errors import DitaccelError, UsageError
+
+from .models import class_label, is_class_pipeline
+
+
+class NonFiniteError(DitaccelError):
+    """A generation came out with NaN or infinity: it has no quality to measure."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with one seed.
+
+    Attributes:
+        id: such as `p003-s0`.
+        prompt: text, or class name.
+        seed: seed of the generator that draws the noise.
+    """
+
+    id: str
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one pipeline call gave: frames uint8 (F, H, W, 3), and its wall-clock seconds."""
+
+    frames: np.ndarray
+    seconds: float
+
+
+def make_samples(prompts: list[str], seeds: list[int]) -> list[Sample]:
+    """Every prompt with every seed; all prompts of a seed come before the next seed."""
+    return [
+        Sample(f"p{i:03d}-s{seed}", prompt, seed)
+        for seed in seeds
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def to_uint8(value: Any) -> np.ndarray:
+    """Decoded output of a pipeline as uint8 frames (F, H, W, 3).
+
+    Args:
+        value: `images` (1, H, W, 3) or `frames` (1, F, H, W, 3) in [0, 1], arrays or tensors.
+
+    Raises:
+        NonFiniteError: NaN or infinity in it.
+        UsageError: not RGB frames (latents, or an output type that is not "np").
+    """
+    array = value.detach().float().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    array = np.asarray(array)
+    if array.ndim == 5 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim != 4 or array.shape[-1] != 3 or not np.issubdtype(array.dtype, np.floating):
+        raise UsageError(
+            f"the pipeline gave {array.dtype} of shape {tuple(array.shape)}, not RGB frames: "
+            "the evaluation needs decoded pictures (a VAE, output_type 'np')"
+        )
+    if not np.isfinite(array).all():
+        bad = float((~np.isfinite(array)).mean())
+        raise NonFiniteError(f"output not finite: NaN or infinity in {bad:.1%} of the values")
+    return np.round(np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+class Sampler:
+    """Calls a pipeline the same way for every row of a comparison.
+
+    Args:
+        pipe: the diffusers pipeline.
+        call: arguments of the call beside prompt, seed and step count.
+        steps: scheduler steps of the dense run.
+        negative_prompt: for pipelines that take one; None leaves it out.
+    """
+
+    def __init__(
+        self, pipe: Any, call: dict[str, Any], steps: int, negative_prompt: str | None = None
+    ) -> None:
+        self.pipe = pipe
+        self.call = {k: v for k, v in call.items() if k != "num_inference_steps"}
+        self.steps = steps
+        self.by_class = is_class_pipeline(pipe)
+        if negative_prompt is not None and not self.by_class:
+            self.call.setdefault("negative_prompt", negative_prompt)
+
+    def arguments(self, prompt: str, seed: int, steps: int | None) -> dict[str, Any]:
+        """Keyword arguments of the pipeline call."""
+        arguments: dict[str, Any] = {"output_type": "np", **self.call}
+        if self.by_class:
+            arguments.setdefault("class_labels", [class_label(self.pipe, prompt)])
+        elif "prompt_embeds" not in arguments:
+            arguments["prompt"] = prompt
+        arguments["num_inference_steps"] = steps or self.steps
+        # On the CPU on every device: the noise must not depend on the machine.
+        arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
+        return arguments
+
+    def generate(self, pipe: Any, prompt: str, seed: int, steps: int | None = None) -> Generation:
+        """Run one generation.
+
+        Args:
+            pipe: the pipeline to call (the sampler's own, or a peer's copy of it).
+            prompt: text or class name.
+            seed: of the noise.
+            steps: scheduler steps, by default the dense run's.
+
+        Raises:
+            NonFiniteError: the output is broken.
+            UsageError: the output is no picture.
+        """
+        arguments = self.arguments(prompt, seed, steps)
+        cuda = torch.cuda.is_available() and torch.device(pipe.device).type == "cuda"
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        output = pipe(**arguments)
+        if cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        value = getattr(output, "frames", None)
+        if value is None:
+            value = getattr(output, "images", None)
+        return Generation(to_uint8(value), seconds)

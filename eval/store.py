@@ -1,0 +1,235 @@
+"""The folder of a run: append-only lines, atomic files, and the way back into a killed run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ditaccel.errors import UsageError
+
+RUN, JOURNAL, RESULTS = "run.json", "generations.jsonl", "results.jsonl"
+FAILURES, WARMUPS, SUMMARY = "failures.jsonl", "warmups.jsonl", "summary.json"
+# What must not change between the parts of one run: their timings and pictures are compared.
+IDENTITY = (
+    "schema",
+    "fingerprint",
+    "task",
+    "call",
+    "configs",
+    "prompts",
+    "seeds",
+    "device",
+    "versions",
+    "dtype",
+)
+
+
+def plain(value: Any) -> Any:
+    """A value as strict JSON holds it: NaN and infinity become None, numpy becomes Python."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file as a whole or not at all."""
+    text = json.dumps(plain(data), indent=1, allow_nan=False) + "\n"
+    _atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UsageError: missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} is missing: {path.parent} holds no finished run") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} is damaged ({error}); delete the folder or choose another --out"
+        ) from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file; a half-written last line (a killed run's) is left out.
+
+    Raises:
+        UsageError: any other line is damaged, with its number.
+    """
+    if not path.exists():
+        return []
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror})") from error
+    lines = raw.split(b"\n")
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+            if not isinstance(data, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise UsageError(
+                f"{path}, line {number} is damaged; delete that line to have it measured again"
+            ) from error
+        found.append(data)
+    return found
+
+
+class Store:
+    """The folder of one run, locked against a second process.
+
+    Args:
+        folder: where the run lives; made if it is missing.
+        setup: content of `run.json`.
+
+    Raises:
+        UsageError: not writable, in use, damaged, or the run of another setup.
+    """
+
+    def __init__(self, folder: str | Path, setup: dict[str, Any]) -> None:
+        self.folder = Path(folder).expanduser()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Not removed on close: a lock on a deleted name would guard nothing.
+            self._lock = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise UsageError(f"--out {self.folder}: not writable ({error.strerror})") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise UsageError(f"--out {self.folder}: another evaluation is writing there") from error
+        try:
+            self._open(plain(setup))
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, setup: dict[str, Any]) -> None:
+        path = self.folder / RUN
+        if path.exists():
+            before = read_json(path)
+            changed = [key for key in IDENTITY if before.get(key) != setup.get(key)]
+            if changed:
+                raise UsageError(
+                    f"--out {self.folder} holds the run of another setup (different: "
+                    f"{', '.join(changed)}); choose another folder, or repeat that run's options"
+                )
+        elif any(self.folder.glob("*.jsonl")):
+            raise UsageError(
+                f"--out {self.folder} holds results but no {RUN}: choose another folder"
+            )
+        write_json(path, setup)
+        for name in (JOURNAL, RESULTS, FAILURES, WARMUPS):
+            self._mend(self.folder / name)
+        self.generations = {
+            (g["config"], g["sample"]): g for g in read_lines(self.folder / JOURNAL)
+        }
+        self.results = {(r["config"], r["sample"]): r for r in read_lines(self.folder / RESULTS)}
+
+    def _mend(self, path: Path) -> None:
+        """Cut a half-written last line off, so that the next one begins on its own line."""
+        if not path.exists():
+            return
+        raw = path.read_bytes()
+        if raw and not raw.endswith(b"\n"):
+            read_lines(path)  # raises if more than the last line is damaged
+            keep = raw.rfind(b"\n") + 1
+            with path.open("rb+") as file:
+                file.truncate(keep)
+
+    def append(self, name: str, line: dict[str, Any]) -> None:
+        """Add one line to a file, on the disk before this returns."""
+        text = json.dumps(plain(line), allow_nan=False) + "\n"
+        with (self.folder / name).open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def add_generation(self, line: dict[str, Any], frames: np.ndarray) -> None:
+        """Keep one generation: its frames, then its line."""
+        _atomically(
+            self.folder / line["media"], lambda file: np.savez_compressed(file, frames=frames)
+        )
+        self.append(JOURNAL, line)
+        self.generations[line["config"], line["sample"]] = plain(line)
+
+    def add_result(self, line: dict[str, Any]) -> None:
+        """Keep one judged generation."""
+        self.append(RESULTS, line)
+        self.results[line["config"], line["sample"]] = plain(line)
+
+    def is_done(self, config: str, sample: str) -> bool:
+        """Whether a generation is there, line and frames."""
+        line = self.generations.get((config, sample))
+        return line is not None and (self.folder / line["media"]).is_file()
+
+    def frames(self, config: str, sample: str) -> np.ndarray:
+        """The frames (F, H, W, 3) uint8 of a generation.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        return load_frames(self.folder / self.generations[config, sample]["media"])
+
+    def close(self) -> None:
+        """Give the lock back."""
+        self._lock.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load_frames(path: Path) -> np.ndarray:
+    """The frames (F, H, W, 3) uint8 of a media file.
+
+    Raises:
+        UsageError: missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            frames: np.ndarray = data["frames"]
+    except Exception as error:
+        # zipfile, zlib and numpy each have their own idea of a broken file.
+        raise UsageError(f"{path} is damaged; delete it and run the same command again") from error
+    return frames
