@@ -1,10 +1,12 @@
 """Session-wide test rules: no network, one thread, a fixed seed."""
 
+import importlib.util
 import os
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,3 +90,14 @@ def _deterministic() -> Iterator[None]:
     np.random.seed(0)
     random.seed(0)
     yield
+
+
+@pytest.fixture(scope="session")
+def write_evaluation() -> Callable[..., Path]:
+    """`synthetic.write_evaluation`: an evaluation folder without a model."""
+    path = Path(__file__).parent / "eval" / "synthetic.py"
+    spec = importlib.util.spec_from_file_location("synthetic_evaluation", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.write_evaluation
