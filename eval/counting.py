@@ -121,6 +121,24 @@ def probes_of(transformer: nn.Module) -> list[tuple[nn.Module, float]]:
     return found
 
 
+def _inner_forward(layer: nn.Module) -> Any | None:
+    """Where a diffusers hook keeps the layer's own forward, if one sits on the layer itself.
+
+    Such a hook answers in the layer's place, after torch's hooks have counted the call.
+    """
+    registry = vars(layer).get("_diffusers_hook")
+    references = [ref for ref in getattr(registry, "_fn_refs", []) if ref.original_forward]
+    return references[0] if references else None
+
+
+def _and_then(count: Callable[..., None], forward: Callable[..., Any]) -> Callable[..., Any]:
+    def both(*args: Any, **kwargs: Any) -> Any:
+        count(None, args)
+        return forward(*args, **kwargs)
+
+    return both
+
+
 @contextmanager
 def counted(pipe: Any, between: Callable[[int], None] | None = None) -> Iterator[Tally]:
     """Count what the generations inside the block run.
@@ -132,7 +150,9 @@ def counted(pipe: Any, between: Callable[[int], None] | None = None) -> Iterator
     Yields:
         The tally, filled as the generation goes.
     """
-    tally, handles = Tally(), []
+    tally = Tally()
+    handles: list[Any] = []
+    wrapped: list[tuple[Any, Any]] = []
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -160,8 +180,15 @@ def counted(pipe: Any, between: Callable[[int], None] | None = None) -> Iterator
             handles.append(transformer.register_forward_pre_hook(before(name), with_kwargs=True))
             handles.append(transformer.register_forward_hook(after))
             for layer, weight in probes_of(transformer):
-                handles.append(layer.register_forward_pre_hook(count(weight)))
+                inner = _inner_forward(layer)
+                if inner is None:
+                    handles.append(layer.register_forward_pre_hook(count(weight)))
+                else:
+                    wrapped.append((inner, inner.original_forward))
+                    inner.original_forward = _and_then(count(weight), inner.original_forward)
         yield tally
     finally:
         for handle in handles:
             handle.remove()
+        for inner, original in wrapped:
+            inner.original_forward = original
