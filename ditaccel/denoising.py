@@ -32,6 +32,9 @@ class DenoisingStep:
         timestep: timestep as the transformer got it.
         sigma: noise level, None where the scheduler has none.
         total: steps of the loop, None where it cannot be known (a bare transformer).
+        sigma_next: noise level that the step leads to, where the scheduler has one.
+        additive: whether the scheduler's step adds `(sigma_next - sigma) * output` to the latents,
+            up to a scale of the latents, and keeps no outputs of earlier steps.
     """
 
     generation: int
@@ -40,11 +43,25 @@ class DenoisingStep:
     timestep: float
     sigma: float | None = None
     total: int | None = None
+    sigma_next: float | None = None
+    additive: bool = False
 
     @property
     def is_last(self) -> bool:
         """Whether this is known to be the last step."""
         return self.total is not None and self.index >= self.total - 1
+
+
+def _is_additive(scheduler: Any) -> bool:
+    """Whether a step adds `(sigma_next - sigma) * output` and remembers no earlier output."""
+    options = getattr(scheduler, "config", {})
+    name = type(scheduler).__name__
+    if name == "FlowMatchEulerDiscreteScheduler":
+        return not options.get("stochastic_sampling", False)
+    if name in ("DDIMScheduler", "EulerDiscreteScheduler"):
+        clips = options.get("clip_sample", False) or options.get("thresholding", False)
+        return options.get("prediction_type") == "epsilon" and not clips
+    return False
 
 
 def _scalar(timestep: Any) -> float:
@@ -71,6 +88,7 @@ class DenoisingTracker:
         self._index = -1
         self._offset: int | None = None
         self._total: int | None = None
+        self._additive = False
         self._branches: set[tuple[str, str]] = set()
         self._calls: dict[str, int] = {}
         self._fresh = True
@@ -98,6 +116,7 @@ class DenoisingTracker:
             self._fresh = False
             self.generation += 1
             self._read_schedule(scheduler, timesteps, now)
+            self._additive = self._offset is not None and _is_additive(scheduler)
         if self._begins_step(now, scheduler_step):
             if self._last is not None and now != self._last:
                 self._direction = 1 if now > self._last else -1
@@ -105,15 +124,18 @@ class DenoisingTracker:
             self._branches.clear()
             self._calls.clear()
         self._last, self._scheduler_step = now, scheduler_step
+        sigma = self._sigma(scheduler, self._index)
+        if context is not None and context.sigma is not None:
+            sigma = context.sigma
         return DenoisingStep(
             generation=self.generation,
             index=self._index,
             branch=self._branch(transformer, context),
             timestep=now,
-            sigma=context.sigma
-            if context is not None and context.sigma is not None
-            else self._sigma(scheduler, now),
+            sigma=sigma,
             total=self._total,
+            sigma_next=self._sigma(scheduler, self._index + 1),
+            additive=self._additive,
         )
 
     def _begins_generation(
@@ -176,15 +198,18 @@ class DenoisingTracker:
                 found.append(nearest)
         return min(found, default=None)
 
-    def _sigma(self, scheduler: Any, now: float) -> float | None:
+    def _sigma(self, scheduler: Any, index: int) -> float | None:
         if scheduler is None or self._offset is None:
             return None
-        place = self._offset + self._index
+        place = self._offset + index
         sigmas = getattr(scheduler, "sigmas", None)
-        if sigmas is not None and place < len(sigmas) and len(sigmas) >= len(self._schedule):
-            return float(sigmas[place])
+        if sigmas is not None and len(sigmas) >= len(self._schedule):
+            return float(sigmas[place]) if place < len(sigmas) else None
         alphas = getattr(scheduler, "alphas_cumprod", None)
-        if alphas is not None and place < len(self._schedule):
+        if alphas is None:
+            return None
+        if place < len(self._schedule):
             alpha = float(alphas[int(self._schedule[place])])
-            return math.sqrt((1.0 - alpha) / max(alpha, 1e-12))
-        return None
+        else:
+            alpha = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+        return math.sqrt((1.0 - alpha) / max(alpha, 1e-12))

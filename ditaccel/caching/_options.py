@@ -28,6 +28,7 @@ def check_forecast(config: Any) -> None:
         getattr(config, "guidance", "independent"),
         ("independent", "follow", "difference"),
     )
+    choice("correction", getattr(config, "correction", "never"), ("auto", "always", "never"))
     interval = getattr(config, "guidance_interval", 1)
     require(interval >= 1, f"guidance_interval is {interval}; it must be 1 or more")
     limit = getattr(config, "max_consecutive", None)

@@ -35,6 +35,8 @@ class AdaptiveTaylorConfig:
             follow and forecast only the `difference` to it.
         guidance_interval: with `difference`, computed steps of the first branch per computed step
             of the other branches.
+        correction: make good in the latents what the forecasts of a gap were wrong by, once the
+            gap ends (`correction.py`): `auto` where the scheduler allows it, `always`, `never`.
         memory_budget: bytes, or text like `2GB`, that the cache may take; None for no limit.
         on_budget: `refuse`, or `downgrade` to a lower order.
     """
@@ -49,6 +51,7 @@ class AdaptiveTaylorConfig:
     basis: str = "taylor"
     guidance: str = "independent"
     guidance_interval: int = 1
+    correction: str = "auto"
     memory_budget: int | str | None = None
     on_budget: str = "refuse"
 
@@ -76,6 +79,7 @@ class AdaptiveTaylorConfig:
             target=self.target,
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
+            correction=self.correction,
             memory_budget=MemoryBudget.parse(self.memory_budget),
             on_budget=self.on_budget,
         )

@@ -34,6 +34,8 @@ class ConfidenceGatedTaylorConfig:
             the least error on the computed steps so far.
         guidance: every branch decides for itself (`independent`), the others `follow` the first
             (published for Wan), or they follow and forecast only the `difference` to it.
+        correction: make good in the latents what the forecasts of a gap were wrong by, once the
+            gap ends (`correction.py`): `auto` where the scheduler allows it, `always`, `never`.
         memory_budget: bytes, or text like `2GB`, that the cache may take; None for no limit.
         on_budget: `refuse`, or `downgrade` to a lower order.
     """
@@ -49,6 +51,7 @@ class ConfidenceGatedTaylorConfig:
     target: str = "hidden"
     basis: str = "taylor"
     guidance: str = "independent"
+    correction: str = "never"
     memory_budget: int | str | None = None
     on_budget: str = "refuse"
 
@@ -71,6 +74,7 @@ class ConfidenceGatedTaylorConfig:
             first_feature="output",
             first_order=self.block_order,
             guidance=self.guidance,
+            correction=self.correction,
             memory_budget=MemoryBudget.parse(self.memory_budget),
             on_budget=self.on_budget,
         )

@@ -189,8 +189,8 @@ class BlockCache:
             state.scratch["since_computed"] = state.scratch.get("since_computed", 0) + 1
         return Verdict(True, f"difference to {leader.branch}")
 
-    def finish(self, call: Call) -> None:
-        """Book the call once the transformer has returned."""
+    def finish(self, call: Call, output: Any) -> Any:
+        """Book the call once the transformer has returned; returns the output, corrected."""
         self._call = None
         state = call.state
         verdict = call.verdict = call.verdict or Verdict(False, "the first block did not run")
@@ -206,10 +206,48 @@ class BlockCache:
                     "the last block did not run on a computed step (a layer-skipping guidance?): "
                     "nothing can be forecast from it"
                 )
+        output = self._correct(call, verdict, output)
         self.peak_bytes = max(self.peak_bytes, self.nbytes)
         if call.step.is_last:
             # state does not outlive the generation
             self._states = {k: s for k, s in self._states.items() if s is not state}
+        return output
+
+    def _correct(self, call: Call, verdict: Verdict, output: Any) -> Any:
+        """Make good what the forecasts before a computed step left in the latents."""
+        step = call.step
+        if self.policy.correction == "never":
+            return output
+        if not step.additive or step.sigma is None or step.sigma_next is None:
+            if self.policy.correction == "always":
+                raise ConfigError(
+                    "correction='always' needs a scheduler that adds its outputs up (flow-matching "
+                    "Euler, Euler, DDIM without clipping); use correction='auto' or 'never'"
+                )
+            return output
+        sample = output[0]
+        leader = self._leader if self.policy.guidance == "difference" else None
+        follows = call.follows and leader is not None and leader.output is not None
+        tracked = sample - leader.output if follows and leader is not None else sample
+        place, width = call.state.place(step), step.sigma_next - step.sigma
+        correction = None
+        if verdict.forecast:
+            call.state.corrector.forecast(place, width, tracked)
+        else:
+            correction = call.state.corrector.computed(place, width, tracked)
+        if leader is not None and not follows:
+            leader.output, leader.correction = sample, correction
+        if follows and leader is not None and leader.correction is not None:
+            # the difference was tracked: the first branch's correction holds for this one too
+            own = correction
+            correction = leader.correction if own is None else own + leader.correction
+        if correction is None:
+            return output
+        corrected = (sample + correction).to(sample.dtype)
+        if isinstance(output, tuple):
+            return (corrected, *output[1:])
+        output.sample = corrected
+        return output
 
     # -- one call of a block --
 

@@ -26,6 +26,8 @@ class CachePolicy:
             follow, and forecast only the difference to the first branch.
         guidance_interval: with `difference`, computed steps of the first branch per computed step
             of the others.
+        correction: `auto` corrects the latents after a gap where the scheduler allows it
+            (`correction.py`), `always` insists on it, `never` does not.
         memory_budget: bytes that histories may take, None for no limit.
         on_budget: `refuse` or `downgrade` when they would take more.
     """
@@ -41,5 +43,6 @@ class CachePolicy:
     granularity: str = "last_block"
     guidance: str = "independent"
     guidance_interval: int = 1
+    correction: str = "never"
     memory_budget: int | None = None
     on_budget: str = "refuse"

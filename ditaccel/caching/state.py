@@ -9,6 +9,7 @@ import torch
 
 from ..denoising import DenoisingStep
 from ..errors import ConfigError
+from .correction import GapCorrector
 from .forecast import History
 from .gate import Verdict
 from .policy import CachePolicy
@@ -22,6 +23,7 @@ class BranchState:
         self.first = History(policy.first_order)
         self.modules: dict[str, list[History]] = {}
         self.idle: dict[str, Any] = {}
+        self.corrector = GapCorrector()
         self.coordinate = policy.coordinate
         self.consecutive = 0
         self.last_index = -1
@@ -32,7 +34,7 @@ class BranchState:
     def nbytes(self) -> int:
         """Bytes of all histories."""
         modules = sum(h.nbytes for histories in self.modules.values() for h in histories)
-        return self.last.nbytes + self.first.nbytes + modules
+        return self.last.nbytes + self.first.nbytes + modules + self.corrector.nbytes
 
     def place(self, step: DenoisingStep) -> float:
         """Return where on the forecasts' coordinate a step lies."""
@@ -75,3 +77,5 @@ class Leader:
     branch: str
     verdict: Verdict
     feature: torch.Tensor | None
+    output: torch.Tensor | None = None
+    correction: torch.Tensor | None = None

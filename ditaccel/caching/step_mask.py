@@ -23,6 +23,8 @@ class StepMaskConfig:
         coordinate: forecast along the step `index`, `sigma` or `timestep`.
         target: forecast the `hidden` state or the `residual` over all blocks.
         basis: `taylor`, `newton`, `hermite`, `exponential` or `auto`.
+        correction: make good in the latents what the forecasts of a gap were wrong by, once the
+            gap ends (`correction.py`): `auto` where the scheduler allows it, `always`, `never`.
         guidance: `independent`, `follow` or `difference`.
         guidance_interval: with `difference`, computed steps of the first branch per computed step
             of the other branches.
@@ -36,6 +38,7 @@ class StepMaskConfig:
     basis: str = "taylor"
     guidance: str = "independent"
     guidance_interval: int = 1
+    correction: str = "never"
 
     def __post_init__(self) -> None:
         require(
@@ -57,4 +60,5 @@ class StepMaskConfig:
             target=self.target,
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
+            correction=self.correction,
         )

@@ -24,6 +24,8 @@ class TaylorSeerConfig:
             `last_block` forecasts what leaves the last block, with memory constant in depth.
         coordinate: forecast along the step `index` (published), `sigma` or `timestep`.
         basis: `taylor` (published), `newton`, `hermite`, `exponential` or `auto`.
+        correction: make good in the latents what the forecasts of a gap were wrong by, once the
+            gap ends (`correction.py`): `auto` where the scheduler allows it, `always`, `never`.
         memory_budget: bytes, or text like `2GB`, that the cache may take; None for no limit.
         on_budget: `refuse`, or `downgrade` to `last_block` and then to a lower order.
     """
@@ -35,6 +37,7 @@ class TaylorSeerConfig:
     granularity: str = "module"
     coordinate: str = "index"
     basis: str = "taylor"
+    correction: str = "never"
     memory_budget: int | str | None = None
     on_budget: str = "refuse"
 
@@ -57,6 +60,7 @@ class TaylorSeerConfig:
             basis=self.basis,
             coordinate=self.coordinate,
             granularity=self.granularity,
+            correction=self.correction,
             memory_budget=MemoryBudget.parse(self.memory_budget),
             on_budget=self.on_budget,
         )
