@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from importlib import resources
 from pathlib import Path
 
 from ditaccel.eval.html.gallery import gallery
 from ditaccel.eval.html.load import Evaluation, load_evaluation
-from ditaccel.eval.html.markup import Markup, breakable, el, raw
-from ditaccel.eval.html.series import PALETTE, pareto_points, series_styles
+from ditaccel.eval.html.markup import Markup, breakable, el
+from ditaccel.eval.html.series import pareto_points, series_styles
+from ditaccel.eval.html.shell import document, write_text
 from ditaccel.eval.html.steps import hit_maps
 from ditaccel.eval.html.table import full_table, markdown_rows
 from ditaccel.eval.html.verdict import headline, matched_table
 from ditaccel.eval.plots import marker_svg, pareto_png, pareto_svg
-
-from ditaccel.errors import UsageError
-
-# The page may load nothing at all: pictures and videos are data URIs, style and script are inline.
-POLICY = (
-    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
-    "script-src 'unsafe-inline'"
-)
-
-
-def _asset(name: str) -> str:
-    return resources.files("ditaccel.eval.html").joinpath(name).read_text(encoding="utf-8")
-
-
-def _style() -> str:
-    light = "".join(f"--s{i}:{pair[0]};" for i, pair in enumerate(PALETTE))
-    dark = "".join(f"--s{i}:{pair[1]};" for i, pair in enumerate(PALETTE))
-    colours = f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
-    return colours + _asset("page.css")
 
 
 def _legend(evaluation: Evaluation) -> Markup:
@@ -139,36 +119,15 @@ def _page(evaluation: Evaluation) -> str:
     links = [el("a", t, href=f"#{key}") for key, (t, body) in sections.items() if body is not None]
     device = (run.get("device") or {}).get("name")
     subtitle = " · ".join(str(part) for part in (run.get("task"), device) if part)
-    head = el(
-        "head",
-        el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        el("meta", name="color-scheme", content="light dark"),
-        el("link", rel="icon", href="data:,"),
-        el("title", f"{name}: ditaccel evaluation"),
-        el("style", raw(_style())),
+    header = el(
+        "header",
+        el("p", "ditaccel evaluation", cls="kicker"),
+        el("h1", name),
+        el("p", subtitle, cls="muted"),
+        el("nav", links),
     )
-    body = el(
-        "body",
-        el("header", el("p", "ditaccel evaluation", cls="kicker"), el("h1", name),
-           el("p", subtitle, cls="muted"), el("nav", links)),
-        el("main", [_section(key, *pair) for key, pair in sections.items()]),
-        el("div", id="tip", role="tooltip", hidden=True),
-        el("script", raw(_asset("page.js"))),
-    )  # fmt: skip
-    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write all or nothing."""
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}): choose another folder") from None
-    return path
+    main = [_section(key, *pair) for key, pair in sections.items()]
+    return document(f"{name}: ditaccel evaluation", header, main)
 
 
 def markdown_table(out_dir: str | Path) -> str:
@@ -212,5 +171,5 @@ def write_report(out_dir: str | Path) -> Path:
     """
     evaluation = load_evaluation(out_dir)
     page = _page(evaluation)
-    _write(evaluation.folder / "table.md", markdown_rows(evaluation))
-    return _write(evaluation.folder / "report.html", page)
+    write_text(evaluation.folder / "table.md", markdown_rows(evaluation))
+    return write_text(evaluation.folder / "report.html", page)

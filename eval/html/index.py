@@ -1,0 +1,53 @@
+"""A start page that leads to the reports of several models."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ditaccel.eval.html.load import Evaluation
+from ditaccel.eval.html.markup import Markup, el
+from ditaccel.eval.html.series import pareto_points
+from ditaccel.eval.html.shell import document, write_text
+from ditaccel.eval.html.verdict import headline
+from ditaccel.eval.plots import pareto_svg
+
+
+def _entry(evaluation: Evaluation, page: Path) -> Markup:
+    name = Path(str(evaluation.run.get("model", "model"))).name
+    link = Path(os.path.relpath(evaluation.folder / "report.html", page.parent)).as_posix()
+    plot = None
+    if pareto_points(evaluation):
+        plot = [
+            el("div", pareto_svg(evaluation, 1080, 400, 13), cls="plot wide"),
+            el("div", pareto_svg(evaluation, 400, 400, 12.5), cls="plot narrow"),
+        ]
+    return el(
+        "section",
+        el("h2", el("a", name, href=link)),
+        el("p", str(evaluation.run.get("task", "")), cls="muted"),
+        headline(evaluation),
+        plot,
+        el("p", el("a", "Full report with pictures, all figures and step maps", href=link)),
+        id=name,
+    )
+
+
+def write_index(path: Path, evaluations: Sequence[Evaluation]) -> Path:
+    """Write a page with one section a model; reports are linked relative to it.
+
+    Args:
+        path: the page.
+        evaluations: their folders must hold `report.html`.
+
+    Raises:
+        UsageError: `path` cannot be written.
+    """
+    sections = [_entry(evaluation, path) for evaluation in evaluations]
+    head = el(
+        "header",
+        el("p", "ditaccel evaluation", cls="kicker"),
+        el("h1", "Speed and quality of the sample models"),
+    )
+    return write_text(path, document("ditaccel demo", head, sections))

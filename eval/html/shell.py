@@ -1,0 +1,66 @@
+"""What every page has: policy, style, script, and a way to write it all or nothing."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+
+from ditaccel.eval.html.markup import Child, el, raw
+from ditaccel.eval.html.series import PALETTE
+
+from ditaccel.errors import UsageError
+
+# The page may load nothing at all: pictures and videos are data URIs, style and script are inline.
+POLICY = (
+    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'"
+)
+
+
+def _asset(name: str) -> str:
+    return resources.files("ditaccel.eval.html").joinpath(name).read_text(encoding="utf-8")
+
+
+def _style() -> str:
+    light = "".join(f"--s{i}:{pair[0]};" for i, pair in enumerate(PALETTE))
+    dark = "".join(f"--s{i}:{pair[1]};" for i, pair in enumerate(PALETTE))
+    colours = f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+    return colours + _asset("page.css")
+
+
+def document(title: str, header: Child, main: Child) -> str:
+    """A whole page around `header` and `main`."""
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("meta", name="color-scheme", content="light dark"),
+        el("link", rel="icon", href="data:,"),
+        el("title", title),
+        el("style", raw(_style())),
+    )
+    body = el(
+        "body",
+        header,
+        el("main", main),
+        el("div", id="tip", role="tooltip", hidden=True),
+        el("script", raw(_asset("page.js"))),
+    )
+    return f"<!doctype html>\n{el('html', head, body, lang='en')}\n"
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write all or nothing.
+
+    Raises:
+        UsageError: `path` cannot be written.
+    """
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path} ({error.strerror}): choose another folder") from None
+    return path
