@@ -133,12 +133,11 @@ def _note(evaluation: Evaluation, column: Column) -> str | None:
 
 
 def _columns(evaluation: Evaluation) -> list[Column]:
-    """Columns that hold a figure, or a note that says how to get one."""
+    """Columns that hold a figure; the footnotes say how to get the others."""
     return [
         column
         for column in COLUMNS
-        if _note(evaluation, column)
-        or any(evaluation.number(c, *column.path) is not None for c in evaluation.configs)
+        if any(evaluation.number(c, *column.path) is not None for c in evaluation.configs)
     ]
 
 
@@ -251,18 +250,17 @@ def _footnotes(evaluation: Evaluation, columns: list[Column]) -> Markup:
                 f"sample below {TAIL_SAMPLES}.",
             )
         )
+    missing: dict[str, list[str]] = {}
     for key, text in (evaluation.summary.get("not_available") or {}).items():
-        lines.append(el("li", el("b", f"{key}: n/a. "), str(text)))
+        missing.setdefault(str(text), []).append(key)
+    for text, keys in missing.items():
+        lines.append(el("li", el("b", f"{', '.join(keys)}: n/a. "), text))
     return el("ul", lines, cls="notes") if lines else el("div")
 
 
 def markdown_rows(evaluation: Evaluation) -> str:
     """The compact table as GitHub Markdown, one line a configuration, with notes below."""
     columns = [c for c in _columns(evaluation) if c.markdown]
-    columns = [
-        c for c in columns
-        if any(evaluation.number(config, *c.path) is not None for config in evaluation.configs)
-    ]  # fmt: skip
 
     def safe(text: str) -> str:
         return text.replace("|", "\\|").replace("\n", " ")
