@@ -129,7 +129,13 @@ def _place_labels(
     """Label points where there is room; a point without room keeps its tooltip only."""
     taken += _line_boxes(points, frame)
     taken += [
-        (frame.x(p.x) - 6, frame.y(p.y) - 6, frame.x(p.x) + 6, frame.y(p.y) + 6) for p, _ in points
+        (
+            frame.x(p.x) - 6,
+            frame.y(p.y) - (16 if p.y >= TOP_DB else 6),
+            frame.x(p.x) + 6,
+            frame.y(p.y) + 6,
+        )
+        for p, _ in points
     ]
     labels = []
     for point, style in points:
@@ -320,11 +326,22 @@ def pareto_png(evaluation: Evaluation, path: str | Path) -> Path:
             clip_on=False,
             label=name,
         )
+        for point in points:
+            if point.y >= TOP_DB:
+                axes.annotate(
+                    "identical" if point.y >= 99 else f"{point.y:.0f} dB",
+                    (point.x, y_range[1]),
+                    xytext=(9, -3),
+                    textcoords="offset points",
+                    fontsize=8,
+                    color=style.colour,
+                )
     axes.axvline(1.0, color="#888", linewidth=1, linestyle=(0, (2, 3)))
     if lowest is not None and lowest > y_range[0]:
         axes.axhline(lowest, color="#888", linewidth=1, linestyle=(0, (2, 3)))
         note = f"unrelated picture (other seed): {lowest:.1f} dB"
-        axes.annotate(note, (x_range[1], lowest + 0.3), ha="right", fontsize=8, color="#555")
+        where = {"xytext": (-6, 4), "textcoords": "offset points", "ha": "right"}
+        axes.annotate(note, (x_range[1], lowest), fontsize=8, color="#555", **where)
     axes.set(xlim=x_range, ylim=y_range)
     axes.set_xlabel("speed-up, wall-clock (dense = 1×)")
     axes.set_ylabel("PSNR to dense (dB)")

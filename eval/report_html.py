@@ -7,37 +7,14 @@ from pathlib import Path
 
 from ditaccel.eval.html.gallery import gallery
 from ditaccel.eval.html.load import Evaluation, load_evaluation
-from ditaccel.eval.html.markup import Markup, breakable, el
-from ditaccel.eval.html.series import pareto_points, series_styles
+from ditaccel.eval.html.markup import Markup, el
+from ditaccel.eval.html.pareto import pareto
+from ditaccel.eval.html.series import pareto_points
 from ditaccel.eval.html.shell import document, write_text
 from ditaccel.eval.html.steps import hit_maps
 from ditaccel.eval.html.table import full_table, markdown_rows
 from ditaccel.eval.html.verdict import headline, matched_table
-from ditaccel.eval.plots import marker_svg, pareto_png, pareto_svg
-
-
-def _legend(evaluation: Evaluation) -> Markup:
-    words = {"fewer_steps": " (baseline)", "method": "", "peer": " (other tool)"}
-    points = pareto_points(evaluation)
-    items = []
-    for name, style in series_styles(evaluation).items():
-        if name not in points:
-            continue
-        swatch = el(
-            "svg",
-            el("line", x1=0, x2=34, y1=9, y2=9, cls=f"series {style.role}",
-               style=f"--c:var({style.variable})"),
-            marker_svg(style, 17, 9, 5),
-            viewBox="0 0 34 18", width=34, height=18, aria_hidden="true",
-        )  # fmt: skip
-        text = name + words[style.role]
-        items.append(
-            el(
-                "li",
-                el("button", swatch, el("span", breakable(text)), type="button", data_series=name),
-            )
-        )
-    return el("ul", items, cls="key")
+from ditaccel.eval.plots import pareto_png
 
 
 def _pareto(evaluation: Evaluation) -> Markup | None:
@@ -45,9 +22,7 @@ def _pareto(evaluation: Evaluation) -> Markup | None:
         return None
     return el(
         "div",
-        _legend(evaluation),
-        el("div", pareto_svg(evaluation, 1080, 470, 13), cls="plot wide"),
-        el("div", pareto_svg(evaluation, 400, 440, 12.5), cls="plot narrow"),
+        pareto(evaluation, 470),
         el(
             "p",
             "Up and to the right is better. A method earns its place only above the dashed "

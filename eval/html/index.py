@@ -8,21 +8,16 @@ from pathlib import Path
 
 from ditaccel.eval.html.load import Evaluation
 from ditaccel.eval.html.markup import Markup, el
+from ditaccel.eval.html.pareto import pareto
 from ditaccel.eval.html.series import pareto_points
 from ditaccel.eval.html.shell import document, write_text
 from ditaccel.eval.html.verdict import headline
-from ditaccel.eval.plots import pareto_svg
 
 
 def _entry(evaluation: Evaluation, page: Path) -> Markup:
     name = Path(str(evaluation.run.get("model", "model"))).name
     link = Path(os.path.relpath(evaluation.folder / "report.html", page.parent)).as_posix()
-    plot = None
-    if pareto_points(evaluation):
-        plot = [
-            el("div", pareto_svg(evaluation, 1080, 400, 13), cls="plot wide"),
-            el("div", pareto_svg(evaluation, 400, 400, 12.5), cls="plot narrow"),
-        ]
+    plot = pareto(evaluation, 400) if pareto_points(evaluation) else None
     return el(
         "section",
         el("h2", el("a", name, href=link)),

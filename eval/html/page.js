@@ -29,10 +29,11 @@
 
   // The legend brings one series forward.
   for (const button of all(".key button")) {
-    const groups = all(".plot g[data-series]").filter(
+    const plots = button.closest(".pareto");
+    const groups = all(".plot g[data-series]", plots).filter(
       (group) => group.dataset.series === button.dataset.series);
     const set = (on) => {
-      for (const svg of all(".plot svg")) svg.classList.toggle("dim", on);
+      for (const svg of all(".plot svg", plots)) svg.classList.toggle("dim", on);
       for (const group of groups) group.classList.toggle("on", on);
     };
     for (const name of ["pointerenter", "focus"]) button.addEventListener(name, () => set(true));
