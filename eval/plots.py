@@ -340,8 +340,15 @@ def pareto_png(evaluation: Evaluation, path: str | Path) -> Path:
     if lowest is not None and lowest > y_range[0]:
         axes.axhline(lowest, color="#888", linewidth=1, linestyle=(0, (2, 3)))
         note = f"unrelated picture (other seed): {lowest:.1f} dB"
-        where = {"xytext": (-6, 4), "textcoords": "offset points", "ha": "right"}
-        axes.annotate(note, (x_range[1], lowest), fontsize=8, color="#555", **where)
+        axes.annotate(
+            note,
+            (x_range[1], lowest),
+            xytext=(-6, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color="#555",
+        )
     axes.set(xlim=x_range, ylim=y_range)
     axes.set_xlabel("speed-up, wall-clock (dense = 1×)")
     axes.set_ylabel("PSNR to dense (dB)")

@@ -116,6 +116,20 @@ def test_command_line_starts_from_the_wheel(python: Path, tmp_path: Path) -> Non
     assert "eval" in _run([script, "--help"], cwd=tmp_path)
 
 
+def test_sample_models_load_from_the_wheel(python: Path, tmp_path: Path) -> None:
+    folder = ROOT / "samples" / "models" / "shapes-dit"
+    if not (folder / "model_index.json").exists():
+        pytest.skip("samples/models/shapes-dit is not in this checkout")
+    code = (
+        "import sys\n"
+        "from ditaccel.eval.models import load_pipeline, read_prompts, read_sheet\n"
+        "sheet = read_sheet(sys.argv[1])\n"
+        "print(type(load_pipeline(sys.argv[1])).__name__, len(read_prompts(sheet.prompts)) > 0)"
+    )
+    line = _run([python, "-c", code, folder], cwd=tmp_path).splitlines()[-1]
+    assert line == "DiTPipeline True"
+
+
 def test_judge_of_the_samples_loads_from_the_wheel(python: Path, tmp_path: Path) -> None:
     folder = ROOT / "samples" / "models" / "shapes-features"
     if not folder.exists():
