@@ -6,7 +6,6 @@ import fcntl
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +16,7 @@ from ditaccel.errors import UsageError
 
 RUN, JOURNAL, RESULTS = "run.json", "generations.jsonl", "results.jsonl"
 FAILURES, WARMUPS, SUMMARY = "failures.jsonl", "warmups.jsonl", "summary.json"
+_DRAFT = ".draft"
 # What must not change between the parts of one run: their timings and pictures are compared.
 IDENTITY = (
     "schema",
@@ -47,15 +47,15 @@ def plain(value: Any) -> Any:
 
 def _atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    draft = path.with_name(f".{path.name}.{os.getpid()}{_DRAFT}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with draft.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(draft, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
         raise
 
 
@@ -112,6 +112,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _keyed(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    found = {}
+    for line in read_lines(path):
+        if not isinstance(line.get("config"), str) or not isinstance(line.get("sample"), str):
+            raise UsageError(f"{path} is damaged: a line names no config and sample; delete it")
+        found[line["config"], line["sample"]] = line
+    return found
+
+
 class Store:
     """The folder of one run, locked against a second process.
 
@@ -157,12 +166,12 @@ class Store:
                 f"--out {self.folder} holds results but no {RUN}: choose another folder"
             )
         write_json(path, setup)
+        for draft in self.folder.rglob(f".*{_DRAFT}"):
+            draft.unlink()  # a killed run's; the lock says that nobody writes it
         for name in (JOURNAL, RESULTS, FAILURES, WARMUPS):
             self._mend(self.folder / name)
-        self.generations = {
-            (g["config"], g["sample"]): g for g in read_lines(self.folder / JOURNAL)
-        }
-        self.results = {(r["config"], r["sample"]): r for r in read_lines(self.folder / RESULTS)}
+        self.generations = _keyed(self.folder / JOURNAL)
+        self.results = _keyed(self.folder / RESULTS)
 
     def _mend(self, path: Path) -> None:
         """Cut a half-written last line off, so that the next one begins on its own line."""

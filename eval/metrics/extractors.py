@@ -64,8 +64,10 @@ def _feature_net(folder: Path) -> Extractor:
 
     try:
         net = FeatureNet.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--features: {error}") from error
+    except Exception as error:
+        # A broken safetensors file raises a type of its own.
+        line = str(error).strip().split("\n")[0][:200]
+        raise UsageError(f"--features {folder} is no usable feature network: {line}") from error
     dim = int(net.penultimate.out_features)
     return Extractor(folder.resolve().name, dim, net.features, judge=net)
 

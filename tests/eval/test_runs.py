@@ -1,0 +1,360 @@
+"""Paired runs on a tiny pipeline: order, resume after a kill, failures, and what is recorded."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from ditaccel.eval import memory, provenance
+from ditaccel.eval.judge import load_real
+from ditaccel.eval.runs import Options, evaluate, rotated
+from ditaccel.eval.sampler import Sampler, make_samples, to_uint8
+from ditaccel.eval.specs import build
+from ditaccel.eval.store import load_frames, read_json, read_lines
+from ditaccel.eval.summary import summarise
+
+from ditaccel.errors import ConfigError, UsageError
+
+CONFIGS = ["T=taylorseer:interval=2|3", "peer/first_block_cache:threshold=1e9"]
+OPTIONS = Options(fewer=[3], features="none", quiet=True)
+PROMPTS = ["a red circle", "b"]
+
+
+@pytest.fixture(autouse=True)
+def cheap_memory(monkeypatch) -> None:
+    """Looking at every object of the test session takes tenths of a second each time."""
+    monkeypatch.setattr(memory, "live_tensor_bytes", lambda: 0)
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder, tmp_path_factory):
+    """One whole run: two prompts, two seeds, six rows."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(memory, "live_tensor_bytes", lambda: 0)
+    out = tmp_path_factory.mktemp("runs") / "out"
+    evaluate(str(model_folder), CONFIGS, PROMPTS, [0, 1], out, OPTIONS)
+    patch.undo()
+    return out
+
+
+def test_every_line_once_with_all_fields(finished) -> None:
+    run, lines = read_json(finished / "run.json"), read_lines(finished / "results.jsonl")
+    configs = [c["id"] for c in run["configs"]]
+    assert Counter((line["config"], line["sample"]) for line in lines) == dict.fromkeys(
+        [(c, s) for c in configs for s in ("p000-s0", "p001-s0", "p000-s1", "p001-s1")], 1
+    )
+    assert run["call"] == {"guidance_scale": 3.0, "num_inference_steps": 6}
+    assert (run["family"], run["task"], run["seeds"]) == ("dit", "class-to-image", [0, 1])
+    for line in lines:
+        assert line["seconds"] > 0 and line["finite"] and line["versions"]["torch"]
+        assert load_frames(finished / line["media"]).shape == (1, 8, 8, 3)
+        assert set(line["metrics"]) >= {"psnr", "identical", "ssim", "flip", "lpips", "colour"}
+        assert all(len(call) == 5 for call in line["calls"])
+
+
+def test_shares_are_counted_from_outside(finished) -> None:
+    for line in read_lines(finished / "results.jsonl"):
+        steps = {"dense": 6, "other-seed": 6, "steps-3": 3}.get(line["config"])
+        if steps:
+            assert line["computed_share"] == pytest.approx(steps / 6)
+        if line["config"].startswith("taylorseer"):
+            # What the method says of itself is held against what the probes saw.
+            assert line["computed_share"] == pytest.approx(line["reported_share"], abs=0.02)
+            forecasts = [c for c in line["calls"] if c[2] == "forecast"]
+            assert forecasts and line["computed_share"] < 1
+        if line["config"].startswith("peer"):
+            assert {c[2] for c in line["calls"]} == {"compute", "forecast"}
+
+
+def test_pairs_share_their_noise(finished) -> None:
+    lines = {(x["config"], x["sample"]): x for x in read_lines(finished / "results.jsonl")}
+    for sample in ("p000-s0", "p001-s1"):
+        assert lines["dense", sample]["metrics"]["identical"]
+        assert lines["dense", sample]["metrics"]["psnr"] == 99.0
+        assert not lines["other-seed", sample]["metrics"]["identical"]
+    dense = [load_frames(finished / lines["dense", s]["media"]) for s in ("p000-s0", "p000-s1")]
+    assert not np.array_equal(*dense)
+
+
+def test_round_robin_hits_all_rows_alike(finished) -> None:
+    rows = build(CONFIGS, 6, [3])
+    assert next(r.id for r in rotated(rows, 0)) == "dense"
+    assert len({rotated(rows, turn)[0].id for turn in range(len(rows))}) == len(rows)
+    made = read_lines(finished / "generations.jsonl")
+    order = [(line["sample"], line["config"]) for line in made]
+    expected = [
+        (sample.id, row.id)
+        for turn, sample in enumerate(make_samples(PROMPTS, [0, 1]))
+        for row in rotated(rows, turn)
+    ]
+    assert order == expected
+
+
+def test_summary(finished) -> None:
+    summary = read_json(finished / "summary.json")
+    dense = summary["configs"]["dense"]
+    assert dense["n"] == 4 and dense["psnr"]["identical"] == 4
+    assert dense["speedup"] == {"median": 1.0, "p10": 1.0, "p90": 1.0}
+    assert dense["seconds"]["warmup"] > 0
+    assert summary["dense_repeats"] is True
+    assert len(summary["verdicts"]) == 3 and summary["failures"] == []
+    assert set(summary["not_available"]) >= {"lpips", "fid_dense", "fid_real", "accuracy"}
+    row = summary["configs"]["steps-3"]
+    assert row["efficiency"] == pytest.approx(row["speedup"]["median"] * row["computed_share"])
+    lines = [x for x in read_lines(finished / "results.jsonl") if x["config"] == "steps-3"]
+    base = {
+        x["sample"]: x["seconds"]
+        for x in read_lines(finished / "results.jsonl")
+        if x["config"] == "dense"
+    }
+    ratios = [base[x["sample"]] / x["seconds"] for x in lines]
+    assert row["speedup"]["median"] == pytest.approx(np.median(ratios))
+
+
+def test_a_finished_run_does_nothing_again(finished, model_folder) -> None:
+    before = (finished / "results.jsonl").read_bytes(), read_json(finished / "summary.json")
+    evaluate(str(model_folder), CONFIGS, PROMPTS, [0, 1], finished, OPTIONS)
+    assert before == (
+        (finished / "results.jsonl").read_bytes(),
+        read_json(finished / "summary.json"),
+    )
+
+
+def test_another_setup_in_the_same_folder_is_refused(finished, model_folder) -> None:
+    with pytest.raises(UsageError, match="different: seeds"):
+        evaluate(str(model_folder), CONFIGS, PROMPTS, [7], finished, OPTIONS)
+
+
+def test_resume_after_sigkill(finished, model_folder, tmp_path) -> None:
+    """Killed twice without warning: every line exactly once, every picture as without a kill."""
+    out = tmp_path / "out"
+    arguments = (str(model_folder), CONFIGS, PROMPTS, [0, 1], out, OPTIONS)
+    for wanted in (3, 11):
+        child = multiprocessing.get_context("fork").Process(target=evaluate, args=arguments)
+        child.start()
+        deadline = time.monotonic() + 60
+        while len(read_lines(out / "generations.jsonl")) < wanted:
+            assert child.is_alive() and time.monotonic() < deadline
+            time.sleep(0.01)
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        assert not (out / "summary.json").exists()
+    with (out / "results.jsonl").open("ab") as file:
+        file.write(b'{"config": "dense", "sampl')
+    evaluate(*arguments)
+    whole, pieces = (read_lines(folder / "results.jsonl") for folder in (finished, out))
+    keys = Counter((line["config"], line["sample"]) for line in pieces)
+    assert set(keys.values()) == {1}
+    assert set(keys) == {(line["config"], line["sample"]) for line in whole}
+    for line in whole:
+        assert np.array_equal(
+            load_frames(finished / line["media"]), load_frames(out / line["media"])
+        )
+
+
+class Breaking:
+    """A pipeline call that fails, or gives NaN, for one seed of the fewer-steps row."""
+
+    def __init__(self, nan: bool) -> None:
+        self.nan = nan
+
+    def __call__(self, original):
+        def call(pipe, *args, **kwargs):
+            output = original(pipe, *args, **kwargs)
+            if kwargs["num_inference_steps"] == 3 and kwargs["generator"].initial_seed() == 1:
+                if not self.nan:
+                    raise RuntimeError("out of\nmemory")
+                output.images = output.images.copy()
+                output.images[0, 0, 0, 0] = np.nan
+            return output
+
+        return call
+
+
+@pytest.mark.parametrize("nan", [False, True])
+def test_failures_are_recorded_and_the_run_goes_on(
+    model_folder, tmp_path, monkeypatch, nan
+) -> None:
+    from diffusers import DiTPipeline
+
+    original = DiTPipeline.__call__
+    broken = Breaking(nan)(original)
+    broken.__signature__ = __import__("inspect").signature(original)  # type: ignore[attr-defined]
+    monkeypatch.setattr(DiTPipeline, "__call__", broken)
+    out = tmp_path / "out"
+    arguments = (str(model_folder), [], ["b"], [0, 1, 2], out, OPTIONS)
+    evaluate(*arguments)
+    summary = read_json(out / "summary.json")
+    words = "not finite: NaN" if nan else "RuntimeError: out of"
+    (failure,) = summary["failures"]
+    assert (failure["config"], failure["sample"]) == ("steps-3", "p000-s1")
+    assert words in failure["error"] and "\n" not in failure["error"]
+    assert summary["configs"]["steps-3"]["n"] == 2 and summary["configs"]["dense"]["n"] == 3
+    assert not list(out.rglob("steps-3/p000-s1.npz"))
+    monkeypatch.setattr(DiTPipeline, "__call__", original)
+    evaluate(*arguments)
+    summary = read_json(out / "summary.json")
+    assert summary["failures"] == [] and summary["configs"]["steps-3"]["n"] == 3
+
+
+def test_a_broken_dense_run_ends_in_one_clear_error(model_folder, tmp_path, monkeypatch) -> None:
+    from diffusers import AutoencoderKL
+
+    original = AutoencoderKL.decode
+
+    def decode(self, z, *args, **kwargs):
+        return original(self, z * torch.nan, *args, **kwargs)
+
+    monkeypatch.setattr(AutoencoderKL, "decode", decode)
+    with pytest.raises(UsageError, match=r"dense run fails.*not finite"):
+        evaluate(str(model_folder), [], ["b"], [0], tmp_path / "out", OPTIONS)
+
+
+def test_a_peer_that_cannot_run_is_a_reason_not_an_end(model_folder, tmp_path) -> None:
+    out = evaluate(str(model_folder), ["peer/seacache"], ["b"], [0], tmp_path / "out", OPTIONS)
+    summary = read_json(out / "summary.json")
+    assert "caches nothing" in summary["not_available"]["config peer-seacache"]
+    assert set(summary["configs"]) == {"dense", "other-seed", "steps-3"}
+
+
+def test_loaded_pipeline_and_video(pipelines, tmp_path) -> None:
+    pipe, call = pipelines["wan"]
+    real = tmp_path / "real.npz"
+    np.savez(real, frames=np.random.default_rng(0).integers(0, 256, (3, 5, 16, 16, 3), np.uint8))
+    options = Options(
+        steps=6,
+        fewer=[3],
+        call={k: v for k, v in call.items() if k != "num_inference_steps"},
+        features=f"{__name__}:Tiny={_weights(tmp_path)}",
+        real=str(real),
+        quiet=True,
+    )
+    out = evaluate(
+        pipe, ["steps:4+taylorseer:interval=2"], ["x", "y"], [0], tmp_path / "o", options
+    )
+    run, summary = read_json(out / "run.json"), read_json(out / "summary.json")
+    assert run["call"]["prompt_embeds"] == "tensor(1, 6, 16)" and run["features"]["dim"] == 3
+    assert load_frames(out / "media/dense/p000-s0.npz").shape == (5, 16, 16, 3)
+    row = summary["configs"]["steps-4-taylorseer-interval-2"]
+    assert row["computed_share"] < 4 / 6
+    assert row["fid_real"] is not None and row["kid_real"] is not None
+    assert summary["distances"]["fid_dense"]["note"].startswith("N=2 < 1000")
+    assert summary["configs"]["dense"]["fid_dense"] == pytest.approx(0, abs=1e-9)
+    calls = read_lines(out / "results.jsonl")[0]["calls"]
+    assert {tuple(c[:2]) for c in calls} == {(s, f"call{b}") for s in range(6) for b in (0, 1)}
+
+
+class Tiny(torch.nn.Module):
+    num_features = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, images):
+        return images.mean(dim=(2, 3)) * self.scale
+
+
+def _weights(folder):
+    torch.save(Tiny().state_dict(), folder / "tiny.pth")
+    return folder / "tiny.pth"
+
+
+def test_bad_input_before_anything_is_written(model_folder, tmp_path) -> None:
+    model, out = str(model_folder), tmp_path / "out"
+
+    def run(configs=(), prompts=("b",), seeds=(0,), **changes):
+        evaluate(model, configs, prompts, seeds, out, Options(quiet=True, **changes))
+
+    for error, words, arguments in (
+        (ConfigError, "nothing_such", {"configs": ["nothing_such"]}),
+        (ConfigError, "no peer", {"configs": ["peer/nobody"]}),
+        (ConfigError, "no option", {"configs": ["peer/pab:speed=1"]}),
+        (ConfigError, "interval", {"configs": ["taylorseer:interval=-1"]}),
+        (UsageError, "no class 'cat'", {"prompts": ["cat"]}),
+        (UsageError, "at least one prompt", {"prompts": []}),
+        (UsageError, "at least one prompt", {"seeds": []}),
+        (UsageError, "at least 2", {"steps": 1}),
+        (UsageError, "dtype", {"dtype": "int8"}),
+        (UsageError, "threads", {"threads": 0}),
+        (UsageError, "neither a folder", {"features": "nowhere"}),
+        (UsageError, "no weights file", {"lpips_weights": "nowhere.pth"}),
+        (UsageError, "device", {"device": "cuda:99"}),
+    ):
+        with pytest.raises(error, match=words):
+            run(**arguments)
+    assert not out.exists()
+
+
+def test_summary_of_a_damaged_folder(tmp_path, finished) -> None:
+    with pytest.raises(UsageError, match=r"run\.json is missing"):
+        summarise(tmp_path)
+    (tmp_path / "run.json").write_bytes((finished / "run.json").read_bytes())
+    with pytest.raises(UsageError, match="no dense result"):
+        summarise(tmp_path)
+    lines = (finished / "results.jsonl").read_text().splitlines()
+    first = json.loads(next(x for x in lines if '"config": "dense"' in x))
+    del first["seconds"]
+    (tmp_path / "results.jsonl").write_text(json.dumps(first) + "\n")
+    with pytest.raises(UsageError, match="lacks 'seconds'"):
+        summarise(tmp_path)
+
+
+def test_outputs_that_are_no_pictures() -> None:
+    assert to_uint8(np.full((1, 2, 4, 4, 3), 0.5)).tolist()[0][0][0] == [128, 128, 128]
+    for value in (np.zeros((1, 16, 4, 8)), np.zeros((1, 4, 4, 3), np.uint8), None):
+        with pytest.raises(UsageError, match="not RGB frames"):
+            to_uint8(value)
+
+
+def test_real_frames(tmp_path) -> None:
+    from PIL import Image
+
+    for i in range(3):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
+    assert [f.shape for f in load_real(tmp_path)] == [(1, 8, 8, 3)] * 3
+    assert len(load_real(tmp_path, 2)) == 2
+    (tmp_path / "1.png").write_bytes(b"broken")
+    (tmp_path / "bad.npz").write_bytes(b"broken")
+    for path, words in (
+        (tmp_path, "not a readable picture"),
+        (tmp_path / "bad.npz", "not an npz"),
+        (tmp_path / "none", "no such"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            load_real(path)
+
+
+def test_provenance(model_folder, tmp_path) -> None:
+    assert {"ditaccel", "torch", "diffusers", "python"} <= set(provenance.versions())
+    assert provenance.fingerprint(model_folder) == provenance.fingerprint(model_folder)
+    assert provenance.fingerprint(model_folder) != provenance.fingerprint(tmp_path)
+    assert provenance.commit()
+
+
+def test_kept_tensors_are_seen(monkeypatch) -> None:
+    monkeypatch.undo()
+    kept = memory.KeptTensors()
+    kept(0)
+    stored = torch.zeros(250_000)
+    kept(5)
+    assert 1_000_000 <= kept.peak < 2_000_000 and kept.seconds > 0
+    del stored
+    assert memory.DevicePeak("cpu").read() is None
+
+
+def test_sampler_arguments(pipelines) -> None:
+    dit = Sampler(pipelines["dit"][0], {"num_inference_steps": 3}, 7, negative_prompt="ugly")
+    arguments = dit.arguments("b", 5, None)
+    assert arguments["class_labels"] == [1] and arguments["num_inference_steps"] == 7
+    assert "negative_prompt" not in arguments and arguments["generator"].initial_seed() == 5
+    flux = Sampler(pipelines["flux"][0], {}, 7, negative_prompt="ugly")
+    assert flux.arguments("a cat", 0, 4)["prompt"] == "a cat"
+    assert flux.arguments("a cat", 0, 4)["negative_prompt"] == "ugly"
