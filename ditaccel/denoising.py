@@ -35,6 +35,8 @@ class DenoisingStep:
         sigma_next: noise level that the step leads to, where the scheduler has one.
         additive: whether the scheduler's step adds `(sigma_next - sigma) * output` to the latents,
             up to a scale of the latents, and keeps no outputs of earlier steps.
+        latent_scale: size of the latents to which that scale applies, by what the transformer is
+            given: 1 for flow matching, sqrt(1 + sigma^2) for noise prediction.
     """
 
     generation: int
@@ -45,6 +47,7 @@ class DenoisingStep:
     total: int | None = None
     sigma_next: float | None = None
     additive: bool = False
+    latent_scale: float = 1.0
 
     @property
     def is_last(self) -> bool:
@@ -52,9 +55,19 @@ class DenoisingStep:
         return self.total is not None and self.index >= self.total - 1
 
 
+def _is_flow(scheduler: Any) -> bool:
+    """Whether sigma runs from 1 to 0 and the latents keep their size (flow matching)."""
+    options = getattr(scheduler, "config", None) or {}
+    return (
+        type(scheduler).__name__.startswith("FlowMatch")
+        or bool(options.get("use_flow_sigmas", False))
+        or options.get("prediction_type") == "flow_prediction"
+    )
+
+
 def _is_additive(scheduler: Any) -> bool:
     """Whether a step adds `(sigma_next - sigma) * output` and remembers no earlier output."""
-    options = getattr(scheduler, "config", {})
+    options = getattr(scheduler, "config", None) or {}
     name = type(scheduler).__name__
     if name == "FlowMatchEulerDiscreteScheduler":
         return not options.get("stochastic_sampling", False)
@@ -89,6 +102,7 @@ class DenoisingTracker:
         self._offset: int | None = None
         self._total: int | None = None
         self._additive = False
+        self._flow = False
         self._branches: set[tuple[str, str]] = set()
         self._calls: dict[str, int] = {}
         self._fresh = True
@@ -117,6 +131,7 @@ class DenoisingTracker:
             self.generation += 1
             self._read_schedule(scheduler, timesteps, now)
             self._additive = self._offset is not None and _is_additive(scheduler)
+            self._flow = _is_flow(scheduler)
         if self._begins_step(now, scheduler_step):
             if self._last is not None and now != self._last:
                 self._direction = 1 if now > self._last else -1
@@ -136,6 +151,7 @@ class DenoisingTracker:
             total=self._total,
             sigma_next=self._sigma(scheduler, self._index + 1),
             additive=self._additive,
+            latent_scale=1.0 if self._flow or sigma is None else math.hypot(1.0, sigma),
         )
 
     def _begins_generation(

@@ -1,9 +1,9 @@
 """Adaptive Taylor: the interval follows the forecast's own error, as step sizes do in ODE solvers.
 
-On a computed step the forecast that would have been used is at hand, and so is its error. Order m
-forecasts over a gap g are wrong by about C g^(m+1), so one measured error gives the gap that meets
-a tolerance (Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4). No
-block runs on a forecast step, and what is measured is the very feature that is forecast.
+A computed step shows what the forecasts of the gap before it left in the latents. With order m
+that error grows like C g^(m+2) with the gap g, so one measured error gives the gap that meets a
+tolerance (Hairer, Norsett, Wanner, Solving Ordinary Differential Equations I, section II.4). No
+block runs on a forecast step, and what is measured is the error that matters, not a proxy.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class AdaptiveTaylorConfig:
     """Error-controlled distance between computed steps.
 
     Args:
-        tolerance: relative L1 error of the forecast that leaves the last block, worst sample of
-            the batch, >= 0; 0 is exact. Larger is faster and less exact.
+        tolerance: error that one gap may leave in the latents, as mean absolute error by their
+            mean absolute value, worst sample of the batch, >= 0; 0 is exact. Larger is faster.
         order: order of the forecast, >= 1.
         warmup: first steps that are computed; more than `order` of them.
         final: last steps that are computed.
@@ -41,7 +41,7 @@ class AdaptiveTaylorConfig:
         on_budget: `refuse`, or `downgrade` to a lower order.
     """
 
-    tolerance: float = 0.03
+    tolerance: float = 0.01
     order: int = 1
     warmup: int = 3
     final: int = 1

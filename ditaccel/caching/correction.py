@@ -17,6 +17,28 @@ import torch
 from .forecast import combine, newton_weights
 
 
+@dataclass(frozen=True)
+class GapEnd:
+    """What a computed step shows about the gap before it.
+
+    Attributes:
+        error: what the forecasts of the gap left in the latents, `(B, …)`, by their rescaling.
+        width: `sigma_next - sigma` of the computed step.
+        length: distance of the two computed steps, in steps.
+        hypothetical: nothing was forecast; `error` is what one forecast would have left.
+    """
+
+    error: torch.Tensor
+    width: float
+    length: int
+    hypothetical: bool
+
+    @property
+    def correction(self) -> torch.Tensor | None:
+        """What to add to the computed output so that the error is taken out again."""
+        return None if self.hypothetical or self.width == 0.0 else self.error / -self.width
+
+
 @dataclass
 class GapCorrector:
     """Follows the outputs of one guidance branch.
@@ -49,18 +71,29 @@ class GapCorrector:
         self._sum = part if self._sum is None else self._sum.add_(part)
         self._gap.append((place, width))
 
-    def computed(self, place: float, width: float, output: torch.Tensor) -> torch.Tensor | None:
-        """Book the output of a computed step; returns what to add to it, None for nothing."""
+    def computed(self, place: float, width: float, output: torch.Tensor) -> GapEnd | None:
+        """Book the output of a computed step; None while there is nothing to compare."""
+        end = self._end(place, width, output)
         self._nodes.insert(0, (place, output.detach().clone()))
-        correction = None
-        if self._gap and self._sum is not None and len(self._nodes) > 1 and width != 0.0:
-            places = [p for p, _ in self._nodes]
-            weights = [0.0] * len(places)
-            for gap_place, gap_width in self._gap:
-                row = newton_weights(places, gap_place, len(places) - 1)
-                weights = [w + gap_width * r for w, r in zip(weights, row, strict=True)]
-            interpolated = combine([v.float() for _, v in self._nodes], weights)
-            correction = interpolated.sub_(self._sum).div_(width)
         del self._nodes[self.order :]
         self._gap, self._sum = [], None
-        return correction
+        return end
+
+    def _end(self, place: float, width: float, output: torch.Tensor) -> GapEnd | None:
+        if not self._nodes:
+            return None
+        values = [v.float() for _, v in self._nodes]
+        places = [p for p, _ in self._nodes]
+        if self._sum is None:
+            if len(places) < 2:
+                return None
+            guess = combine(values, newton_weights(places, place, 1))
+            return GapEnd((guess - output) * width, width, 2, True)
+        values.insert(0, output.detach().float())
+        places.insert(0, place)
+        weights = [0.0] * len(places)
+        for gap_place, gap_width in self._gap:
+            row = newton_weights(places, gap_place, len(places) - 1)
+            weights = [w + gap_width * r for w, r in zip(weights, row, strict=True)]
+        error = self._sum - combine(values, weights)
+        return GapEnd(error, width, len(self._gap) + 1, False)

@@ -10,6 +10,7 @@ import torch
 
 from ..denoising import DenoisingStep
 from ..errors import ConfigError
+from .correction import GapEnd
 from .forecast import relative_l1
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ class Gate(Protocol):
     ) -> Verdict:
         """Decide from the first block's input and output `(B, L, C)`."""
 
-    def computed(self, step: DenoisingStep, state: BranchState, feature: torch.Tensor) -> None:
-        """See the feature of a computed step, before it enters the history."""
+    def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
+        """See what the forecasts before a computed step were wrong by."""
 
 
 @dataclass
@@ -96,7 +97,7 @@ class ScheduleGate:
     ) -> Verdict:
         raise TypeError(f"{type(self).__name__} decides before the first block")
 
-    def computed(self, step: DenoisingStep, state: BranchState, feature: torch.Tensor) -> None:
+    def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
         """A schedule learns nothing."""
 
 
@@ -132,11 +133,11 @@ class MaskGate(ScheduleGate):
 
 @dataclass
 class StepSizeGate(ScheduleGate):
-    """Error control as in adaptive ODE solvers, on the forecast feature itself.
+    """Error control as in adaptive ODE solvers: the local error in the latents sets the gap.
 
-    A computed step shows what the forecast over the gap since the last one would have been wrong
-    by. With order m that error grows like gap^(m+1), which gives the gap that just meets the
-    tolerance; the next computed step is put there.
+    A computed step shows what the forecasts of the gap before it left in the latents. With
+    forecasts of order m that error grows like gap^(m+2), which gives the gap that just meets the
+    tolerance.
     """
 
     tolerance: float
@@ -145,27 +146,29 @@ class StepSizeGate(ScheduleGate):
     safety: float = 0.9
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
+        if step.sigma is None or step.sigma_next is None:
+            raise ConfigError(
+                "adaptive_taylor needs a scheduler with sigmas to weigh errors; "
+                "use confidence_gated_taylor or taylorseer"
+            )
         gap = state.scratch.get("gap", 1)
         error = state.scratch.get("error")
         if state.consecutive >= gap - 1:
             return Verdict(False, f"gap of {gap} reached", error)
         return Verdict(True, f"within the gap of {gap}", error)
 
-    def computed(self, step: DenoisingStep, state: BranchState, feature: torch.Tensor) -> None:
-        if len(state.last) <= self.order:
-            return
-        error = float(relative_l1(state.last.forecast(state.place(step)), feature, True).max())
-        spent = step.index - state.last_index
-        if not math.isfinite(error):
-            state.scratch.update(gap=1, error=error)
-            return
-        if self.tolerance <= 0.0:
-            gap = 1
-        else:
-            ratio = self.tolerance / max(error, 1e-9)
-            ideal = self.safety * spent * ratio ** (1.0 / (self.order + 1))
+    def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
+        size = end.error.abs().flatten(1).mean(1) / (state.sample_size * step.latent_scale)
+        error = float(size.max())  # the worst sample decides
+        gap = 1
+        if self.tolerance > 0.0 and math.isfinite(error):
+            ideal = (
+                self.safety
+                * end.length
+                * (self.tolerance / max(error, 1e-12)) ** (1.0 / (self.order + 2))
+            )
             # no more than double at once: one lucky forecast is no trend
-            gap = int(min(max(ideal, 1.0), 2.0 * spent + 1.0, float(self.max_interval)))
+            gap = int(min(max(ideal, 1.0), 2.0 * end.length, float(self.max_interval)))
         state.scratch.update(gap=gap, error=error)
 
 
@@ -191,7 +194,7 @@ class ForecastErrorGate:
         forecast = state.first.forecast(state.place(step))
         return _below(relative_l1(forecast, after, self.worst_sample), self.threshold)
 
-    def computed(self, step: DenoisingStep, state: BranchState, feature: torch.Tensor) -> None:
+    def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
         """The histories hold all that this gate needs."""
 
 
@@ -218,7 +221,7 @@ class FirstBlockResidualGate:
             relative_l1(after - before, state.first.newest, self.worst_sample), self.threshold
         )
 
-    def computed(self, step: DenoisingStep, state: BranchState, feature: torch.Tensor) -> None:
+    def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
         """The histories hold all that this gate needs."""
 
 

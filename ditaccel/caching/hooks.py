@@ -14,10 +14,14 @@ from ..denoising import DenoisingStep
 from ..errors import ConfigError, UnsupportedError
 from ..patching import PatchLedger
 from .forecast import History
-from .gate import Verdict
+from .gate import StepSizeGate, Verdict
 from .policy import CachePolicy
 from .state import BranchState, Call, Leader
 
+_NOT_ADDITIVE = (
+    "correction='always' needs a scheduler that adds its outputs up (flow-matching Euler, Euler, "
+    "DDIM without clipping); use correction='auto' or 'never'"
+)
 _FOLLOWS = Verdict(False, "computed with the first branch")
 
 
@@ -150,15 +154,22 @@ class BlockCache:
 
     # -- one call of the transformer --
 
-    def begin(self, step: DenoisingStep, fingerprint: Any) -> Call:
+    def begin(self, step: DenoisingStep, sample: torch.Tensor) -> Call:
         """Decide, as far as that goes before the first block."""
+        fingerprint = (tuple(sample.shape), sample.dtype, sample.device)
         key = (step.branch, fingerprint)
         for stale in [k for k in self._states if k[0] == step.branch and k != key]:
             del self._states[stale]  # another size or batch: nothing old applies
         state = self._states.setdefault(key, BranchState(self.policy))
+        if self._watches_gaps:
+            state.sample_size = sample.detach().abs().flatten(1).mean(1, dtype=torch.float32)
         self._call = call = Call(step, state, None)
         self._decide(call)
         return call
+
+    @property
+    def _watches_gaps(self) -> bool:
+        return self.policy.correction != "never" or isinstance(self.policy.gate, StepSizeGate)
 
     def _decide(self, call: Call) -> None:
         step, state = call.step, call.state
@@ -214,30 +225,33 @@ class BlockCache:
         return output
 
     def _correct(self, call: Call, verdict: Verdict, output: Any) -> Any:
-        """Make good what the forecasts before a computed step left in the latents."""
-        step = call.step
-        if self.policy.correction == "never":
-            return output
-        if not step.additive or step.sigma is None or step.sigma_next is None:
+        """Learn from the gap that a computed step ends, and take its error out of the latents."""
+        step, state = call.step, call.state
+        if not self._watches_gaps or step.sigma is None or step.sigma_next is None:
             if self.policy.correction == "always":
-                raise ConfigError(
-                    "correction='always' needs a scheduler that adds its outputs up (flow-matching "
-                    "Euler, Euler, DDIM without clipping); use correction='auto' or 'never'"
-                )
+                raise ConfigError(_NOT_ADDITIVE)
             return output
+        if self.policy.correction == "always" and not step.additive:
+            raise ConfigError(_NOT_ADDITIVE)
         sample = output[0]
         leader = self._leader if self.policy.guidance == "difference" else None
-        follows = call.follows and leader is not None and leader.output is not None
-        tracked = sample - leader.output if follows and leader is not None else sample
-        place, width = call.state.place(step), step.sigma_next - step.sigma
+        base = leader.output if call.follows and leader is not None else None
+        tracked = sample if base is None else sample - base
+        place, width = state.place(step), step.sigma_next - step.sigma
         correction = None
         if verdict.forecast:
-            call.state.corrector.forecast(place, width, tracked)
+            state.corrector.forecast(place, width, tracked)
         else:
-            correction = call.state.corrector.computed(place, width, tracked)
-        if leader is not None and not follows:
+            end = state.corrector.computed(place, width, tracked)
+            if end is not None:
+                if not call.follows:
+                    self.policy.gate.gap_ended(step, state, end)
+                correction = end.correction
+        if self.policy.correction == "never" or not step.additive:
+            correction = None
+        if leader is not None and not call.follows:
             leader.output, leader.correction = sample, correction
-        if follows and leader is not None and leader.correction is not None:
+        elif base is not None and leader is not None and leader.correction is not None:
             # the difference was tracked: the first branch's correction holds for this one too
             own = correction
             correction = leader.correction if own is None else own + leader.correction
@@ -309,7 +323,6 @@ class BlockCache:
         if policy.target == "residual" and call.base is not None:
             feature = hidden - call.base
         if not call.follows:
-            policy.gate.computed(call.step, state, feature)
             self._lead(call, feature)
         if not call.remembers:
             return

@@ -25,6 +25,7 @@ class BranchState:
         self.idle: dict[str, Any] = {}
         self.corrector = GapCorrector()
         self.coordinate = policy.coordinate
+        self.sample_size: torch.Tensor | float = 1.0
         self.consecutive = 0
         self.last_index = -1
         self.computed_steps = 0

@@ -21,7 +21,8 @@ def integrate(schedule, outputs, computed, forecast):
         width, true = following - sigma, outputs(float(i))
         exact = exact + width * true
         if i in computed:
-            extra = corrector.computed(float(i), width, true)
+            end = corrector.computed(float(i), width, true)
+            extra = None if end is None else end.correction
             plain = plain + width * true
             corrected = corrected + width * (true if extra is None else true + extra)
         else:
@@ -43,7 +44,8 @@ def test_any_forecast_error_is_taken_out_where_the_outputs_are_parabolas():
 def test_no_gap_no_correction():
     corrector = GapCorrector()
     for i in range(5):
-        assert corrector.computed(float(i), -0.1, X) is None
+        end = corrector.computed(float(i), -0.1, X)
+        assert end is None or end.correction is None
 
 
 @pytest.mark.parametrize("guidance", ["independent", "follow", "difference"])
