@@ -199,13 +199,15 @@ def captions(scenes: Scenes, generator: torch.Generator, *, detail: float = 0.3)
 
 
 def held_out_prompts(n: int, seed: int, *, moving: bool) -> list[str]:
-    """`n` different held-out prompts, one and two objects in turn."""
+    """`n` different held-out prompts: one and two objects in turn as long as there are any."""
     generator = torch.Generator().manual_seed(seed)
-    found: list[list[str]] = [[], []]
-    while min(len(f) for f in found) < (n + 1) // 2:
-        for two, pile in enumerate(found):
-            scenes = sample_scenes(64, generator, moving=moving, two_share=float(two))
-            for text in captions(scenes, generator):
-                if held_out(text) and text not in pile:
-                    pile.append(text)
-    return [found[i % 2][i // 2] for i in range(n)]
+    piles: list[dict[str, None]] = [{}, {}]
+    # There are few single still objects, so this must not wait for a full pile.
+    for _ in range(60):
+        for two, pile in enumerate(piles):
+            scenes = sample_scenes(128, generator, moving=moving, two_share=float(two))
+            pile.update((text, None) for text in captions(scenes, generator) if held_out(text))
+    ones, twos = (list(pile) for pile in piles)
+    ones = ones[: n // 2]
+    mixed = [text for pair in zip(ones, twos, strict=False) for text in pair]
+    return [*mixed, *twos[len(ones) :]][:n]

@@ -21,7 +21,7 @@ from diffusers import (
     WanPipeline,
 )
 from judge_task import build_features
-from loop import Run
+from loop import averaged
 from pools import LATENT_FRAMES, statistics
 from text import TOKENS, clip_tokenizer, t5_tokenizer
 from vae import build_image_vae, build_video_vae
@@ -60,21 +60,21 @@ def class_names() -> list[str]:
 
 
 def _image_vae() -> AutoencoderKL:
-    vae = Run("image-vae", build_image_vae()).ema_model()
+    vae = averaged("image-vae", build_image_vae())
     _, spread = statistics("image")
     vae.register_to_config(scaling_factor=1.0 / spread.item())
     return vae
 
 
 def _video_vae() -> AutoencoderKLWan:
-    vae = Run("video-vae", build_video_vae()).ema_model()
+    vae = averaged("video-vae", build_video_vae())
     mean, spread = statistics("wan")
     vae.register_to_config(latents_mean=mean.tolist(), latents_std=spread.tolist())
     return vae
 
 
 def _dit() -> DiffusionPipeline:
-    parts = Run("dit", build_dit()).ema_model()
+    parts = averaged("dit", build_dit())
     labels = {str(i): name for i, name in enumerate(class_names())}
     # The training schedule clips nothing: latents are not bounded.
     scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1)
@@ -82,7 +82,7 @@ def _dit() -> DiffusionPipeline:
 
 
 def _flux() -> DiffusionPipeline:
-    parts = Run("flux", build_flux()).ema_model()
+    parts = averaged("flux", build_flux())
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=FLUX_SHIFT),
         vae=_image_vae(),
@@ -95,7 +95,7 @@ def _flux() -> DiffusionPipeline:
 
 
 def _wan() -> DiffusionPipeline:
-    parts = Run("wan", build_wan()).ema_model()
+    parts = averaged("wan", build_wan())
     return WanPipeline(
         tokenizer=t5_tokenizer(),
         text_encoder=parts["text_encoder"],
@@ -133,7 +133,7 @@ def export(name: str) -> Path:
     """Write one model; weights in float16, text encoders (small, type-sensitive) in float32."""
     folder = MODELS / f"shapes-{name}"
     if name == "features":
-        Run("features", build_features()).ema_model().save_pretrained(folder)
+        averaged("features", build_features()).save_pretrained(folder)
         return folder
     pipe = {"dit": _dit, "flux": _flux, "wan": _wan}[name]()
     for part in ("transformer", "vae"):

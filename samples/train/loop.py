@@ -210,7 +210,16 @@ class Run:
         floats = [k for k, v in state.items() if v.is_floating_point()]
         torch._foreach_lerp_([self.ema[k] for k in floats], [state[k] for k in floats], 1 - decay)
 
-    def ema_model(self) -> nn.Module:
-        """The model with its averaged weights loaded, in eval mode (training cannot go on)."""
-        self.model.load_state_dict(self.ema)
-        return self.model.eval()
+
+def averaged(name: str, model: nn.Module) -> nn.Module:
+    """`model` with the averaged weights of the run `name`, in eval mode.
+
+    Raises:
+        FileNotFoundError: nothing has been trained under that name.
+    """
+    path = RUNS / name / "state.pt"
+    if not path.exists():
+        raise FileNotFoundError(f"{name} is not trained: python samples/train/train.py {name}")
+    state = torch.load(path, map_location=device(), weights_only=True)
+    model.to(device()).load_state_dict(state["ema"])
+    return model.eval()

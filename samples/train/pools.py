@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from data import Scenes, captions, held_out, render, sample_scenes
-from loop import RUNS, Run, autocast, device
+from loop import RUNS, autocast, averaged, device
 from torch import Tensor
 from tqdm import tqdm
 from vae import build_image_vae, build_video_vae
@@ -83,7 +83,7 @@ def extend(name: str, count: int) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     video = name.startswith("wan")
     vae = build_video_vae() if video else build_image_vae()
-    vae = Run("video-vae" if video else "image-vae", vae).ema_model()
+    vae = averaged("video-vae" if video else "image-vae", vae)
     chunk = _CHUNK[name]
     batch = 16 if name == "wan" else 128
     for number in range(len(_files(name)), -(-count // chunk)):
