@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -108,8 +107,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _need_packages() -> None:
-    # It warns for each image processor that torchvision is missing, which is on purpose.
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     for package in ("torchmetrics", "diffusers"):
         try:
             importlib.import_module(package)

@@ -97,17 +97,28 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[str]:
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """No loading bars: they would stand between a run's own lines."""
+    """No loading bars and no notes on torchvision (left out on purpose) between a run's lines."""
     from diffusers.utils import logging
+    from diffusers.utils.import_utils import is_transformers_available
 
-    logging.disable_progress_bar()
+    others = [logging]
+    if is_transformers_available():
+        from transformers.utils import logging as transformers_logging
+
+        others.append(transformers_logging)
+    levels = [other.get_verbosity() for other in others]
+    for other in others:
+        other.disable_progress_bar()
+        other.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             # The old name of `dtype`, which every supported version knows.
             warnings.filterwarnings("ignore", message=".*torch_dtype.*")
             yield
     finally:
-        logging.enable_progress_bar()
+        for other, level in zip(others, levels, strict=True):
+            other.enable_progress_bar()
+            other.set_verbosity(level)
 
 
 def load_pipeline(
@@ -127,10 +138,10 @@ def load_pipeline(
             )
     elif not _HUB_ID.match(str(model)):
         raise UsageError(f"no model folder at {model}, and it is no Hub id (owner/name) either")
-    from diffusers import DiffusionPipeline
-
     try:
         with _quiet_loading():
+            from diffusers import DiffusionPipeline
+
             pipe = DiffusionPipeline.from_pretrained(
                 str(folder if folder.exists() else model), use_safetensors=True, torch_dtype=dtype
             )

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .metrics.psnr import CAP
+
 LEVELS = (25.0, 30.0, 35.0)
 # Differences below are within what one seed or a busy machine changes.
 _CLOSE_DB = 0.5
@@ -166,7 +168,8 @@ def _cost(row: dict[str, Any], dense: dict[str, Any]) -> str:
 
 
 def _verdict(point: Point, fewer: Sequence[Point], floor: float | None) -> str:
-    head = f"{point.label}: x{point.speedup:.2f} at {point.psnr:.1f} dB"
+    quality = f"at {point.psnr:.1f} dB" if point.psnr < CAP else "and identical to dense"
+    head = f"{point.label}: x{point.speedup:.2f} {quality}"
     if floor is not None and point.psnr <= floor + 1.0:
         return f"{head}: as far from dense as another seed is; the picture is another one."
     if point.speedup < 1 + _CLOSE_SPEED:

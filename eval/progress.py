@@ -39,6 +39,10 @@ class Progress:
 
             self._bar = tqdm(total=total, initial=done, unit="gen", dynamic_ncols=True)
 
+    def begin(self) -> None:
+        """Start the clock of the time left: warm-ups do not count as progress."""
+        self._start = self._shown = time.monotonic()
+
     def note(self, text: str) -> None:
         """Say a line beside the bar."""
         if self._quiet:

@@ -127,6 +127,7 @@ class _Run:
     def measure(self) -> None:
         """Every sample with every row."""
         kept = {w["config"]: w["kept_bytes"] for w in store.read_lines(self._path(store.WARMUPS))}
+        self.progress.begin()
         for turn, sample in enumerate(self.samples):
             for row in rotated(self.configs, turn):
                 if not self.store.is_done(row.id, sample.id):
