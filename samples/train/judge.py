@@ -87,10 +87,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=0)
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--sheet", type=Path, help="write a contact sheet here")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     name = arguments.model
     pipe, call, prompts = load(name)
     if arguments.steps:

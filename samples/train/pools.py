@@ -89,7 +89,7 @@ def extend(name: str, count: int) -> None:
     for number in range(len(_files(name)), -(-count // chunk)):
         generator = torch.Generator().manual_seed(1000 + number + 7919 * len(name))
         two = 0.0 if name == "dit" else 0.4
-        scenes = sample_scenes(chunk, generator, moving=video, two_share=two)
+        scenes = sample_scenes(chunk, generator, moving=video, two_share=two, snap=True)
         latents = []
         for start in tqdm(range(0, chunk, batch), desc=f"pool {name} {number}"):
             frames = ENCODED_FRAMES if name == "wan" else 1

@@ -58,9 +58,9 @@ def _flux() -> tuple:
 def _wan() -> tuple:
     # Weights and rotary positions are shared by all lengths, so most updates are on short clips.
     def plan(step: int) -> tuple[int, int]:
-        if step < 1000 or step % 4 == 0:
+        if step < 1100 or step % 4 == 0:
             return (16, 1)
-        return (6, 3) if step < 1800 or step % 4 == 1 else (2, 8)
+        return (6, 3) if step < 1500 or step % 4 == 1 else (2, 8)
 
     run = Run("wan", build_wan(), rate=1e-3, muon=True, muon_factor=3.0)
     return run, wan_loss(Pool("wan-images"), lambda: Pool("wan"), plan)
