@@ -207,8 +207,8 @@ def _verdict(point: Point, fewer: Sequence[Point], floor: float | None) -> str:
             f"x{slow.speedup:.2f}."
         )
     return (
-        f"{head}: slower than every fewer-steps row measured, and {point.psnr - slow.psnr:.1f} dB "
-        f"better than the slowest of them ({slow.label}: x{slow.speedup:.2f})."
+        f"{head}: {point.psnr - slow.psnr:.1f} dB better than the best that fewer steps gave "
+        f"({slow.label}: x{slow.speedup:.2f} at {slow.psnr:.1f} dB), but slower than that."
     )
 
 

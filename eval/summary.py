@@ -142,12 +142,15 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
     counts: dict[str, Any] = {}
     if judge is not None:
         counts = _distances(rows, dense_id, _features(folder, lines, judge), judge)
+    missing = dict(judge.not_available) if judge is not None else {}
+    if judge is not None and judge.extractor is not None and "fid_dense" not in counts:
+        missing["fid_dense"] = "a distribution needs at least 2 samples: more --seeds or prompts"
     summary: dict[str, Any] = {
         "configs": rows,
         "matched": pareto.matched(run["configs"], rows),
         "dominated": pareto.dominated(run["configs"], rows),
         "verdicts": pareto.verdicts(run["configs"], rows),
-        "not_available": dict(judge.not_available) if judge is not None else {},
+        "not_available": missing,
         "distances": counts,
         "failures": [
             {"config": config, "sample": sample, "error": error}

@@ -90,7 +90,7 @@ def verdict(speedup: float, psnr: float, *fewer: Point) -> str:
         (math.sqrt(10), 35.2, "no better than fewer steps"),
         (2.2, 30.0, "fewer steps would serve you better: 25 steps gives 40.0 dB"),
         (1.5, 35.0, "fewer steps would serve you better: 25 steps gives 40.0 dB at x2.00"),
-        (1.5, 45.0, "5.0 dB better than the slowest"),
+        (1.5, 45.0, "5.0 dB better than the best that fewer steps gave (25 steps"),
         (6.0, 33.0, "faster than every fewer-steps row measured; better quality"),
         (6.0, 20.0, "faster than every fewer-steps row measured; worse quality"),
         (1.0, 99.0, "no faster than dense"),
