@@ -13,7 +13,6 @@ from pathlib import Path
 from ditaccel.errors import DitaccelError, UsageError
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples" / "models"
-PEER = "cache-dit=peer/cache_dit:fn=1,threshold=0.05|0.15"
 
 
 @dataclass(frozen=True)
@@ -22,49 +21,35 @@ class Plan:
 
     Attributes:
         model: folder below `samples/models`.
-        configs: texts as `ditaccel eval --config` takes them.
+        steps: scheduler steps of dense: fewer than usual, so that the demo takes minutes.
         fewer: step counts of the fewer-steps rows.
+        configs: texts as `ditaccel eval --config` takes them.
         prompts: how many of the model's prompts.
     """
 
     model: str
-    configs: tuple[str, ...]
+    steps: int
     fewer: tuple[int, ...]
+    configs: tuple[str, ...]
     prompts: int
 
 
+OURS = ("preset=balanced|fast", "adaptive Taylor=adaptive_taylor:tolerance=0.01|0.03")
 PLANS = (
-    Plan(
-        "shapes-wan",
-        (
-            "CG-Taylor=confidence_gated_taylor:threshold=0.1|0.36,block_order=3",
-            "TaylorSeer=taylorseer:interval=2|3",
-            "reuse=reuse:interval=2|3",
-        ),
-        (20, 15, 10),
-        2,
-    ),
+    Plan("shapes-wan", 20, (15, 10, 7), (*OURS, "TaylorSeer=taylorseer:interval=3"), 2),
     Plan(
         "shapes-flux",
+        28,
+        (20, 14, 9),
         (
-            "CG-Taylor=confidence_gated_taylor:threshold=0.05|0.13",
+            *OURS,
             "TaylorSeer=taylorseer:interval=2|3",
-            "reuse=reuse:interval=2|3",
-            PEER,
+            "reuse=reuse:interval=2",
+            "cache-dit=peer/cache_dit:fn=1,threshold=0.1",
         ),
-        (18, 14, 9),
         3,
     ),
-    Plan(
-        "shapes-dit",
-        (
-            "CG-Taylor=confidence_gated_taylor:threshold=0.1|0.2",
-            "TaylorSeer=taylorseer:interval=2|3",
-            "reuse=reuse:interval=2|3",
-        ),
-        (33, 25, 16),
-        3,
-    ),
+    Plan("shapes-dit", 20, (15, 10, 7), (*OURS, "TaylorSeer=taylorseer:interval=3"), 2),
 )
 
 
@@ -78,7 +63,7 @@ def _evaluate(plan: Plan, folder: Path, out: Path) -> Path:
     if sheet.prompts is None:
         raise UsageError(f"{folder / 'sample.json'} names no prompts: get the samples again")
     prompts = read_prompts(sheet.prompts, plan.prompts)
-    options = Options(fewer=plan.fewer)
+    options = Options(steps=plan.steps, fewer=plan.fewer)
     run = evaluate(folder, plan.configs, prompts, [0], out / plan.model, options)
     write_report(run)
     return run
