@@ -39,6 +39,32 @@ def _tile(value: str, words: str, kind: str = "") -> Markup:
     return el("div", el("strong", value), el("span", breakable(words)), cls=f"tile {kind}".strip())
 
 
+def _level_tiles(rows: list[dict[str, Any]], level: float, levels: list[float]) -> list[Markup]:
+    """The fastest method at a level, beside fewer steps and the best peer."""
+    tiles = []
+    fewer = [r for r in rows if r["psnr"] == level and r["role"] == "fewer_steps"]
+    baseline = next((r["speedup"] for r in fewer if r.get("speedup") is not None), None)
+    methods = sorted(_at(rows, level, "method"), key=lambda r: -r["speedup"])
+    if methods:
+        best = methods[0]
+        words = f"fastest method at {level:g} dB PSNR: {best['series']}"
+        slower = baseline is not None and best["speedup"] < baseline
+        tiles.append(_tile(f"{best['speedup']:.2f}×", words, "main bad" if slower else "main"))
+    else:
+        words = " or ".join(f"{v:g}" for v in sorted(levels))
+        tiles.append(_tile("none", f"no method's curve crosses {words} dB PSNR", "main"))
+    if baseline is not None:
+        tiles.append(_tile(f"{baseline:.2f}×", f"just taking fewer steps, at {level:g} dB"))
+    elif fewer:
+        note = str(fewer[0].get("note") or "not reached")
+        tiles.append(_tile("–", f"just taking fewer steps, at {level:g} dB: {note}"))
+    peers = sorted(_at(rows, level, "peer"), key=lambda r: -r["speedup"])
+    if peers:
+        words = f"best other tool at {level:g} dB: {peers[0]['series']}"
+        tiles.append(_tile(f"{peers[0]['speedup']:.2f}×", words))
+    return tiles
+
+
 def _tiles(evaluation: Evaluation) -> list[Markup]:
     rows = _matched(evaluation)
     tiles = []
@@ -46,21 +72,7 @@ def _tiles(evaluation: Evaluation) -> list[Markup]:
     # A level that some method crosses, the nearest to the headline's.
     level = next((v for v in levels if _at(rows, v, "method")), levels[0] if levels else None)
     if level is not None:
-        methods = sorted(_at(rows, level, "method"), key=lambda r: -r["speedup"])
-        if methods:
-            best = methods[0]
-            words = f"fastest method at {level:g} dB PSNR: {best['series']}"
-            tiles.append(_tile(f"{best['speedup']:.2f}×", words, "main"))
-        else:
-            words = " or ".join(f"{v:g}" for v in sorted(levels))
-            tiles.append(_tile("none", f"no method's curve crosses {words} dB PSNR", "main"))
-        for row in _at(rows, level, "fewer_steps")[:1]:
-            words = f"just taking fewer steps, at {level:g} dB"
-            tiles.append(_tile(f"{row['speedup']:.2f}×", words))
-        peers = sorted(_at(rows, level, "peer"), key=lambda r: -r["speedup"])
-        if peers:
-            words = f"best other tool at {level:g} dB: {peers[0]['series']}"
-            tiles.append(_tile(f"{peers[0]['speedup']:.2f}×", words))
+        tiles += _level_tiles(rows, level, levels)
     samples = {row["sample"] for row in evaluation.results}
     configs = len(evaluation.configs)
     count = f"sample{'s' * (len(samples) != 1)} in each of {configs} configurations"
