@@ -294,7 +294,7 @@ def pareto_png(evaluation: Evaluation, path: str | Path) -> Path:
     """The Pareto plot as a PNG on white, for pages that cannot hold the report.
 
     Raises:
-        UsageError: no configuration has both a speed-up and a PSNR.
+        UsageError: no configuration has both a speed-up and a PSNR, or `path` cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -356,5 +356,8 @@ def pareto_png(evaluation: Evaluation, path: str | Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)
     path = Path(path)
-    figure.savefig(path, facecolor="white")
+    try:
+        figure.savefig(path, facecolor="white")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write {path} ({error}): choose another file") from None
     return path
