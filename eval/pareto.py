@@ -104,8 +104,14 @@ def _between(a: float, b: float, part: float) -> float:
 
 
 def psnr_at(points: Sequence[Point], speedup: float) -> tuple[float, str] | None:
-    """Quality of a series at a speed, and between which rows; None outside its range."""
+    """Quality of a series at a speed, and between which rows; None outside its range.
+
+    A speed within 3 % of an end's counts as that end's: that is timing noise.
+    """
     curve = envelope(points)
+    for end in (curve[0], curve[-1]) if curve else ():
+        if abs(math.log(speedup / end.speedup)) <= _CLOSE_SPEED:
+            return end.psnr, end.label
     for a, b in itertools.pairwise(curve):
         if b.speedup <= speedup <= a.speedup:
             width = math.log(a.speedup) - math.log(b.speedup)

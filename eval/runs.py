@@ -16,6 +16,7 @@ from . import provenance, specs, store
 from .judge import Judge
 from .memory import CPU_MEANING, CUDA_MEANING, KeptTensors
 from .models import Sheet, class_label, load_pipeline, read_sheet
+from .peers import PEERS
 from .progress import Progress, duration
 from .rows import RowError, Rows
 from .sampler import Sample, Sampler, make_samples
@@ -65,6 +66,17 @@ def rotated(rows: Sequence[RunConfig], turn: int) -> list[RunConfig]:
     """
     shift = turn % len(rows)
     return [*rows[shift:], *rows[:shift]]
+
+
+def _model_name(model: str | Path) -> str:
+    """A folder relative to the working directory (or its name), so that results can be published."""
+    folder = Path(model).expanduser()
+    if not folder.exists():
+        return str(model)
+    try:
+        return str(folder.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return folder.resolve().name
 
 
 def _describe(value: Any) -> Any:
@@ -220,7 +232,7 @@ def _setup(
     call = {k: _describe(v) for k, v in sampler.call.items()}
     return {
         "schema": SCHEMA,
-        "model": model,
+        "model": _model_name(model),
         "fingerprint": provenance.fingerprint(model),
         "family": sheet.family or provenance.family_of(pipe),
         "task": sheet.task,
@@ -232,6 +244,7 @@ def _setup(
         "dtype": dtype,
         "versions": provenance.versions(),
         "commit": provenance.commit(),
+        "peers": {row.peer: PEERS[row.peer].note for row in configs if row.peer is not None},
         "fps": sheet.fps,
         "features": judge.features,
         "memory": CUDA_MEANING if device["type"] == "cuda" else CPU_MEANING,

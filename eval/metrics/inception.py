@@ -147,19 +147,12 @@ def _unpadded(conv: _Conv) -> _Conv:
     return conv
 
 
-class Inception(nn.Module):
-    """Pool features (N, 2048) of pictures (N, 3, H, W) in [0, 1].
-
-    Args:
-        weights: state dict of the 2015-12-05 port.
-
-    Raises:
-        UsageError: the weights are not those of this network.
-    """
+class Architecture(nn.Module):
+    """Pool features (N, 2048) of pictures (N, 3, H, W) in [0, 1], with weights still to load."""
 
     num_features = 2048
 
-    def __init__(self, weights: dict[str, Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.Conv2d_1a_3x3 = _Conv(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = _unpadded(_Conv(32, 32, 3))
@@ -172,14 +165,6 @@ class Inception(nn.Module):
         self.Mixed_6d, self.Mixed_6e = _C(768, 160), _C(768, 192)
         self.Mixed_7a = _D(768)
         self.Mixed_7b, self.Mixed_7c = _E(1280, False), _E(2048, True)
-        own = self.state_dict()
-        # Counters of batches seen are not in every port, and mean nothing in evaluation.
-        wanted = {k: weights.get(k, v if "num_batches" in k else None) for k, v in own.items()}
-        missing = [k for k, v in wanted.items() if v is None]
-        if missing or any(wanted[k].shape != v.shape for k, v in own.items()):  # type: ignore[union-attr]
-            raise UsageError(f"these are not the FID Inception weights: {HOW}")
-        self.load_state_dict(wanted)
-        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.interpolate(images, (_SIZE, _SIZE), mode="bilinear", align_corners=False) * 2 - 1
@@ -189,3 +174,25 @@ class Inception(nn.Module):
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
         return x.mean(dim=(2, 3))
+
+
+class Inception(Architecture):
+    """The network with its weights, in eval mode.
+
+    Args:
+        weights: state dict of the 2015-12-05 port.
+
+    Raises:
+        UsageError: the weights are not those of this network.
+    """
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        super().__init__()
+        own = self.state_dict()
+        # Counters of batches seen are not in every port, and mean nothing in evaluation.
+        wanted = {k: weights.get(k, v if "num_batches" in k else None) for k, v in own.items()}
+        missing = [k for k, v in wanted.items() if v is None]
+        if missing or any(wanted[k].shape != v.shape for k, v in own.items()):  # type: ignore[union-attr]
+            raise UsageError(f"these are not the FID Inception weights: {HOW}")
+        self.load_state_dict(wanted)
+        self.eval()

@@ -7,6 +7,7 @@ from ditaccel.eval.features import FeatureNet
 from ditaccel.eval.metrics import extractors, lpips
 from ditaccel.eval.metrics.accuracy import accuracy, expected_objects
 from ditaccel.eval.metrics.extractors import load_extractor
+from ditaccel.eval.metrics.inception import Architecture, Inception
 from ditaccel.eval.metrics.weights import load_weights
 from safetensors.torch import save_file
 from torch import nn
@@ -124,3 +125,22 @@ def test_features_of_nothing_are_refused(net_folder) -> None:
     odd = extractors.Extractor("odd", 5, lambda images: torch.zeros(2, 5))
     with pytest.raises(UsageError, match="odd"):
         odd([frames(1)])
+
+
+def test_inception_is_the_published_architecture() -> None:
+    torch.manual_seed(0)
+    random = Architecture().state_dict()
+    net = Inception(random)
+    assert sum(p.numel() for p in net.parameters()) == 21_785_568
+    sizes = {}
+    for name in ("Mixed_5d", "Mixed_6e", "Mixed_7c"):
+        getattr(net, name).register_forward_hook(
+            lambda _, __, output, name=name: sizes.update({name: tuple(output.shape[1:])})
+        )
+    with torch.inference_mode():
+        assert net(torch.rand(1, 3, 64, 48)).shape == (1, 2048)
+    assert sizes == {"Mixed_5d": (288, 35, 35), "Mixed_6e": (768, 17, 17), "Mixed_7c": (2048, 8, 8)}
+    del random["Conv2d_1a_3x3.bn.num_batches_tracked"]
+    Inception(random)
+    with pytest.raises(UsageError, match="not the FID Inception"):
+        Inception(random | {"Mixed_7c.branch1x1.conv.weight": torch.ones(1)})

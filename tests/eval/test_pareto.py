@@ -62,6 +62,8 @@ def test_nothing_is_extrapolated() -> None:
     assert at_psnr([points[0]], 25.0).speedup is None
     assert at_psnr([], 25.0).note == "no points"
     assert psnr_at(points, 1.5) is None and psnr_at(points, 5.0) is None
+    assert psnr_at([], 2.0) is None
+    assert psnr_at(points, 4.1) == (26.0, "fast") and psnr_at(points, 1.95) == (33.0, "slow")
 
 
 def test_a_wide_gap_is_named() -> None:
