@@ -19,6 +19,7 @@ from .caching.taylorseer import TaylorSeerConfig
 from .config import AccelerationConfig
 from .errors import ConfigError, DitaccelError, UnsupportedError, UsageError
 from .report import Report
+from .tuning import Target, tune
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "Report",
     "ReuseConfig",
     "StepMaskConfig",
+    "Target",
     "TaylorSeerConfig",
     "UnsupportedError",
     "UsageError",
@@ -39,4 +41,5 @@ __all__ = [
     "accelerated",
     "report",
     "restore",
+    "tune",
 ]

@@ -193,12 +193,19 @@ class BlockCache:
             return Verdict(False, "no history yet")
         if self.policy.guidance == "follow":
             return replace(leader.verdict, reason=f"follows {leader.branch}")
-        due = state.scratch.get("since_computed", 0) >= self.policy.guidance_interval - 1
-        if not leader.verdict.forecast:
-            if due or leader.verdict.reason in ("warm-up", "last step"):
-                return _FOLLOWS
-            state.scratch["since_computed"] = state.scratch.get("since_computed", 0) + 1
+        if not leader.verdict.forecast and self._is_due(call, leader):
+            return _FOLLOWS
         return Verdict(True, f"difference to {leader.branch}")
+
+    def _is_due(self, call: Call, leader: Leader) -> bool:
+        """Whether a branch is computed on a computed step of the first one."""
+        if self.policy.guidance_steps is not None:
+            return call.step.index in self.policy.guidance_steps
+        scratch = call.state.scratch
+        skipped = scratch.get("since_computed", 0)
+        scratch["since_computed"] = skipped + 1
+        forced = leader.verdict.reason in ("warm-up", "last step")
+        return forced or skipped >= self.policy.guidance_interval - 1
 
     def finish(self, call: Call, output: Any) -> Any:
         """Book the call once the transformer has returned; returns the output, corrected."""

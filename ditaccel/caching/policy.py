@@ -26,6 +26,7 @@ class CachePolicy:
             follow, and forecast only the difference to the first branch.
         guidance_interval: with `difference`, computed steps of the first branch per computed step
             of the others.
+        guidance_steps: with `difference`, computed steps of the others, instead of an interval.
         correction: `auto` corrects the latents after a gap where the scheduler allows it
             (`correction.py`), `always` insists on it, `never` does not.
         memory_budget: bytes that histories may take, None for no limit.
@@ -43,6 +44,7 @@ class CachePolicy:
     granularity: str = "last_block"
     guidance: str = "independent"
     guidance_interval: int = 1
+    guidance_steps: frozenset[int] | None = None
     correction: str = "never"
     memory_budget: int | None = None
     on_budget: str = "refuse"

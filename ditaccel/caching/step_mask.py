@@ -23,6 +23,8 @@ class StepMaskConfig:
         coordinate: forecast along the step `index`, `sigma` or `timestep`.
         target: forecast the `hidden` state or the `residual` over all blocks.
         basis: `taylor`, `newton`, `hermite`, `exponential` or `auto`.
+        guidance_steps: with `difference`, computed steps of the other branches (of those in
+            `steps`), instead of `guidance_interval`.
         correction: make good in the latents what the forecasts of a gap were wrong by, once the
             gap ends (`correction.py`): `auto` where the scheduler allows it, `always`, `never`.
         guidance: `independent`, `follow` or `difference`.
@@ -38,6 +40,7 @@ class StepMaskConfig:
     basis: str = "taylor"
     guidance: str = "independent"
     guidance_interval: int = 1
+    guidance_steps: tuple[int, ...] | None = None
     correction: str = "never"
 
     def __post_init__(self) -> None:
@@ -47,6 +50,12 @@ class StepMaskConfig:
         )
         beyond = [s for s in self.steps if self.total is not None and s >= self.total]
         require(not beyond, f"steps holds {beyond}, but total is {self.total}")
+        stray = sorted(set(self.guidance_steps or ()) - set(self.steps))
+        require(not stray, f"guidance_steps holds {stray}, which are not in steps")
+        require(
+            self.guidance_steps is None or self.guidance == "difference",
+            "guidance_steps needs guidance='difference'",
+        )
         check_forecast(self)
 
     def policy(self) -> CachePolicy:
@@ -60,5 +69,6 @@ class StepMaskConfig:
             target=self.target,
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,
+            guidance_steps=None if self.guidance_steps is None else frozenset(self.guidance_steps),
             correction=self.correction,
         )
