@@ -75,18 +75,21 @@ class _Stage(nn.Module):
 class FeatureNet(nn.Module):
     """CNN on three frames (first, middle, last; a picture counts three times).
 
+    The feature is a maximum over places, so that an object counts the same wherever it is.
+
     Args:
-        widths: channels of the four halving stages.
+        widths: channels of the halving stages.
         features: width of the penultimate layer, the feature of FID.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (24, 48, 80, 128), features: int = 64) -> None:
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96), features: int = 64) -> None:
         super().__init__()
         self.config = {"widths": list(widths), "features": features}
         sizes = (9, *widths)
         self.stages = nn.ModuleList(_Stage(a, b) for a, b in pairwise(sizes))
-        self.squeeze = nn.Conv2d(widths[-1], 64, 1)
-        self.penultimate = nn.Linear(64 * (SIZE // 2 ** len(widths)) ** 2, features)
+        self.wide = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
+        self.norm = nn.GroupNorm(8, widths[-1])
+        self.detectors = nn.Conv2d(widths[-1], features, 1)
         self.shape_head = nn.Linear(features, len(COLOURS) * (1 + len(SHAPES)))
         self.direction_head = nn.Linear(features, len(COLOURS) * (1 + len(DIRECTIONS)))
 
@@ -137,14 +140,13 @@ class FeatureNet(nn.Module):
         x = stack
         for stage in self.stages:
             x = stage(x)
-        x = F.silu(self.squeeze(x))
-        features = self.penultimate(x.flatten(1))
-        hidden = F.silu(features)
+        x = x + F.silu(self.norm(self.wide(x)))
+        features = self.detectors(x).amax((-2, -1))
         colours = len(COLOURS)
         return (
             features,
-            self.shape_head(hidden).view(len(x), colours, -1),
-            self.direction_head(hidden).view(len(x), colours, -1),
+            self.shape_head(features).view(len(x), colours, -1),
+            self.direction_head(features).view(len(x), colours, -1),
         )
 
     @staticmethod
@@ -168,7 +170,7 @@ class FeatureNet(nn.Module):
         return frames * 2 - 1
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weight = self.penultimate.weight
+        weight = self.detectors.weight
         with torch.inference_mode():
             outputs = [
                 self(part.to(weight.device, weight.dtype)) for part in self.stack(images).split(64)
