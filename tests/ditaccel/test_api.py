@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from inspection import traces
 from tiny import generate, tiny_dit, tiny_flux, tiny_wan, tiny_wan22
 
 import ditaccel
@@ -35,21 +36,6 @@ SKIPPING = [
     "reuse:interval=2,target=residual",
     "step_mask:steps=[0,1,5],basis=newton,coordinate=timestep",
 ]
-
-
-def traces(pipe):
-    """Everything a patch could leave on a pipeline's modules."""
-    found = {}
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module):
-            for path, module in part.named_modules():
-                found[name, path] = (
-                    sorted(module.__dict__),
-                    module.__dict__.get("forward"),
-                    len(module._forward_hooks) + len(module._forward_pre_hooks),
-                    sorted(type(module).__dict__),
-                )
-    return found, sorted(pipe.__dict__)
 
 
 @pytest.mark.parametrize("make", FAMILIES)

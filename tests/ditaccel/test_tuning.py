@@ -1,0 +1,131 @@
+"""The schedule search against brute force, and tune on a real (tiny) pipeline."""
+
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+from diffusers import DDIMScheduler
+from inspection import traces
+from tiny import generate, tiny_dit, tiny_wan, tiny_wan22
+
+import ditaccel
+from ditaccel import config as configs
+from ditaccel.caching.forecast import newton_weights
+from ditaccel.schedule_search import GapCosts, Trajectory, best_steps, plans
+from ditaccel.tuning import Tuner
+
+CALLS = [{"class_labels": [3]}, {"class_labels": [5]}]
+
+
+def trajectory(steps=9, size=40, seed=0):
+    rng = np.random.default_rng(seed)
+    time = np.linspace(0, 1, steps)[:, None]
+    outputs = np.sin(3 * time * rng.normal(size=size)) + rng.normal(size=size) * time**2
+    sigmas = np.linspace(1, 0, steps + 1) ** 1.3
+    return outputs, Trajectory(outputs @ outputs.T / size, np.diff(sigmas), np.ones(steps))
+
+
+def test_gap_costs_are_the_errors_themselves():
+    outputs, t = trajectory()
+    costs = GapCosts(t, unseen=0.25)
+    seen = left = 0.0
+    for i in (4, 5):
+        for nodes in ([3, 1], [6, 3, 1]):
+            weights = newton_weights([float(n) for n in nodes], float(i), len(nodes) - 1)
+            error = t.widths[i] * (np.asarray(weights) @ outputs[nodes] - outputs[i])
+            if len(nodes) == 2:
+                seen = seen + error
+            else:
+                left = left + error
+    expected = np.mean(left**2) + 0.25 * np.mean(seen**2)
+    assert costs(1, 3, 6) == pytest.approx(expected, rel=1e-6)
+    assert costs(1, 3, 4) == 0.0
+
+
+@pytest.mark.parametrize("warmup", [1, 3])
+def test_search_finds_what_brute_force_finds(warmup):
+    _, t = trajectory()
+    costs = GapCosts(t)
+    found = best_steps(costs, range(9), warmup)
+    for count in range(max(2, warmup + 1), 10):
+        every = []
+        for middle in combinations(range(warmup, 8), count - warmup - 1):
+            path = (*range(warmup), *middle, 8)
+            before = (-1, *path)
+            total = sum(costs(before[i], path[i], path[i + 1]) for i in range(len(path) - 1))
+            every.append((total, path))
+        assert found[count][0] == pytest.approx(min(every)[0], rel=1e-9)
+    assert found[9][0] == 0.0
+
+
+def test_plans_keep_the_others_within_the_first_and_trade_share_for_cost():
+    _, first = trajectory()
+    _, difference = trajectory(seed=1)
+    front = plans(first, difference, weight=3.0, warmup=1)
+    assert len(front) > 4
+    for a, b in pairwise(front):
+        assert a.share < b.share and a.cost > b.cost
+    assert all(set(p.others) <= set(p.steps) for p in front)
+    assert any(len(p.others) < len(p.steps) for p in front)
+
+
+def test_tune_keeps_to_a_share_and_leaves_the_pipeline_as_it_was(tmp_path):
+    pipe, call = tiny_dit(scheduler=DDIMScheduler(clip_sample=False))
+    dense = generate(pipe, call)
+    clean = traces(pipe), sorted(vars(pipe.scheduler))
+    config = ditaccel.tune(
+        pipe, CALLS, ditaccel.Target(computed_share=0.5), num_inference_steps=12, guidance_scale=2.0
+    )
+    assert traces(pipe) == clean[0]
+    assert sorted(vars(pipe.scheduler)) == clean[1]
+    assert len(config.cache.steps) <= 6 and config.cache.total == 12
+    configs.dump(config, tmp_path / "tuned.yaml")
+    ditaccel.accelerate(pipe, tmp_path / "tuned.yaml")
+    generate(pipe, call, num_inference_steps=12)
+    assert ditaccel.report(pipe).computed_share == pytest.approx(len(config.cache.steps) / 12)
+    ditaccel.restore(pipe)
+    assert (generate(pipe, call) == dense).all()
+
+
+def test_tune_reaches_a_quality_with_less_where_less_is_asked():
+    pipe, _call = tiny_dit(scheduler=DDIMScheduler(clip_sample=False))
+    lines = []
+    tuner = Tuner(pipe, [{**c, "num_inference_steps": 12} for c in CALLS], progress=lines.append)
+    levels = sorted(tuner.check(front[i]).psnr for front in tuner.plans for i in (0, -1))
+    easy, hard = tuner.at_psnr(levels[0] - 1), tuner.at_psnr(levels[-1])
+    assert easy.computed_share <= hard.computed_share
+    assert easy.psnr >= levels[0] - 1 and hard.psnr >= levels[-1]
+    assert any("dB" in line for line in lines)
+
+
+def test_two_calls_a_step_are_recognised():
+    """Guided = first + (1 - scale) * (other - first) in Wan: the weight is read off the run."""
+    from ditaccel.tuning import _recorded, _trajectories
+
+    pipe, call = tiny_wan()
+    with _recorded(pipe) as recording:
+        generate(pipe, call)
+    first, difference, weight = _trajectories([recording])
+    assert difference is not None and first.gram.shape == (8, 8)
+    assert weight == pytest.approx(1 - call["guidance_scale"], rel=1e-3)
+
+
+def test_mistakes_are_named():
+    pipe, _ = tiny_dit()
+    target = ditaccel.Target(computed_share=0.5)
+    with pytest.raises(ditaccel.UnsupportedError, match="adds its outputs up"):
+        ditaccel.tune(pipe, CALLS, target, num_inference_steps=6)  # this DDIM clips
+    with pytest.raises(ditaccel.UsageError, match="at least one call"):
+        ditaccel.tune(pipe, [], target)
+    two, call = tiny_wan22()
+    with pytest.raises(ditaccel.UnsupportedError, match="one transformer"):
+        ditaccel.tune(two, [call], target)
+    ditaccel.accelerate(pipe)
+    with pytest.raises(ditaccel.UsageError, match="needs the dense pipeline"):
+        ditaccel.tune(pipe, CALLS, target)
+    with pytest.raises(ditaccel.ConfigError, match="Target"):
+        ditaccel.Target()
+    with pytest.raises(ditaccel.ConfigError, match="psnr is 120"):
+        ditaccel.Target(psnr=120)
+    with pytest.raises(ditaccel.ConfigError, match=r"computed_share is 1\.5"):
+        ditaccel.Target(computed_share=1.5)

@@ -1,0 +1,22 @@
+"""What a patch could leave on a pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def traces(pipe: Any) -> Any:
+    """Everything a patch could leave on a pipeline's modules."""
+    found: dict[tuple[str, str], Any] = {}
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            for path, module in part.named_modules():
+                found[name, path] = (
+                    sorted(module.__dict__),
+                    module.__dict__.get("forward"),
+                    len(module._forward_hooks) + len(module._forward_pre_hooks),
+                    sorted(type(module).__dict__),
+                )
+    return found, sorted(pipe.__dict__)
