@@ -89,7 +89,7 @@ def _page(evaluation: Evaluation) -> str:
         "steps": ("Which steps were computed", hit_maps(evaluation)),
         "provenance": ("How this was made", _provenance(evaluation)),
     }
-    if run.get("fps") is not None:
+    if evaluation.moving:
         sections["pictures"] = ("Videos, worst first", sections["pictures"][1])
     links = [el("a", t, href=f"#{key}") for key, (t, body) in sections.items() if body is not None]
     device = (run.get("device") or {}).get("name")

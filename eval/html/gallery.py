@@ -222,5 +222,4 @@ def gallery(evaluation: Evaluation) -> Markup | None:
             "lie in the folder media/.",
             cls="muted",
         )
-    video = evaluation.run.get("fps") is not None
-    return el("div", _scale(video), samples, note)
+    return el("div", _scale(evaluation.moving), samples, note)

@@ -62,6 +62,11 @@ class Evaluation:
             return None
         return float(value) if math.isfinite(value) else None
 
+    @property
+    def moving(self) -> bool:
+        """Whether the samples are clips."""
+        return self.run.get("fps") is not None or "video" in str(self.run.get("task", ""))
+
     @cached_property
     def rows(self) -> dict[str, dict[str, Json]]:
         """Results by configuration, then by sample."""
