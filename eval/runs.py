@@ -69,7 +69,7 @@ def rotated(rows: Sequence[RunConfig], turn: int) -> list[RunConfig]:
 
 
 def _model_name(model: str | Path) -> str:
-    """A folder relative to the working directory (or its name), so that results can be published."""
+    """A folder as seen from the working directory, else its name: results may be published."""
     folder = Path(model).expanduser()
     if not folder.exists():
         return str(model)

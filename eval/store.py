@@ -45,6 +45,13 @@ def plain(value: Any) -> Any:
     return value
 
 
+def _unwritten(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"cannot write {path} ({error.strerror}); make room or choose another --out, then run the "
+        "same command again"
+    )
+
+
 def _atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}{_DRAFT}")
@@ -54,6 +61,9 @@ def _atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise _unwritten(path, error) from error
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
@@ -187,10 +197,13 @@ class Store:
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Add one line to a file, on the disk before this returns."""
         text = json.dumps(plain(line), allow_nan=False) + "\n"
-        with (self.folder / name).open("ab") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with (self.folder / name).open("ab") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _unwritten(self.folder / name, error) from error
 
     def add_generation(self, line: dict[str, Any], frames: np.ndarray) -> None:
         """Keep one generation: its frames, then its line."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sample.json").write_text(json.dumps(sheet))
     (folder / "prompts.txt").write_text("# classes\na red circle\n\nb\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fresh() -> dict[str, Callable[[], tuple[Any, dict[str, Any]]]]:
+    """Family → builder of a pipeline of its own, with the weights that `pipelines` has."""
+    return {"wan": decoder_wan, "flux": decoder_flux}
 
 
 @pytest.fixture(scope="session")

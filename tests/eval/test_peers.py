@@ -76,6 +76,48 @@ def test_peer_caches_and_leaves_no_trace(bench, name, given, share) -> None:
     assert np.array_equal(sampler.generate(sampler.pipe, "b", 0).frames, dense)
 
 
+def test_isolation_changes_nothing_for_a_peer(pipelines, fresh) -> None:
+    """The peer's own documented use, on a pipeline of its own, gives the same pictures."""
+    from diffusers import FirstBlockCacheConfig
+
+    pipe, call = pipelines["wan"]
+    options = peer_options("first_block_cache", (("threshold", "0.4"),))
+    with with_peer("first_block_cache", pipe, options, Situation(STEPS, 2, print), None) as twin:
+        ours = Sampler(pipe, call, STEPS).generate(twin, "b", 0).frames
+    plain, _ = fresh["wan"]()
+    dense = Sampler(plain, call, STEPS).generate(plain, "b", 0).frames
+    plain.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.4))
+    theirs = Sampler(plain, call, STEPS).generate(plain, "b", 0).frames
+    assert np.array_equal(ours, theirs) and not np.array_equal(ours, dense)
+
+
+def test_isolation_changes_nothing_for_cache_dit(pipelines, fresh) -> None:
+    needs("cache_dit")
+    import cache_dit
+
+    pipe, call = pipelines["flux"]
+    given = (("fn", "1"), ("threshold", "0.9"), ("warmup", "3"), ("order", "1"))
+    options = peer_options("cache_dit", given)
+    with with_peer("cache_dit", pipe, options, Situation(STEPS, 2, print), None) as twin:
+        ours = Sampler(pipe, call, STEPS).generate(twin, "b", 0).frames
+    plain, _ = fresh["flux"]()
+    cache_dit.enable_cache(
+        plain,
+        cache_config=cache_dit.DBCacheConfig(
+            Fn_compute_blocks=1,
+            residual_diff_threshold=0.9,
+            max_warmup_steps=3,
+            num_inference_steps=STEPS,
+            enable_separate_cfg=True,
+        ),
+        calibrator_config=cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1),
+    )
+    theirs = Sampler(plain, call, STEPS).generate(plain, "b", 0).frames
+    cache_dit.disable_cache(plain)
+    dense = Sampler(plain, call, STEPS).generate(plain, "b", 0).frames
+    assert np.array_equal(ours, theirs) and not np.array_equal(ours, dense)
+
+
 def test_default_taylorseer_hooks_nothing_and_says_so(pipelines) -> None:
     for family in ("wan", "dit"):
         options = peer_options("taylorseer", (("mode", "default"),))

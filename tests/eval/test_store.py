@@ -1,5 +1,6 @@
 """The run's folder: killed writers, damaged files, foreign setups."""
 
+import errno
 import json
 import os
 
@@ -101,6 +102,23 @@ def test_unwritable_out(tmp_path) -> None:
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(UsageError, match="not writable"):
             Store(tmp_path / "locked" / "run", SETUP)
+
+
+def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(tmp_path, monkeypatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Store(tmp_path / "run", SETUP) as store:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(UsageError, match="No space left on device"):
+            store.add_generation(line(), frames())
+        with pytest.raises(UsageError, match="No space left on device"):
+            store.append("results.jsonl", line())
+    monkeypatch.undo()
+    assert not list((tmp_path / "run").rglob("*.npz")) and not list(tmp_path.rglob("*.draft"))
+    with Store(tmp_path / "run", SETUP) as store:
+        store.add_generation(line(), frames())
+        assert store.is_done("dense", "p000-s0")
 
 
 def test_damaged_media(tmp_path) -> None:
