@@ -19,7 +19,10 @@ from .sampler import Sample
 if TYPE_CHECKING:
     from .runs import Options
 
-REAL_HOW = "give --real FOLDER_OR_NPZ: real pictures or clips of what the prompts describe"
+REAL_HOW = (
+    "give --real FOLDER_OR_NPZ: real pictures or clips of what the prompts describe (for the "
+    "shapes samples, in a clone: python -m ditaccel.eval.real_shapes)"
+)
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 

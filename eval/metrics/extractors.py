@@ -68,7 +68,7 @@ def _feature_net(folder: Path) -> Extractor:
         # A broken safetensors file raises a type of its own.
         line = str(error).strip().split("\n")[0][:200]
         raise UsageError(f"--features {folder} is no usable feature network: {line}") from error
-    dim = int(net.config["features"])
+    dim: Any = net.config["features"]
     return Extractor(folder.resolve().name, dim, net.features, judge=net)
 
 
