@@ -12,6 +12,7 @@ from .errors import DitaccelError
 # subcommand -> (module with add_arguments(parser) and run(args), help)
 COMMANDS = {
     "eval": ("ditaccel.eval.command", "measure speed and quality of configs against dense runs"),
+    "tune": ("ditaccel.eval.tune_command", "search the steps worth computing; write a config"),
 }
 
 

@@ -1,0 +1,62 @@
+"""`ditaccel tune`: files that `accelerate` takes; mistakes in one line, exit code 2."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ditaccel import config as configs
+from ditaccel.cli import main
+
+
+@pytest.fixture(scope="module")
+def additive(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a DDIM that does not clip, so that outputs add up."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("additive") / "model"
+    shutil.copytree(model_folder, folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "clip_sample": False}))
+    return folder
+
+
+def test_several_targets_make_several_files(additive, tmp_path, capsys):
+    out = tmp_path / "tuned"
+    arguments = ["tune", str(additive), "--share", "0.5,0.7", "--steps", "10", "--limit", "1"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    files = sorted(out.iterdir())
+    assert [f.name for f in files] == ["share-0.5.yaml", "share-0.7.yaml"]
+    for file, share in zip(files, (0.5, 0.7), strict=True):
+        cache = configs.load(file).cache
+        assert cache.total == 10 and len(cache.steps) <= share * 10
+    assert "share-0.5" in capsys.readouterr().out
+
+
+def test_one_target_makes_one_file(additive, tmp_path):
+    path = tmp_path / "one.yaml"
+    arguments = ["tune", str(additive), "--psnr", "12", "--limit", "1", "--out", str(path)]
+    assert main(arguments) == 0
+    assert configs.load(path).cache.total == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--psnr", "20,30", "--out", "a.yaml"], "2 targets need a folder"),
+        (["--share", "1.5", "--out", "a.yaml"], "computed_share is 1.5"),
+        (["--share", "0.5", "--out", "a.yaml", "--prompts", "none.txt"], "no prompt file"),
+        (["--share", "0.5", "--out", "/proc/no/a.yaml"], "cannot write"),
+    ],
+)
+def test_mistakes_are_one_line(additive, arguments, message, capsys):
+    assert main(["tune", str(additive), *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("ditaccel: error:") and message in error
+
+
+def test_a_scheduler_that_does_not_add_up_is_refused(model_folder, tmp_path, capsys):
+    arguments = ["tune", str(model_folder), "--share", "0.5", "--out", str(tmp_path / "a.yaml")]
+    assert main(arguments) == 2
+    assert "use adaptive_taylor" in capsys.readouterr().err
+    assert not (tmp_path / "a.yaml").exists()
