@@ -24,6 +24,10 @@ class TaylorSeerConfig:
             `last_block` forecasts what leaves the last block, with memory constant in depth.
         coordinate: forecast along the step `index` (published), `sigma` or `timestep`.
         basis: `taylor` (published), `newton`, `hermite`, `exponential` or `auto`.
+        guidance: every branch for itself (`independent`, published), or the others forecast only
+            their `difference` to the first; needs `last_block`.
+        guidance_interval: with `difference`, computed steps of the first branch per computed step
+            of the other branches.
         correction: make good in the latents what the forecasts of a gap were wrong by, once the
             gap ends (`correction.py`): `auto` where the scheduler allows it, `always`, `never`.
         memory_budget: bytes, or text like `2GB`, that the cache may take; None for no limit.
@@ -37,6 +41,8 @@ class TaylorSeerConfig:
     granularity: str = "module"
     coordinate: str = "index"
     basis: str = "taylor"
+    guidance: str = "independent"
+    guidance_interval: int = 1
     correction: str = "never"
     memory_budget: int | str | None = None
     on_budget: str = "refuse"
@@ -45,9 +51,14 @@ class TaylorSeerConfig:
         require(self.interval >= 1, f"interval is {self.interval}; it must be 1 or more")
         check_forecast(self)
         choice("granularity", self.granularity, ("module", "last_block"))
+        by_module = self.granularity == "module"
         require(
-            not (self.granularity == "module" and self.basis == "auto"),
+            not (by_module and self.basis == "auto"),
             "basis='auto' needs granularity='last_block'",
+        )
+        require(
+            not (by_module and self.guidance != "independent"),
+            f"guidance={self.guidance!r} needs granularity='last_block'",
         )
         MemoryBudget.check(self)
 
@@ -60,6 +71,8 @@ class TaylorSeerConfig:
             basis=self.basis,
             coordinate=self.coordinate,
             granularity=self.granularity,
+            guidance=self.guidance,
+            guidance_interval=self.guidance_interval,
             correction=self.correction,
             memory_budget=MemoryBudget.parse(self.memory_budget),
             on_budget=self.on_budget,
