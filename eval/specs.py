@@ -160,8 +160,11 @@ def parse_config(text: str) -> list[RunConfig]:
     if not text:
         raise ConfigError(f"--config is empty; expected {FORMS}")
     label, spec = _split_label(text)
-    if Path(spec).suffix in (".yaml", ".yml", ".json"):
-        return [_one(spec, label or Path(spec).stem, label or Path(spec).stem, ())]
+    files = [Path(part) for part in spec.split("|")]
+    if all(file.suffix in (".yaml", ".yml", ".json") for file in files):
+        series = label or (files[0].stem if len(files) == 1 else files[0].parent.name)
+        names = [series] if len(files) == 1 else [f"{series} {file.stem}" for file in files]
+        return [_one(str(file), name, series, ()) for file, name in zip(files, names, strict=True)]
     rows = _sweep(spec)
     # What stays the same along the curve names it.
     series = re.sub(r"[^:=,+|]+(\|[^:=,+|]+)+", "*", spec)

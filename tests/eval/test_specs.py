@@ -101,3 +101,12 @@ def test_values() -> None:
         False,
         "lite",
     ]
+
+
+def test_several_files_are_one_series():
+    rows = parse_config("tuned=a/share-0.2.yaml|a/share-0.3.yaml")
+    assert [(r.label, r.series, r.cache) for r in rows] == [
+        ("tuned share-0.2", "tuned", "a/share-0.2.yaml"),
+        ("tuned share-0.3", "tuned", "a/share-0.3.yaml"),
+    ]
+    assert parse_config("one.yaml")[0].label == "one"
