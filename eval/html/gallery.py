@@ -13,6 +13,8 @@ from ditaccel.eval.html.media import Frames
 
 SHOWN = ("fewer_steps", "method", "peer")
 SAMPLES = 3
+# Cards that a wide screen shows side by side.
+ROW = 4
 # Browsers refuse more than some dozens of video elements in a page, so later samples get strips.
 MOVING = 2
 # Characters of data URIs a page may hold, so that the file stays below 8 MB.
@@ -149,7 +151,7 @@ class Gallery:
         return el("figure", caption, body, cls=f"card {config.role}")
 
     def _series(self, sample: str, dense: Frames | None, moving: bool) -> list[Markup]:
-        """Cards of everything but dense, one row a series."""
+        """Cards of everything but dense: a row a series, small series together."""
         series: dict[str, list[Markup]] = {}
         for config in self.evaluation.configs:
             if config.role not in SHOWN:
@@ -159,7 +161,13 @@ class Gallery:
                 continue
             card = self._card(config, sample, dense, moving)
             series.setdefault(config.series, []).append(card)
-        return [el("div", cards, cls="cards") for cards in series.values()]
+        rows: list[list[Markup]] = []
+        for cards in series.values():
+            if rows and len(rows[-1]) + len(cards) <= ROW:
+                rows[-1] += cards
+            else:
+                rows.append(list(cards))
+        return [el("div", cards, cls="cards") for cards in rows]
 
     def sample(self, pick: Pick, moving: bool) -> Markup:
         """All cards of one sample; `moving` adds the videos to the strips."""
