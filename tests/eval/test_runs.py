@@ -137,7 +137,7 @@ def test_resume_after_sigkill(finished, model_folder, tmp_path) -> None:
     for wanted in (3, 11):
         child = multiprocessing.get_context("fork").Process(target=evaluate, args=arguments)
         child.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while len(read_lines(out / "generations.jsonl")) < wanted:
             assert child.is_alive() and time.monotonic() < deadline
             time.sleep(0.01)
