@@ -12,6 +12,7 @@ from .errors import DitaccelError
 # subcommand -> (module with add_arguments(parser) and run(args), help)
 COMMANDS = {
     "eval": ("ditaccel.eval.command", "measure speed and quality of configs against dense runs"),
+    "report": ("ditaccel.eval.report_command", "write the HTML report of a run again"),
     "tune": ("ditaccel.eval.tune_command", "search the steps worth computing; write a config"),
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .metrics.psnr import CAP
 
-LEVELS = (25.0, 30.0, 35.0)
+LEVELS = (25.0, 30.0, 35.0, 40.0)
 # Differences below are within what one seed or a busy machine changes.
 _CLOSE_DB = 0.5
 _CLOSE_SPEED = 0.03

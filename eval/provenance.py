@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def command() -> str:
+    """The command line of this process, its program by name alone."""
+    return shlex.join([Path(sys.argv[0] or "python").name, *sys.argv[1:]])
 
 
 def commit() -> str:

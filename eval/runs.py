@@ -244,6 +244,7 @@ def _setup(
         "dtype": dtype,
         "versions": provenance.versions(),
         "commit": provenance.commit(),
+        "command": provenance.command(),
         "peers": {row.peer: PEERS[row.peer].note for row in configs if row.peer is not None},
         "fps": sheet.fps,
         "features": judge.features,

@@ -74,7 +74,7 @@ def test_a_wide_gap_is_named() -> None:
 def test_matched_covers_every_series_and_level() -> None:
     rows = pareto.matched(*run(DENSE, OTHER, *FEWER, point("m", 3.0, 36.0)))
     assert {(r["series"], r["psnr"]) for r in rows} == {
-        (series, level) for series in ("fewer steps", "s") for level in (25.0, 30.0, 35.0)
+        (series, level) for series in ("fewer steps", "s") for level in (25.0, 30.0, 35.0, 40.0)
     }
     at_35 = next(r for r in rows if r["series"] == "fewer steps" and r["psnr"] == 35.0)
     assert at_35["speedup"] == pytest.approx(math.sqrt(2.0 * 5.0))

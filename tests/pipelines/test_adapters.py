@@ -48,9 +48,9 @@ def test_a_passing_block_returns_what_the_real_one_returns():
     for name, make in {**MAKERS, "wan22": tiny_wan22}.items():
         pipe, call = make()
         adapter = adapters()["wan" if name == "wan22" else name]
-        checked = []
+        checked: list[object] = []
 
-        def compare(module, args, kwargs, output, block):
+        def compare(module, args, kwargs, output, block, checked=checked):
             passing = block.passing(block.hidden_in(args, kwargs), args, kwargs)
             assert isinstance(output, torch.Tensor) == isinstance(passing, torch.Tensor)
             pairs = (
