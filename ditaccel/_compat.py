@@ -31,6 +31,14 @@ class NamedContext:
     sigma: float | None = None
 
 
+def _drop(registry: Any) -> None:
+    """Take our listener out of a hook registry, if it holds one."""
+    if registry.hooks.pop(_NAME, None) is not None:
+        index = registry._hook_order.index(_NAME)
+        registry._hook_order.pop(index)
+        registry._fn_refs.pop(index)
+
+
 class ContextListener:
     """Reads the named cache context of one transformer, if its pipeline sets one."""
 
@@ -47,6 +55,7 @@ class ContextListener:
 
         had_registry = "_diffusers_hook" in module.__dict__
         registry = HookRegistry.check_if_exists_or_initialize(module)
+        _drop(registry)  # a deepcopy of an accelerated transformer brings its listener along
         listener = ContextHook()
         # Place 0 of the order: removing any other hook then never rewires ours (see remove_hook).
         registry.hooks[_NAME] = listener
@@ -56,10 +65,7 @@ class ContextListener:
 
         def undo() -> None:
             if registry.hooks.get(_NAME) is listener:
-                del registry.hooks[_NAME]
-                index = registry._hook_order.index(_NAME)
-                registry._hook_order.pop(index)
-                registry._fn_refs.pop(index)
+                _drop(registry)
             if not had_registry and not registry.hooks:
                 module.__dict__.pop("_diffusers_hook", None)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from . import config as configs
 from .config import AccelerationConfig
-from .errors import UnsupportedError, UsageError
+from .errors import ConfigError, UnsupportedError, UsageError
 from .pipelines import FamilyAdapter, adapter_for, adapters
 from .report import Report
 from .session import Session, session_of
@@ -96,6 +96,10 @@ def accelerate(pipe: P, config: Setting = None, *, cache: Any = None) -> P:
         chosen = configs.resolve("balanced" if config is None else config, adapter.name)
     if cache is not None:
         chosen = replace(chosen, cache=cache)
+    if chosen.cache is None:
+        raise ConfigError(
+            "this config accelerates nothing: it names no caching method (key 'cache')"
+        )
     Session(None if isinstance(pipe, nn.Module) else pipe, transformers, adapter, chosen)
     return pipe
 

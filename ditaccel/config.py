@@ -14,7 +14,6 @@ import importlib
 import json
 import os
 import pkgutil
-import tempfile
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -185,12 +184,12 @@ def dump(config: AccelerationConfig, path: str | os.PathLike[str]) -> None:
         text = json.dumps(data, indent=2) + "\n"
     else:
         text = yaml.safe_dump(data, sort_keys=False)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise UsageError(f"cannot write the config {path}: {error}") from None
 
 

@@ -32,7 +32,8 @@ class DenoisingStep:
         timestep: timestep as the transformer got it.
         sigma: noise level, None where the scheduler has none.
         total: steps of the loop, None where it cannot be known (a bare transformer).
-        sigma_next: noise level that the step leads to, where the scheduler has one.
+        sigma_next: noise level that the step leads to, where the scheduler has one and takes its
+            steps in one stage (not Heun's).
         additive: whether the scheduler's step adds `(sigma_next - sigma) * output` to the latents,
             up to a scale of the latents, and keeps no outputs of earlier steps.
         latent_scale: size of the latents to which that scale applies, by what the transformer is
@@ -73,7 +74,9 @@ def _is_additive(scheduler: Any) -> bool:
         return not options.get("stochastic_sampling", False)
     if name in ("DDIMScheduler", "EulerDiscreteScheduler"):
         clips = options.get("clip_sample", False) or options.get("thresholding", False)
-        return options.get("prediction_type") == "epsilon" and not clips
+        # DDIM steps by a fixed stride, which with other spacings is not the next timestep.
+        strides = name != "DDIMScheduler" or options.get("timestep_spacing") == "leading"
+        return options.get("prediction_type") == "epsilon" and not clips and strides
     return False
 
 
@@ -89,12 +92,14 @@ class DenoisingTracker:
 
     def __init__(self, pipe: Any = None) -> None:
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
+        self._scheduler: Any = None
         self.generation = -1
         self._forget()
 
     def _forget(self) -> None:
         self._timesteps: torch.Tensor | None = None
         self._schedule: list[float] = []
+        self._sigmas: list[float] = []
         self._scheduler_step: int | None = None
         self._last: float | None = None
         self._direction = 0
@@ -103,6 +108,7 @@ class DenoisingTracker:
         self._total: int | None = None
         self._additive = False
         self._flow = False
+        self._single_stage = True
         self._branches: set[tuple[str, str]] = set()
         self._calls: dict[str, int] = {}
         self._fresh = True
@@ -122,7 +128,8 @@ class DenoisingTracker:
             context: the cache context that the pipeline set, if any.
         """
         now = _scalar(timestep)
-        scheduler = getattr(self._pipe(), "scheduler", None)
+        # The scheduler seen last outlives a pipeline that was taken apart (`Pipe(**p.components)`).
+        scheduler = self._scheduler = getattr(self._pipe(), "scheduler", self._scheduler)
         timesteps = getattr(scheduler, "timesteps", None)
         scheduler_step = getattr(scheduler, "_step_index", None)
         if self._begins_generation(now, timesteps, context, transformer, scheduler_step):
@@ -132,6 +139,7 @@ class DenoisingTracker:
             self._read_schedule(scheduler, timesteps, now)
             self._additive = self._offset is not None and _is_additive(scheduler)
             self._flow = _is_flow(scheduler)
+            self._single_stage = getattr(scheduler, "order", 1) == 1
         if self._begins_step(now, scheduler_step):
             if self._last is not None and now != self._last:
                 self._direction = 1 if now > self._last else -1
@@ -139,7 +147,7 @@ class DenoisingTracker:
             self._branches.clear()
             self._calls.clear()
         self._last, self._scheduler_step = now, scheduler_step
-        sigma = self._sigma(scheduler, self._index)
+        sigma = self._sigma(self._index)
         if context is not None and context.sigma is not None:
             sigma = context.sigma
         return DenoisingStep(
@@ -149,7 +157,7 @@ class DenoisingTracker:
             timestep=now,
             sigma=sigma,
             total=self._total,
-            sigma_next=self._sigma(scheduler, self._index + 1),
+            sigma_next=self._sigma(self._index + 1) if self._single_stage else None,
             additive=self._additive,
             latent_scale=1.0 if self._flow or sigma is None else math.hypot(1.0, sigma),
         )
@@ -193,39 +201,49 @@ class DenoisingTracker:
 
     def _read_schedule(self, scheduler: Any, timesteps: torch.Tensor | None, first: float) -> None:
         self._timesteps = timesteps
-        if timesteps is None or not isinstance(timesteps, torch.Tensor) or timesteps.ndim != 1:
+        if not isinstance(timesteps, torch.Tensor) or timesteps.ndim != 1:
             return
         self._schedule = [float(t) for t in timesteps.tolist()]
-        self._offset = self._position(first, scheduler)
+        begin = getattr(scheduler, "_begin_index", None)
+        self._offset = self._position(first, scheduler) if begin is None else int(begin)
         if self._offset is not None:
             # image-to-image starts in the middle of the schedule
             self._total = len(self._schedule) - self._offset
+        self._sigmas = _sigmas(scheduler, self._schedule)
 
     def _position(self, now: float, scheduler: Any) -> int | None:
         train_steps = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
         scale = float(train_steps or 1000)
         # Families hand timesteps over as they are, divided by the training steps, or reversed; half
-        # precision moves them by up to 0.4 %. A loop starts early: 1.0 is 1000/1000, not the last.
-        found = []
-        for value in (now, now * scale, scale - now * scale):
+        # precision moves them by up to 0.4 %. 1.0 in a schedule of hundreds is 1000/1000.
+        values = [now * scale, scale - now * scale]
+        if now > 1.0 or max(self._schedule, default=0.0) <= 1.0:
+            values.insert(0, now)
+        for value in values:
             distances = [abs(t - value) for t in self._schedule]
             nearest = distances.index(min(distances)) if distances else 0
             if distances and distances[nearest] <= max(4e-3 * abs(value), 2e-3):
-                found.append(nearest)
-        return min(found, default=None)
+                return nearest
+        return None
 
-    def _sigma(self, scheduler: Any, index: int) -> float | None:
-        if scheduler is None or self._offset is None:
+    def _sigma(self, index: int) -> float | None:
+        if self._offset is None:
             return None
         place = self._offset + index
-        sigmas = getattr(scheduler, "sigmas", None)
-        if sigmas is not None and len(sigmas) >= len(self._schedule):
-            return float(sigmas[place]) if place < len(sigmas) else None
-        alphas = getattr(scheduler, "alphas_cumprod", None)
-        if alphas is None:
-            return None
-        if place < len(self._schedule):
-            alpha = float(alphas[int(self._schedule[place])])
-        else:
-            alpha = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-        return math.sqrt((1.0 - alpha) / max(alpha, 1e-12))
+        return self._sigmas[place] if 0 <= place < len(self._sigmas) else None
+
+
+def _sigmas(scheduler: Any, schedule: list[float]) -> list[float]:
+    """Noise levels before each step and after the last; empty where the scheduler has none."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None and len(sigmas) >= len(schedule):
+        return [float(s) for s in torch.as_tensor(sigmas).tolist()]
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None or not schedule:
+        return []
+    levels = [float(alphas[int(t)]) for t in schedule]
+    # DDIM's last step leads to the alpha of one stride further on, or to its final one.
+    stride = scheduler.config.num_train_timesteps // (scheduler.num_inference_steps or 1)
+    end = int(schedule[-1]) - stride
+    levels.append(float(alphas[end] if end >= 0 else getattr(scheduler, "final_alpha_cumprod", 1)))
+    return [math.sqrt((1.0 - level) / max(level, 1e-12)) for level in levels]

@@ -99,10 +99,16 @@ class PatchLedger:
         """Run `action` when its turn comes in `undo`."""
         self._undo.append(action)
 
-    def reinstall(self) -> None:
-        """Take the front place again where `Module.compile()` was called after `intercept`."""
-        for patch in self._patches:
+    def reinstall(self) -> bool:
+        """Take the front place again where `Module.compile()` was called after `intercept`.
+
+        Returns:
+            Whether that was the case anywhere.
+        """
+        moved = [patch for patch in self._patches if not patch.in_place]
+        for patch in moved:
             patch.install()
+        return bool(moved)
 
     def undo(self) -> None:
         """Undo all changes, the latest first. A second call does nothing."""

@@ -59,6 +59,7 @@ class Report:
         share_sum: sum of all calls' shares.
         cache_bytes: most bytes that the histories held at once.
         tensors_per_branch: hidden states that the histories hold per branch when full.
+        correction: what became of `correction="auto"`, empty where it was not asked for.
         warnings: lines that were shown.
     """
 
@@ -71,6 +72,7 @@ class Report:
     share_sum: float = 0.0
     cache_bytes: int = 0
     tensors_per_branch: int = 0
+    correction: str = ""
     warnings: list[str] = field(default_factory=list)
 
     def add(self, record: CallRecord) -> None:
@@ -96,6 +98,7 @@ class Report:
             self.config,
             cache_bytes=self.cache_bytes,
             tensors_per_branch=self.tensors_per_branch,
+            correction=self.correction,
             warnings=list(self.warnings),
         )
         for call in self.calls:
@@ -143,6 +146,8 @@ class Report:
                 f"Cache: {self.cache_bytes / 1e6:.2f} MB at most "
                 f"({self.tensors_per_branch} hidden states per branch)."
             )
+            if self.correction:
+                lines.append(f"Gap correction: {self.correction}.")
             lines += _table(self.last_generation().calls)
         lines += [f"Warning: {w}" for w in self.warnings]
         return "\n".join(lines)

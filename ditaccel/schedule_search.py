@@ -76,7 +76,9 @@ class GapCosts:
                 error[nodes] += width * np.asarray(weights)
                 error[i] -= width
         seen = extrapolation @ self._t.gram @ extrapolation
-        left = interpolation @ self._t.gram @ interpolation
+        # a step of width 0 cannot carry a correction
+        kept = interpolation if self._t.widths[end] != 0.0 else extrapolation
+        left = kept @ self._t.gram @ kept
         return float(max(left, 0.0) + self._unseen * max(seen, 0.0)) / self._t.scales[end] ** 2
 
 
@@ -99,6 +101,7 @@ def best_steps(
     reached: dict[tuple[int, int], tuple[float, Steps]] = {state: (total, tuple(fixed))}
     found: dict[int, tuple[float, Steps]] = {}
     last = places[-1]
+    within = {at: [p for p in places if at < p <= at + costs.longest] for at in places}
     while reached:
         done = [value for (_, at), value in reached.items() if at == last]
         if done:
@@ -106,9 +109,7 @@ def best_steps(
             found[len(path)] = (cost, path)
         following: dict[tuple[int, int], tuple[float, Steps]] = {}
         for (before, at), (cost, path) in reached.items():
-            for end in places:
-                if not at < end <= at + costs.longest:
-                    continue
+            for end in within[at]:
                 candidate = (cost + costs(before, at, end), (*path, end))
                 if (at, end) not in following or candidate < following[at, end]:
                     following[at, end] = candidate
@@ -150,7 +151,7 @@ def plans(
     # Longer gaps for the difference: it moves slowly.
     other_costs = GapCosts(difference, longest=2 * costs.longest) if difference else None
     for count, (cost, path) in best_steps(costs, range(steps), warmup).items():
-        if count > 0.75 * steps:
+        if count > 0.6 * steps:
             continue
         if other_costs is None:
             found.append(Plan(path, None, count / steps, cost))

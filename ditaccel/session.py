@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from . import config as configs
@@ -43,7 +42,7 @@ class Session:
         self._caches: dict[str, BlockCache] = {}
         self._generation = -1
         self._warned: set[str] = set()
-        self._finite: torch.Tensor | None = None
+        self._active: BlockCache | None = None
         self._report = Report(
             adapter.name, getattr(config.cache, "method", ""), configs.to_dict(config)
         )
@@ -55,8 +54,6 @@ class Session:
             raise
 
     def _install(self, name: str, transformer: nn.Module, adapter: FamilyAdapter) -> None:
-        if self.config.cache is None:
-            return
         if transformer.__dict__.get("_compiled_call_impl") is not None and not patch_of(
             transformer
         ):
@@ -92,7 +89,13 @@ class Session:
             raise UsageError(f"{name} was called without {key!r}; the tracker needs it")
 
         def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-            self._ledger.reinstall()
+            if self._ledger.reinstall():
+                cache.check_compiled()
+            if self._active is not cache:
+                # Wan 2.2 has moved on to its other transformer for good
+                if self._active is not None:
+                    self._active.clear()
+                self._active = cache
             step = self._tracker.observe(
                 name, argument(adapter.timestep, args, kwargs), listener.current()
             )
@@ -114,6 +117,10 @@ class Session:
         self._generation = step.generation
         for each in self._caches.values():
             each.clear()
+        if cache.policy.correction == "auto":
+            self._report.correction = (
+                "on" if step.additive else "off: this scheduler keeps earlier outputs, or clips"
+            )
         rules = cache.policy.rules
         computed = rules.warmup + rules.final
         if step.total is not None and step.total <= computed:
@@ -177,7 +184,9 @@ class Session:
 def session_of(transformers: dict[str, nn.Module]) -> Session | None:
     """Return the session that stands in front of these transformers, if any."""
     for transformer in transformers.values():
-        patch = patch_of(transformer)
-        if patch is not None and isinstance(patch.owner, Session):
-            return patch.owner
+        # Not the transformer alone: compiling it as a whole takes the place of its patch.
+        for module in transformer.modules():
+            patch = patch_of(module)
+            if patch is not None and isinstance(patch.owner, Session):
+                return patch.owner
     return None

@@ -95,18 +95,27 @@ def _recorded(pipe: Any) -> Iterator[_Recording]:
         recording.guided.append(model_output.detach().float().cpu())
         return step(model_output, *args, **kwargs)
 
-    ledger.intercept(transformer, around)
-    pipe.scheduler.step = watched
-    ledger.on_undo(lambda: pipe.scheduler.__dict__.pop("step", None))
+    before = vars(pipe.scheduler).get("step")
+
+    def put_back() -> None:
+        if before is None:
+            vars(pipe.scheduler).pop("step", None)
+        else:
+            pipe.scheduler.step = before
+
     try:
+        ledger.intercept(transformer, around)
+        ledger.on_undo(put_back)
+        pipe.scheduler.step = watched
         yield recording
     finally:
         ledger.undo()
 
 
 def _gram(series: list[torch.Tensor]) -> np.ndarray:
-    flat = torch.stack(series).flatten(1)
-    return (flat @ flat.T / flat.shape[1]).double().numpy()
+    # costs are small differences of large products: float32 would rank noise
+    flat = torch.stack(series).flatten(1).double()
+    return (flat @ flat.T / flat.shape[1]).numpy()
 
 
 def _trajectories(
@@ -194,6 +203,10 @@ class Tuner:
     ) -> None:
         if not calls:
             raise UsageError("tune needs at least one call to learn from")
+        for call in calls:
+            given = sorted({"output_type", "generator"} & set(call))
+            if given:
+                raise UsageError(f"tune sets {given[0]} itself; leave it out of the call")
         self._pipe, self._calls, self._seed, self._progress = pipe, list(calls), seed, progress
         recordings, self._dense = [], []
         for i in range(len(self._calls)):
@@ -202,8 +215,14 @@ class Tuner:
                 self._dense.append(self._generate(i))
             recordings.append(recording)
         self.total = len(recordings[0].steps)
+        if len({len(r.steps) for r in recordings}) > 1:
+            raise UsageError("all calls must have the same number of steps")
         first, difference, weight = _trajectories(recordings)
-        self.plans = [plans(first, difference, weight, warmup) for warmup in (1, 3)]
+        progress("searching")
+        fronts = [plans(first, difference, weight, warmup) for warmup in (1, 3)]
+        self.plans = [front for front in fronts if front]
+        if not self.plans:
+            raise ConfigError(f"{self.total} steps leave nothing to skip; use more steps")
         self._checked: dict[Plan, TuningRun] = {}
 
     def _generate(self, i: int) -> np.ndarray:
@@ -283,9 +302,13 @@ def tune(
         A step mask made for this number of steps; another number is refused when it runs.
 
     Raises:
-        ConfigError: a target out of range or out of reach.
+        ConfigError: a target out of range, a share out of reach, or too few steps to skip any. A
+            PSNR out of reach is a warning, and the best plan is returned.
         UnsupportedError: two transformers, or a scheduler that does not add its outputs up.
     """
+    stray = [p for p in prompts if not isinstance(p, (str, Mapping))]
+    if stray:
+        raise UsageError(f"a prompt is text or a mapping of call arguments, not {stray[0]!r}")
     calls = [{**call, **({"prompt": p} if isinstance(p, str) else p)} for p in prompts]
     tuner = Tuner(pipe, calls, seed, progress)
     if target.psnr is not None:

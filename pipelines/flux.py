@@ -22,6 +22,13 @@ ADAPTER = FamilyAdapter(
         ),
     ),
     presets={
+        "published": {
+            "method": "confidence_gated_taylor",
+            "threshold": 0.13,
+            "order": 1,
+            "block_order": 1,
+            "warmup": 5,
+        },
         "safe": {"method": "confidence_gated_taylor", "threshold": 0.05},
         "balanced": {"method": "confidence_gated_taylor", "threshold": 0.13},
         "fast": {"method": "confidence_gated_taylor", "threshold": 0.18},

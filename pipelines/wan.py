@@ -7,6 +7,14 @@ ADAPTER = FamilyAdapter(
     transformers=("WanTransformer3DModel",),
     blocks=(BlockContract("blocks", forecast_modules=("attn1", "attn2", "ffn")),),
     presets={
+        "published": {
+            "method": "confidence_gated_taylor",
+            "threshold": 0.36,
+            "order": 1,
+            "block_order": 3,
+            "warmup": 6,
+            "guidance": "follow",
+        },
         "safe": {"method": "confidence_gated_taylor", "threshold": 0.1, "block_order": 3},
         "balanced": {"method": "confidence_gated_taylor", "threshold": 0.36, "block_order": 3},
         "fast": {"method": "confidence_gated_taylor", "threshold": 0.5, "block_order": 3},

@@ -51,7 +51,7 @@ class MemoryBudget:
         """Return bytes, or None for no limit."""
         if value is None or isinstance(value, int):
             return value
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)b?\s*", value.lower())
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?\s*", value.lower())
         require(
             match is not None, f"memory_budget is {value!r}; write bytes or a size such as '2GB'"
         )

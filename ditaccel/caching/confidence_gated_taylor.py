@@ -20,7 +20,8 @@ class ConfidenceGatedTaylorConfig:
 
     Args:
         threshold: relative L1 error of the first block's forecast below which the remaining blocks
-            are skipped, >= 0; 0 is exact. Published: 0.008 (DiT), 0.13 (Flux), 0.36 (Wan).
+            are skipped, >= 0; 0 is exact. Published: 0.008 (DiT), 0.13 (Flux), 0.36 (Wan), with
+            the other options of those families' preset `published`.
         order: order of the forecast of the last block.
         block_order: order of the forecast of the first block.
         warmup: first steps that are computed.

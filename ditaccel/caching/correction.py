@@ -63,7 +63,7 @@ class GapCorrector:
         """Book the output of a forecast step.
 
         Args:
-            place: where the step lies on the forecasts' coordinate.
+            place: index of the step.
             width: `sigma_next - sigma` of the step.
             output: what the transformer returned, `(B, …)`.
         """
@@ -96,4 +96,4 @@ class GapCorrector:
             row = newton_weights(places, gap_place, len(places) - 1)
             weights = [w + gap_width * r for w, r in zip(weights, row, strict=True)]
         error = self._sum - combine(values, weights)
-        return GapEnd(error, width, len(self._gap) + 1, False)
+        return GapEnd(error, width, round(place - places[1]), False)

@@ -117,6 +117,12 @@ def relative_l1(forecast: torch.Tensor, actual: torch.Tensor, per_sample: bool =
     return difference / actual.abs().mean(dims, dtype=torch.float32).clamp_min(1e-12)
 
 
+def features_kept(order: int, basis: str) -> int:
+    """Number of features that a full `History` holds."""
+    # the exponential basis estimates its decay from three
+    return max(order + 1, 3 if basis in ("exponential", "auto") and order else 1)
+
+
 class History:
     """The newest features of one place in the network, with where on the trajectory they were.
 
@@ -132,8 +138,7 @@ class History:
             raise ConfigError(f"unknown basis {basis!r}; known: {', '.join(BASES)}")
         self.order = order
         self.basis = basis
-        # the exponential basis estimates its decay from three features
-        self._keep = max(order + 1, 3 if basis in ("exponential", "auto") and order else 1)
+        self._keep = features_kept(order, basis)
         self._features: list[torch.Tensor] = []
         self._places: list[float] = []
         self._errors: dict[str, float] = {}

@@ -61,7 +61,8 @@ class StepRules:
         if len(state.last) < self.needed:
             # a second transformer, or a branch that guidance switched on late
             return Verdict(False, "no history yet")
-        if self.max_consecutive is not None and state.consecutive >= self.max_consecutive:
+        since = step.index - state.last_index  # not the branch's calls: guidance may have paused
+        if self.max_consecutive is not None and since > self.max_consecutive:
             return Verdict(False, "too many forecasts in a row")
         return None
 
@@ -108,7 +109,7 @@ class IntervalGate(ScheduleGate):
     interval: int
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
-        if state.consecutive >= self.interval - 1:
+        if step.index - state.last_index >= self.interval:
             return Verdict(False, f"every {self.interval} steps")
         return Verdict(True, "between computed steps")
 
@@ -148,18 +149,21 @@ class StepSizeGate(ScheduleGate):
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         if step.sigma is None or step.sigma_next is None:
             raise ConfigError(
-                "adaptive_taylor needs a scheduler with sigmas to weigh errors; "
-                "use confidence_gated_taylor or taylorseer"
+                "adaptive_taylor weighs errors by sigmas, and this scheduler has none or takes "
+                "its steps in stages (Heun); use confidence_gated_taylor or taylorseer"
             )
         gap = state.scratch.get("gap", 1)
         error = state.scratch.get("error")
-        if state.consecutive >= gap - 1:
+        if step.index - state.last_index >= gap:
             return Verdict(False, f"gap of {gap} reached", error)
         return Verdict(True, f"within the gap of {gap}", error)
 
     def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
-        size = end.error.abs().flatten(1).mean(1) / (state.sample_size * step.latent_scale)
-        error = float(size.max())  # the worst sample decides
+        # Outputs may carry a learned variance, inputs conditions: what both have is the latents.
+        common = min(end.error.shape[1], state.sample.shape[1])
+        error_size = end.error[:, :common].abs().flatten(1).mean(1)
+        size = state.sample[:, :common].abs().flatten(1).mean(1, dtype=torch.float32)
+        error = float((error_size / (size * step.latent_scale)).max())  # the worst sample decides
         gap = 1
         if self.tolerance > 0.0 and math.isfinite(error):
             ideal = (

@@ -13,11 +13,15 @@ from torch import nn
 from ..denoising import DenoisingStep
 from ..errors import ConfigError, UnsupportedError
 from ..patching import PatchLedger
-from .forecast import History
+from .forecast import History, features_kept
 from .gate import StepSizeGate, Verdict
 from .policy import CachePolicy
 from .state import BranchState, Call, Leader
 
+_INSIDE_COMPILED = (
+    "granularity='module' cannot look into compiled blocks; use granularity='last_block' or do not "
+    "compile"
+)
 _NOT_ADDITIVE = (
     "correction='always' needs a scheduler that adds its outputs up (flow-matching Euler, Euler, "
     "DDIM without clipping); use correction='auto' or 'never'"
@@ -114,6 +118,7 @@ class BlockCache:
         self._call: Call | None = None
         self._leader: Leader | None = None
         self._budget_checked = False
+        self._finite: torch.Tensor | None = None
         self.peak_bytes = 0
 
     # -- set-up --
@@ -125,10 +130,7 @@ class BlockCache:
             if self.policy.granularity != "module":
                 continue
             if patch.compiled is not None:
-                raise UnsupportedError(
-                    "granularity='module' cannot look into compiled blocks; use "
-                    "granularity='last_block' or do not compile"
-                )
+                raise UnsupportedError(_INSIDE_COMPILED)
             for role, names in (
                 ("forecast", block.contract.forecast_modules),
                 ("idle", block.contract.idle_modules),
@@ -144,8 +146,14 @@ class BlockCache:
         self._states.clear()
         self._leader = None
         self._call = None
+        self._finite = None
         self._budget_checked = False
         self.policy = self._configured
+
+    def check_compiled(self) -> None:
+        """Refuse what compiling after `accelerate` would make silently wrong."""
+        if self.policy.granularity == "module":
+            raise UnsupportedError(_INSIDE_COMPILED)
 
     @property
     def nbytes(self) -> int:
@@ -162,7 +170,7 @@ class BlockCache:
             del self._states[stale]  # another size or batch: nothing old applies
         state = self._states.setdefault(key, BranchState(self.policy))
         if self._watches_gaps:
-            state.sample_size = sample.detach().abs().flatten(1).mean(1, dtype=torch.float32)
+            state.sample = sample.detach()
         self._call = call = Call(step, state, None)
         self._decide(call)
         return call
@@ -175,7 +183,14 @@ class BlockCache:
         step, state = call.step, call.state
         leader = self._leader
         leads = leader is None or leader.key != (step.generation, step.index)
-        if self.policy.guidance != "independent" and leader is not None and not leads:
+        follows = self.policy.guidance != "independent" and leader is not None and not leads
+        by_difference = follows and self.policy.guidance == "difference"
+        if state.holds_differences != by_difference and len(state.last):
+            # the branch that leads has changed: what it remembers is of another kind
+            fresh = BranchState(self.policy)
+            state.last, state.corrector = fresh.last, fresh.corrector
+        state.holds_differences = by_difference
+        if follows and leader is not None:
             call.verdict = self._follow(call, leader)
             return
         call.verdict = self.policy.rules.verdict(step, state)
@@ -212,12 +227,8 @@ class BlockCache:
         self._call = None
         state = call.state
         verdict = call.verdict = call.verdict or Verdict(False, "the first block did not run")
-        if verdict.forecast:
-            state.consecutive += 1
-        else:
-            state.consecutive = 0
+        if not verdict.forecast:
             state.last_index = call.step.index
-            state.computed_steps += 1
             state.scratch["since_computed"] = 0
             if not call.reached_end:
                 self._warn(
@@ -229,7 +240,19 @@ class BlockCache:
         if call.step.is_last:
             # state does not outlive the generation
             self._states = {k: s for k, s in self._states.items() if s is not state}
+            self._check_finite(call.step)
+            if not self._states:
+                self._leader = None
         return output
+
+    def _check_finite(self, step: DenoisingStep) -> None:
+        """Read, once a generation, the flag that the computed steps kept on the device."""
+        if self._finite is not None and not bool(self._finite):
+            self._warn(
+                f"non-finite features in generation {step.generation}: forecasts carry them on; "
+                "check weights and dtype"
+            )
+        self._finite = None
 
     def _correct(self, call: Call, verdict: Verdict, output: Any) -> Any:
         """Learn from the gap that a computed step ends, and take its error out of the latents."""
@@ -244,9 +267,10 @@ class BlockCache:
         leader = self._leader if self.policy.guidance == "difference" else None
         base = leader.output if call.follows and leader is not None else None
         tracked = sample if base is None else sample - base
-        place, width = state.place(step), step.sigma_next - step.sigma
+        place, width = float(step.index), step.sigma_next - step.sigma
         correction = None
-        if verdict.forecast:
+        if verdict.forecast or not call.remembers:
+            # (a difference to a forecast is one too, even where this branch was computed)
             state.corrector.forecast(place, width, tracked)
         else:
             end = state.corrector.computed(place, width, tracked)
@@ -319,13 +343,15 @@ class BlockCache:
         if call.verdict is None:
             call.verdict = policy.gate.after_first_block(call.step, state, before, after)
         call.base = after if self._first_is_base else before
-        if not call.forecasting and policy.first_feature is not None:
+        if not call.forecasting and not call.follows and policy.first_feature is not None:
             feature = after if policy.first_feature == "output" else after - before
             state.first.push(state.place(call.step), feature)
 
     def _observe(self, call: Call, hidden: torch.Tensor) -> None:
         """Remember the last block's output of a computed step."""
         policy, state = self.policy, call.state
+        finite = torch.isfinite(hidden).all()
+        self._finite = finite if self._finite is None else self._finite & finite
         feature = hidden
         if policy.target == "residual" and call.base is not None:
             feature = hidden - call.base
@@ -393,9 +419,9 @@ class BlockCache:
             modules = sum(
                 hasattr(b.module, n) for b in self.blocks for n in b.contract.forecast_modules
             )
-            return modules * (policy.order + 1)
+            return modules * features_kept(policy.order, policy.basis)
         first = policy.first_order + 1 if policy.first_feature is not None else 0
-        return policy.order + 1 + first
+        return features_kept(policy.order, policy.basis) + first
 
     def _check_budget(self, hidden: torch.Tensor) -> None:
         if self._budget_checked:
@@ -414,7 +440,9 @@ class BlockCache:
         )
         smaller = replace(self.policy, granularity="last_block")
         while one * self.tensors_per_branch(smaller) > budget and smaller.order > 0:
-            smaller = replace(smaller, order=smaller.order - 1)
+            order = smaller.order - 1
+            rules = replace(smaller.rules, needed=min(smaller.rules.needed, order + 1))
+            smaller = replace(smaller, order=order, rules=rules)
         fits = one * self.tensors_per_branch(smaller) <= budget
         if self.policy.on_budget == "refuse" or not fits:
             hint = (

@@ -25,10 +25,9 @@ class BranchState:
         self.idle: dict[str, Any] = {}
         self.corrector = GapCorrector()
         self.coordinate = policy.coordinate
-        self.sample_size: torch.Tensor | float = 1.0
-        self.consecutive = 0
+        self.sample = torch.empty(0)
+        self.holds_differences = False
         self.last_index = -1
-        self.computed_steps = 0
         self.scratch: dict[str, Any] = {}
 
     @property

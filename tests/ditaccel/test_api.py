@@ -208,6 +208,10 @@ def test_copies_pickles_and_saved_folders_are_dense(make, tmp_path):
     fast = generate(pipe, call)
     twin = copy.deepcopy(pipe)
     assert torch.equal(generate(twin, call), dense)
+    ditaccel.accelerate(twin, "reuse:interval=2")
+    assert not torch.equal(generate(twin, call), dense)
+    ditaccel.restore(twin)
+    assert torch.equal(generate(twin, call), dense)
     again = pickle.loads(pickle.dumps(pipe.transformer))
     assert type(again) is type(pipe.transformer) and list(again.state_dict()) == names
     pipe.transformer.save_pretrained(tmp_path / "t")
@@ -252,6 +256,27 @@ def test_whole_model_compile_is_refused_with_the_way_out():
     pipe.transformer = torch.compile(pipe.transformer, backend="eager")
     with pytest.raises(ditaccel.UnsupportedError, match="compile_repeated_blocks"):
         ditaccel.accelerate(pipe)
+
+
+def test_whole_model_compile_after_accelerate_is_said_and_can_be_undone():
+    pipe, call = tiny_wan()
+    dense = generate(pipe, call)
+    ditaccel.accelerate(pipe, "reuse:interval=2")
+    pipe.transformer._compiled_call_impl = pipe.transformer._call_impl  # what compile() puts there
+    assert torch.isfinite(generate(pipe, call)).all()
+    assert "compiled as a whole after accelerate()" in str(ditaccel.report(pipe))
+    ditaccel.restore(pipe)
+    assert torch.equal(generate(pipe, call), dense)
+
+
+def test_module_granularity_refuses_blocks_compiled_later():
+    pipe, call = tiny_wan()
+    torch._dynamo.reset()
+    ditaccel.accelerate(pipe, "taylorseer:interval=3")
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    with pytest.raises(ditaccel.UnsupportedError, match="cannot look into compiled blocks"):
+        generate(pipe, call)
+    torch._dynamo.reset()
 
 
 def test_bare_transformer():
@@ -315,12 +340,17 @@ def test_no_registry_keeps_a_pipeline_alive():
     assert gone() is None
 
 
-def test_generation_frees_its_state_when_it_ends():
-    pipe, call = tiny_wan()
-    ditaccel.accelerate(pipe, "taylorseer:interval=2")
+@pytest.mark.parametrize("make", [tiny_wan, tiny_wan22])
+@pytest.mark.parametrize(
+    "spec", ["taylorseer:interval=2", "adaptive_taylor:tolerance=1e9,guidance=difference"]
+)
+def test_generation_frees_its_state_when_it_ends(make, spec):
+    pipe, call = make()
+    ditaccel.accelerate(pipe, spec)
     generate(pipe, call)
     session = ditaccel.api._session(pipe)
     assert sum(c.nbytes for c in session._caches.values()) == 0
+    assert all(c._leader is None for c in session._caches.values())
     assert ditaccel.report(pipe).cache_bytes > 0
 
 
@@ -338,6 +368,8 @@ def test_mistakes_are_one_clear_line():
         ditaccel.accelerate(pipe, "warp")
     with pytest.raises(ditaccel.ConfigError, match="no config of a caching method"):
         ditaccel.accelerate(pipe, cache=3)
+    with pytest.raises(ditaccel.ConfigError, match="names no caching method"):
+        ditaccel.accelerate(pipe, ditaccel.AccelerationConfig())
     with pytest.raises(ditaccel.UsageError, match="neither a diffusers pipeline"):
         ditaccel.accelerate("pipe")
     unet = UNet2DConditionModel(

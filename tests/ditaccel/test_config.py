@@ -73,6 +73,7 @@ def test_configs_are_frozen():
         ("adaptive_taylor:correction=maybe", "correction is 'maybe'"),
         ("taylorseer:granularity=layer", "granularity is 'layer'"),
         ("taylorseer:memory_budget=lots", "write bytes or a size"),
+        ("taylorseer:memory_budget=1.2.3GB", "write bytes or a size"),
         ("confidence_gated_taylor:threshold=-0.1", "threshold is -0.1"),
         ("confidence_gated_taylor:threshold=.nan", "threshold is nan"),
         ("confidence_gated_taylor:reduce=median", "reduce is 'median'"),

@@ -170,3 +170,48 @@ def test_same_context_twice_in_a_step_is_two_branches():
 def test_per_token_timesteps_count_by_the_noisiest():
     tracker = DenoisingTracker()
     assert tracker.observe("t", torch.tensor([[0.0, 700.0, 700.0]])).timestep == 700.0
+
+
+@pytest.mark.parametrize("set_begin", [True, False])
+@pytest.mark.parametrize("start", [3, 15, 30, 41])
+def test_scaled_timesteps_starting_late_are_not_taken_for_reversed_ones(start, set_begin):
+    pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler())
+    pipe.scheduler.set_timesteps(sigmas=[1 - i / 50 for i in range(50)])
+    if set_begin:
+        pipe.scheduler.set_begin_index(start)
+    tracker = DenoisingTracker(pipe)
+    seen = [tracker.observe("t", t / 1000) for t in pipe.scheduler.timesteps[start:]]
+    assert {s.total for s in seen} == {50 - start} and seen[-1].is_last
+    assert [s.sigma for s in seen] == pytest.approx(pipe.scheduler.sigmas[start:50].tolist())
+
+
+@pytest.mark.parametrize("steps", [20, 30, 50])
+def test_ddim_widths_are_the_schedulers_own(steps):
+    """A DDIM step on zero latents with output one is `scale * (sigma_next - sigma)`."""
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    pipe = Pipe(scheduler=scheduler)
+    tracker = DenoisingTracker(pipe)
+    scheduler.set_timesteps(steps)
+    zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+    for t in scheduler.timesteps:
+        step = tracker.observe("t", t)
+        moved = float(scheduler.step(one, t, zero).prev_sample)
+        assert step.additive
+        expected = (step.sigma_next - step.sigma) / (1 + step.sigma_next**2) ** 0.5
+        assert moved == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_ddim_with_uneven_strides_is_not_called_additive():
+    pipe = Pipe(scheduler=DDIMScheduler(clip_sample=False, timestep_spacing="linspace"))
+    assert not any(s.additive for s in run(DenoisingTracker(pipe), pipe, 20, ("cond",)))
+
+
+def test_a_pipeline_taken_apart_leaves_its_scheduler():
+    pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler())
+    tracker = DenoisingTracker(pipe)
+    run(tracker, pipe, 4)
+    scheduler = pipe.scheduler
+    del pipe
+    scheduler.set_timesteps(5)
+    seen = [tracker.observe("t", t) for t in scheduler.timesteps]
+    assert {s.total for s in seen} == {5}

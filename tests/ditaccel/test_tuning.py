@@ -119,7 +119,14 @@ def test_mistakes_are_named():
         ditaccel.tune(pipe, [], target)
     two, call = tiny_wan22()
     with pytest.raises(ditaccel.UnsupportedError, match="one transformer"):
+        ditaccel.tune(two, [{k: v for k, v in call.items() if k != "output_type"}], target)
+    with pytest.raises(ditaccel.UsageError, match="sets output_type itself"):
         ditaccel.tune(two, [call], target)
+    with pytest.raises(ditaccel.UsageError, match="text or a mapping"):
+        ditaccel.tune(pipe, [3], target)
+    still, _ = tiny_dit(scheduler=DDIMScheduler(clip_sample=False))
+    with pytest.raises(ditaccel.ConfigError, match="2 steps leave nothing to skip"):
+        ditaccel.tune(still, CALLS, target, num_inference_steps=2)
     ditaccel.accelerate(pipe)
     with pytest.raises(ditaccel.UsageError, match="needs the dense pipeline"):
         ditaccel.tune(pipe, CALLS, target)
