@@ -32,9 +32,10 @@ METHOD = {
     "dit": "Noise prediction on DDIM's linear schedule; 10 % of the labels dropped to class 1000.",
     "flux": "Flow matching, logit-normal noise levels shifted as the scheduler shifts them; 10 % "
     "of the captions dropped. T5 and CLIP (randomly initialised, tiny) learn jointly.",
-    "wan": "Flow matching, logit-normal noise levels with shift 3; 10 % of the captions dropped. "
-    "UMT5 (randomly initialised, tiny) learns jointly. Lengths grow: 1, then 3, then 8 latent "
-    "frames (256, 768, 2048 tokens); weights and rotary positions are shared.",
+    "wan": "Flow matching, logit-normal noise levels with shift 3 (images) and 5 (clips); 10 % "
+    "of the captions dropped. UMT5 (randomly initialised, tiny) learns jointly. Lengths grow: "
+    "1, then 3, then 8 latent frames (256, 768, 2048 tokens); weights and rotary positions "
+    "are shared.",
 }
 
 
@@ -101,10 +102,10 @@ def write_card(name: str, count: int) -> dict[str, Any]:
     table = "\n".join(
         f"| {label} | {len(rows[label])} | {_percent(value)} |" for label, value in scores.items()
     )
-    pictures = sheet(images[:10] if name == "wan" else images[:32], scale=1 if name == "wan" else 2)
+    pictures = sheet(images[:8] if name == "wan" else images[:32], scale=1 if name == "wan" else 2)
     (folder / "card").mkdir(exist_ok=True)
     pictures.quantize(128).save(folder / "card" / "samples.png", optimize=True)
-    smooth = record(name, pipe, call, prompts[: 2 if name == "wan" else 8])
+    smooth = record(name, pipe, call, prompts[: 1 if name == "wan" else 8])
     _plot_smoothness(smooth, folder / "card" / "smoothness.png")
     log = json.loads((RUNS / name / "log.json").read_text())
     _plot_loss(log, folder / "card" / "loss.png")
@@ -115,7 +116,7 @@ def write_card(name: str, count: int) -> dict[str, Any]:
         if getattr(pipe, part, None) is not None
     }
     sizes = ", ".join(f"{part} {size:.2f} M" for part, size in parts.items())
-    shown = "\n".join(f"{i + 1}. {prompt}" for i, prompt in enumerate(prompts[:10]))
+    shown = "\n".join(f"{i + 1}. {prompt}" for i, prompt in enumerate(prompts[:8]))
     shown = f"\nRows, from the top:\n\n{shown}\n" if name == "wan" else ""
     if name == "flux":
         shown = "\nThe first 32 of the held-out prompts, row by row.\n"
@@ -125,7 +126,8 @@ def write_card(name: str, count: int) -> dict[str, Any]:
 A `{type(pipe).__name__}` small enough to generate on a CPU, trained to give caches something real
 to be judged on. Loads with the stock class; `sample.json` holds the default call.
 
-- **Data**: {DATA[name]} Synthetic, `samples/train/data.py`.
+- **Data**: {DATA[name]} Synthetic,
+  `samples/train/data.py`.
 - **Training**: {METHOD[name]}
 - **Size**: {sizes} parameters; {_size(folder):.1f} MB of safetensors (float16; text encoders
   float32).

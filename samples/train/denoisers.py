@@ -196,7 +196,8 @@ def wan_loss(
         latents, scenes = pool.batch(batch, generator)
         latents = latents[:, :, :length]
         texts = pool.texts(scenes, generator, DROP)
-        noised, time, target = _noised(latents.to(device()), generator, 3.0)
+        # Frames repeat each other, so clips keep their plan under more noise than single frames.
+        noised, time, target = _noised(latents.to(device()), generator, 3.0 if length == 1 else 5.0)
         token_ids, mask = (x.to(device()) for x in tokenize(t5, texts))
         embeds = wan_prompt_embeds(model["text_encoder"], token_ids, mask)
         output = model["transformer"](noised, time * 1000, embeds).sample

@@ -31,16 +31,16 @@ MODELS = SAMPLES / "models"
 PROMPTS = SAMPLES / "prompts"
 # Sampling follows these shifts; training spends its noise levels the same way.
 FLUX_SHIFT = 1.5
-WAN_SHIFT = 3.0
+WAN_SHIFT = 5.0
 
 CALLS = {
-    "dit": {"num_inference_steps": 50, "guidance_scale": 3.0},
+    "dit": {"num_inference_steps": 50, "guidance_scale": 4.0},
     "flux": {
         "height": 64,
         "width": 64,
         "num_inference_steps": 28,
         "guidance_scale": 1.0,
-        "true_cfg_scale": 3.0,
+        "true_cfg_scale": 4.0,
         "max_sequence_length": TOKENS,
     },
     "wan": {

@@ -58,7 +58,7 @@ def _flux() -> tuple:
 def _wan() -> tuple:
     # Weights and rotary positions are shared by all lengths, so most updates are on short clips.
     def plan(step: int) -> tuple[int, int]:
-        if step < 1100 or step % 4 == 0:
+        if step < 1100 or (step % 4 == 0 and step < 2000):
             return (16, 1)
         return (6, 3) if step < 1500 or step % 4 == 1 else (2, 8)
 
