@@ -21,7 +21,7 @@ from diffusers import (
     WanPipeline,
 )
 from judge_task import build_features
-from loop import averaged
+from loop import RUNS, averaged
 from pools import LATENT_FRAMES, statistics
 from text import TOKENS, clip_tokenizer, t5_tokenizer
 from vae import build_image_vae, build_video_vae
@@ -148,6 +148,9 @@ def export(name: str) -> Path:
         index["id2label"] = {str(i): label for i, label in enumerate(class_names())}
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     _write_sample_json(name, folder)
+    # The card tells how these weights were trained, whatever the run does afterwards.
+    (folder / "card").mkdir(exist_ok=True)
+    shutil.copy(RUNS / name / "log.json", folder / "card" / "training.json")
     write_prompts(name)
     return folder
 
