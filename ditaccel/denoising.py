@@ -51,6 +51,17 @@ class DenoisingStep:
     latent_scale: float = 1.0
 
     @property
+    def feedback(self) -> float:
+        """Change of the output per change of the latents, for data of unit variance.
+
+        Noise prediction: `sigma / (1 + sigma^2)`, which the long gaps at high noise feel. Flow
+        matching: at most one, and gaps are short against sigma's range, so that 0 serves.
+        """
+        if self.sigma is None or self.latent_scale == 1.0:
+            return 0.0
+        return self.sigma / (1.0 + self.sigma**2)
+
+    @property
     def is_last(self) -> bool:
         """Whether this is known to be the last step."""
         return self.total is not None and self.index >= self.total - 1

@@ -15,8 +15,8 @@ ADAPTER = FamilyAdapter(
             "block_order": 3,
             "warmup": 3,
         },
-        "safe": {"method": "confidence_gated_taylor", "threshold": 0.004},
-        "balanced": {"method": "confidence_gated_taylor", "threshold": 0.008},
-        "fast": {"method": "confidence_gated_taylor", "threshold": 0.02},
+        "safe": {"method": "adaptive_taylor", "tolerance": 0.003},
+        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01},
+        "fast": {"method": "adaptive_taylor", "tolerance": 0.03},
     },
 )

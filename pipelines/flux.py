@@ -29,8 +29,8 @@ ADAPTER = FamilyAdapter(
             "block_order": 1,
             "warmup": 5,
         },
-        "safe": {"method": "confidence_gated_taylor", "threshold": 0.05},
-        "balanced": {"method": "confidence_gated_taylor", "threshold": 0.13},
-        "fast": {"method": "confidence_gated_taylor", "threshold": 0.18},
+        "safe": {"method": "adaptive_taylor", "tolerance": 0.003, "guidance": "difference"},
+        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01, "guidance": "difference"},
+        "fast": {"method": "adaptive_taylor", "tolerance": 0.03, "guidance": "difference"},
     },
 )

@@ -15,8 +15,8 @@ ADAPTER = FamilyAdapter(
             "warmup": 6,
             "guidance": "follow",
         },
-        "safe": {"method": "confidence_gated_taylor", "threshold": 0.1, "block_order": 3},
-        "balanced": {"method": "confidence_gated_taylor", "threshold": 0.36, "block_order": 3},
-        "fast": {"method": "confidence_gated_taylor", "threshold": 0.5, "block_order": 3},
+        "safe": {"method": "adaptive_taylor", "tolerance": 0.003, "guidance": "difference"},
+        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01, "guidance": "difference"},
+        "fast": {"method": "adaptive_taylor", "tolerance": 0.03, "guidance": "difference"},
     },
 )

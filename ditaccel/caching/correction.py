@@ -26,17 +26,22 @@ class GapEnd:
         width: `sigma_next - sigma` of the computed step.
         length: distance of the two computed steps, in steps.
         hypothetical: nothing was forecast; `error` is what one forecast would have left.
+        feedback: `DenoisingStep.feedback` of the computed step.
     """
 
     error: torch.Tensor
     width: float
     length: int
     hypothetical: bool
+    feedback: float = 0.0
 
     @property
     def correction(self) -> torch.Tensor | None:
         """What to add to the computed output so that the error is taken out again."""
-        return None if self.hypothetical or self.width == 0.0 else self.error / -self.width
+        if self.hypothetical or self.width == 0.0:
+            return None
+        # the computed output has answered to the error already, over its own width
+        return self.error * -(1.0 / self.width + self.feedback)
 
 
 @dataclass
@@ -71,15 +76,27 @@ class GapCorrector:
         self._sum = part if self._sum is None else self._sum.add_(part)
         self._gap.append((place, width))
 
-    def computed(self, place: float, width: float, output: torch.Tensor) -> GapEnd | None:
-        """Book the output of a computed step; None while there is nothing to compare."""
-        end = self._end(place, width, output)
+    def computed(
+        self, place: float, width: float, output: torch.Tensor, feedback: float = 0.0
+    ) -> GapEnd | None:
+        """Book the output of a computed step; None while there is nothing to compare.
+
+        Args:
+            place: index of the step.
+            width: `sigma_next - sigma` of the step.
+            output: what the transformer returned, `(B, …)`.
+            feedback: `DenoisingStep.feedback` of the step: how far the error in the latents has
+                moved the output, which is then no clean end of the gap.
+        """
+        end = self._end(place, width, output, feedback)
         self._nodes.insert(0, (place, output.detach().clone()))
         del self._nodes[self.order :]
         self._gap, self._sum = [], None
         return end
 
-    def _end(self, place: float, width: float, output: torch.Tensor) -> GapEnd | None:
+    def _end(
+        self, place: float, width: float, output: torch.Tensor, feedback: float
+    ) -> GapEnd | None:
         if not self._nodes:
             return None
         values = [v.float() for _, v in self._nodes]
@@ -96,4 +113,6 @@ class GapCorrector:
             row = newton_weights(places, gap_place, len(places) - 1)
             weights = [w + gap_width * r for w, r in zip(weights, row, strict=True)]
         error = self._sum - combine(values, weights)
-        return GapEnd(error, width, round(place - places[1]), False)
+        # Moved by feedback * error, the newest output makes the error look larger by this much.
+        error = error / max(1.0 - feedback * weights[0], 1.0)
+        return GapEnd(error, width, round(place - places[1]), False, feedback)

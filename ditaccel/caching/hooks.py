@@ -273,7 +273,7 @@ class BlockCache:
             # (a difference to a forecast is one too, even where this branch was computed)
             state.corrector.forecast(place, width, tracked)
         else:
-            end = state.corrector.computed(place, width, tracked)
+            end = state.corrector.computed(place, width, tracked, step.feedback)
             if end is not None:
                 if not call.follows:
                     self.policy.gate.gap_ended(step, state, end)
