@@ -44,8 +44,8 @@ LIMITS = {
     "flux": "One object is mostly right; with two, colours run into each other and most shapes are "
     "wrong. Features are less smooth than in a large model (linear / reuse above 0.6).",
     "wan": "Colours follow the prompt; shapes are blobs, objects fade in and out, and the "
-    "direction of motion is not learnt. Good for measuring how close an accelerated clip stays to the dense "
-    "one; not for judging motion.",
+    "direction of motion is not learnt. Good for measuring how close an accelerated clip stays to "
+    "the dense one; not for judging motion.",
 }
 
 
