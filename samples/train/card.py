@@ -45,7 +45,8 @@ LIMITS = {
     "wrong. Features are less smooth than in a large model (linear / reuse above 0.6).",
     "wan": "Colours follow the prompt; shapes are blobs, objects fade in and out, and the "
     "direction of motion is not learnt. Good for measuring how close an accelerated clip stays to "
-    "the dense one; not for judging motion.",
+    "the dense one; not for judging motion. Features are less smooth along the steps than in a "
+    "large model (linear / reuse above 0.6).",
 }
 
 
