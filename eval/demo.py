@@ -34,7 +34,7 @@ class Plan:
     prompts: int
 
 
-OURS = ("preset=balanced|fast", "adaptive Taylor=adaptive_taylor:tolerance=0.01|0.03")
+OURS = ("presets=safe|balanced|fast", "CG-Taylor (published)=published")
 PLANS = (
     Plan("shapes-wan", 20, (15, 10, 7), (*OURS, "TaylorSeer=taylorseer:interval=3"), 2),
     Plan(
@@ -49,7 +49,7 @@ PLANS = (
         ),
         3,
     ),
-    Plan("shapes-dit", 20, (15, 10, 7), (*OURS, "TaylorSeer=taylorseer:interval=3"), 2),
+    Plan("shapes-dit", 50, (25, 17, 12), (*OURS, "TaylorSeer=taylorseer:interval=3"), 2),
 )
 
 
