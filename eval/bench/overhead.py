@@ -68,13 +68,14 @@ def play(transformer: torch.nn.Module, calls: list[tuple[Any, Any]]) -> list[flo
 
 
 def measure(
-    transformer: torch.nn.Module,
+    pipe: Any,
     calls: list[tuple[Any, Any]],
     repeats: int,
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Return one row per method and kind of step."""
     rows = []
+    transformer = pipe.transformer
     play(transformer, calls)  # warm-up
     for name, specs in METHODS.items():
         for kind, options in zip(("computed", "forecast"), specs, strict=True):
@@ -83,9 +84,9 @@ def measure(
             ours: list[float] = []
             for _ in range(repeats):
                 dense += play(transformer, calls)
-                with ditaccel.accelerated(transformer, f"{name.split()[0]}:{options}"):
+                with ditaccel.accelerated(pipe, f"{name.split()[0]}:{options}"):
                     seconds = play(transformer, calls)
-                    actions = [c.action for c in ditaccel.report(transformer).calls]
+                    actions = [c.action for c in ditaccel.report(pipe).calls]
                 wanted = "compute" if kind == "computed" else "forecast"
                 ours += [s for s, a in zip(seconds, actions, strict=True) if a == wanted]
             a, b = statistics.median(dense), statistics.median(ours)
@@ -114,9 +115,9 @@ def main(argv: list[str] | None = None) -> int:
         sample = json.loads((args.model / "sample.json").read_text())
     except OSError as error:
         raise UsageError(f"{args.model} is no sample model: {error}") from None
-    from diffusers import DiffusionPipeline
+    from ditaccel.eval.models import load_pipeline
 
-    pipe = DiffusionPipeline.from_pretrained(args.model, use_safetensors=True)
+    pipe = load_pipeline(args.model)
     pipe.set_progress_bar_config(disable=True)
     call = dict(sample["call"])
     if sample["task"] == "class-to-image":
@@ -130,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{device or platform.machine()}, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}"
     )
-    rows = measure(pipe.transformer, calls, args.repeats, lambda line: print(line, file=sys.stderr))
+    rows = measure(pipe, calls, args.repeats, lambda line: print(line, file=sys.stderr))
     print(f"{'method':<26}{'step':<10}{'dense ms':>10}{'ours ms':>10}{'ratio':>8}")
     for row in rows:
         print(
