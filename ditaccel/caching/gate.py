@@ -177,8 +177,8 @@ class StepSizeGate(ScheduleGate):
 
 
 @dataclass
-class ForecastErrorGate:
-    """Confidence gate (arXiv 2508.02240): does the first block's forecast hit its actual output?
+class FirstBlockGate:
+    """Base of the gates that run the first block and compare what it gave.
 
     Args:
         threshold: relative L1 below which the rest of the step is forecast.
@@ -190,43 +190,39 @@ class ForecastErrorGate:
     needs_first_block: bool = field(default=True, init=False)
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
-        return COMPUTE_WARMUP
+        raise TypeError(f"{type(self).__name__} decides after the first block")
 
     def after_first_block(
         self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
     ) -> Verdict:
-        forecast = state.first.forecast(state.place(step))
-        return _below(relative_l1(forecast, after, self.worst_sample), self.threshold)
+        return _below(self.error(step, state, before, after), self.threshold)
 
-    def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
-        """The histories hold all that this gate needs."""
-
-
-@dataclass
-class FirstBlockResidualGate:
-    """First-block gate of FBCache: how far did the first block's residual move since last computed?
-
-    Args:
-        threshold: relative L1, by the last computed residual, below which the step is forecast.
-        worst_sample: compare the worst sample of the batch instead of the mean over the batch.
-    """
-
-    threshold: float
-    worst_sample: bool = False
-    needs_first_block: bool = field(default=True, init=False)
-
-    def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
-        return COMPUTE_WARMUP
-
-    def after_first_block(
+    def error(
         self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
-    ) -> Verdict:
-        return _below(
-            relative_l1(after - before, state.first.newest, self.worst_sample), self.threshold
-        )
+    ) -> torch.Tensor:
+        """Relative L1 to compare: one figure, or one per sample."""
+        raise TypeError(f"{type(self).__name__} compares nothing")
 
     def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
-        """The histories hold all that this gate needs."""
+        """The histories hold all that these gates need."""
+
+
+class ForecastErrorGate(FirstBlockGate):
+    """Confidence gate (arXiv 2508.02240): does the first block's forecast hit its actual output?"""
+
+    def error(
+        self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
+    ) -> torch.Tensor:
+        return relative_l1(state.first.forecast(state.place(step)), after, self.worst_sample)
+
+
+class FirstBlockResidualGate(FirstBlockGate):
+    """FBCache's gate: how far did the first block's residual move since the last computed step?"""
+
+    def error(
+        self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
+    ) -> torch.Tensor:
+        return relative_l1(after - before, state.first.newest, self.worst_sample)
 
 
 def _below(errors: torch.Tensor, threshold: float) -> Verdict:
