@@ -10,6 +10,7 @@ ditaccel.restore(pipe)
 """
 
 from .api import accelerate, accelerated, report, restore
+from .attention.lite_attention import LiteAttentionConfig
 from .caching.adaptive_taylor import AdaptiveTaylorConfig
 from .caching.confidence_gated_taylor import ConfidenceGatedTaylorConfig
 from .caching.first_block_residual import FirstBlockResidualConfig
@@ -30,6 +31,7 @@ __all__ = [
     "ConfigError",
     "DitaccelError",
     "FirstBlockResidualConfig",
+    "LiteAttentionConfig",
     "Report",
     "ReuseConfig",
     "StepMaskConfig",

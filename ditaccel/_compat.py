@@ -1,4 +1,4 @@
-"""All that depends on the version of diffusers: reading the cache context a pipeline sets.
+"""All that depends on the version of diffusers: the cache context, and who splits a transformer.
 
 diffusers >= 0.41 hands `transformer.cache_context(name, …)` to every stateful hook in the
 transformer's hook registry. We listen there without registering a forward hook: registering one
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from .errors import UnsupportedError
 
 _NAME = "ditaccel_context"
 
@@ -86,3 +88,36 @@ class ContextListener:
         """Stop listening and leave the registry as it was."""
         self._undo()
         self._read = lambda: None
+
+
+def _is_split(transformer: nn.Module) -> bool:
+    if getattr(transformer, "_parallel_config", None) is not None:
+        return True
+    for module in transformer.modules():
+        if getattr(getattr(module, "processor", None), "_parallel_config", None) is not None:
+            return True
+        hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
+        if any(name.startswith(("cp_input---", "cp_output---")) for name in hooks):
+            return True
+    return False
+
+
+def refuse_split(name: str, transformer: nn.Module) -> None:
+    """Refuse a transformer that several ranks compute together.
+
+    A gate sees its rank's tokens only: the ranks would decide differently, and one that computes
+    would wait for ever for another that forecasts.
+
+    Args:
+        name: component name, for the message.
+        transformer: the transformer.
+
+    Raises:
+        UnsupportedError: `enable_parallelism` was called on it.
+    """
+    if _is_split(transformer):
+        raise UnsupportedError(
+            f"{name} is split over several ranks (enable_parallelism), and each rank would decide "
+            "on its own which steps to compute; run one whole pipeline per rank instead: load it "
+            "again without enable_parallelism"
+        )

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from . import config as configs
+from ._compat import refuse_split
 from .config import AccelerationConfig
 from .errors import ConfigError, UnsupportedError, UsageError
 from .pipelines import FamilyAdapter, adapter_for, adapters
@@ -44,6 +45,8 @@ def _transformers(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
             )
     found = {n: p for n, p in parts.items() if adapter_for(type(p).__name__) is not None}
     if found:
+        for name, transformer in found.items():
+            refuse_split(name, transformer)
         adapter = adapter_for(type(next(iter(found.values()))).__name__)
         assert adapter is not None
         return found, adapter
@@ -64,7 +67,7 @@ def _transformers(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
     )
 
 
-def accelerate(pipe: P, config: Setting = None, *, cache: Any = None) -> P:
+def accelerate(pipe: P, config: Setting = None, *, cache: Any = None, attention: Any = None) -> P:
     """Make a pipeline faster, in place.
 
     Args:
@@ -74,13 +77,16 @@ def accelerate(pipe: P, config: Setting = None, *, cache: Any = None) -> P:
             inline spec such as `"taylorseer:interval=3"`, or an `AccelerationConfig`.
         cache: config of a caching method, e.g. `TaylorSeerConfig(interval=3)`; replaces the one in
             `config`, and needs no `config`.
+        attention: config of an attention method, e.g. `LiteAttentionConfig(threshold=-8)`,
+            likewise. Both together work.
 
     Returns:
         The same pipeline.
 
     Raises:
         ConfigError: an unknown preset, option or method, or a value out of range.
-        UnsupportedError: no transformer of a known family.
+        UnsupportedError: no transformer of a known family, or one that several ranks compute
+            together (`enable_parallelism`).
         UsageError: it is accelerated already.
     """
     transformers, adapter = _transformers(pipe)
@@ -90,15 +96,18 @@ def accelerate(pipe: P, config: Setting = None, *, cache: Any = None) -> P:
         )
     if isinstance(config, AccelerationConfig):
         chosen = config
-    elif config is None and cache is not None:
+    elif config is None and (cache is not None or attention is not None):
         chosen = AccelerationConfig()
     else:
         chosen = configs.resolve("balanced" if config is None else config, adapter.name)
     if cache is not None:
         chosen = replace(chosen, cache=cache)
-    if chosen.cache is None:
+    if attention is not None:
+        chosen = replace(chosen, attention=attention)
+    if not chosen.methods:
         raise ConfigError(
-            "this config accelerates nothing: it names no caching method (key 'cache')"
+            "this config accelerates nothing: it names neither a caching method (key 'cache') nor "
+            "an attention method (key 'attention')"
         )
     Session(None if isinstance(pipe, nn.Module) else pipe, transformers, adapter, chosen)
     return pipe
@@ -133,9 +142,11 @@ def report(pipe: Any) -> Report:
 
 
 @contextmanager
-def accelerated(pipe: P, config: Setting = None, *, cache: Any = None) -> Iterator[P]:
+def accelerated(
+    pipe: P, config: Setting = None, *, cache: Any = None, attention: Any = None
+) -> Iterator[P]:
     """`accelerate` for the length of a `with` block, restored on every way out."""
-    transformers, _ = _transformers(accelerate(pipe, config, cache=cache))
+    transformers, _ = _transformers(accelerate(pipe, config, cache=cache, attention=attention))
     session = session_of(transformers)
     try:
         yield pipe

@@ -2,7 +2,7 @@
 
 A method registers its config class with `@method("name")`; the class then selects the method, in
 code (`cache=TaylorSeerConfig(interval=4)`), in a file, and on a command line
-(`taylorseer:interval=4`).
+(`taylorseer:interval=4`, `taylorseer:interval=4 & lite_attention:threshold=-5`).
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ import yaml
 from .errors import ConfigError, UsageError
 
 FORMAT = 1
+KINDS = ("cache", "attention")
 _METHODS: dict[str, type] = {}
 T = TypeVar("T", bound=type)
 
 
-def method(name: str) -> Callable[[T], T]:
-    """Register a frozen dataclass as the config of the caching method `name`."""
+def method(name: str, kind: str = "cache") -> Callable[[T], T]:
+    """Register a frozen dataclass as the config of the method `name`, of one of `KINDS`."""
 
     def register(cls: T) -> T:
         cls.method = name  # type: ignore[attr-defined]
+        cls.kind = kind  # type: ignore[attr-defined]
         _METHODS[name] = cls
         return cls
 
@@ -45,10 +47,11 @@ def method(name: str) -> Callable[[T], T]:
 @cache
 def methods() -> dict[str, type]:
     """Return the config classes of all methods by name."""
-    from . import caching
+    from . import attention, caching
 
-    for module in pkgutil.iter_modules(caching.__path__):
-        importlib.import_module(f"{caching.__name__}.{module.name}")
+    for room in (caching, attention):
+        for module in pkgutil.iter_modules(room.__path__):
+            importlib.import_module(f"{room.__name__}.{module.name}")
     return dict(sorted(_METHODS.items()))
 
 
@@ -71,18 +74,29 @@ class AccelerationConfig:
 
     Attributes:
         cache: config of a caching method, None for no caching.
+        attention: config of an attention method, None for dense attention.
         label: a name for reports.
     """
 
     cache: Any = None
+    attention: Any = None
     label: str = ""
 
     def __post_init__(self) -> None:
-        if self.cache is not None and type(self.cache) not in methods().values():
-            raise ConfigError(
-                f"cache={self.cache!r} is no config of a caching method; known: "
-                f"{', '.join(c.__name__ for c in methods().values())}"
-            )
+        for kind in KINDS:
+            value = getattr(self, kind)
+            known = [c for c in methods().values() if c.kind == kind]  # type: ignore[attr-defined]
+            if value is not None and type(value) not in known:
+                what = "a caching" if kind == "cache" else "an attention"
+                raise ConfigError(
+                    f"{kind}={value!r} is no config of {what} method; known: "
+                    f"{', '.join(c.__name__ for c in known)}"
+                )
+
+    @property
+    def methods(self) -> tuple[Any, ...]:
+        """The configs of the methods that are on."""
+        return tuple(m for m in (self.cache, self.attention) if m is not None)
 
 
 def _suggest(word: str, known: typing.Iterable[str]) -> str:
@@ -97,7 +111,7 @@ def _check_type(owner: str, name: str, hint: Any, value: Any) -> Any:
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     origins = tuple(typing.get_origin(a) or a for a in allowed)
     if isinstance(value, list) and tuple in origins:
-        return tuple(value)
+        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
     if isinstance(value, str) and str not in origins and float in origins:
         with contextlib.suppress(ValueError):
             return float(value)  # YAML 1.1 reads 1e-3 as text
@@ -135,15 +149,19 @@ def from_dict(data: Any) -> AccelerationConfig:
         version == FORMAT,
         f"config format is {version!r}; this version reads 'ditaccel: {FORMAT}' as the first key",
     )
-    part = options.pop("cache", None)
+    parts = {kind: options.pop(kind, None) for kind in KINDS}
     label = options.pop("label", "")
     if options:
         unknown = next(iter(options))
         raise ConfigError(
-            f"a config has no key {unknown!r}{_suggest(str(unknown), ['cache', 'label'])}"
+            f"a config has no key {unknown!r}{_suggest(str(unknown), [*KINDS, 'label'])}"
         )
-    require(part is None or isinstance(part, Mapping), "'cache' must be a mapping with 'method'")
-    return AccelerationConfig(None if part is None else method_from_dict(part), str(label))
+    for kind, part in parts.items():
+        require(
+            part is None or isinstance(part, Mapping), f"{kind!r} must be a mapping with 'method'"
+        )
+    made = {k: method_from_dict(part) for k, part in parts.items() if part is not None}
+    return AccelerationConfig(**made, label=str(label))
 
 
 def to_dict(config: AccelerationConfig) -> dict[str, Any]:
@@ -151,11 +169,15 @@ def to_dict(config: AccelerationConfig) -> dict[str, Any]:
     data: dict[str, Any] = {"ditaccel": FORMAT}
     if config.label:
         data["label"] = config.label
-    if config.cache is not None:
-        options = {f.name: getattr(config.cache, f.name) for f in dataclasses.fields(config.cache)}
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
-        data["cache"] = {"method": config.cache.method, **plain}
+    for part in config.methods:
+        options = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+        plain = {k: _plain(v) for k, v in options.items()}
+        data[part.kind] = {"method": part.method, **plain}
     return data
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def load(path: str | os.PathLike[str]) -> AccelerationConfig:
@@ -196,8 +218,18 @@ def dump(config: AccelerationConfig, path: str | os.PathLike[str]) -> None:
 def parse_spec(spec: str) -> AccelerationConfig:
     """Read an inline config: `method` or `method:option=value,option=value`.
 
-    Values are read as YAML: `0.1`, `true`, `null`, `[0, 1, 5]`.
+    A caching and an attention method go together with `&` between them. Values are read as YAML:
+    `0.1`, `true`, `null`, `[0, 1, 5]`.
     """
+    made: dict[str, Any] = {}
+    for part in spec.split("&"):
+        chosen = _parse_method(part.strip())
+        require(chosen.kind not in made, f"{spec!r} names two methods of the kind {chosen.kind!r}")
+        made[chosen.kind] = chosen
+    return AccelerationConfig(**made, label=spec)
+
+
+def _parse_method(spec: str) -> Any:
     name, _, rest = spec.partition(":")
     data: dict[str, Any] = {"method": name.strip()}
     for item in _split(rest):
@@ -207,7 +239,7 @@ def parse_spec(spec: str) -> AccelerationConfig:
             data[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"{spec!r}: cannot read the value {value!r}") from None
-    return AccelerationConfig(method_from_dict(data), label=spec)
+    return method_from_dict(data)
 
 
 def _split(text: str) -> list[str]:
@@ -237,7 +269,8 @@ def preset(name: str, family: str) -> AccelerationConfig:
             f"{family} has no preset {name!r}{_suggest(name, adapter.presets)} "
             "(or give the path of a config file)"
         )
-    return AccelerationConfig(method_from_dict(data), label=f"{family} {name}")
+    made = method_from_dict(data)
+    return AccelerationConfig(**{made.kind: made}, label=f"{family} {name}")
 
 
 def resolve(text: str | os.PathLike[str], family: str) -> AccelerationConfig:

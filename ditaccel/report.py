@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from .attention.records import AttentionLog
 
 # A batch job makes thousands of generations: calls beyond this are only counted.
 MAX_CALLS = 20_000
@@ -44,6 +46,24 @@ class CallRecord:
     blocks_total: int
     share: float
 
+    @classmethod
+    def computed(cls, transformer: str, step: Any, reason: str) -> CallRecord:
+        """A call that ran in full."""
+        return cls(
+            generation=step.generation,
+            step=step.index,
+            branch=step.branch,
+            transformer=transformer,
+            timestep=step.timestep,
+            sigma=step.sigma,
+            action="compute",
+            reason=reason,
+            error=None,
+            blocks_run=1,
+            blocks_total=1,
+            share=1.0,
+        )
+
 
 @dataclass
 class Report:
@@ -51,7 +71,7 @@ class Report:
 
     Attributes:
         family: the pipeline's family.
-        method: name of the caching method.
+        method: names of the methods.
         config: the config as plain data.
         calls: the newest calls (at most `MAX_CALLS`).
         total_calls: number of all calls.
@@ -61,6 +81,7 @@ class Report:
         tensors_per_branch: hidden states that the histories hold per branch when full.
         correction: what became of `correction="auto"`, empty where it was not asked for.
         warnings: lines that were shown.
+        attention: the log of each transformer whose attention is replaced.
     """
 
     family: str
@@ -74,6 +95,7 @@ class Report:
     tensors_per_branch: int = 0
     correction: str = ""
     warnings: list[str] = field(default_factory=list)
+    attention: list[AttentionLog] = field(default_factory=list)
 
     def add(self, record: CallRecord) -> None:
         """Book one call."""
@@ -100,6 +122,7 @@ class Report:
             tensors_per_branch=self.tensors_per_branch,
             correction=self.correction,
             warnings=list(self.warnings),
+            attention=self.attention,
         )
         for call in self.calls:
             if call.generation == newest:
@@ -108,8 +131,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        data = asdict(self)
+        data = asdict(replace(self, attention=[]))
         data["computed_share"] = self.computed_share
+        data["attention"] = [row for log in self.attention for row in log.rows()]
         return data
 
     def to_json(self) -> str:
@@ -123,6 +147,8 @@ class Report:
                 "No transformer call was seen: run the pipeline first. If you did, its transformer "
                 "was replaced or compiled as a whole after accelerate()."
             )
+        if "cache" not in self.config:
+            return f"{self.total_calls} transformer calls were computed; no caching method is on."
         if not self.forecasts:
             reasons = Counter(c.reason for c in self.calls).most_common(1)
             return (
@@ -135,13 +161,14 @@ class Report:
         )
 
     def __str__(self) -> str:
-        options = {k: v for k, v in (self.config.get("cache") or {}).items() if k != "method"}
-        lines = [
-            f"ditaccel report: {self.family}, {self.method or 'no method'}",
-            "  " + ", ".join(f"{k}={v}" for k, v in options.items()),
-            self.verdict(),
-        ]
-        if self.calls:
+        lines = [f"ditaccel report: {self.family}, {self.method or 'no method'}"]
+        for kind in ("cache", "attention"):
+            options = dict(self.config.get(kind) or {})
+            options.pop("method", None)
+            if options:
+                lines.append("  " + ", ".join(f"{k}={v}" for k, v in options.items()))
+        lines.append(self.verdict())
+        if self.calls and "cache" in self.config:
             lines.append(
                 f"Cache: {self.cache_bytes / 1e6:.2f} MB at most "
                 f"({self.tensors_per_branch} hidden states per branch)."
@@ -149,6 +176,8 @@ class Report:
             if self.correction:
                 lines.append(f"Gap correction: {self.correction}.")
             lines += _table(self.last_generation().calls)
+        for log in self.attention:
+            lines += log.lines()
         lines += [f"Warning: {w}" for w in self.warnings]
         return "\n".join(lines)
 

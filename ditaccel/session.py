@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from . import config as configs
-from ._compat import ContextListener
+from ._compat import ContextListener, refuse_split
+from .attention.runtime import AttentionRuntime
 from .caching.hooks import BlockCache, find_blocks
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import UnsupportedError, UsageError
@@ -40,11 +41,13 @@ class Session:
         self._tracker = DenoisingTracker(pipe)
         self._ledger = PatchLedger(owner=self)
         self._caches: dict[str, BlockCache] = {}
+        self._transformers = transformers
+        self._attention: dict[str, AttentionRuntime] = {}
         self._generation = -1
         self._warned: set[str] = set()
-        self._active: BlockCache | None = None
+        self._active = ""
         self._report = Report(
-            adapter.name, getattr(config.cache, "method", ""), configs.to_dict(config)
+            adapter.name, " & ".join(m.method for m in config.methods), configs.to_dict(config)
         )
         try:
             for name, transformer in transformers.items():
@@ -61,21 +64,26 @@ class Session:
                 f"{name} is compiled as a whole, which bakes the block loop into one graph; "
                 f"compile its blocks instead: pipe.{name}.compile_repeated_blocks()"
             )
-        policy = self.config.cache.policy()
-        cache = BlockCache(find_blocks(transformer, adapter.blocks), policy, self._warn)
-        self._caches[name] = cache
-        self._report.tensors_per_branch = cache.tensors_per_branch(policy)
         listener = ContextListener(transformer)
         self._ledger.on_undo(listener.detach)
         names = list(inspect.signature(transformer.forward).parameters)
-        around = self._around(name, cache, listener, adapter, names)
-        self._ledger.intercept(transformer, around)
-        cache.install(self._ledger)
+        self._ledger.intercept(transformer, self._around(name, listener, adapter, names))
+        if self.config.cache is not None:
+            policy = self.config.cache.policy()
+            cache = BlockCache(find_blocks(transformer, adapter.blocks), policy, self._warn)
+            self._caches[name] = cache
+            self._report.tensors_per_branch = cache.tensors_per_branch(policy)
+            cache.install(self._ledger)
+        if self.config.attention is not None:
+            planner = self.config.attention.planner()
+            runtime = AttentionRuntime(name, transformer, adapter, planner, self._warn)
+            self._attention[name] = runtime
+            self._report.attention.append(runtime.log)
+            runtime.install(self._ledger)
 
     def _around(
         self,
         name: str,
-        cache: BlockCache,
         listener: ContextListener,
         adapter: FamilyAdapter,
         names: list[str],
@@ -89,34 +97,53 @@ class Session:
             raise UsageError(f"{name} was called without {key!r}; the tracker needs it")
 
         def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-            if self._ledger.reinstall():
+            cache, attention = self._caches.get(name), self._attention.get(name)
+            if self._ledger.reinstall() and cache is not None:
                 cache.check_compiled()
-            if self._active is not cache:
+            if self._active != name:
                 # Wan 2.2 has moved on to its other transformer for good
-                if self._active is not None:
-                    self._active.clear()
-                self._active = cache
+                self._clear(self._active)
+                self._active = name
             step = self._tracker.observe(
                 name, argument(adapter.timestep, args, kwargs), listener.current()
             )
             if step.generation != self._generation:
-                self._begin_generation(step, cache)
+                self._begin_generation(step)
             sample = argument(adapter.sample, args, kwargs)
+            call = None
             try:
-                call = cache.begin(step, sample)
-                output = cache.finish(call, inner(*args, **kwargs))
+                if attention is not None:
+                    attention.begin(step, sample)
+                if cache is not None:
+                    call = cache.begin(step, sample)
+                output = inner(*args, **kwargs)
+                if cache is not None:
+                    output = cache.finish(call, output)
+                if attention is not None:
+                    attention.finish()
             except BaseException:
                 self.abort()
                 raise
-            self._book(name, cache, call)
+            self._book(name, step, call)
             return output
 
         return around
 
-    def _begin_generation(self, step: DenoisingStep, cache: BlockCache) -> None:
+    def _clear(self, name: str) -> None:
+        for parts in (self._caches, self._attention):
+            if name in parts:
+                parts[name].clear()
+
+    def _begin_generation(self, step: DenoisingStep) -> None:
         self._generation = step.generation
-        for each in self._caches.values():
-            each.clear()
+        for name in {**self._caches, **self._attention}:
+            self._clear(name)
+        for attention in self._attention.values():
+            attention.begin_generation(step)
+        if self._caches:
+            self._begin_cache(step, next(iter(self._caches.values())))
+
+    def _begin_cache(self, step: DenoisingStep, cache: BlockCache) -> None:
         if cache.policy.correction == "auto":
             self._report.correction = (
                 "on" if step.additive else "off: this scheduler keeps earlier outputs, or clips"
@@ -125,13 +152,16 @@ class Session:
         computed = rules.warmup + rules.final
         if step.total is not None and step.total <= computed:
             self._warn(
-                f"{step.total} steps are too few for {self._report.method}: its first "
+                f"{step.total} steps are too few for {self.config.cache.method}: its first "
                 f"{rules.warmup} and last {rules.final} steps are always computed, so nothing is "
                 "skipped; use more steps or a smaller warmup"
             )
 
-    def _book(self, name: str, cache: BlockCache, call: Any) -> None:
-        step, verdict = call.step, call.verdict
+    def _book(self, name: str, step: DenoisingStep, call: Any) -> None:
+        if call is None:
+            self._report.add(CallRecord.computed(name, step, "no caching method"))
+            return
+        cache, verdict = self._caches[name], call.verdict
         if verdict.error is not None and verdict.error != verdict.error:
             self._warn(
                 f"{name} produced non-finite features at step {step.index} ({step.branch}): the "
@@ -167,8 +197,8 @@ class Session:
     def abort(self) -> None:
         """Forget the running generation (it raised)."""
         self._tracker.reset()
-        for cache in self._caches.values():
-            cache.clear()
+        for name in {**self._caches, **self._attention}:
+            self._clear(name)
 
     def report(self) -> Report:
         """Return what happened so far."""
@@ -177,8 +207,8 @@ class Session:
     def restore(self) -> None:
         """Undo everything and free all state."""
         self._ledger.undo()
-        for cache in self._caches.values():
-            cache.clear()
+        for name in {**self._caches, **self._attention}:
+            self._clear(name)
 
 
 def session_of(transformers: dict[str, nn.Module]) -> Session | None:

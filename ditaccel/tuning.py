@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from ._compat import ContextListener
 from .api import _transformers, accelerated
 from .api import report as report_of
+from .caching._options import MemoryBudget
 from .caching.step_mask import StepMaskConfig
-from .config import AccelerationConfig
-from .denoising import DenoisingStep, DenoisingTracker
+from .config import AccelerationConfig, choice
 from .errors import ConfigError, UnsupportedError, UsageError
-from .patching import PatchLedger
+from .recording import Recording, record
 from .schedule_search import Plan, Trajectory, plans
 from .session import session_of
 
+STATISTICS = ("mean", "min")
 _CAP = 99.0
+# What computing only the first step must gain over computing the first three, in dB: the early
+# steps decide what is drawn, and that it was drawn alike on a few prompts is no promise for others.
+_WARMUPS = (3, 1)
+_MARGIN = 1.0
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,20 @@ class Target:
     """What a tuned config must reach; give one of the two.
 
     Attributes:
-        psnr: mean PSNR to the dense output in dB, on the prompts given; the fastest config found
-            that reaches it is taken.
+        psnr: PSNR to the dense output in dB, on the prompts given; the fastest config found that
+            reaches it is taken.
         computed_share: share of the transformer calls that may be computed, between 0 and 1; the
             best config found that keeps to it is taken.
+        statistic: `mean` over the samples, or `min`: the worst sample must reach `psnr`, or decides
+            which config is best. A few samples say little about the worst of many: leave a margin.
     """
 
     psnr: float | None = None
     computed_share: float | None = None
+    statistic: str = "mean"
 
     def __post_init__(self) -> None:
+        choice("statistic", self.statistic, STATISTICS)
         if (self.psnr is None) == (self.computed_share is None):
             raise ConfigError("a Target is Target(psnr=30) or Target(computed_share=0.25)")
         if self.psnr is not None and not 0 < self.psnr < _CAP:
@@ -50,76 +58,27 @@ class Target:
 
 @dataclass(frozen=True)
 class TuningRun:
-    """One closed-loop check of a plan: its config, and what it gave on the prompts."""
+    """One closed-loop check of a plan: its config, and what it gave on the prompts.
+
+    Attributes:
+        config: made of the plan.
+        computed_share: share of the transformer calls that were computed.
+        psnr: mean over the samples in dB.
+        psnr_min: the worst sample's, in dB.
+    """
 
     config: AccelerationConfig
     computed_share: float
     psnr: float
+    psnr_min: float
 
-
-class _Recording:
-    """Outputs of all calls of one dense generation."""
-
-    def __init__(self) -> None:
-        self.steps: list[DenoisingStep] = []
-        self.outputs: dict[str, list[torch.Tensor]] = {}
-        self.guided: list[torch.Tensor] = []
-
-
-@contextmanager
-def _recorded(pipe: Any) -> Iterator[_Recording]:
-    """Record one generation; nothing is left on the pipeline."""
-    transformers, adapter = _transformers(pipe)
-    if session_of(transformers) is not None:
-        raise UsageError("tune needs the dense pipeline; call ditaccel.restore(pipe) first")
-    if len(transformers) > 1:
-        raise UnsupportedError(
-            "tune works on pipelines with one transformer; for two, use adaptive_taylor"
-        )
-    ((name, transformer),) = transformers.items()
-    recording, tracker, ledger = _Recording(), DenoisingTracker(pipe), PatchLedger(object())
-    listener = ContextListener(transformer)
-    ledger.on_undo(listener.detach)
-    step = pipe.scheduler.step
-
-    def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        output = inner(*args, **kwargs)
-        timestep = kwargs.get(adapter.timestep, args[1] if len(args) > 1 else None)
-        place = tracker.observe(name, timestep, listener.current())
-        if not recording.steps or recording.steps[-1].index != place.index:
-            recording.steps.append(place)
-        recording.outputs.setdefault(place.branch, []).append(output[0].detach().float().cpu())
-        return output
-
-    def watched(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        recording.guided.append(model_output.detach().float().cpu())
-        return step(model_output, *args, **kwargs)
-
-    before = vars(pipe.scheduler).get("step")
-
-    def put_back() -> None:
-        if before is None:
-            vars(pipe.scheduler).pop("step", None)
-        else:
-            pipe.scheduler.step = before
-
-    try:
-        ledger.intercept(transformer, around)
-        ledger.on_undo(put_back)
-        pipe.scheduler.step = watched
-        yield recording
-    finally:
-        ledger.undo()
-
-
-def _gram(series: list[torch.Tensor]) -> np.ndarray:
-    # costs are small differences of large products: float32 would rank noise
-    flat = torch.stack(series).flatten(1).double()
-    return (flat @ flat.T / flat.shape[1]).numpy()
+    def level(self, statistic: str) -> float:
+        """Return `psnr` (`mean`) or `psnr_min` (`min`)."""
+        return self.psnr if statistic == "mean" else self.psnr_min
 
 
 def _trajectories(
-    recordings: list[_Recording],
+    recordings: Sequence[Recording],
 ) -> tuple[Trajectory, Trajectory | None, float]:
     """Return the first branch's trajectory, the difference's, and its weight in the output."""
     steps = recordings[0].steps
@@ -131,28 +90,16 @@ def _trajectories(
     widths = np.array([(s.sigma_next or 0.0) - (s.sigma or 0.0) for s in steps])
     scales = np.array([s.latent_scale for s in steps])
 
-    def trajectory(series: Callable[[_Recording], list[torch.Tensor]]) -> Trajectory:
-        return Trajectory(np.mean([_gram(series(r)) for r in recordings], 0), widths, scales)
+    def trajectory(grams: list[np.ndarray]) -> Trajectory:
+        return Trajectory(np.concatenate(grams), widths, scales)
 
-    names = list(recordings[0].outputs)
-    counts = {len(r.outputs[n]) for r in recordings for n in r.outputs}
-    if len(names) != 2 or counts != {len(steps)}:
-        return trajectory(lambda r: r.guided), None, 0.0
-    first, other = names
-
-    def difference(r: _Recording) -> list[torch.Tensor]:
-        return [b - a for a, b in zip(r.outputs[first], r.outputs[other], strict=True)]
-
+    first = [r.first for r in recordings if r.first is not None]
+    difference = [r.difference for r in recordings if r.difference is not None]
+    if len(first) < len(recordings) or len(difference) < len(recordings):
+        return trajectory([r.guided for r in recordings]), None, 0.0
     # guided = first + weight * difference, whatever the guidance is called
-    top = bottom = 0.0
-    for r in recordings:
-        for guided, a, d in zip(r.guided, r.outputs[first], difference(r), strict=True):
-            if guided.shape != a.shape:
-                return trajectory(lambda r: r.guided), None, 0.0
-            top += float(((guided - a) * d).sum())
-            bottom += float((d * d).sum())
-    weight = top / max(bottom, 1e-20)
-    return trajectory(lambda r: r.outputs[first]), trajectory(difference), weight
+    along, length = sum(r.along for r in recordings), sum(r.length for r in recordings)
+    return trajectory(first), trajectory(difference), along / max(length, 1e-20)
 
 
 def _config(plan: Plan, total: int) -> AccelerationConfig:
@@ -170,18 +117,32 @@ def _config(plan: Plan, total: int) -> AccelerationConfig:
 
 
 def _frames(output: Any) -> np.ndarray:
+    """Decoded output as uint8, `(B, …)`: what people see, and a quarter of the memory."""
     value = output.frames if hasattr(output, "frames") else output.images
-    array = np.asarray(value, dtype=np.float64)
-    return np.round(np.clip(array, 0, 1) * 255)
+    array = np.asarray(value)
+    if not np.isfinite(array).all():
+        raise UsageError("a generation came out with NaN or infinity; check weights and dtype")
+    return np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)
 
 
-def _psnr(result: np.ndarray, dense: np.ndarray) -> float:
-    error = float(np.mean((result - dense) ** 2))
-    return _CAP if error == 0 else min(_CAP, 10 * float(np.log10(255.0**2 / error)))
+def _psnrs(result: np.ndarray, dense: np.ndarray) -> list[float]:
+    """PSNR of each sample in dB."""
+    levels = []
+    for ours, theirs in zip(result, dense, strict=True):
+        # frame by frame: a clip in float64 would be gigabytes
+        squares = [
+            np.square(a.astype(np.int32) - b).sum() for a, b in zip(ours, theirs, strict=True)
+        ]
+        error = float(sum(squares)) / theirs.size
+        levels.append(_CAP if error == 0 else min(_CAP, 10 * float(np.log10(255.0**2 / error))))
+    return levels
 
 
 class Tuner:
     """Records a pipeline once; then makes and checks configs.
+
+    One generation's outputs are held at a time, and after it only their products: `(S, S)` numbers
+    a sample for S steps, and the dense frames as bytes.
 
     Args:
         pipe: an unaccelerated pipeline with one transformer.
@@ -189,9 +150,13 @@ class Tuner:
             few suffice, since which steps matter hardly depends on the prompt.
         seed: the noise of generation i is drawn with `seed + i`.
         progress: called with one line per generation.
+        memory_budget: bytes, or text such as `2GB`, for the outputs of one generation; what exceeds
+            it is spooled to a temporary file.
 
     Raises:
+        ConfigError: too few steps to skip any, or an unreadable budget.
         UnsupportedError: two transformers, or a scheduler that does not add its outputs up.
+        UsageError: an accelerated pipeline, unusable calls, broken output, or no room to spool.
     """
 
     def __init__(
@@ -200,6 +165,7 @@ class Tuner:
         calls: Sequence[Mapping[str, Any]],
         seed: int = 0,
         progress: Callable[[str], None] = lambda line: None,
+        memory_budget: int | str = "4GB",
     ) -> None:
         if not calls:
             raise UsageError("tune needs at least one call to learn from")
@@ -207,72 +173,117 @@ class Tuner:
             given = sorted({"output_type", "generator"} & set(call))
             if given:
                 raise UsageError(f"tune sets {given[0]} itself; leave it out of the call")
+        transformers, adapter = _transformers(pipe)
+        if session_of(transformers) is not None:
+            raise UsageError("tune needs the dense pipeline; call ditaccel.restore(pipe) first")
+        if len(transformers) > 1:
+            raise UnsupportedError(
+                "tune works on pipelines with one transformer; for two, use adaptive_taylor"
+            )
+        ((name, transformer),) = transformers.items()
+        budget = MemoryBudget.parse(memory_budget)
+        assert budget is not None
         self._pipe, self._calls, self._seed, self._progress = pipe, list(calls), seed, progress
-        recordings, self._dense = [], []
+        recordings: list[Recording] = []
+        self._dense: list[np.ndarray] = []
         for i in range(len(self._calls)):
             progress(f"dense run {i + 1} of {len(self._calls)}")
-            with _recorded(pipe) as recording:
-                self._dense.append(self._generate(i))
+            run = partial(self._generate, i)
+            frames, recording = record(pipe, name, transformer, adapter, run, budget)
+            self._dense.append(frames)
             recordings.append(recording)
         self.total = len(recordings[0].steps)
         if len({len(r.steps) for r in recordings}) > 1:
             raise UsageError("all calls must have the same number of steps")
         first, difference, weight = _trajectories(recordings)
         progress("searching")
-        fronts = [plans(first, difference, weight, warmup) for warmup in (1, 3)]
+        fronts = [plans(first, difference, weight, warmup) for warmup in _WARMUPS]
         self.plans = [front for front in fronts if front]
         if not self.plans:
             raise ConfigError(f"{self.total} steps leave nothing to skip; use more steps")
         self._checked: dict[Plan, TuningRun] = {}
 
     def _generate(self, i: int) -> np.ndarray:
-        generator = torch.Generator().manual_seed(self._seed + i)
+        # drawn on the CPU on every device: the noise must not depend on the machine
+        generator = torch.Generator("cpu").manual_seed(self._seed + i)
         return _frames(self._pipe(**self._calls[i], output_type="np", generator=generator))
 
     def check(self, plan: Plan) -> TuningRun:
         """Run a plan on all calls; returns what it gave."""
         if plan not in self._checked:
             config = _config(plan, self.total)
-            levels, shares = [], []
+            levels: list[float] = []
             with accelerated(self._pipe, config):
                 for i, dense in enumerate(self._dense):
-                    levels.append(_psnr(self._generate(i), dense))
-                shares.append(report_of(self._pipe).computed_share)
-            run = TuningRun(config, float(np.mean(shares)), float(np.mean(levels)))
-            self._progress(f"{config.label}: share {run.computed_share:.3f}, {run.psnr:.1f} dB")
+                    levels += _psnrs(self._generate(i), dense)
+                share = report_of(self._pipe).computed_share
+            run = TuningRun(config, share, float(np.mean(levels)), min(levels))
+            self._progress(
+                f"{config.label}: share {run.computed_share:.3f}, {run.psnr:.1f} dB, worst "
+                f"{run.psnr_min:.1f} dB"
+            )
             self._checked[plan] = run
         return self._checked[plan]
 
-    def at_share(self, share: float) -> TuningRun:
-        """Return the best checked plan that computes no more than `share` of the calls."""
+    def at_share(self, share: float, statistic: str = "mean") -> TuningRun:
+        """Return the best checked plan that computes no more than `share` of the calls.
+
+        Args:
+            share: between 0 and 1.
+            statistic: `mean` or `min` of the samples' PSNR decides which is best.
+
+        Raises:
+            ConfigError: no plan computes so little.
+        """
+        choice("statistic", statistic, STATISTICS)
         within = [[p for p in front if p.share <= share] for front in self.plans]
         runs = [self.check(front[-1]) for front in within if front]
         if not runs:
             least = min(p.share for front in self.plans for p in front)
             raise ConfigError(f"computed_share {share:g} is out of reach; at least {least:.3f}")
-        return max(runs, key=lambda r: r.psnr)
+        return self._best(runs, statistic)
 
-    def at_psnr(self, psnr: float) -> TuningRun:
-        """Return the checked plan with the least computation that reaches `psnr`."""
+    def _best(self, runs: Sequence[TuningRun], statistic: str) -> TuningRun:
+        """The run with the highest level; the first one (the longest warm-up) has a margin."""
+        best = max(runs, key=lambda r: r.level(statistic))
+        return runs[0] if best.level(statistic) < runs[0].level(statistic) + _MARGIN else best
+
+    def at_psnr(self, psnr: float, statistic: str = "mean") -> TuningRun:
+        """Return the checked plan with the least computation that reaches `psnr`.
+
+        Args:
+            psnr: in dB.
+            statistic: `mean` or `min` of the samples' PSNR has to reach it.
+        """
+        choice("statistic", statistic, STATISTICS)
         runs = []
         for front in self.plans:
             low, high = 0, len(front) - 1
             while low < high:
                 middle = (low + high) // 2
-                if self.check(front[middle]).psnr >= psnr:
+                if self.check(front[middle]).level(statistic) >= psnr:
                     high = middle
                 else:
                     low = middle + 1
             runs.append(self.check(front[low]))
-        reached = [r for r in runs if r.psnr >= psnr]
+        reached = [r for r in runs if r.level(statistic) >= psnr]
         if not reached:
-            best = max(runs, key=lambda r: r.psnr)
+            best = max(runs, key=lambda r: r.level(statistic))
+            of = "" if statistic == "mean" else " for the worst sample"
             warnings.warn(
-                f"ditaccel: no plan reaches {psnr:g} dB; the best has {best.psnr:.1f} dB",
+                f"ditaccel: no plan reaches {psnr:g} dB{of}; the best has "
+                f"{best.level(statistic):.1f} dB",
                 stacklevel=3,
             )
             return best
         return min(reached, key=lambda r: r.computed_share)
+
+    def reach(self, target: Target) -> TuningRun:
+        """Return the checked plan that serves a target best."""
+        if target.psnr is not None:
+            return self.at_psnr(target.psnr, target.statistic)
+        assert target.computed_share is not None
+        return self.at_share(target.computed_share, target.statistic)
 
 
 def tune(
@@ -282,6 +293,7 @@ def tune(
     *,
     seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
+    memory_budget: int | str = "4GB",
     **call: Any,
 ) -> AccelerationConfig:
     """Search the steps to compute for a pipeline, its scheduler and its step count.
@@ -293,9 +305,12 @@ def tune(
     Args:
         pipe: an unaccelerated pipeline with one transformer.
         prompts: prompts, or mappings of call arguments (`{"class_labels": [3]}`).
-        target: `Target(psnr=30)` or `Target(computed_share=0.25)`.
+        target: `Target(psnr=30)`, `Target(psnr=30, statistic="min")` for the worst sample, or
+            `Target(computed_share=0.25)`.
         seed: seed of the first generation.
         progress: called with one line per generation.
+        memory_budget: bytes, or text such as `2GB`, for the recorded outputs of one generation;
+            what exceeds it is spooled to a temporary file.
         **call: arguments of every pipeline call, e.g. `num_inference_steps=30, height=512`.
 
     Returns:
@@ -310,8 +325,4 @@ def tune(
     if stray:
         raise UsageError(f"a prompt is text or a mapping of call arguments, not {stray[0]!r}")
     calls = [{**call, **({"prompt": p} if isinstance(p, str) else p)} for p in prompts]
-    tuner = Tuner(pipe, calls, seed, progress)
-    if target.psnr is not None:
-        return tuner.at_psnr(target.psnr).config
-    assert target.computed_share is not None
-    return tuner.at_share(target.computed_share).config
+    return Tuner(pipe, calls, seed, progress, memory_budget).reach(target).config

@@ -6,9 +6,17 @@ import importlib
 import pkgutil
 from functools import cache
 
-from .adapter import BlockContract, FamilyAdapter
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, packed_tokens, patch_tokens
 
-__all__ = ["BlockContract", "FamilyAdapter", "adapter_for", "adapters"]
+__all__ = [
+    "AttentionContract",
+    "BlockContract",
+    "FamilyAdapter",
+    "adapter_for",
+    "adapters",
+    "packed_tokens",
+    "patch_tokens",
+]
 
 
 @cache

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+
+def packed_tokens(config: Any, shape: tuple[int, ...]) -> int:
+    """Image or video tokens of latents that come packed, `(B, L, C)`."""
+    return shape[1]
+
+
+def patch_tokens(config: Any, shape: tuple[int, ...]) -> int:
+    """Image or video tokens of latents `(B, C, [F,] H, W)` that are cut into patches."""
+    patch = config.patch_size
+    if isinstance(patch, int):
+        patch = (getattr(config, "patch_size_t", None) or 1, patch, patch)
+    tokens = 1
+    for size, step in zip(reversed(shape[2:]), reversed(patch), strict=False):
+        tokens *= size // step
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,19 @@ class BlockContract:
 
 
 @dataclass(frozen=True)
+class AttentionContract:
+    """Where the self-attention (or joint attention) of the blocks of one container is.
+
+    Attributes:
+        container: attribute of the transformer that holds the blocks.
+        module: path of the attention module inside a block.
+    """
+
+    container: str
+    module: str = "attn1"
+
+
+@dataclass(frozen=True)
 class FamilyAdapter:
     """One family of pipelines.
 
@@ -36,6 +65,11 @@ class FamilyAdapter:
         name: the family's name.
         transformers: class names of its transformers.
         blocks: contracts of the block containers, in the order in which they run.
+        attention: where self-attention is, in the order in which it runs; empty where attention
+            methods do not apply.
+        tokens: number of image or video tokens, from the transformer's config and the shape of
+            the latents it is given; needed where text tokens are in the same sequence.
+        text: where text tokens stand in the sequence: `none`, `front` or `back`.
         presets: preset name -> config as `AccelerationConfig.to_dict` writes it.
         timestep: argument of the transformer that carries the timestep.
         sample: argument of the transformer that carries the latents.
@@ -45,6 +79,9 @@ class FamilyAdapter:
     name: str
     transformers: tuple[str, ...]
     blocks: tuple[BlockContract, ...]
+    attention: tuple[AttentionContract, ...] = ()
+    tokens: Callable[[Any, tuple[int, ...]], int] | None = None
+    text: str = "none"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     timestep: str = "timestep"
     sample: str = "hidden_states"

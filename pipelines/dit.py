@@ -1,11 +1,13 @@
 """DiT (class-conditional images, `DiTPipeline`): guidance batched in one call, no cache context."""
 
-from .adapter import BlockContract, FamilyAdapter
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, patch_tokens
 
 ADAPTER = FamilyAdapter(
     name="dit",
     transformers=("DiTTransformer2DModel",),
     blocks=(BlockContract("transformer_blocks", forecast_modules=("attn1", "ff")),),
+    attention=(AttentionContract("transformer_blocks"),),
+    tokens=patch_tokens,
     guidance="batched",
     presets={
         "published": {

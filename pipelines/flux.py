@@ -1,6 +1,6 @@
 """Flux (text to image, MMDiT): double blocks, then single blocks; true guidance in two calls."""
 
-from .adapter import BlockContract, FamilyAdapter
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, packed_tokens
 
 ADAPTER = FamilyAdapter(
     name="flux",
@@ -21,6 +21,12 @@ ADAPTER = FamilyAdapter(
             idle_modules=("attn", "proj_mlp"),
         ),
     ),
+    attention=(
+        AttentionContract("transformer_blocks", "attn"),
+        AttentionContract("single_transformer_blocks", "attn"),
+    ),
+    tokens=packed_tokens,
+    text="front",
     presets={
         "published": {
             "method": "confidence_gated_taylor",

@@ -1,11 +1,13 @@
 """Wan 2.1 and 2.2 (text to video): one or two transformers, guidance in two calls."""
 
-from .adapter import BlockContract, FamilyAdapter
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, patch_tokens
 
 ADAPTER = FamilyAdapter(
     name="wan",
     transformers=("WanTransformer3DModel",),
     blocks=(BlockContract("blocks", forecast_modules=("attn1", "attn2", "ffn")),),
+    attention=(AttentionContract("blocks"),),
+    tokens=patch_tokens,
     presets={
         "published": {
             "method": "confidence_gated_taylor",

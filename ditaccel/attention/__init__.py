@@ -1,0 +1,1 @@
+"""Attention methods: one file each; `processor.py` is the only one that touches processors."""

@@ -1,0 +1,63 @@
+"""Options, checks and small decisions that several attention methods share."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..config import require
+from .planner import Dense, LayerContext
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+def check_ranges(name: str, value: Any) -> None:
+    """Check token ranges `((start, end), …)`: ascending, end exclusive, apart from each other."""
+    previous = 0
+    for item in value:
+        good = (
+            isinstance(item, (tuple, list))
+            and len(item) == 2
+            and all(isinstance(n, int) and not isinstance(n, bool) for n in item)
+        )
+        require(good, f"{name} holds {item!r}; write token ranges as [[start, end], …]")
+        start, end = item
+        require(0 <= start < end, f"{name}: the range {start} to {end} is empty or negative")
+        require(
+            start >= previous,
+            f"{name}: the range {start} to {end} overlaps the one before it, or stands before it",
+        )
+        previous = end
+
+
+def check_dense(config: Any) -> None:
+    """Check `dense_steps`, `dense_layers`, `min_tokens`."""
+    for name in ("dense_steps", "dense_layers"):
+        value = getattr(config, name)
+        require(
+            value >= 0 and (isinstance(value, int) or value < 1),
+            f"{name} is {value}; give a number of {name[6:]}, or a share of them below 1",
+        )
+    require(config.min_tokens >= 0, f"min_tokens is {config.min_tokens}; it must be 0 or more")
+
+
+def check_backend(name: str) -> None:
+    """Check the option `backend`."""
+    known = ("auto", "triton", "torch", "naive")
+    require(name in known, f"backend is {name!r}; it must be one of: {', '.join(known)}")
+
+
+def share_of(value: int | float, total: int | None) -> int:
+    """A number, or a share of `total` rounded down; a share of an unknown total counts as none."""
+    if isinstance(value, int):
+        return value
+    return math.floor(value * total) if total else 0
+
+
+def in_dense_part(config: Any, context: LayerContext) -> Dense | None:
+    """The first steps and layers that a method leaves dense."""
+    if context.step.index < share_of(config.dense_steps, context.step.total):
+        return Dense("dense first steps")
+    if context.layer < share_of(config.dense_layers, context.layers):
+        return Dense("dense first layers")
+    return None

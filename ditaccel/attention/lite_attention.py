@@ -1,0 +1,188 @@
+"""LiteAttention: what attention skipped at one step, it may skip at the next.
+
+Attention maps of neighbouring steps are alike. While a query tile visits its key tiles, the kernel
+marks those whose scores lie so far below the running maximum that they add nothing; the next step
+leaves them out and never looks at them. Marking costs a comparison, and no map is predicted.
+Paper: arXiv 2511.11062. Beyond it: state per guidance branch that ends with the generation, a
+rotating share of the skipped tiles is tested again, and thresholds per layer and part of the loop
+can be calibrated against dense outputs (`calibration.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import method, require
+from ..kernels import (
+    Marking,
+    TileAttentionOutput,
+    TileMap,
+    Tiling,
+    keep_keys,
+    keep_queries,
+    pack_mask,
+    unpack_mask,
+)
+from ._options import Ranges, check_backend, check_dense, check_ranges, in_dense_part
+from .planner import Dense, LayerContext, Plan, State
+
+
+@method("lite_attention", kind="attention")
+@dataclass(frozen=True)
+class LiteAttentionConfig:
+    """Skip lists that are carried from step to step.
+
+    Args:
+        threshold: a tile is dropped when, for every query of its query tile, its largest score
+            lies at least this many powers of two (softmax scale included) below the largest so
+            far: -10 drops what weighs less than 1/1024 of the strongest key. Below 0; nearer to 0
+            is faster. The original's default is -10, its fastest published setting near -3.
+        thresholds: one per layer, or per layer one for each equal part of the denoising loop, as
+            calibration writes them; replaces `threshold` where given.
+        dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
+        dense_layers: first layers that stay dense, likewise.
+        retest: every dropped tile is computed and tested again once in this many steps, a share of
+            them at each step; 0 never takes a tile back, as the original.
+        max_age: steps that a map may be old (a cache forecasts some steps); then it is made anew.
+        skip_now: leave a tile that fails the test out of this very step too (BLASST, arXiv
+            2512.12087): faster, less exact.
+        alternate: visit the tiles in turn from either end, so that both ends meet a mature maximum.
+        must_keep: key tokens `[[start, end], …]` that are never dropped.
+        must_skip: key tokens that are never computed.
+        q_tile: query tokens per tile.
+        k_tile: key tokens per tile.
+        min_tokens: shorter sequences stay dense.
+        backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
+    """
+
+    threshold: float = -10.0
+    thresholds: tuple = ()
+    dense_steps: int | float = 1
+    dense_layers: int | float = 0
+    retest: int = 8
+    max_age: int = 8
+    skip_now: bool = False
+    alternate: bool = True
+    must_keep: tuple = ()
+    must_skip: tuple = ()
+    q_tile: int = 128
+    k_tile: int = 64
+    min_tokens: int = 1024
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check_threshold("threshold", self.threshold)
+        for item in self.thresholds:
+            for value in item if isinstance(item, tuple) else (item,):
+                _check_threshold("thresholds", value)
+        check_dense(self)
+        require(self.retest >= 0, f"retest is {self.retest}; it must be 0 (never) or more")
+        require(self.max_age >= 1, f"max_age is {self.max_age}; it must be 1 or more")
+        check_ranges("must_keep", self.must_keep)
+        check_ranges("must_skip", self.must_skip)
+        for start, end in self.must_keep:
+            clash = [r for r in self.must_skip if r[0] < end and start < r[1]]
+            require(not clash, f"must_keep and must_skip overlap at {clash[:1]}; keep them apart")
+        for name in ("q_tile", "k_tile"):
+            value = getattr(self, name)
+            require(value >= 16, f"{name} is {value}; tiles have at least 16 tokens")
+        check_backend(self.backend)
+
+    def planner(self) -> LiteAttentionPlanner:
+        """What the seam carries out."""
+        return LiteAttentionPlanner(self)
+
+
+def _check_threshold(name: str, value: object) -> None:
+    good = isinstance(value, (int, float)) and value < 0
+    require(
+        good,
+        f"{name} is {value}; give powers of two below 0 (-10 is mild, -3 fast)",
+    )
+
+
+class LiteAttentionPlanner:
+    """Keeps one bit per tile, layer and branch between steps."""
+
+    permutes = False
+
+    def __init__(self, config: LiteAttentionConfig) -> None:
+        self.config = config
+        self.least_tokens = config.min_tokens
+        self.least_steps = 5
+        self.backend = None if config.backend == "auto" else config.backend
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> Plan | Dense:
+        """See `Planner`."""
+        config = self.config
+        dense = in_dense_part(config, context)
+        if dense is not None:
+            return dense
+        q_tiling = Tiling.fixed(q.shape[2], config.q_tile)
+        k_tiling = Tiling.fixed(k.shape[2], config.k_tile)
+        index = context.step.index
+        age = index - state.get("index", index)
+        fresh = "kept" not in state or age > config.max_age
+        if fresh:
+            shape = (q.shape[0], q.shape[1], q_tiling.tiles, k_tiling.tiles)
+            mask = torch.ones(shape, dtype=torch.bool, device=q.device)
+            state["turn"] = 0
+        else:
+            mask = unpack_mask(state["kept"], k_tiling.tiles)
+            if config.retest:
+                mask = mask | _due(mask, state["turn"], config.retest)
+        if config.must_skip:
+            mask = mask & ~k_tiling.touched(config.must_skip, q.device, "must_skip")[..., None, :]
+        ranges: Ranges = tuple(config.must_keep)
+        if ranges:
+            mask = keep_keys(mask, ranges, k_tiling)
+        if context.text is not None:
+            mask = keep_keys(mask, [context.text], k_tiling)
+            mask = keep_queries(mask, [context.text], q_tiling)
+        turn = state["turn"]
+        marking = Marking(
+            self.threshold(context),
+            reverse=config.alternate and turn % 2 == 1,
+            skip_now=config.skip_now,
+        )
+        tile_map = TileMap.from_mask(mask, q_tiling, k_tiling)
+        return Plan(
+            tile_map,
+            "first map" if fresh else "carried map",
+            marking=marking,
+            extra={"index": index},
+        )
+
+    def threshold(self, context: LayerContext) -> float:
+        """The threshold of a layer at a step."""
+        thresholds = self.config.thresholds
+        if not thresholds:
+            return self.config.threshold
+        require(
+            len(thresholds) == context.layers,
+            f"thresholds has {len(thresholds)} entries, but the transformer has {context.layers} "
+            "attention layers; calibrate for this model",
+        )
+        own = thresholds[context.layer]
+        if not isinstance(own, tuple):
+            return own
+        return own[min(int(context.fraction * len(own)), len(own) - 1)]
+
+    def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
+        """Remember the tiles that may not be dropped."""
+        assert result.keep is not None
+        state["kept"] = pack_mask(result.keep)
+        state["index"] = plan.extra["index"]
+        state["turn"] += 1
+
+
+def _due(mask: Tensor, turn: int, period: int) -> Tensor:
+    """Tiles whose turn it is to be tested again: a diagonal pattern that moves on by one a step."""
+    rows = torch.arange(mask.shape[-2], device=mask.device)[:, None]
+    columns = torch.arange(mask.shape[-1], device=mask.device)
+    return (rows + columns + turn) % period == 0

@@ -1,0 +1,54 @@
+"""The masks that models hand to attention, reduced to key padding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Additive masks mean "out" by numbers from here down.
+_MINUS_INFINITY = -1e4
+
+
+class NotKeyPadding(ValueError):
+    """A mask that says more than which keys are padding."""
+
+
+class KeyMask:
+    """A mask as `(B, L)`, True for keys that take part.
+
+    Attributes:
+        keys: None where no key is masked out.
+
+    Args:
+        mask: bool or additive, broadcast to `(B, H, L, L)`. Looking at it waits for the device.
+
+    Raises:
+        NotKeyPadding: rows of real tokens differ, or a bias is added.
+    """
+
+    def __init__(self, mask: Tensor) -> None:
+        self._source = mask
+        if mask.ndim == 2:
+            mask = mask[:, None, None, :]
+        elif mask.ndim == 3:
+            mask = mask[:, None]
+        if mask.dtype != torch.bool:
+            kept, out = mask == 0, mask <= _MINUS_INFINITY
+            if not bool((kept | out).all()):
+                raise NotKeyPadding("its mask adds a bias to the scores")
+            mask = kept
+        if mask.shape[1] != 1:
+            if not bool((mask == mask[:, :1]).all()):
+                raise NotKeyPadding("its mask differs between heads")
+            mask = mask[:, :1]
+        keys = mask.any(dim=-2)[:, 0]
+        if mask.shape[-2] != 1:
+            # rows of padding tokens may see anything: nobody reads them
+            rows = keys[:, None, :, None] if mask.shape[-2] == keys.shape[-1] else True
+            if not bool(((mask == keys[:, None, None, :]) | ~torch.as_tensor(rows)).all()):
+                raise NotKeyPadding("its mask differs between queries")
+        self.keys: Tensor | None = None if bool(keys.all()) else keys
+
+    def covers(self, mask: Tensor) -> bool:
+        """Whether this is the mask it was made from."""
+        return mask is self._source

@@ -1,0 +1,116 @@
+"""Planner: what all attention methods come down to.
+
+A planner looks at the queries and keys of one attention layer at one step and says which tiles to
+compute; afterwards it may learn from what the kernel saw. The seam (`processor.py`) calls it, runs
+the kernel and keeps the planner's state, one per layer and guidance branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..denoising import DenoisingStep
+from ..kernels import Marking, TileAttentionOutput, TileMap
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """Where an attention call stands.
+
+    Attributes:
+        step: generation, step and branch.
+        layer: number of the attention layer, from 0, in the order in which layers run.
+        layers: attention layers of the transformer.
+        length: tokens of the sequence L.
+        text: `(start, end)` of the text tokens in a joint sequence, None without text.
+        masked: whether some keys are masked out.
+    """
+
+    step: DenoisingStep
+    layer: int
+    layers: int
+    length: int
+    text: tuple[int, int] | None = None
+    masked: bool = False
+
+    @property
+    def fraction(self) -> float:
+        """Share of the denoising loop that is done, 0 at the first step; 0 where unknown."""
+        total = self.step.total
+        return self.step.index / total if total else 0.0
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Compute this call in full.
+
+    Attributes:
+        reason: why, for the report.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Compute the tiles of a map.
+
+    Attributes:
+        tile_map: which tiles.
+        reason: what the map is, for the report.
+        marking: marks to make on the way, for `Planner.update`.
+        q_order: int64 `(B, H, L)`, tokens in the order of the map's query tiles; None as they are.
+        k_order: the same for keys and values.
+        compensation: what stands for the skipped tiles under the same softmax: from q
+            `(B, H, L, D)` in its own order, an output and its log-sum-exp `(B, H, L)`.
+        extra: what the planner wants to find again in `update`.
+    """
+
+    tile_map: TileMap
+    reason: str
+    marking: Marking | None = None
+    q_order: Tensor | None = None
+    k_order: Tensor | None = None
+    compensation: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Planner(Protocol):
+    """Makes the tile maps of one attention method.
+
+    Attributes:
+        permutes: whether its plans reorder tokens.
+        least_tokens: sequences shorter than this are computed in full.
+        least_steps: loops with fewer steps are computed in full.
+        backend: of `tile_attention`, None for the best that can run.
+    """
+
+    permutes: bool
+    least_tokens: int
+    least_steps: int
+    backend: str | None
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> Plan | Dense:
+        """Say what to compute.
+
+        Args:
+            q: post-RoPE queries `(B, H, L, D)`.
+            k: keys `(B, Hkv, L, D)`.
+            v: values `(B, Hkv, L, D)`.
+            scale: of the softmax.
+            context: where the call stands.
+            state: what the planner keeps for this layer and branch; empty at a new generation.
+        """
+        ...
+
+    def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
+        """Learn from what the kernel saw."""
+        ...

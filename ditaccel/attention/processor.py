@@ -1,0 +1,294 @@
+"""The only file that touches attention processors: the seam through which attention is replaced.
+
+A wrapping processor stands in for a module's own one and runs that one's very code, with one thing
+exchanged: the attention function it calls. The code object is bound to a copy of its globals in
+which `dispatch_attention_fn` and `F.scaled_dot_product_attention` lead here. So projections, norms
+and RoPE are never copied, no class and no module global changes, and families that call SDPA
+directly are served like those that use the dispatcher. Under `torch.compile` the call is one opaque
+operator that gets the layer's number as a tensor: all layers of a model share one graph.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import types
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UnsupportedError
+from ..patching import PatchLedger
+
+_SEAMS = ("dispatch_attention_fn", "F")
+_OWN = ("_ditaccel_inner", "_ditaccel_layer", "_ditaccel_call", "_ditaccel_number")
+_NUMBERS = itertools.count()
+_LAYERS: weakref.WeakValueDictionary[int, LayerSeam] = weakref.WeakValueDictionary()
+
+
+class Attend(Protocol):
+    """What runs in place of a layer's attention, on `(B, H, L, D)` views."""
+
+    def __call__(
+        self,
+        layer: int,
+        dense: Callable[[], Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+    ) -> Tensor:
+        """Return the output `(B, H, L, D)`; `dense()` gives the family's own."""
+        ...
+
+
+@dataclass(frozen=True)
+class AttentionModule:
+    """A self-attention module and its name for people."""
+
+    name: str
+    module: nn.Module
+
+
+class LayerSeam:
+    """What a wrapping processor leads to: layer `index` of one runtime."""
+
+    def __init__(self, index: int, attend: Attend) -> None:
+        self.index = index
+        self.attend = attend
+
+
+class _Functional:
+    """`torch.nn.functional` with another attention function."""
+
+    def __init__(self, attention: Callable[..., Tensor]) -> None:
+        self.scaled_dot_product_attention = attention
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(F, name)
+
+
+def _native(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+@torch.library.custom_op("ditaccel::layer_attention", mutates_args=())
+def _layer_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, layer: Tensor
+) -> Tensor:
+    """One layer's attention in a compiled graph, `(B, L, H, D)`."""
+    seam = _LAYERS.get(int(layer))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    dense = functools.partial(_native, q, k, v, mask, scale)
+    out = dense() if seam is None else seam.attend(seam.index, dense, q, k, v, mask, scale)
+    return out.transpose(1, 2).contiguous()
+
+
+@_layer_attention.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, layer: Tensor
+) -> Tensor:
+    return torch.empty(q.shape, dtype=q.dtype, device=q.device)
+
+
+class _Wrapper:
+    """Base of the wrapping processors; attributes are those of the wrapped processor."""
+
+    def __init__(self, inner: Any, seam: LayerSeam) -> None:
+        number = next(_NUMBERS)
+        own = {
+            "_ditaccel_inner": inner,
+            "_ditaccel_layer": seam,
+            # a tensor, since a Python number would make one graph per layer
+            "_ditaccel_number": torch.tensor(number),
+        }
+        self.__dict__.update(own)
+        self.__dict__["_ditaccel_call"] = self._rebound(type(inner).__call__)
+        _LAYERS[number] = seam
+
+    def _rebound(self, function: Any) -> Callable[..., Any]:
+        scope = dict(function.__globals__)
+        # with its name, the tracer would look globals up in the module and not here
+        scope.pop("__name__", None)
+        if "dispatch_attention_fn" in scope:
+            scope["dispatch_attention_fn"] = self._dispatch(scope["dispatch_attention_fn"])
+        if "F" in scope:
+            scope["F"] = _Functional(self._sdpa)
+        code, defaults, closure = function.__code__, function.__defaults__, function.__closure__
+        rebound = types.FunctionType(code, scope, function.__name__, defaults, closure)
+        rebound.__kwdefaults__ = function.__kwdefaults__
+        return rebound
+
+    def _attend(
+        self,
+        dense: Callable[[], Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+    ) -> Tensor:
+        """`(B, L, H, D)` in and out."""
+        if torch.compiler.is_compiling():
+            return torch.ops.ditaccel.layer_attention(q, k, v, mask, scale, self._ditaccel_number)
+        seam = self._ditaccel_layer
+        views = (x.transpose(1, 2) for x in (q, k, v))
+        out = seam.attend(seam.index, lambda: dense().transpose(1, 2), *views, mask, scale)
+        return out.transpose(1, 2)
+
+    def _dispatch(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def dispatch_attention_fn(
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attn_mask: Tensor | None = None,
+            dropout_p: float = 0.0,
+            is_causal: bool = False,
+            scale: float | None = None,
+            enable_gqa: bool = False,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Tensor:
+            def dense() -> Tensor:
+                return original(
+                    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+                    *args, **kwargs,
+                )  # fmt: skip
+
+            special = dropout_p > 0.0 or is_causal or kwargs.get("parallel_config") is not None
+            if special or query.shape[1] != key.shape[1]:
+                return dense()
+            return self._attend(dense, query, key, value, attn_mask, scale)
+
+        return dispatch_attention_fn
+
+    def _sdpa(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        def dense() -> Tensor:
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale,
+                enable_gqa=enable_gqa,
+            )  # fmt: skip
+
+        if dropout_p > 0.0 or is_causal or query.ndim != 4 or query.shape[2] != key.shape[2]:
+            return dense()
+        views = (x.transpose(1, 2) for x in (query, key, value))
+        out = self._attend(lambda: dense().transpose(1, 2), *views, attn_mask, scale)
+        return out.transpose(1, 2)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OWN:
+            raise AttributeError(name)
+        return getattr(self.__dict__["_ditaccel_inner"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__dict__["_ditaccel_inner"], name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # copies and pickles of a patched module are dense ones
+        return _itself, (self.__dict__["_ditaccel_inner"],)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+@functools.cache
+def _wrapper_class(processor: type) -> type:
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._ditaccel_call(self._ditaccel_inner, *args, **kwargs)
+
+    # modules filter their arguments by the signature of their processor
+    functools.update_wrapper(__call__, processor.__call__)
+    return type(f"Sparse{processor.__name__}", (_Wrapper,), {"__call__": __call__})
+
+
+def _set(module: nn.Module, processor: Any) -> None:
+    # `set_processor` only adds a check that module-typed processors are registered
+    module.processor = processor
+
+
+class ProcessorSeam:
+    """Wraps the processors of one transformer's self-attention modules.
+
+    Args:
+        modules: in the order in which they run.
+        attend: called for every attention of theirs, with the layer's index.
+
+    Raises:
+        UnsupportedError: a module without a processor, or one whose attention cannot be exchanged.
+    """
+
+    def __init__(self, modules: list[AttentionModule], attend: Attend) -> None:
+        self._modules = modules
+        self._seams = [LayerSeam(i, attend) for i in range(len(modules))]
+        self._wrapped: list[Any] = []
+        for each in modules:
+            check_processor(each)
+
+    def install(self, ledger: PatchLedger) -> None:
+        """Put the wrapping processors in place."""
+        for each, seam in zip(self._modules, self._seams, strict=True):
+            module = each.module
+            inner = module.processor
+            wrapper = _wrapper_class(type(inner))(inner, seam)
+            ledger.on_undo(functools.partial(self._put_back, module, wrapper, inner))
+            _set(module, wrapper)
+            self._wrapped.append(wrapper)
+
+    @staticmethod
+    def _put_back(module: nn.Module, wrapper: Any, inner: Any) -> None:
+        if module.processor is wrapper:
+            _set(module, inner)
+
+    def replaced(self) -> list[str]:
+        """Names of the modules whose processor was replaced since (by IP-Adapter, for instance)."""
+        pairs = zip(self._modules, self._wrapped, strict=True)
+        return [each.name for each, wrapper in pairs if each.module.processor is not wrapper]
+
+
+def check_processor(each: AttentionModule) -> None:
+    """Raise UnsupportedError unless the attention of this module can be exchanged."""
+    processor = getattr(each.module, "processor", None)
+    kind = type(processor).__name__
+    if isinstance(processor, _Wrapper):
+        raise UnsupportedError(
+            f"{each.name} is accelerated already; call ditaccel.restore() on the pipeline it was "
+            "accelerated through first"
+        )
+    function = vars(type(processor)).get("__call__")
+    if processor is None or not isinstance(function, types.FunctionType):
+        raise UnsupportedError(
+            f"{each.name} ({type(each.module).__name__}) has no attention processor written in "
+            "Python; its attention cannot be replaced"
+        )
+    if isinstance(processor, nn.Module):
+        raise UnsupportedError(
+            f"the processor {kind} of {each.name} has weights of its own (an adapter); unload it, "
+            "or use a caching method alone"
+        )
+    names = set(function.__code__.co_names)
+    reached = "dispatch_attention_fn" in names or (
+        "F" in names and "scaled_dot_product_attention" in names
+    )
+    if not reached or not any(seam in function.__globals__ for seam in _SEAMS):
+        raise UnsupportedError(
+            f"the processor {kind} of {each.name} calls neither dispatch_attention_fn nor "
+            "F.scaled_dot_product_attention (a linear attention?); sparse attention does not apply"
+        )

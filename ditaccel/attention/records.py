@@ -1,0 +1,204 @@
+"""What is remembered of attention calls for the report, without waiting for the device."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels import TileMap
+
+# Side of the pictures of tile maps.
+_THUMBNAIL = 48
+# A batch job makes thousands of generations: calls beyond this are forgotten, the oldest first.
+MAX_RECORDS = 50_000
+_DIGITS = "0123456789#"
+
+
+class Stopwatch:
+    """Laps of one attention call: on a GPU by events, which are read only when asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[float | torch.cuda.Event] = []
+        self.lap()
+
+    def lap(self) -> None:
+        """End a lap, and begin the next."""
+        if not self._cuda:
+            self._marks.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append(event)
+
+    def seconds(self) -> list[float]:
+        """Length of each lap; waits for the device."""
+        laps = []
+        for start, end in zip(self._marks, self._marks[1:], strict=False):
+            if isinstance(start, torch.cuda.Event):
+                end.synchronize()
+                laps.append(start.elapsed_time(end) / 1e3)
+            else:
+                laps.append(end - start)
+        return laps
+
+
+@dataclass
+class AttentionRecord:
+    """One attention call.
+
+    Attributes:
+        generation: denoising loop since `accelerate`, from 0.
+        step: scheduler step within the loop, from 0.
+        branch: guidance branch.
+        transformer: component it belongs to.
+        layer: number of the attention layer.
+        density: computed share of the attention matrix, 1 where dense.
+        reason: what the map was, or why it was dense.
+        sparse: whether a tile map was computed.
+        watch: laps of planning and of running.
+    """
+
+    generation: int
+    step: int
+    branch: str
+    transformer: str
+    layer: int
+    density: float | Tensor
+    reason: str
+    sparse: bool
+    watch: Stopwatch = field(repr=False)
+
+
+def thumbnail(tile_map: TileMap) -> Tensor:
+    """Kept share of regions of a map, mean over batch and heads, uint8 `(<=48, <=48)`."""
+    kept = tile_map.to_mask().float().mean((0, 1))[None, None]
+    size = [min(_THUMBNAIL, n) for n in kept.shape[-2:]]
+    return F.adaptive_avg_pool2d(kept, size)[0, 0].mul(255).round().to(torch.uint8)
+
+
+class AttentionLog:
+    """The attention calls of one transformer since `accelerate`.
+
+    Attributes:
+        transformer: its component name.
+        layers: names of its self-attention layers, in order.
+        records: the newest calls.
+        maps: pictures of the newest generation's maps by (layer, branch, step): kept share of
+            regions, 255 for all.
+    """
+
+    def __init__(self, transformer: str, layers: list[str]) -> None:
+        self.transformer = transformer
+        self.layers = layers
+        self.records: list[AttentionRecord] = []
+        self.maps: dict[tuple[int, str, int], Tensor] = {}
+
+    def add(self, record: AttentionRecord) -> None:
+        """Book one call."""
+        self.records.append(record)
+        if len(self.records) > MAX_RECORDS:
+            del self.records[: MAX_RECORDS // 2]
+
+    def last_generation(self) -> list[AttentionRecord]:
+        """The calls of the newest denoising loop."""
+        newest = self.records[-1].generation if self.records else 0
+        return [r for r in self.records if r.generation == newest]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One plain row per call of the newest generation; waits for the device."""
+        rows = []
+        for r in self.last_generation():
+            planning, running = r.watch.seconds()
+            rows.append(
+                {
+                    "transformer": r.transformer,
+                    "generation": r.generation,
+                    "step": r.step,
+                    "branch": r.branch,
+                    "layer": r.layer,
+                    "density": float(r.density),
+                    "reason": r.reason,
+                    "planning_s": planning,
+                    "running_s": running,
+                }
+            )
+        return rows
+
+    @property
+    def density(self) -> float:
+        """Mean computed share of the attention matrices of the newest generation."""
+        newest = self.last_generation()
+        return sum(float(r.density) for r in newest) / len(newest) if newest else 1.0
+
+    def lines(self) -> list[str]:
+        """The newest generation for people: a table of layers, and density along the steps."""
+        rows = self.rows()
+        if not rows:
+            return [f"Attention of {self.transformer}: no call was seen."]
+        sparse = [r for r in self.last_generation() if r.sparse]
+        spent = sum(r["planning_s"] + r["running_s"] for r in rows)
+        planning = sum(r["planning_s"] for r in rows)
+        lines = [
+            f"Attention of {self.transformer}: {len(sparse)} of {len(rows)} calls sparse, "
+            f"{100 * self.density:.0f} % of the attention matrix computed; "
+            f"{spent:.2f} s, of which {100 * planning / max(spent, 1e-9):.0f} % planning."
+        ]
+        if not sparse:
+            reasons = sorted({r["reason"] for r in rows})
+            return [*lines, f"  Nothing was skipped: {', '.join(reasons)}."]
+        lines.append("  Density along the steps, tenths (# = all), mean over branches:")
+        width = max(map(len, self.layers))
+        for layer, name in enumerate(self.layers):
+            of_layer = [r for r in rows if r["layer"] == layer]
+            steps: dict[int, list[float]] = {}
+            for r in of_layer:
+                steps.setdefault(r["step"], []).append(r["density"])
+            if not steps:
+                continue
+            last = max(r["step"] for r in rows)
+            marks = "".join(
+                _DIGITS[int(10 * sum(steps[i]) / len(steps[i]) + 1e-9)] if i in steps else " "
+                for i in range(last + 1)
+            )
+            mean = sum(r["density"] for r in of_layer) / len(of_layer)
+            time_spent = sum(r["planning_s"] + r["running_s"] for r in of_layer)
+            lines.append(f"  {name:<{width}}  {marks}  {100 * mean:3.0f} %  {time_spent:.2f} s")
+        return lines
+
+    def picture(self, path: str | os.PathLike[str], branch: str | None = None) -> Path:
+        """Save the maps of the newest generation: a row per layer, a column per step.
+
+        Args:
+            path: of the PNG file.
+            branch: guidance branch; the first one by default.
+
+        Raises:
+            ValueError: nothing was sparse, or there is no such branch.
+        """
+        from PIL import Image
+
+        branches = list(dict.fromkeys(b for _, b, _ in self.maps))
+        if not branches:
+            raise ValueError("no attention call of the newest generation was sparse: no maps")
+        branch = branch or branches[0]
+        if branch not in branches:
+            raise ValueError(f"no branch {branch!r}; there are: {', '.join(branches)}")
+        chosen = {(at, step): m for (at, b, step), m in self.maps.items() if b == branch}
+        rows, columns = sorted({a for a, _ in chosen}), sorted({s for _, s in chosen})
+        cell = _THUMBNAIL + 2
+        sheet = torch.full((len(rows) * cell, len(columns) * cell), 96, dtype=torch.uint8)
+        for (at, step), kept in chosen.items():
+            picture = F.interpolate(kept[None, None].float(), (_THUMBNAIL, _THUMBNAIL))[0, 0]
+            top, left = rows.index(at) * cell, columns.index(step) * cell
+            sheet[top : top + _THUMBNAIL, left : left + _THUMBNAIL] = picture.round().byte().cpu()
+        path = Path(path)
+        Image.fromarray(sheet.numpy()).save(path)
+        return path

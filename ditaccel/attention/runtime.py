@@ -1,0 +1,290 @@
+"""AttentionRuntime: carries a planner out on the self-attention layers of one transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..denoising import DenoisingStep
+from ..errors import UnsupportedError
+from ..kernels import merge_attention, tile_attention
+from ..patching import PatchLedger
+from .masks import KeyMask, NotKeyPadding
+from .planner import Dense, LayerContext, Plan, Planner, State
+from .processor import AttentionModule, ProcessorSeam
+from .records import AttentionLog, AttentionRecord, Stopwatch, thumbnail
+
+# Share of the attention matrix above which a method does not pay for its own work.
+_HARDLY_SPARSE = 0.97
+
+
+def find_attention(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[AttentionModule]:
+    """Return the self-attention modules in the order in which they run.
+
+    Raises:
+        UnsupportedError: there are none.
+    """
+    found = []
+    for contract in contracts:
+        for i, block in enumerate(getattr(transformer, contract.container, None) or ()):
+            module = block
+            for part in contract.module.split("."):
+                module = getattr(module, part, None)
+            if module is not None:
+                found.append(AttentionModule(f"{contract.container}.{i}.{contract.module}", module))
+    if not found:
+        raise UnsupportedError(
+            f"{type(transformer).__name__} has no self-attention module that its family's adapter "
+            "names; attention methods do not apply to it, caching does"
+        )
+    return found
+
+
+@dataclass
+class _Now:
+    """The transformer call that runs."""
+
+    step: DenoisingStep
+    tokens: int | None
+
+
+class AttentionRuntime:
+    """Replaces the attention of one transformer by what a planner says.
+
+    Args:
+        name: component name of the transformer, for the report.
+        transformer: the module.
+        adapter: its family.
+        planner: of the attention method.
+        warn: called with one line when something needs the user's eye.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        transformer: nn.Module,
+        adapter: Any,
+        planner: Planner,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._name, self._adapter, self._planner, self._warn = name, adapter, planner, warn
+        self._config = getattr(transformer, "config", None)
+        self._modules = find_attention(transformer, adapter.attention)
+        self.log = AttentionLog(name, [m.name for m in self._modules])
+        self._seam = ProcessorSeam(self._modules, self._attend)
+        self._states: dict[tuple[str, int], State] = {}
+        self._masks: dict[str, KeyMask] = {}
+        self._now: _Now | None = None
+        self._off = ""
+
+    @property
+    def layers(self) -> int:
+        """Number of self-attention layers."""
+        return len(self._modules)
+
+    def install(self, ledger: PatchLedger) -> None:
+        """Wrap the attention processors."""
+        self._seam.install(ledger)
+
+    def clear(self) -> None:
+        """Forget everything: a new generation begins, or the last one broke off."""
+        self._states.clear()
+        self._masks.clear()
+        self._now = None
+        self._off = ""
+
+    def begin_generation(self, step: DenoisingStep) -> None:
+        """Check what can change between generations."""
+        self.log.maps.clear()
+        replaced = self._seam.replaced()
+        if replaced:
+            self._warn(
+                f"{len(replaced)} attention processors were replaced after accelerate() (first: "
+                f"{replaced[0]}); they run dense. Call restore() before loading adapters, then "
+                "accelerate() again"
+            )
+        if step.total is not None and step.total < self._planner.least_steps:
+            self._turn_off(
+                f"{step.total} steps are too few for this attention method (it needs "
+                f"{self._planner.least_steps}); attention stays dense"
+            )
+
+    def begin(self, step: DenoisingStep, sample: Tensor) -> None:
+        """A transformer call begins."""
+        grid = self._adapter.tokens
+        self._now = _Now(step, None if grid is None else grid(self._config, sample.shape))
+
+    def finish(self) -> None:
+        """The transformer call has returned."""
+        now, self._now = self._now, None
+        if now is None:
+            return
+        self._masks.pop(now.step.branch, None)
+        total = now.step.total
+        if not self._off and total and now.step.index == total // 2:
+            self._judge_gain(now.step)
+        if now.step.is_last:
+            self._states = {k: s for k, s in self._states.items() if k[0] != now.step.branch}
+
+    def _judge_gain(self, step: DenoisingStep) -> None:
+        """Give up, half-way, what has found nothing to skip."""
+        recent = [
+            r.density
+            for r in self.log.records[-self.layers :]
+            if (r.generation, r.step) == (step.generation, step.index) and r.sparse
+        ]
+        if not recent:
+            return
+        density = sum(map(float, recent)) / len(recent)
+        if density > _HARDLY_SPARSE:
+            self._turn_off(
+                f"after half of the steps {100 * density:.0f} % of the attention is still kept: "
+                "not worth its cost, so the rest of this generation is dense; choose a more "
+                "aggressive setting, or leave attention alone for this model"
+            )
+
+    def _turn_off(self, why: str) -> None:
+        self._off = why
+        self._warn(f"{self._name}: {why}")
+        self._states.clear()
+
+    # -- one attention call --
+
+    def _attend(
+        self,
+        layer: int,
+        dense: Callable[[], Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+    ) -> Tensor:
+        now = self._now
+        if now is None:
+            return dense()
+        watch = Stopwatch(q.device)
+        planned = self._plan(layer, now, q, k, v, mask, scale)
+        watch.lap()
+        if isinstance(planned, Dense):
+            out, density = dense(), 1.0
+            reason, sparse = planned.reason, False
+        else:
+            plan, keys, state = planned
+            out = self._run(plan, q, k, v, keys, scale, state)
+            density, reason, sparse = plan.tile_map.densities().mean(), plan.reason, True
+            self.log.maps[layer, now.step.branch, now.step.index] = thumbnail(plan.tile_map)
+        watch.lap()
+        step = now.step
+        self.log.add(
+            AttentionRecord(
+                generation=step.generation,
+                step=step.index,
+                branch=step.branch,
+                transformer=self._name,
+                layer=layer,
+                density=density,
+                reason=reason,
+                sparse=sparse,
+                watch=watch,
+            )
+        )
+        return out
+
+    def _plan(
+        self,
+        layer: int,
+        now: _Now,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+    ) -> Dense | tuple[Plan, Tensor | None, State]:
+        if self._off:
+            return Dense("turned off")
+        length = q.shape[2]
+        if length < self._planner.least_tokens:
+            self._warn(
+                f"{self._name}: sequences of {length} tokens are too short for this attention "
+                f"method (min_tokens={self._planner.least_tokens}); attention stays dense"
+            )
+            return Dense("short sequence")
+        text = self._text(length, now.tokens)
+        keys = mask
+        if mask is not None:
+            try:
+                keys = self._key_mask(now.step.branch, mask)
+            except NotKeyPadding as error:
+                self._warn(f"{self._modules[layer].name}: {error}; attention stays dense")
+                return Dense("mask")
+        state = self._state(now.step.branch, layer, q, k)
+        context = LayerContext(now.step, layer, self.layers, length, text, masked=keys is not None)
+        factor = q.shape[-1] ** -0.5 if scale is None else scale
+        plan = self._planner.plan(q, k, v, factor, context, state)
+        return plan if isinstance(plan, Dense) else (plan, keys, state)
+
+    def _text(self, length: int, tokens: int | None) -> tuple[int, int] | None:
+        side = self._adapter.text
+        if side == "none" or tokens is None or tokens >= length:
+            return None
+        return (0, length - tokens) if side == "front" else (tokens, length)
+
+    def _key_mask(self, branch: str, mask: Tensor) -> Tensor | None:
+        """The mask as key padding; looked at once per transformer call."""
+        known = self._masks.get(branch)
+        if known is None or not known.covers(mask):
+            known = self._masks[branch] = KeyMask(mask)
+        return known.keys
+
+    def _state(self, branch: str, layer: int, q: Tensor, k: Tensor) -> State:
+        fingerprint = (q.shape, k.shape, q.dtype, q.device)
+        state = self._states.get((branch, layer))
+        if state is None or state["fingerprint"] != fingerprint:
+            state = self._states[branch, layer] = {"fingerprint": fingerprint}
+        return state
+
+    def _run(
+        self,
+        plan: Plan,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        keys: Tensor | None,
+        scale: float | None,
+        state: State,
+    ) -> Tensor:
+        if plan.q_order is not None:
+            from ..kernels import inverse_permute, permute
+        asked = q
+        if plan.q_order is not None:
+            q = permute(q, plan.q_order)
+        if plan.k_order is not None:
+            k, v = permute(k, plan.k_order), permute(v, plan.k_order)
+            if keys is not None:
+                order = plan.k_order
+                keys = keys[:, None, :].expand(order.shape).gather(-1, order)[:, :, None, :]
+        result = tile_attention(
+            q,
+            k,
+            v,
+            plan.tile_map,
+            scale=scale,
+            mask=keys,
+            return_lse=plan.compensation is not None,
+            marking=plan.marking,
+            backend=self._planner.backend,
+        )
+        out, lse = result.output, result.lse
+        if plan.q_order is not None:
+            out = inverse_permute(out, plan.q_order)
+        if plan.compensation is not None:
+            assert lse is not None
+            if plan.q_order is not None:
+                lse = inverse_permute(lse[..., None], plan.q_order)[..., 0]
+            out, _ = merge_attention((out, lse), plan.compensation(asked))
+        self._planner.update(plan, result, state)
+        return out

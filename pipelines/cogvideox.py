@@ -1,0 +1,34 @@
+"""CogVideoX (text, image or video to video): joint attention, text in front, guidance batched."""
+
+from typing import Any
+
+from .adapter import AttentionContract, BlockContract, FamilyAdapter
+
+
+def _tokens(config: Any, shape: tuple[int, ...]) -> int:
+    """Video tokens; the latents are `(B, F, C, H, W)`."""
+    frames = shape[1] // (config.patch_size_t or 1)
+    return frames * (shape[3] // config.patch_size) * (shape[4] // config.patch_size)
+
+
+ADAPTER = FamilyAdapter(
+    name="cogvideox",
+    transformers=("CogVideoXTransformer3DModel",),
+    blocks=(
+        BlockContract(
+            "transformer_blocks",
+            encoder="encoder_hidden_states",
+            returns=("hidden", "encoder"),
+            forecast_modules=("attn1", "ff"),
+        ),
+    ),
+    attention=(AttentionContract("transformer_blocks"),),
+    tokens=_tokens,
+    text="front",
+    guidance="batched",
+    presets={
+        "safe": {"method": "adaptive_taylor", "tolerance": 0.003},
+        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01},
+        "fast": {"method": "adaptive_taylor", "tolerance": 0.03},
+    },
+)

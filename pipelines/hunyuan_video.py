@@ -1,0 +1,36 @@
+"""HunyuanVideo (text or image to video): joint attention, text behind the video."""
+
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, patch_tokens
+
+_RETURNS = ("hidden", "encoder")
+
+ADAPTER = FamilyAdapter(
+    name="hunyuan_video",
+    transformers=("HunyuanVideoTransformer3DModel",),
+    blocks=(
+        BlockContract(
+            "transformer_blocks",
+            encoder="encoder_hidden_states",
+            returns=_RETURNS,
+            forecast_modules=("attn", "ff", "ff_context"),
+        ),
+        BlockContract(
+            "single_transformer_blocks",
+            encoder="encoder_hidden_states",
+            returns=_RETURNS,
+            forecast_modules=("proj_out",),
+            idle_modules=("attn", "proj_mlp"),
+        ),
+    ),
+    attention=(
+        AttentionContract("transformer_blocks", "attn"),
+        AttentionContract("single_transformer_blocks", "attn"),
+    ),
+    tokens=patch_tokens,
+    text="back",
+    presets={
+        "safe": {"method": "adaptive_taylor", "tolerance": 0.003, "guidance": "difference"},
+        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01, "guidance": "difference"},
+        "fast": {"method": "adaptive_taylor", "tolerance": 0.03, "guidance": "difference"},
+    },
+)

@@ -1,0 +1,17 @@
+"""LTX-Video (text or image to video): text by cross-attention, guidance batched."""
+
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, packed_tokens
+
+ADAPTER = FamilyAdapter(
+    name="ltx",
+    transformers=("LTXVideoTransformer3DModel",),
+    blocks=(BlockContract("transformer_blocks", forecast_modules=("attn1", "attn2", "ff")),),
+    attention=(AttentionContract("transformer_blocks"),),
+    tokens=packed_tokens,
+    guidance="batched",
+    presets={
+        "safe": {"method": "adaptive_taylor", "tolerance": 0.003},
+        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01},
+        "fast": {"method": "adaptive_taylor", "tolerance": 0.03},
+    },
+)

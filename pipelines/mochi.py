@@ -1,0 +1,25 @@
+"""Mochi (text to video): joint attention, text behind the video and without its padding."""
+
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, patch_tokens
+
+ADAPTER = FamilyAdapter(
+    name="mochi",
+    transformers=("MochiTransformer3DModel",),
+    blocks=(
+        BlockContract(
+            "transformer_blocks",
+            encoder="encoder_hidden_states",
+            returns=("hidden", "encoder"),
+            forecast_modules=("attn1", "ff", "ff_context"),
+        ),
+    ),
+    attention=(AttentionContract("transformer_blocks"),),
+    tokens=patch_tokens,
+    text="back",
+    guidance="batched",
+    presets={
+        "safe": {"method": "adaptive_taylor", "tolerance": 0.003},
+        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01},
+        "fast": {"method": "adaptive_taylor", "tolerance": 0.03},
+    },
+)
