@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument("--psnr", type=_numbers, metavar="DB", help="PSNR to dense to reach, in dB")
     goal.add_argument("--share", type=_numbers, metavar="PART", help="computed share to keep to")
+    parser.add_argument(
+        "--statistic",
+        choices=("mean", "min"),
+        default="mean",
+        help="hold the mean PSNR of the prompts against --psnr, or the worst one's (default mean)",
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="file, or folder")
     parser.add_argument("--prompts", metavar="FILE", help="one prompt (or class name) a line")
     parser.add_argument("--limit", type=int, default=4, help="prompts to learn from (default 4)")
@@ -42,6 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument(
+        "--memory",
+        default="4GB",
+        metavar="SIZE",
+        help="for one generation's outputs; more goes to a temporary file (default 4GB)",
+    )
 
 
 def _calls(pipe: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -76,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
 
     from .models import load_pipeline
 
-    goals = [Target(psnr=p) for p in args.psnr or ()]
-    goals += [Target(computed_share=s) for s in args.share or ()]
+    goals = [Target(psnr=p, statistic=args.statistic) for p in args.psnr or ()]
+    goals += [Target(computed_share=s, statistic=args.statistic) for s in args.share or ()]
     single = args.out.suffix in (".yaml", ".yml", ".json")
     if single and len(goals) > 1:
         raise UsageError(f"{len(goals)} targets need a folder, and --out {args.out} is a file")
@@ -89,15 +101,14 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     pipe = load_pipeline(args.model, device=args.device, dtype=dtype[args.dtype])
-    tuner = Tuner(pipe, _calls(pipe, args), args.seed, lambda line: print(line, file=sys.stderr))
-    print(f"{'target':<14}{'computed':>9}{'PSNR':>9}  file")
+    calls = _calls(pipe, args)
+    tuner = Tuner(pipe, calls, args.seed, lambda line: print(line, file=sys.stderr), args.memory)
+    print(f"{'target':<14}{'computed':>9}{'PSNR':>9}{'worst':>9}  file")
     for goal in goals:
-        if goal.psnr is not None:
-            found, name = tuner.at_psnr(goal.psnr), f"psnr-{goal.psnr:g}"
-        else:
-            assert goal.computed_share is not None
-            found, name = tuner.at_share(goal.computed_share), f"share-{goal.computed_share:g}"
+        name = f"share-{goal.computed_share:g}" if goal.psnr is None else f"psnr-{goal.psnr:g}"
+        found = tuner.reach(goal)
         path = args.out if single else args.out / f"{name}.yaml"
         configs.dump(found.config, path)
-        print(f"{name:<14}{found.computed_share:>9.3f}{found.psnr:>6.1f} dB  {path}")
+        levels = f"{found.psnr:>6.1f} dB{found.psnr_min:>6.1f} dB"
+        print(f"{name:<14}{found.computed_share:>9.3f}{levels}  {path}")
     return 0

@@ -1,18 +1,24 @@
 """The schedule search against brute force, and tune on a real (tiny) pipeline."""
 
+import gc
+import weakref
 from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DDIMScheduler
 from inspection import traces
-from tiny import generate, tiny_dit, tiny_wan, tiny_wan22
+from tiny import generate, tiny_dit, tiny_flux, tiny_wan, tiny_wan22
 
 import ditaccel
+import ditaccel.recording as recording_room
 from ditaccel import config as configs
+from ditaccel.api import _transformers
 from ditaccel.caching.forecast import newton_weights
+from ditaccel.recording import record
 from ditaccel.schedule_search import GapCosts, Trajectory, best_steps, plans
-from ditaccel.tuning import Tuner
+from ditaccel.tuning import Tuner, _trajectories
 
 CALLS = [{"class_labels": [3]}, {"class_labels": [5]}]
 
@@ -22,7 +28,8 @@ def trajectory(steps=9, size=40, seed=0):
     time = np.linspace(0, 1, steps)[:, None]
     outputs = np.sin(3 * time * rng.normal(size=size)) + rng.normal(size=size) * time**2
     sigmas = np.linspace(1, 0, steps + 1) ** 1.3
-    return outputs, Trajectory(outputs @ outputs.T / size, np.diff(sigmas), np.ones(steps))
+    grams = (outputs @ outputs.T / size)[None]
+    return outputs, Trajectory(grams, np.diff(sigmas), np.ones(steps))
 
 
 def test_gap_costs_are_the_errors_themselves():
@@ -98,16 +105,150 @@ def test_tune_reaches_a_quality_with_less_where_less_is_asked():
     assert any("dB" in line for line in lines)
 
 
+def recorded(pipe, call, budget=10**9):
+    transformers, adapter = _transformers(pipe)
+    ((name, transformer),) = transformers.items()
+    return record(pipe, name, transformer, adapter, lambda: generate(pipe, call), budget)
+
+
 def test_two_calls_a_step_are_recognised():
     """Guided = first + (1 - scale) * (other - first) in Wan: the weight is read off the run."""
-    from ditaccel.tuning import _recorded, _trajectories
-
     pipe, call = tiny_wan()
-    with _recorded(pipe) as recording:
-        generate(pipe, call)
+    _, recording = recorded(pipe, call)
     first, difference, weight = _trajectories([recording])
-    assert difference is not None and first.gram.shape == (8, 8)
+    assert difference is not None and first.grams.shape == (1, 8, 8)
     assert weight == pytest.approx(1 - call["guidance_scale"], rel=1e-3)
+
+
+def test_the_products_kept_are_those_of_the_outputs():
+    pipe, call = tiny_flux()
+    outputs, guided = [], []
+    handle = pipe.transformer.register_forward_hook(lambda m, a, out: outputs.append(out[0]))
+    step = pipe.scheduler.step
+    pipe.scheduler.step = lambda output, *a, **k: (guided.append(output), step(output, *a, **k))[1]
+    image, recording = recorded(pipe, call)
+    handle.remove()
+    assert torch.equal(image, generate(pipe, call))
+    one, other = (torch.stack(outputs[i::2]).flatten(1).double() for i in (0, 1))
+    scheduled = torch.stack(guided[: len(one)]).flatten(1).double()
+    for found, series in (
+        (recording.guided, scheduled),
+        (recording.first, one),
+        (recording.difference, other - one),
+    ):
+        expected = series @ series.T / series.shape[1]
+        np.testing.assert_allclose(found[0], expected.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_samples_of_a_batch_are_told_apart():
+    pipe, call = tiny_dit(scheduler=DDIMScheduler(clip_sample=False))
+    _, both = recorded(pipe, call)
+    # DiT doubles its latents for guidance; both halves are the same
+    assert both.guided.shape == (4, 8, 8) and both.first is None
+    assert np.array_equal(both.guided[:2], both.guided[2:])
+    assert abs(both.guided[0] - both.guided[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("budget", [0, 3000])
+def test_outputs_over_the_budget_are_spooled_and_say_the_same(budget, monkeypatch):
+    stores = []
+
+    class Watched(recording_room.OutputStore):
+        def __init__(self, budget):
+            super().__init__(budget)
+            stores.append(self)
+
+    monkeypatch.setattr(recording_room, "OutputStore", Watched)
+    pipe, call = tiny_wan()
+    _, held = recorded(pipe, call)
+    _, spooled = recorded(pipe, call, budget)
+    assert [s.spooled for s in stores] == [False, True]
+    for a, b in zip(vars(held).values(), vars(spooled).values(), strict=True):
+        assert np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_spooled_output_keeps_its_bits(dtype):
+    store = recording_room.OutputStore(budget=0)
+    outputs = [torch.randn(2, 3, 5).to(dtype) for _ in range(4)]
+    for output in outputs:
+        store.add("a", output)
+    assert store.spooled and store.shape("a") == (2, 4, 15)
+    assert torch.equal(
+        store.columns("a", 4, 11), torch.stack(outputs, 1).flatten(2)[..., 4:11].double()
+    )
+
+
+def test_a_recording_is_freed_before_the_next_one_begins(monkeypatch):
+    alive, most = [], []
+
+    class Watched(recording_room.OutputStore):
+        def __init__(self, budget):
+            super().__init__(budget)
+            gc.collect()
+            most.append(sum(ref() is not None for ref in alive))
+            alive.append(weakref.ref(self))
+
+        def add(self, series, output):
+            super().add(series, output)
+            alive.extend(weakref.ref(o) for o in self._series[series][-1:])
+
+    monkeypatch.setattr(recording_room, "OutputStore", Watched)
+    pipe, _ = tiny_dit(scheduler=DDIMScheduler(clip_sample=False))
+    tuner = Tuner(pipe, [{**c, "num_inference_steps": 12} for c in (*CALLS, *CALLS)])
+    gc.collect()
+    assert most == [0, 0, 0, 0]
+    assert not any(ref() is not None for ref in alive)
+    assert tuner.total == 12
+
+
+def test_a_full_temporary_folder_is_one_line(monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recording_room.tempfile, "TemporaryFile", full)
+    pipe, call = tiny_wan()
+    generate(pipe, call)
+    clean = traces(pipe)
+    with pytest.raises(ditaccel.UsageError, match="No space left on device; name a folder"):
+        recorded(pipe, call, budget=0)
+    assert traces(pipe) == clean and "step" not in vars(pipe.scheduler)
+
+
+def two_samples():
+    """Two samples that want different steps, the second one badly."""
+    early, late = np.zeros((9, 40)), np.zeros((9, 40))
+    early[2], late[6] = 1.0, 1.5
+    grams = np.stack([o @ o.T / 40 for o in (early, late)])
+    return Trajectory(grams, np.full(9, -0.1), np.ones(9))
+
+
+def test_the_search_minds_the_sample_that_suffers_most():
+    t = two_samples()
+    mean = GapCosts(t, power=1.0)
+    alone = [GapCosts(Trajectory(t.grams[i : i + 1], t.widths, t.scales)) for i in (0, 1)]
+    each = [c(-1, 4, 8) for c in alone]
+    assert mean(-1, 4, 8) == pytest.approx(np.mean(each))
+    worst = GapCosts(t, power=64.0)(-1, 4, 8)
+    assert 0.95 * max(each) < worst <= max(each)
+
+
+def test_target_of_the_worst_sample_asks_for_more():
+    pipe, _ = tiny_dit(scheduler=DDIMScheduler(clip_sample=False))
+    lines = []
+    tuner = Tuner(pipe, [{**c, "num_inference_steps": 12} for c in CALLS], progress=lines.append)
+    run = tuner.check(tuner.plans[0][0])
+    assert run.psnr_min < run.psnr and (run.level("mean"), run.level("min")) == (
+        run.psnr,
+        run.psnr_min,
+    )
+    assert lines[-1].endswith(f"{run.psnr:.1f} dB, worst {run.psnr_min:.1f} dB")
+    easy = tuner.reach(ditaccel.Target(psnr=run.psnr - 1e-6))
+    hard = tuner.reach(ditaccel.Target(psnr=run.psnr - 1e-6, statistic="min"))
+    assert hard.psnr_min >= run.psnr - 1e-6 > run.psnr_min
+    assert hard.computed_share >= easy.computed_share
+    with pytest.warns(UserWarning, match="reaches 98 dB for the worst sample; the best has"):
+        tuner.at_psnr(98, "min")
 
 
 def test_mistakes_are_named():
@@ -127,6 +268,10 @@ def test_mistakes_are_named():
     still, _ = tiny_dit(scheduler=DDIMScheduler(clip_sample=False))
     with pytest.raises(ditaccel.ConfigError, match="2 steps leave nothing to skip"):
         ditaccel.tune(still, CALLS, target, num_inference_steps=2)
+    with pytest.raises(ditaccel.ConfigError, match="memory_budget is 'lots'"):
+        ditaccel.tune(still, CALLS, target, memory_budget="lots")
+    with pytest.raises(ditaccel.UsageError, match="memory_budget is -1"):
+        ditaccel.tune(still, CALLS, target, memory_budget=-1)
     ditaccel.accelerate(pipe)
     with pytest.raises(ditaccel.UsageError, match="needs the dense pipeline"):
         ditaccel.tune(pipe, CALLS, target)
@@ -134,5 +279,7 @@ def test_mistakes_are_named():
         ditaccel.Target()
     with pytest.raises(ditaccel.ConfigError, match="psnr is 120"):
         ditaccel.Target(psnr=120)
+    with pytest.raises(ditaccel.ConfigError, match="statistic is 'median'; it must be one of"):
+        ditaccel.Target(psnr=30, statistic="median")
     with pytest.raises(ditaccel.ConfigError, match=r"computed_share is 1\.5"):
         ditaccel.Target(computed_share=1.5)
