@@ -1,0 +1,81 @@
+"""Attention over the tiles of a map: the public function, its checks and its backends."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..dispatch import Backend, choose, reasons
+from ..tile_map import TileMap
+from . import naive, torch_backend
+from .call import AttentionCall, Marking, TileAttentionOutput, check_call
+from .merge import merge_attention
+
+__all__ = [
+    "Marking",
+    "TileAttentionOutput",
+    "merge_attention",
+    "tile_attention",
+    "why",
+]
+
+BACKENDS: tuple[Backend[AttentionCall], ...] = (
+    Backend("torch", torch_backend.why_not, torch_backend.run),
+    Backend("naive", naive.why_not, naive.run, by_name_only=True),
+)
+
+
+def why(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tile_map: TileMap,
+    *,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    return_lse: bool = False,
+    marking: Marking | None = None,
+) -> dict[str, str | None]:
+    """Why each backend cannot run this call of `tile_attention`; None for those that can.
+
+    The order is the one in which they are asked; takes what `tile_attention` takes.
+    """
+    return reasons(BACKENDS, check_call(q, k, v, tile_map, scale, mask, return_lse, marking))
+
+
+def tile_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tile_map: TileMap,
+    *,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    return_lse: bool = False,
+    marking: Marking | None = None,
+    backend: str | None = None,
+) -> TileAttentionOutput:
+    """Softmax attention over the tiles of a map; forward only.
+
+    Args:
+        q: `(B, H, Lq, D)`, any strides: a transposed view of `(B, Lq, H, D)` is not copied.
+        k: `(B, Hkv, Lk, D)`; Hkv divides H, and heads `h * H / Hkv ...` share key head `h`.
+        v: like k.
+        tile_map: which tiles to compute, in which order. Its values are not checked here; see
+            `TileMap.validate`.
+        scale: of the scores ahead of the softmax, positive; `1 / sqrt(D)` by default.
+        mask: bool, True to attend: a padding mask of the keys `(B, Lk)`, or
+            `(B|1, H|1, Lq|1, Lk)`.
+        return_lse: also return the log-sum-exp of each row, to merge with other keys.
+        marking: find the tiles that the next step may skip; see `Marking`.
+        backend: `triton`, `flex`, `torch` or `naive`; by default the first that can run the call.
+            `why` gives the reasons.
+
+    Returns:
+        Output, lse and marks. Rows without keys are 0, and their lse -inf.
+
+    Raises:
+        TypeError: dtypes that differ or do not fit.
+        ValueError: shapes or devices that do not fit, or a backend that cannot run the call.
+    """
+    call = check_call(q, k, v, tile_map, scale, mask, return_lse, marking)
+    return choose("tile_attention", BACKENDS, call, backend).run(call)

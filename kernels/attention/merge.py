@@ -1,0 +1,45 @@
+"""Put attention over disjoint sets of keys together under one softmax."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def merge_attention(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Merge parts as if one softmax had run over all of their keys.
+
+    With `w_p = exp(lse_p)`, the output is `sum_p w_p o_p / sum_p w_p`. A part may stand for keys
+    that it only approximates (centroids of skipped clusters), as long as its lse says how much they
+    weigh.
+
+    Args:
+        *parts: `(output, lse)` each, output `(B, H, Lq, D)` and lse `(B, H, Lq)` in natural log;
+            a row with lse -inf takes no part.
+
+    Returns:
+        `(output, lse)` in the dtype of the first output and float32; 0 and -inf for a row that no
+        part has keys for.
+
+    Raises:
+        ValueError: no parts, or shapes that differ.
+    """
+    if not parts:
+        raise ValueError("merge_attention needs at least one part (output, lse)")
+    shape = parts[0][0].shape
+    for at, (output, lse) in enumerate(parts):
+        if output.shape != shape or lse.shape != shape[:-1]:
+            raise ValueError(
+                f"part {at} has an output {tuple(output.shape)} and an lse {tuple(lse.shape)}, but "
+                f"the first part calls for {tuple(shape)} and {tuple(shape[:-1])}"
+            )
+    lses = torch.stack([lse.float() for _, lse in parts])
+    top = lses.amax(0)
+    weights = torch.exp(lses - top.masked_fill(top == -torch.inf, 0.0))
+    total = weights.sum(0)
+    merged = torch.zeros(shape, dtype=torch.float32, device=parts[0][0].device)
+    for weight, (output, _) in zip(weights, parts, strict=True):
+        # An output that takes no part may hold anything, NaN too.
+        merged += torch.where(weight[..., None] > 0, output.float() * weight[..., None], 0.0)
+    merged /= torch.where(total > 0, total, 1.0)[..., None]
+    return merged.to(parts[0][0].dtype), top + total.log()
