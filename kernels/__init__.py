@@ -1,18 +1,28 @@
 """Kernels and the tile format they share; imports torch, and triton only where a kernel runs."""
 
 from .attention import Marking, TileAttentionOutput, merge_attention, tile_attention, why
+from .clustering import Clusters, kmeans
+from .permutation import inverse_permute, order_by_label, permute
+from .pooling import pool_tiles, pooled_scores
 from .tile_map import TileMap, keep_keys, keep_queries, pack_mask, unpack_mask
 from .tiling import Tiling
 
 __all__ = [
+    "Clusters",
     "Marking",
     "TileAttentionOutput",
     "TileMap",
     "Tiling",
+    "inverse_permute",
     "keep_keys",
     "keep_queries",
+    "kmeans",
     "merge_attention",
+    "order_by_label",
     "pack_mask",
+    "permute",
+    "pool_tiles",
+    "pooled_scores",
     "tile_attention",
     "unpack_mask",
     "why",
