@@ -22,13 +22,14 @@ class Backend(Generic[Call]):
         name: by which a caller asks for it.
         why_not: returns a sentence that says why this call cannot run here, or None if it can.
         run: carries the call out.
-        by_name_only: never chosen by itself (a reference, or a compiler that takes its time).
+        by_name_only: whether it is never chosen by itself for this call (a reference, an
+            interpreter, a compiler that takes its time).
     """
 
     name: str
     why_not: Callable[[Call], str | None]
     run: Callable[[Call], Any]
-    by_name_only: bool = False
+    by_name_only: Callable[[Call], bool] = lambda call: False
 
 
 def reasons(backends: Sequence[Backend[Call]], call: Call) -> dict[str, str | None]:
@@ -59,13 +60,18 @@ def choose(
             raise ValueError(f"backend {name!r} cannot run this {operation}: {reason}")
         return named[name]
     for backend in backends:
-        if not backend.by_name_only and backend.why_not(call) is None:
+        if backend.why_not(call) is None and not backend.by_name_only(call):
             return backend
     listed = "; ".join(
         f"{backend.name}: {backend.why_not(call) or 'only when asked for by name'}"
         for backend in backends
     )
     raise ValueError(f"no backend can run this {operation} ({listed})")
+
+
+def always(call: object) -> bool:
+    """For backends that only run when asked for by name."""
+    return True
 
 
 def why_not_triton(device: torch.device) -> str | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..dispatch import Backend, choose, reasons
+from ..dispatch import Backend, always, choose, reasons
 from ..tile_map import TileMap
-from . import naive, torch_backend
+from . import naive, torch_backend, triton_backend
 from .call import AttentionCall, Marking, TileAttentionOutput, check_call
 from .merge import merge_attention
 
@@ -19,8 +19,14 @@ __all__ = [
 ]
 
 BACKENDS: tuple[Backend[AttentionCall], ...] = (
+    Backend(
+        "triton",
+        triton_backend.why_not,
+        triton_backend.run,
+        by_name_only=lambda call: call.q.device.type == "cpu",
+    ),
     Backend("torch", torch_backend.why_not, torch_backend.run),
-    Backend("naive", naive.why_not, naive.run, by_name_only=True),
+    Backend("naive", naive.why_not, naive.run, by_name_only=always),
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, choose
+from ..dispatch import Backend, always, choose
 from . import naive, torch_backend
 from .call import Clusters, KMeansCall, check_call
 
@@ -13,7 +13,7 @@ __all__ = ["Clusters", "kmeans"]
 
 BACKENDS: tuple[Backend[KMeansCall], ...] = (
     Backend("torch", torch_backend.why_not, torch_backend.run),
-    Backend("naive", naive.why_not, naive.run, by_name_only=True),
+    Backend("naive", naive.why_not, naive.run, by_name_only=always),
 )
 
 

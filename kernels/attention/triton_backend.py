@@ -1,0 +1,222 @@
+"""Runs the Triton kernel: gate, block sizes, work list and launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dispatch import interpreted, why_not_triton
+from ..tiling import Tiling
+from .call import LOG2_E, AttentionCall, TileAttentionOutput
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MAX_HEAD_DIM = 256
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How one program is cut.
+
+    Attributes:
+        rows: queries of a program, a power of two.
+        columns: keys of one visit, a power of two.
+        warps: of a program.
+        stages: of the pipeline over visits.
+    """
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+def why_not(call: AttentionCall) -> str | None:
+    """Why the kernel cannot run this call, None if it can."""
+    reason = why_not_triton(call.q.device)
+    if reason is not None:
+        return reason
+    if call.needs_grad:
+        return "it has no backward; call it under torch.no_grad(), or ask for 'naive'"
+    if call.q.dtype not in DTYPES:
+        return f"it computes in {', '.join(str(d)[6:] for d in DTYPES)}, not {call.q.dtype}"
+    if interpreted() and call.q.dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"
+    if call.q.shape[3] > MAX_HEAD_DIM:
+        return f"the head dimension is at most {MAX_HEAD_DIM}, got {call.q.shape[3]}"
+    if call.marking is not None and call.marking.skip_now:
+        q_tile, k_tile = call.tile_map.q_tiling.tile, call.tile_map.k_tiling.tile
+        if q_tile is None or k_tile is None:
+            return "skip_now needs tiles of fixed size, so that one program sees a whole tile"
+        most = blocks_for(call.q.shape[3], call.q.element_size(), 1 << 20, 1 << 20)
+        if q_tile > most.rows or k_tile > most.columns:
+            return (
+                f"skip_now needs tiles of at most {most.rows} x {most.columns} for this head "
+                f"dimension and dtype, so that one program sees a whole tile; got {q_tile} x "
+                f"{k_tile}"
+            )
+    return None
+
+
+def blocks_for(
+    dim: int, element_size: int, q_tile: int, k_tile: int, backend: str = "cuda"
+) -> Blocks:
+    """Block sizes for a head dimension: the kernel's, or less where tiles are smaller.
+
+    Args:
+        dim: D.
+        element_size: bytes of an element.
+        q_tile: rows of a query tile (any large number where they vary).
+        k_tile: columns of a key tile.
+        backend: `cuda` or `hip`.
+    """
+    if element_size == 4:
+        most = Blocks(64, 32, 4, 2) if dim <= 128 else Blocks(32, 32, 4, 2)
+    elif dim <= 64:
+        most = Blocks(128, 64, 4, 3)
+    elif dim <= 128:
+        most = Blocks(128, 64, 8, 3)
+    else:
+        most = Blocks(64, 64, 8, 2)
+    return Blocks(
+        min(most.rows, _power_of_two(q_tile)),
+        min(most.columns, _power_of_two(k_tile)),
+        most.warps,
+        1 if backend == "hip" else most.stages,
+    )
+
+
+def flags_for(call: AttentionCall, backend: str = "cuda") -> tuple[dict[str, Any], Blocks]:
+    """The kernel's compile-time flags for a call, and its block sizes."""
+    q_tile, k_tile = call.tile_map.q_tiling.tile, call.tile_map.k_tiling.tile
+    dim = call.q.shape[3]
+    blocks = blocks_for(dim, call.q.element_size(), q_tile or 1 << 20, k_tile or 1 << 20, backend)
+    mask = 0
+    if call.mask is not None:
+        mask = 1 if call.mask.shape[2] == 1 else 2
+    flags = {
+        "GROUP": call.group,
+        "D": dim,
+        "BLOCK_D": _power_of_two(dim),
+        "BLOCK_M": blocks.rows,
+        "BLOCK_N": blocks.columns,
+        "Q_TILE": q_tile or 0,
+        "K_TILE": k_tile or 0,
+        "MASK": mask,
+        "EVEN_K": k_tile is not None
+        and k_tile % blocks.columns == 0
+        and call.tile_map.k_len % k_tile == 0,
+        "LSE": call.return_lse,
+        "MARK": call.marking is not None,
+        "SKIP_NOW": call.marking is not None and call.marking.skip_now,
+        # Not TF32: its scores have 10 bits, and marks would differ from those of other backends.
+        "PRECISION": "ieee",
+    }
+    return flags, blocks
+
+
+def run(call: AttentionCall) -> TileAttentionOutput:
+    """Launch the kernel; nothing waits for the device."""
+    from .triton_kernel import tile_attention_kernel
+
+    q, k, v, tile_map = call.q, call.k, call.v, call.tile_map
+    batch, heads, q_len, _ = q.shape
+    device = q.device
+    flags, blocks = flags_for(call, "hip" if torch.version.hip else "cuda")
+    output = torch.empty_like(q)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=device) if call.return_lse else None
+    keep = thresholds = None
+    if call.marking is not None:
+        keep = call.first_kept()
+        thresholds = call.marking.thresholds(heads, device)
+    indices = tile_map.indices
+    if indices.stride(-1) != 1:
+        indices = indices.contiguous()
+    counts = tile_map.counts.contiguous()
+    work = work_list(tile_map.q_tiling, blocks.rows, device)
+    q_bounds, k_bounds = (
+        None if tiling.is_fixed else tiling.bounds(device).contiguous()
+        for tiling in (tile_map.q_tiling, tile_map.k_tiling)
+    )
+    mask = None if call.mask is None else call.mask.view(torch.uint8)
+    if tile_map.q_tiling.tile is not None:
+        programs = tile_map.q_tiles * -(-tile_map.q_tiling.tile // blocks.rows)
+    else:
+        assert work is not None
+        programs = work[0].shape[-1]
+    tile_attention_kernel[(programs, batch * heads)](
+        q,
+        k,
+        v,
+        output,
+        lse,
+        None if keep is None else keep.view(torch.uint8),
+        thresholds,
+        indices,
+        counts,
+        None if work is None else work[0],
+        None if work is None else work[1],
+        q_bounds,
+        k_bounds,
+        mask,
+        *q.stride(),
+        *k.stride(),
+        *v.stride(),
+        *output.stride(),
+        *_shared_strides(mask, 4),
+        *_shared_strides(indices, 3),
+        *_shared_strides(counts, 2),
+        *_shared_strides(None if work is None else work[0], 2),
+        *_shared_strides(q_bounds, 2),
+        *_shared_strides(k_bounds, 2),
+        heads,
+        q_len,
+        tile_map.k_len,
+        tile_map.q_tiles,
+        tile_map.k_tiles,
+        programs,
+        call.scale * LOG2_E,
+        **flags,
+        num_warps=blocks.warps,
+        num_stages=blocks.stages,
+    )
+    return TileAttentionOutput(output, lse, keep)
+
+
+def work_list(tiling: Tiling, rows: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Which rows each program takes when query tiles vary in size; None for fixed tiles.
+
+    There are as many programs as the worst case needs, known from the shapes alone, so nothing
+    waits for the device; those too many get the tile number T and stop at once.
+
+    Returns:
+        int32 `(B|1, H|1, P)` each: the query tile of a program, and its first row.
+    """
+    if tiling.is_fixed:
+        return None
+    bounds = tiling.bounds(device)
+    blocks = (bounds.diff(dim=-1) + rows - 1) // rows
+    ends = blocks.cumsum(-1, dtype=torch.int32)
+    programs = torch.arange(tiling.length // rows + tiling.tiles, dtype=torch.int32, device=device)
+    programs = programs.expand(*bounds.shape[:2], -1).contiguous()
+    tile = torch.searchsorted(ends, programs, right=True, out_int32=True)
+    inside = tile.clamp(max=tiling.tiles - 1).long()
+    first = programs - (ends - blocks).gather(-1, inside)
+    return tile, (bounds.gather(-1, inside) + first * rows).int()
+
+
+def _power_of_two(size: int) -> int:
+    """The next power of two, at least the 16 that a matrix product needs."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def _shared_strides(tensor: Tensor | None, leading: int) -> list[int]:
+    """Strides of the leading dimensions, 0 where a dimension is shared."""
+    if tensor is None:
+        return [0] * leading
+    return [
+        0 if size == 1 else stride
+        for size, stride in zip(tensor.shape[:leading], tensor.stride()[:leading], strict=True)
+    ]
