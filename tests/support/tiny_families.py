@@ -1,0 +1,346 @@
+"""Tiny random pipelines of all families, long enough (121 tokens and more) for attention tiles.
+
+Like `tiny.py`: built offline, and they prove mechanics, never quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tiny import tiny_flux, tiny_wan, tiny_wan22
+
+Tiny = tuple[Any, dict[str, Any]]
+
+
+def _random() -> Callable[..., torch.Tensor]:
+    """Seed the weights, and return a source of embeddings."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    return lambda *shape: torch.randn(*shape, generator=generator)
+
+
+def _quiet(pipe: Any) -> Any:
+    pipe.transformer.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def dit() -> Tiny:
+    """`DiTPipeline` at 11 x 11 tokens: guidance batched, no text."""
+    from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    _random()
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        sample_size=22,
+        patch_size=2,
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_zero",
+        norm_elementwise_affine=False,
+    )
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
+    call = {"class_labels": [1, 2], "num_inference_steps": 8, "output_type": "np"}
+    return _quiet(DiTPipeline(transformer, vae.eval(), DDIMScheduler())), call
+
+
+def flux() -> Tiny:
+    """`FluxPipeline` at 11 x 11 tokens and 6 of text in front."""
+    pipe, call = tiny_flux()
+    return pipe, {**call, "height": 176, "width": 176}
+
+
+def wan() -> Tiny:
+    """`WanPipeline` 2.1 at 4 x 6 x 6 tokens, text by cross-attention."""
+    pipe, call = tiny_wan()
+    return pipe, {**call, "height": 96, "width": 96, "num_frames": 13}
+
+
+def wan22() -> Tiny:
+    """`WanPipeline` 2.2, two transformers, at 4 x 6 x 6 tokens."""
+    pipe, call = tiny_wan22(layers=2)
+    return pipe, {**call, "height": 96, "width": 96, "num_frames": 13, "num_inference_steps": 10}
+
+
+def hunyuan_video() -> Tiny:
+    """`HunyuanVideoPipeline` at 2 x 7 x 9 tokens, text behind them (padding at its end)."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        HunyuanVideoPipeline,
+        HunyuanVideoTransformer3DModel,
+    )
+
+    embeds = _random()
+    transformer = HunyuanVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        num_single_layers=2,
+        num_refiner_layers=1,
+        mlp_ratio=2.0,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(4, 6, 6),
+    )
+    pipe = HunyuanVideoPipeline(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
+        vae=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=None,
+        tokenizer_2=None,
+    )
+    return _quiet(pipe), {
+        "prompt_embeds": embeds(1, 8, 16),
+        "pooled_prompt_embeds": embeds(1, 8),
+        "prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]]),
+        "negative_prompt_embeds": embeds(1, 8, 16),
+        "negative_pooled_prompt_embeds": embeds(1, 8),
+        "negative_prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 1, 1, 1, 0]]),
+        "true_cfg_scale": 3.0,
+        "height": 112,
+        "width": 144,
+        "num_frames": 5,
+        "num_inference_steps": 7,
+        "output_type": "latent",
+    }
+
+
+def cogvideox(patch_size_t: int | None = None) -> Tiny:
+    """`CogVideoXPipeline` at 2 x 7 x 9 tokens, 6 of text in front, guidance batched.
+
+    Args:
+        patch_size_t: None as in 1.0; 2 as in 1.5, with one latent frame that is padded on.
+    """
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+
+    embeds = _random()
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=16,
+        num_layers=4,
+        sample_width=18,
+        sample_height=14,
+        sample_frames=9,
+        patch_size_t=patch_size_t,
+        patch_bias=patch_size_t is None,
+        max_text_seq_length=6,
+        use_rotary_positional_embeddings=True,
+    )
+    pipe = CogVideoXPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=None,
+        transformer=transformer,
+        scheduler=CogVideoXDDIMScheduler(),
+    )
+    return _quiet(pipe), {
+        "prompt_embeds": embeds(1, 6, 16),
+        "negative_prompt_embeds": embeds(1, 6, 16),
+        "height": 112,
+        "width": 144,
+        "num_frames": 5 if patch_size_t is None else 9,
+        "num_inference_steps": 7,
+        "output_type": "latent",
+    }
+
+
+def cogvideox15() -> Tiny:
+    """`CogVideoXPipeline` as in 1.5: patches of two frames."""
+    return cogvideox(patch_size_t=2)
+
+
+def ltx() -> Tiny:
+    """`LTXPipeline` at 2 x 7 x 9 tokens, text by cross-attention, guidance batched."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
+
+    embeds = _random()
+    transformer = LTXVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        num_layers=4,
+        caption_channels=16,
+    )
+    pipe = LTXPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
+    )
+    return _quiet(pipe), {
+        "prompt_embeds": embeds(1, 6, 16),
+        "prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]]),
+        "negative_prompt_embeds": embeds(1, 6, 16),
+        "negative_prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0]]),
+        "height": 224,
+        "width": 288,
+        "num_frames": 9,
+        "num_inference_steps": 7,
+        "output_type": "latent",
+    }
+
+
+def mochi() -> Tiny:
+    """`MochiPipeline` at 2 x 7 x 9 tokens, valid text behind them, guidance batched.
+
+    Both prompts have the same number of tokens, so that nothing but their place in the batch tells
+    the branches apart.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, MochiPipeline, MochiTransformer3DModel
+
+    embeds = _random()
+    transformer = MochiTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=4,
+        pooled_projection_dim=16,
+        in_channels=4,
+        text_embed_dim=16,
+        time_embed_dim=8,
+        max_sequence_length=8,
+    )
+    pipe = MochiPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
+    )
+    return _quiet(pipe), {
+        "prompt_embeds": embeds(1, 8, 16),
+        "prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]]).bool(),
+        "negative_prompt_embeds": embeds(1, 8, 16),
+        "negative_prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]]).bool(),
+        "height": 112,
+        "width": 144,
+        "num_frames": 7,
+        "num_inference_steps": 7,
+        "output_type": "latent",
+    }
+
+
+def sd3() -> Tiny:
+    """`StableDiffusion3Pipeline` at 11 x 11 tokens, 6 of text behind, guidance batched.
+
+    Its first block has a second attention of the image alone, as in 3.5 medium.
+    """
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+
+    embeds = _random()
+    transformer = SD3Transformer2DModel(
+        sample_size=22,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=32,
+        pooled_projection_dim=16,
+        pos_embed_max_size=24,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+    return _quiet(pipe), {
+        "prompt_embeds": embeds(1, 6, 16),
+        "pooled_prompt_embeds": embeds(1, 16),
+        "negative_prompt_embeds": embeds(1, 6, 16),
+        "negative_pooled_prompt_embeds": embeds(1, 16),
+        "height": 176,
+        "width": 176,
+        "num_inference_steps": 7,
+        "output_type": "latent",
+    }
+
+
+def qwen_image() -> Tiny:
+    """`QwenImagePipeline` at 11 x 11 tokens, text in front (padding at its end), two branches."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+
+    embeds = _random()
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=4,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 6, 6),
+    )
+    pipe = QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        transformer=transformer,
+    )
+    return _quiet(pipe), {
+        "prompt_embeds": embeds(1, 8, 16),
+        "prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]]),
+        "negative_prompt_embeds": embeds(1, 8, 16),
+        "negative_prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0]]),
+        "true_cfg_scale": 3.0,
+        "height": 176,
+        "width": 176,
+        "num_inference_steps": 7,
+        "output_type": "latent",
+    }
+
+
+FAMILIES: dict[str, Callable[[], Tiny]] = {
+    make.__name__: make
+    for make in (
+        cogvideox,
+        cogvideox15,
+        dit,
+        flux,
+        hunyuan_video,
+        ltx,
+        mochi,
+        qwen_image,
+        sd3,
+        wan,
+        wan22,
+    )
+}
+_VARIANTS = {"cogvideox15": "cogvideox", "wan22": "wan"}
+
+
+def family_of(name: str) -> str:
+    """The adapter's name for a key of `FAMILIES`."""
+    return _VARIANTS.get(name, name)
