@@ -11,6 +11,7 @@ ditaccel.restore(pipe)
 
 from .api import accelerate, accelerated, report, restore
 from .attention.lite_attention import LiteAttentionConfig
+from .attention.svg2 import SVG2Config
 from .caching.adaptive_taylor import AdaptiveTaylorConfig
 from .caching.confidence_gated_taylor import ConfidenceGatedTaylorConfig
 from .caching.first_block_residual import FirstBlockResidualConfig
@@ -34,6 +35,7 @@ __all__ = [
     "LiteAttentionConfig",
     "Report",
     "ReuseConfig",
+    "SVG2Config",
     "StepMaskConfig",
     "Target",
     "TaylorSeerConfig",

@@ -5,8 +5,7 @@ is known from a dense run: the error it leaves before correction (which the comp
 still sees) and the error that stays after correction. Both are linear in the recorded outputs, so
 that their sizes follow from one Gram matrix, whatever the size of the latents. The cheapest set of
 K computed steps is then a shortest path (compare LeMiCa, arXiv 2511.00090, whose graph weighs
-reused features instead). Each gap is charged a power mean of what it costs the recorded samples, so
-that a gap that is cheap on average and ruins one sample is not taken.
+reused features instead).
 """
 
 from __future__ import annotations
@@ -20,20 +19,18 @@ from .caching.forecast import newton_weights
 
 Steps = tuple[int, ...]
 
-POWER = 4.0
-
 
 @dataclass(frozen=True)
 class Trajectory:
     """Recorded outputs of one quantity over a denoising loop.
 
     Attributes:
-        grams: mean products of the outputs of steps i and j for each recorded sample, `(N, S, S)`.
+        gram: mean inner products of the outputs of steps i and j, `(S, S)`.
         widths: `sigma_next - sigma` of each step, `(S,)`.
         scales: `DenoisingStep.latent_scale` of each step, `(S,)`.
     """
 
-    grams: np.ndarray
+    gram: np.ndarray
     widths: np.ndarray
     scales: np.ndarray
 
@@ -46,15 +43,11 @@ class GapCosts:
         unseen: weight of the error that the computed step at the end of the gap still sees, by that
             of the error that stays.
         longest: longest distance of computed steps.
-        power: exponent of the power mean over the samples: 1 is the mean, infinity the worst one.
     """
 
-    def __init__(
-        self, trajectory: Trajectory, unseen: float = 0.3, longest: int = 12, power: float = POWER
-    ) -> None:
+    def __init__(self, trajectory: Trajectory, unseen: float = 0.3, longest: int = 12) -> None:
         self._t = trajectory
         self._unseen = unseen
-        self._power = power
         self.longest = longest
         self.steps = len(trajectory.widths)
         self._known: dict[tuple[int, int, int], float] = {}
@@ -82,20 +75,11 @@ class GapCosts:
                 weights = newton_weights([float(n) for n in nodes], float(i), len(nodes) - 1)
                 error[nodes] += width * np.asarray(weights)
                 error[i] -= width
-        seen = self._squared(extrapolation)
+        seen = extrapolation @ self._t.gram @ extrapolation
         # a step of width 0 cannot carry a correction
         kept = interpolation if self._t.widths[end] != 0.0 else extrapolation
-        each = (self._squared(kept) + self._unseen * seen) / self._t.scales[end] ** 2
-        top = float(each.max())
-        if top == 0.0:
-            return 0.0
-        return top * float(np.mean((each / top) ** self._power)) ** (1.0 / self._power)
-
-    def _squared(self, error: np.ndarray) -> np.ndarray:
-        """Mean square, for each sample `(N,)`, of a weighted sum of its outputs."""
-        used = np.flatnonzero(error)
-        grams = self._t.grams[:, used[:, None], used]
-        return np.maximum(np.einsum("i,nij,j->n", error[used], grams, error[used]), 0.0)
+        left = kept @ self._t.gram @ kept
+        return float(max(left, 0.0) + self._unseen * max(seen, 0.0)) / self._t.scales[end] ** 2
 
 
 def best_steps(

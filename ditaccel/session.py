@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from . import config as configs
-from ._compat import ContextListener, refuse_split
+from ._compat import ContextListener
+from .attention.planner import Planner
 from .attention.runtime import AttentionRuntime
 from .caching.hooks import BlockCache, find_blocks
 from .denoising import DenoisingStep, DenoisingTracker
@@ -28,6 +29,7 @@ class Session:
         transformers: component name -> transformer.
         adapter: their family.
         config: what to do.
+        planner: in place of the attention method's own (to calibrate it).
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Session:
         transformers: dict[str, nn.Module],
         adapter: FamilyAdapter,
         config: configs.AccelerationConfig,
+        planner: Planner | None = None,
     ) -> None:
         self.config = config
+        self._planner = planner
         self._tracker = DenoisingTracker(pipe)
         self._ledger = PatchLedger(owner=self)
         self._caches: dict[str, BlockCache] = {}
@@ -75,7 +79,7 @@ class Session:
             self._report.tensors_per_branch = cache.tensors_per_branch(policy)
             cache.install(self._ledger)
         if self.config.attention is not None:
-            planner = self.config.attention.planner()
+            planner = self._planner or self.config.attention.planner()
             runtime = AttentionRuntime(name, transformer, adapter, planner, self._warn)
             self._attention[name] = runtime
             self._report.attention.append(runtime.log)

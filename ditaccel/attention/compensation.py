@@ -19,7 +19,7 @@ _CHUNK = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class Clusters:
+class ClusterMeans:
     """Means of clusters.
 
     Attributes:
@@ -31,10 +31,10 @@ class Clusters:
     sizes: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, labels: Tensor, clusters: int) -> Clusters:
+    def of(cls, x: Tensor, labels: Tensor, clusters: int) -> ClusterMeans:
         """Mean of `x` `(B, H, L, D)` by label `(B, H, L)`, without labels from `clusters` up."""
         shape = (*x.shape[:2], clusters + 1, x.shape[-1])
-        index = labels.clamp(max=clusters)
+        index = labels.long().clamp(max=clusters)
         sums = torch.zeros(shape, dtype=torch.float32, device=x.device)
         sums.scatter_add_(2, index[..., None].expand(x.shape), x.float())
         sizes = torch.zeros(shape[:3], dtype=torch.float32, device=x.device)
@@ -51,12 +51,12 @@ class CentroidAttention:
         keys: key clusters `(B, Hkv, C, …)`.
         values: means of the values by the same labels.
         skipped: bool `(B, H, Cq, C)`, by query tile.
-        labels: query tile of each query, int64 `(B, H, L)`.
+        labels: query tile of each query, int32 `(B, H, L)`.
         scale: of the softmax.
     """
 
-    keys: Clusters
-    values: Clusters
+    keys: ClusterMeans
+    values: ClusterMeans
     skipped: Tensor
     labels: Tensor
     scale: float
@@ -74,7 +74,8 @@ class CentroidAttention:
         outputs, totals = [], []
         for start in range(0, q.shape[2], rows):
             part = q[:, :, start : start + rows]
-            labels = self.labels[:, :, start : start + rows, None].expand(-1, -1, -1, keys.shape[2])
+            labels = self.labels[:, :, start : start + rows, None].long()
+            labels = labels.expand(-1, -1, -1, keys.shape[2])
             product = part @ keys.to(part.dtype).transpose(-1, -2)
             scores = product.float() * self.scale + bias.gather(2, labels)
             total = scores.logsumexp(-1)

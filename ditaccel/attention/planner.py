@@ -65,7 +65,7 @@ class Plan:
         tile_map: which tiles.
         reason: what the map is, for the report.
         marking: marks to make on the way, for `Planner.update`.
-        q_order: int64 `(B, H, L)`, tokens in the order of the map's query tiles; None as they are.
+        q_order: int32 `(B, H, L)`, tokens in the order of the map's query tiles; None as they are.
         k_order: the same for keys and values.
         compensation: what stands for the skipped tiles under the same softmax: from q
             `(B, H, L, D)` in its own order, an output and its log-sum-exp `(B, H, L)`.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..denoising import DenoisingStep
 from ..errors import UnsupportedError
-from ..kernels import merge_attention, tile_attention
+from ..kernels import inverse_permute, merge_attention, permute, tile_attention
 from ..patching import PatchLedger
 from .masks import KeyMask, NotKeyPadding
 from .planner import Dense, LayerContext, Plan, Planner, State
@@ -257,16 +257,15 @@ class AttentionRuntime:
         scale: float | None,
         state: State,
     ) -> Tensor:
-        if plan.q_order is not None:
-            from ..kernels import inverse_permute, permute
         asked = q
         if plan.q_order is not None:
             q = permute(q, plan.q_order)
         if plan.k_order is not None:
             k, v = permute(k, plan.k_order), permute(v, plan.k_order)
             if keys is not None:
-                order = plan.k_order
-                keys = keys[:, None, :].expand(order.shape).gather(-1, order)[:, :, None, :]
+                order = plan.k_order.long()
+                keys = keys[:, None, :].expand(order.shape).gather(-1, order)
+                keys = keys.repeat_interleave(q.shape[1] // k.shape[1], 1)[:, :, None, :]
         result = tile_attention(
             q,
             k,

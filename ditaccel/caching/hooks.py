@@ -355,15 +355,17 @@ class BlockCache:
         feature = hidden
         if policy.target == "residual" and call.base is not None:
             feature = hidden - call.base
-        if not call.follows:
-            self._lead(call, feature)
         if not call.remembers:
-            return
+            return  # of a branch that follows
+        lead = feature
         if policy.granularity == "module":
             feature = feature.new_empty(0)  # only its presence counts
         elif call.leader is not None:
             feature = feature - call.leader
         state.last.push(state.place(call.step), feature)
+        if not call.follows:
+            # the copy in the history: the block's own memory may be written to again
+            self._lead(call, lead if policy.granularity == "module" else state.last.newest)
 
     def _forecast(self, call: Call) -> torch.Tensor:
         feature = call.state.last.forecast(call.state.place(call.step))

@@ -16,7 +16,7 @@ SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
 DIRECTIONS = ("left", "right", "up", "down")
 SIZE = 64
-FRAMES = 15
+FRAMES = 63
 GRID = 4
 
 _RGB = torch.tensor(
@@ -77,7 +77,7 @@ def sample_scenes(
         moving: give every object one of the four directions; else objects stand still.
         two_share: probability of two objects.
         snap: the world of the samples: objects start on a grid of four pixels, which is one latent
-            pixel, and move two pixels a frame, which is one latent pixel a latent frame. It is far
+            pixel, and move half a pixel a frame, which is one pixel a latent frame. It is far
             cheaper to learn. The judge and the autoencoders see any position and speed.
     """
 
@@ -95,9 +95,9 @@ def sample_scenes(
     radius = uniform(n, 2, low=least, high=most)
     if not moving:
         radius = torch.where(count[:, None] == 2, least + (radius - least) * 0.5, radius)
-    speed = uniform(n, 2, low=1.3, high=2.0)
+    speed = uniform(n, 2, low=0.3, high=0.5)
     if snap:
-        speed.fill_(2.0)
+        speed.fill_(0.5)
     velocity = (
         _STEP[direction] * speed[..., None] if moving else torch.zeros(n, 2, 2, dtype=torch.float)
     )

@@ -91,7 +91,7 @@ def build_flux() -> nn.ModuleDict:
 
 def build_wan() -> nn.ModuleDict:
     transformer = WanTransformer3DModel(
-        patch_size=(1, 1, 1),
+        patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=48,
         in_channels=VIDEO_CHANNELS,

@@ -13,11 +13,11 @@ from tqdm import tqdm
 from vae import build_image_vae, build_video_vae
 
 FOLDER = RUNS / "pools"
-# The autoencoder takes frames in groups 1 + 4 k; 17 frames give nine latent frames, of which the
-# causal first eight stand for 15 frames.
-ENCODED_FRAMES = 17
-LATENT_FRAMES = 8
-_CHUNK = {"dit": 8192, "flux": 8192, "wan-images": 8192, "wan": 512}
+# The autoencoder takes frames in groups 1 + 4 k; 65 frames give 33 latent frames, of which the
+# causal first 32 stand for 63 frames.
+ENCODED_FRAMES = 65
+LATENT_FRAMES = 32
+_CHUNK = {"dit": 8192, "flux": 8192, "wan-images": 8192, "wan": 256}
 
 
 class Pool:

@@ -46,23 +46,23 @@ def _features() -> tuple:
 
 
 def _dit() -> tuple:
-    run = Run("dit", build_dit(), rate=1e-3, muon=True, muon_factor=3.0)
+    run = Run("dit", build_dit(), rate=1e-3, muon=True, muon_factor=3.0, compiled=True)
     return run, dit_loss(Pool("dit"), 96)
 
 
 def _flux() -> tuple:
-    run = Run("flux", build_flux(), rate=1e-3, muon=True, muon_factor=3.0)
+    run = Run("flux", build_flux(), rate=1e-3, muon=True, muon_factor=3.0, compiled=True)
     return run, flux_loss(Pool("flux"), 64)
 
 
 def _wan() -> tuple:
     # Weights and rotary positions are shared by all lengths, so most updates are on short clips.
     def plan(step: int) -> tuple[int, int]:
-        if step < 1100 or (step % 4 == 0 and step < 2000):
-            return (16, 1)
-        return (6, 3) if step < 1500 or step % 4 == 1 else (2, 8)
+        if step < 3000 or step % 4 == 0:
+            return (64, 1)
+        return (8, 8) if step < 4200 or step % 4 == 1 else (2, 32)
 
-    run = Run("wan", build_wan(), rate=1e-3, muon=True, muon_factor=3.0)
+    run = Run("wan", build_wan(), rate=1e-3, muon=True, muon_factor=3.0, compiled=True)
     return run, wan_loss(Pool("wan-images"), lambda: Pool("wan"), plan)
 
 

@@ -1,0 +1,189 @@
+"""Calibrate LiteAttention's thresholds against the dense output.
+
+The pipeline runs dense. At every attention call each candidate threshold computes its own output
+from its own skip lists, which it has carried along since the generation began, and is held against
+the dense output of that very call. So the error is that of skipping, over all steps and for every
+layer, and does not depend on what other layers skip. (The original searches one call at a time,
+against the output of its own previous list.)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..api import _transformers
+from ..config import AccelerationConfig, require
+from ..errors import UsageError
+from ..kernels import TileAttentionOutput, tile_attention
+from ..session import Session, session_of
+from .lite_attention import LiteAttentionConfig, LiteAttentionPlanner
+from .planner import Dense, LayerContext, Plan, State
+
+CANDIDATES = (-20.0, -14.0, -10.0, -8.0, -6.5, -5.0, -4.0, -3.0, -2.2, -1.6, -1.0, -0.5)
+# Drops nothing that has any weight in float32.
+_NEVER = -1000.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds and what they gave on the prompts of the calibration.
+
+    Attributes:
+        config: the config with `thresholds` filled in.
+        error: per layer, mean relative L1 error of its output against the dense one.
+        density: per layer, mean computed share of its attention matrix.
+    """
+
+    config: LiteAttentionConfig
+    error: tuple[float, ...]
+    density: tuple[float, ...]
+
+
+class _Recorder:
+    """A planner that leaves everything dense, and measures every candidate on the way."""
+
+    permutes = False
+    least_tokens = 0
+    least_steps = 0
+
+    def __init__(self, candidates: Mapping[float, LiteAttentionConfig], parts: int) -> None:
+        self._planners = {name: LiteAttentionPlanner(c) for name, c in candidates.items()}
+        self._parts = parts
+        self.backend = next(iter(self._planners.values())).backend
+        self.layers = 0
+        # (layer, part, candidate) -> [relative errors], [densities]
+        self.errors: dict[tuple[int, int, float], list[float]] = defaultdict(list)
+        self.densities: dict[tuple[int, int, float], list[float]] = defaultdict(list)
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> Plan | Dense:
+        self.layers = context.layers
+        part = min(int(context.fraction * self._parts), self._parts - 1)
+        dense: Tensor | None = None
+        for name, planner in self._planners.items():
+            own = state.setdefault(name, {})
+            plan = planner.plan(q, k, v, scale, context, own)
+            if isinstance(plan, Dense):
+                continue
+            if dense is None:
+                grouped = q.shape[1] != k.shape[1]
+                dense = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=grouped)
+            result = tile_attention(
+                q, k, v, plan.tile_map, scale=scale, marking=plan.marking, backend=planner.backend
+            )
+            planner.update(plan, result, own)
+            error = (result.output - dense).float().abs().sum() / dense.float().abs().sum()
+            key = (context.layer, part, name)
+            self.errors[key].append(float(error))
+            self.densities[key].append(plan.tile_map.density())
+        return Dense("calibrating")
+
+    def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
+        """Never called: nothing is computed from a plan."""
+
+
+def _measure(
+    pipe: Any,
+    calls: Sequence[Mapping[str, Any]],
+    candidates: Mapping[float, LiteAttentionConfig],
+    parts: int,
+    seed: int,
+    progress: Callable[[str], None],
+) -> _Recorder:
+    recorder = _Recorder(candidates, parts)
+    transformers, adapter = _transformers(pipe)
+    if session_of(transformers) is not None:
+        raise UsageError("calibrate needs the dense pipeline; call ditaccel.restore(pipe) first")
+    config = AccelerationConfig(attention=next(iter(candidates.values())))
+    session = Session(pipe, transformers, adapter, config, planner=recorder)
+    try:
+        for i, call in enumerate(calls):
+            progress(f"dense run {i + 1} of {len(calls)}, {len(candidates)} threshold(s) a layer")
+            pipe(**call, generator=torch.Generator().manual_seed(seed + i))
+    finally:
+        session.restore()
+    if not recorder.errors:
+        raise UsageError(
+            "no attention call was open to skipping (dense_steps, dense_layers, a mask, or too few "
+            "tokens or steps); calibrate with the settings of your real runs"
+        )
+    return recorder
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def calibrate(
+    pipe: Any,
+    prompts: Sequence[str | Mapping[str, Any]],
+    config: LiteAttentionConfig | None = None,
+    *,
+    target_error: float = 0.02,
+    parts: int = 4,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda line: None,
+    **call: Any,
+) -> Calibration:
+    """Choose a threshold for every layer and part of the denoising loop.
+
+    The most aggressive of `CANDIDATES` whose mean relative L1 error against the dense output keeps
+    to the target is taken; a layer that no candidate serves skips nothing. One run per prompt
+    measures all candidates, a second one what the choice gives.
+
+    Args:
+        pipe: an unaccelerated pipeline.
+        prompts: prompts, or mappings of call arguments.
+        config: all other settings; its thresholds are replaced.
+        target_error: relative L1 error of a layer's output, above 0.
+        parts: equal parts of the denoising loop with a threshold of their own.
+        seed: seed of the first generation.
+        progress: called with one line per generation.
+        **call: arguments of every pipeline call, e.g. `num_inference_steps=50, height=480`.
+
+    Returns:
+        The config to run and save, with error and density of each layer.
+
+    Raises:
+        ConfigError: an argument out of range.
+        UsageError: the pipeline is accelerated, or nothing was open to skipping.
+    """
+    require(
+        0.0 < target_error < 1.0, f"target_error is {target_error}; give a relative error below 1"
+    )
+    require(parts >= 1, f"parts is {parts}; it must be 1 or more")
+    if not prompts:
+        raise UsageError("calibrate needs at least one prompt to learn from")
+    base = replace(config or LiteAttentionConfig(), thresholds=())
+    calls = [{**call, **({"prompt": p} if isinstance(p, str) else p)} for p in prompts]
+    candidates = {c: replace(base, threshold=c) for c in CANDIDATES}
+    seen = _measure(pipe, calls, candidates, parts, seed, progress)
+
+    def choice(layer: int, part: int) -> float:
+        good = [
+            c
+            for c in CANDIDATES
+            if seen.errors.get((layer, part, c))
+            and _mean(seen.errors[layer, part, c]) <= target_error
+        ]
+        return max(good, default=_NEVER)
+
+    thresholds = tuple(
+        tuple(choice(layer, part) for part in range(parts)) for layer in range(seen.layers)
+    )
+    chosen = replace(base, thresholds=thresholds)
+    held = _measure(pipe, calls, {0.0: chosen}, 1, seed, progress)
+    layers = range(held.layers)
+    return Calibration(
+        chosen,
+        error=tuple(_mean(held.errors.get((i, 0, 0.0)) or [0.0]) for i in layers),
+        density=tuple(_mean(held.densities.get((i, 0, 0.0)) or [1.0]) for i in layers),
+    )
