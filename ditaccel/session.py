@@ -121,7 +121,7 @@ class Session:
                 if cache is not None:
                     call = cache.begin(step, sample)
                 output = inner(*args, **kwargs)
-                if cache is not None:
+                if cache is not None and call is not None:
                     output = cache.finish(call, output)
                 if attention is not None:
                     attention.finish()

@@ -69,7 +69,7 @@ class _Recorder:
         part = min(int(context.fraction * self._parts), self._parts - 1)
         dense: Tensor | None = None
         for name, planner in self._planners.items():
-            own = state.setdefault(name, {})
+            own = state.setdefault(f"threshold {name}", {})
             plan = planner.plan(q, k, v, scale, context, own)
             if isinstance(plan, Dense):
                 continue

@@ -139,8 +139,8 @@ class _Wrapper:
         if torch.compiler.is_compiling():
             return torch.ops.ditaccel.layer_attention(q, k, v, mask, scale, self._ditaccel_number)
         seam = self._ditaccel_layer
-        views = (x.transpose(1, 2) for x in (q, k, v))
-        out = seam.attend(seam.index, lambda: dense().transpose(1, 2), *views, mask, scale)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = seam.attend(seam.index, lambda: dense().transpose(1, 2), q, k, v, mask, scale)
         return out.transpose(1, 2)
 
     def _dispatch(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -188,8 +188,8 @@ class _Wrapper:
 
         if dropout_p > 0.0 or is_causal or query.ndim != 4 or query.shape[2] != key.shape[2]:
             return dense()
-        views = (x.transpose(1, 2) for x in (query, key, value))
-        out = self._attend(lambda: dense().transpose(1, 2), *views, attn_mask, scale)
+        q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        out = self._attend(lambda: dense().transpose(1, 2), q, k, v, attn_mask, scale)
         return out.transpose(1, 2)
 
     def __getattr__(self, name: str) -> Any:
@@ -246,7 +246,7 @@ class ProcessorSeam:
         """Put the wrapping processors in place."""
         for each, seam in zip(self._modules, self._seams, strict=True):
             module = each.module
-            inner = module.processor
+            inner: Any = module.processor
             wrapper = _wrapper_class(type(inner))(inner, seam)
             ledger.on_undo(functools.partial(self._put_back, module, wrapper, inner))
             _set(module, wrapper)

@@ -26,7 +26,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._marks: list[float | torch.cuda.Event] = []
+        self._marks: list[Any] = []
         self.lap()
 
     def lap(self) -> None:
@@ -42,7 +42,7 @@ class Stopwatch:
         """Length of each lap; waits for the device."""
         laps = []
         for start, end in zip(self._marks, self._marks[1:], strict=False):
-            if isinstance(start, torch.cuda.Event):
+            if self._cuda:
                 end.synchronize()
                 laps.append(start.elapsed_time(end) / 1e3)
             else:
@@ -80,8 +80,8 @@ class AttentionRecord:
 def thumbnail(tile_map: TileMap) -> Tensor:
     """Kept share of regions of a map, mean over batch and heads, uint8 `(<=48, <=48)`."""
     kept = tile_map.to_mask().float().mean((0, 1))[None, None]
-    size = [min(_THUMBNAIL, n) for n in kept.shape[-2:]]
-    return F.adaptive_avg_pool2d(kept, size)[0, 0].mul(255).round().to(torch.uint8)
+    rows, columns = (min(_THUMBNAIL, n) for n in kept.shape[-2:])
+    return F.adaptive_avg_pool2d(kept, (rows, columns))[0, 0].mul(255).round().to(torch.uint8)
 
 
 class AttentionLog:
