@@ -88,6 +88,13 @@ def find_blocks(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[Bloc
     return blocks
 
 
+def _placeholder(output: Any) -> Any:
+    """Of the right shape and without memory: what an idle module feeds is forecast anyway."""
+    if isinstance(output, torch.Tensor):
+        return output.new_zeros(1).expand(output.shape)
+    return tuple(_placeholder(part) for part in output)
+
+
 def size(count: float) -> str:
     """Return a number of bytes for people."""
     for unit in ("B", "kB", "MB"):
@@ -400,8 +407,7 @@ class BlockCache:
                 return parts[0] if len(parts) == 1 else tuple(parts)
             output = inner(*args, **kwargs)
             if role == "idle":
-                # right shape, no memory: what it feeds is forecast anyway
-                state.idle[name] = output.new_zeros(1).expand(output.shape)
+                state.idle[name] = _placeholder(output)
                 return output
             parts = [output] if isinstance(output, torch.Tensor) else list(output)
             histories = state.modules.setdefault(
@@ -419,7 +425,9 @@ class BlockCache:
         """Hidden states that a policy keeps per guidance branch when its histories are full."""
         if policy.granularity == "module":
             modules = sum(
-                hasattr(b.module, n) for b in self.blocks for n in b.contract.forecast_modules
+                getattr(b.module, n, None) is not None
+                for b in self.blocks
+                for n in b.contract.forecast_modules
             )
             return modules * features_kept(policy.order, policy.basis)
         first = policy.first_order + 1 if policy.first_feature is not None else 0
