@@ -155,6 +155,7 @@ class LiteAttentionPlanner:
             tile_map,
             "first map" if fresh else "carried map",
             marking=marking,
+            blind=fresh,
             extra={"index": index},
         )
 

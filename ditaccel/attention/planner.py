@@ -69,6 +69,7 @@ class Plan:
         k_order: the same for keys and values.
         compensation: what stands for the skipped tiles under the same softmax: from q
             `(B, H, L, D)` in its own order, an output and its log-sum-exp `(B, H, L)`.
+        blind: whether the map keeps all because nothing is known yet: it is not judged.
         extra: what the planner wants to find again in `update`.
     """
 
@@ -78,6 +79,7 @@ class Plan:
     q_order: Tensor | None = None
     k_order: Tensor | None = None
     compensation: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    blind: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,13 +30,15 @@ def find_attention(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[A
         UnsupportedError: there are none.
     """
     found = []
-    for contract in contracts:
-        for i, block in enumerate(getattr(transformer, contract.container, None) or ()):
-            module = block
-            for part in contract.module.split("."):
-                module = getattr(module, part, None)
-            if module is not None:
-                found.append(AttentionModule(f"{contract.container}.{i}.{contract.module}", module))
+    for container, group in itertools.groupby(contracts, lambda contract: contract.container):
+        paths = [contract.module for contract in group]
+        for i, block in enumerate(getattr(transformer, container, None) or ()):
+            for path in paths:
+                module = block
+                for part in path.split("."):
+                    module = getattr(module, part, None)
+                if module is not None:
+                    found.append(AttentionModule(f"{container}.{i}.{path}", module))
     if not found:
         raise UnsupportedError(
             f"{type(transformer).__name__} has no self-attention module that its family's adapter "
@@ -45,10 +49,19 @@ def find_attention(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[A
 
 @dataclass
 class _Now:
-    """The transformer call that runs."""
+    """The transformer call that runs.
+
+    Attributes:
+        step: where it stands.
+        tokens: image or video tokens, None where the family does not tell.
+        calls: attention calls so far, by layer (Mochi makes one for each item of the batch).
+        densities: of the maps so far that know what to leave out.
+    """
 
     step: DenoisingStep
     tokens: int | None
+    calls: Counter[int] = field(default_factory=Counter)
+    densities: list[Tensor] = field(default_factory=list)
 
 
 class AttentionRuntime:
@@ -75,10 +88,11 @@ class AttentionRuntime:
         self._modules = find_attention(transformer, adapter.attention)
         self.log = AttentionLog(name, [m.name for m in self._modules])
         self._seam = ProcessorSeam(self._modules, self._attend)
-        self._states: dict[tuple[str, int], State] = {}
+        self._states: dict[tuple[str, int, int], State] = {}
         self._masks: dict[str, KeyMask] = {}
         self._now: _Now | None = None
         self._off = ""
+        self._judged = False
 
     @property
     def layers(self) -> int:
@@ -95,6 +109,7 @@ class AttentionRuntime:
         self._masks.clear()
         self._now = None
         self._off = ""
+        self._judged = False
 
     def begin_generation(self, step: DenoisingStep) -> None:
         """Check what can change between generations."""
@@ -124,21 +139,15 @@ class AttentionRuntime:
             return
         self._masks.pop(now.step.branch, None)
         total = now.step.total
-        if not self._off and total and now.step.index == total // 2:
-            self._judge_gain(now.step)
+        if not self._judged and total and now.step.index >= total // 2 and now.densities:
+            self._judge_gain(now.densities)
         if now.step.is_last:
             self._states = {k: s for k, s in self._states.items() if k[0] != now.step.branch}
 
-    def _judge_gain(self, step: DenoisingStep) -> None:
+    def _judge_gain(self, densities: list[Tensor]) -> None:
         """Give up, half-way, what has found nothing to skip."""
-        recent = [
-            r.density
-            for r in self.log.records[-self.layers :]
-            if (r.generation, r.step) == (step.generation, step.index) and r.sparse
-        ]
-        if not recent:
-            return
-        density = sum(map(float, recent)) / len(recent)
+        self._judged = True
+        density = sum(map(float, densities)) / len(densities)
         if density > _HARDLY_SPARSE:
             self._turn_off(
                 f"after half of the steps {100 * density:.0f} % of the attention is still kept: "
@@ -176,6 +185,8 @@ class AttentionRuntime:
             plan, keys, state = planned
             out = self._run(plan, q, k, v, keys, scale, state)
             density, reason, sparse = plan.tile_map.densities().mean(), plan.reason, True
+            if not plan.blind:
+                now.densities.append(density)
             self.log.maps[layer, now.step.branch, now.step.index] = thumbnail(plan.tile_map)
         watch.lap()
         step = now.step
@@ -221,7 +232,8 @@ class AttentionRuntime:
             except NotKeyPadding as error:
                 self._warn(f"{self._modules[layer].name}: {error}; attention stays dense")
                 return Dense("mask")
-        state = self._state(now.step.branch, layer, q, k)
+        state = self._state((now.step.branch, layer, now.calls[layer]), q, k)
+        now.calls[layer] += 1
         context = LayerContext(now.step, layer, self.layers, length, text, masked=keys is not None)
         factor = q.shape[-1] ** -0.5 if scale is None else scale
         plan = self._planner.plan(q, k, v, factor, context, state)
@@ -240,11 +252,11 @@ class AttentionRuntime:
             known = self._masks[branch] = KeyMask(mask)
         return known.keys
 
-    def _state(self, branch: str, layer: int, q: Tensor, k: Tensor) -> State:
+    def _state(self, key: tuple[str, int, int], q: Tensor, k: Tensor) -> State:
         fingerprint = (q.shape, k.shape, q.dtype, q.device)
-        state = self._states.get((branch, layer))
+        state = self._states.get(key)
         if state is None or state["fingerprint"] != fingerprint:
-            state = self._states[branch, layer] = {"fingerprint": fingerprint}
+            state = self._states[key] = {"fingerprint": fingerprint}
         return state
 
     def _run(
