@@ -34,13 +34,49 @@ class Call:
     work: float = 0.0
 
 
+class Moment:
+    """A point in time: of the clock, or on a CUDA device of the work queued so far.
+
+    Asking the clock there would time the queueing, and waiting for the device at every call would
+    slow the run down.
+
+    Args:
+        module: whose device is meant.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._clock = time.perf_counter()
+        self._device = _device(module)
+        self._event: Any = None
+        if self._device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record(torch.cuda.current_stream(self._device))
+
+    def since(self, other: Moment) -> float:
+        """Return the seconds between two moments; waits for the device."""
+        if self._event is None or self._device != other._device:
+            return self._clock - other._clock
+        self._event.synchronize()
+        return float(other._event.elapsed_time(self._event)) / 1000.0
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Where a module computes: under offloading its weights may rest elsewhere."""
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is not None:
+        return torch.device(device)
+    first = next(module.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
 @dataclass
 class Tally:
     """The counts of one generation."""
 
     calls: list[Call] = field(default_factory=list)
-    first: float | None = None
-    last: float | None = None
+    first: Moment | None = None
+    last: Moment | None = None
 
     @property
     def work(self) -> float:
@@ -50,7 +86,7 @@ class Tally:
     @property
     def denoise_seconds(self) -> float | None:
         """Seconds from the first transformer call to the end of the last."""
-        return None if self.first is None or self.last is None else self.last - self.first
+        return None if self.first is None or self.last is None else self.last.since(self.first)
 
     def timeline(self) -> list[tuple[int, int, Call]]:
         """(step, branch, call): the same timestep again is the next branch of the step."""
@@ -159,14 +195,14 @@ def counted(pipe: Any, between: Callable[[int], None] | None = None) -> Iterator
             if between is not None:
                 between(len(tally.calls))
             if tally.first is None:
-                tally.first = time.perf_counter()
+                tally.first = Moment(module)
             timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
             tally.calls.append(Call(name, timestep))
 
         return hook
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        tally.last = time.perf_counter()
+        tally.last = Moment(module)
 
     def count(weight: float) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:

@@ -160,6 +160,11 @@ def load_pipeline(
     return pipe
 
 
+def execution_device(pipe: Any) -> torch.device:
+    """Where a pipeline computes; under offloading its modules rest elsewhere (`pipe.device`)."""
+    return torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
+
+
 def class_label(pipe: Any, prompt: str) -> int:
     """The class number of a class name (or of a number as text).
 

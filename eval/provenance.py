@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from .models import execution_device
+
 _EDGE = 1 << 20
 _PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "cache-dit", "numpy")
 
@@ -63,7 +65,7 @@ def commit() -> str:
 
 def device_of(pipe: Any) -> dict[str, Any]:
     """Name and threads of the device a pipeline runs on."""
-    device = torch.device(pipe.device)
+    device = execution_device(pipe)
     if device.type == "cuda":
         return {"type": "cuda", "name": torch.cuda.get_device_name(device), "threads": 0}
     return {"type": device.type, "name": _cpu_name(), "threads": torch.get_num_threads()}

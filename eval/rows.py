@@ -12,6 +12,7 @@ from ditaccel.errors import DitaccelError, UnsupportedError
 
 from .counting import Tally, counted
 from .memory import DevicePeak
+from .models import execution_device
 from .peers import Situation, peer_options, prepare, with_peer
 from .sampler import Generation, Sample, Sampler
 from .specs import DENSE, OTHER_SEED, PEER, RunConfig
@@ -130,7 +131,7 @@ class Rows:
                     # The warm-up has shown them once.
                     warnings.simplefilter("ignore")
                 with self._active(row, sample) as (pipe, report):
-                    peak = DevicePeak(pipe.device)
+                    peak = DevicePeak(execution_device(pipe))
                     with counted(pipe, between) as tally:
                         generation = self._sampler.generate(pipe, sample.prompt, seed, row.steps)
                     own = report()

@@ -11,7 +11,7 @@ import torch
 
 from ditaccel.errors import DitaccelError, UsageError
 
-from .models import class_label, is_class_pipeline
+from .models import class_label, execution_device, is_class_pipeline
 
 
 class NonFiniteError(DitaccelError):
@@ -75,6 +75,12 @@ def to_uint8(value: Any) -> np.ndarray:
     return np.round(np.clip(array, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a CUDA device has done all it was given; elsewhere calls return when done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class Sampler:
     """Calls a pipeline the same way for every row of a comparison.
 
@@ -121,13 +127,11 @@ class Sampler:
             UsageError: the output is no picture.
         """
         arguments = self.arguments(prompt, seed, steps)
-        cuda = torch.cuda.is_available() and torch.device(pipe.device).type == "cuda"
-        if cuda:
-            torch.cuda.synchronize()
+        device = execution_device(pipe)
+        wait_for(device)
         start = time.perf_counter()
         output = pipe(**arguments)
-        if cuda:
-            torch.cuda.synchronize()
+        wait_for(device)
         seconds = time.perf_counter() - start
         value = getattr(output, "frames", None)
         if value is None:

@@ -1,4 +1,10 @@
-"""Compute or forecast? A gate decides for one branch of one step, and says why."""
+"""Compute or forecast? A gate decides for one branch of one step, and says why.
+
+A decision taken from data makes the CPU wait for the GPU. Per transformer call that is once for the
+gates that compare the first block, never for the schedules, and for `StepSizeGate` once per
+computed step; beside it the tracker reads the timestep once per call, `basis="auto"` four errors
+per remembered feature, and a generation its schedule once and one flag at its end.
+"""
 
 from __future__ import annotations
 
