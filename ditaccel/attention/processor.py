@@ -247,7 +247,8 @@ class ProcessorSeam:
         for each, seam in zip(self._modules, self._seams, strict=True):
             module = each.module
             inner: Any = module.processor
-            wrapper = _wrapper_class(type(inner))(inner, seam)
+            kind: Any = type(inner)
+            wrapper = _wrapper_class(kind)(inner, seam)
             ledger.on_undo(functools.partial(self._put_back, module, wrapper, inner))
             _set(module, wrapper)
             self._wrapped.append(wrapper)

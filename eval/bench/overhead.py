@@ -1,6 +1,6 @@
 """What a cache costs on a computed step, and what a forecast step costs, by dense, in one run.
 
-    python -m ditaccel.eval.bench.overhead samples/models/shapes-wan
+    ditaccel bench overhead samples/models/shapes-wan
 
 The transformer's calls of a real generation are recorded once and played again, dense and with the
 method in turns, so that noise of the machine hits both alike; ratios are of medians.
@@ -103,14 +103,16 @@ def measure(
     return rows
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark; prints a table and, with `--out`, writes a CSV."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command line."""
     parser.add_argument("model", type=Path, help="folder of a sample model")
     parser.add_argument("--steps", type=int, default=10, help="steps of the recorded generation")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="CSV to append to")
-    args = parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark; prints a table and, with `--out`, writes a CSV."""
     try:
         sample = json.loads((args.model / "sample.json").read_text())
     except OSError as error:
@@ -146,7 +148,3 @@ def main(argv: list[str] | None = None) -> int:
                 writer.writeheader()
             writer.writerows({"model": args.model.name, **row} for row in rows)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

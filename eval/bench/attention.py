@@ -1,0 +1,224 @@
+"""Tile attention against dense attention of the same size, in one run.
+
+    ditaccel bench attention --lengths 4096 8192 --density 0.5 0.25 0.1 0.05
+
+Maps are random, with equally many key tiles for every query tile. `linear` is the share of the
+ideal that is reached: dense time x density / time. Beside the kernel it times what a method does
+per call: building the map, marking, k-means and permutation. Medians of turns taken by all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from ditaccel.kernels import (
+    Marking,
+    TileMap,
+    Tiling,
+    inverse_permute,
+    kmeans,
+    order_by_label,
+    permute,
+    tile_attention,
+)
+
+from ditaccel.errors import UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FIELDS = (
+    "device", "threads", "torch", "backend", "dtype", "heads", "head_dim", "length", "density",
+    "sdpa_ms", "tiles_ms", "marking_ms", "map_ms", "speedup", "linear",
+)  # fmt: skip
+
+
+def _timed(device: torch.device, work: Callable[[], Any]) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def in_turns(
+    device: torch.device, works: dict[str, Callable[[], Any]], repeats: int
+) -> dict[str, float]:
+    """Median milliseconds of each piece of work; they take turns, so noise hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(repeats + 1):
+        for name, work in works.items():
+            took = _timed(device, work)
+            if turn:  # the first turn warms up
+                seconds[name].append(took)
+    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+
+
+def random_map(
+    heads: int, q_tiling: Tiling, k_tiling: Tiling, density: float, device: torch.device
+) -> torch.Tensor:
+    """Bool `(1, H, Tq, Tk)` with equally many tiles in every row."""
+    scores = torch.rand(1, heads, q_tiling.tiles, k_tiling.tiles, device=device)
+    count = max(1, round(density * k_tiling.tiles))
+    kept = scores.topk(count, dim=-1).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, kept, True)
+
+
+def slope(densities: list[float], times: list[float]) -> float:
+    """Slope of log time over log density by least squares: 1 is a line through the origin."""
+    x, y = [math.log(d) for d in densities], [math.log(t) for t in times]
+    mean_x, mean_y = statistics.mean(x), statistics.mean(y)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum(
+        (a - mean_x) ** 2 for a in x
+    )
+
+
+def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    """One row per length, dtype and density."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    rows = []
+    for dtype in args.dtype:
+        for length in args.lengths:
+            shape = (1, length, args.heads, args.head_dim)
+            q, k, v = (
+                torch.randn(shape, device=device).to(DTYPES[dtype]).transpose(1, 2)
+                for _ in range(3)
+            )
+            tilings = Tiling.fixed(length, args.q_tile), Tiling.fixed(length, args.k_tile)
+            works: dict[str, Callable[[], Any]] = {
+                "sdpa": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v)
+            }
+            for density in args.density:
+                mask = random_map(args.heads, *tilings, density, device)
+                tile_map = TileMap.from_mask(mask, *tilings)
+
+                def tiles(m=tile_map, q=q, k=k, v=v, marking=None):  # type: ignore[no-untyped-def]
+                    return tile_attention(q, k, v, m, marking=marking, backend=args.backend)
+
+                works[f"tiles {density}"] = tiles
+                works[f"marking {density}"] = lambda run=tiles: run(marking=Marking(-10.0))
+                works[f"map {density}"] = lambda m=mask, t=tilings: TileMap.from_mask(m, *t)
+            progress(f"{dtype}, {length} tokens")
+            took = in_turns(device, works, args.repeats)
+            for density in args.density:
+                kept = TileMap.from_mask(
+                    random_map(args.heads, *tilings, density, device), *tilings
+                ).density()
+                rows.append(
+                    {
+                        "device": name,
+                        "threads": torch.get_num_threads(),
+                        "torch": torch.__version__,
+                        "backend": args.backend or "auto",
+                        "dtype": dtype,
+                        "heads": args.heads,
+                        "head_dim": args.head_dim,
+                        "length": length,
+                        "density": round(kept, 4),
+                        "sdpa_ms": round(took["sdpa"], 3),
+                        "tiles_ms": round(took[f"tiles {density}"], 3),
+                        "marking_ms": round(took[f"marking {density}"], 3),
+                        "map_ms": round(took[f"map {density}"], 3),
+                        "speedup": round(took["sdpa"] / took[f"tiles {density}"], 3),
+                        "linear": round(took["sdpa"] * kept / took[f"tiles {density}"], 3),
+                    }
+                )
+    return rows
+
+
+def measure_clustering(
+    args: argparse.Namespace, progress: Callable[[str], None]
+) -> list[tuple[str, int, float, float]]:
+    """(dtype, length, k-means and permutation in ms, SDPA in ms) of one SVG2 call."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = []
+    for dtype in args.dtype:
+        for length in args.lengths:
+            shape = (1, args.heads, length, args.head_dim)
+            q, k, v = (torch.randn(shape, device=device).to(DTYPES[dtype]) for _ in range(3))
+            counts = max(2, length // 252), max(2, length // 76)
+            warm = [kmeans(x, n, 5).centroids for x, n in zip((q, k), counts, strict=True)]
+
+            def cluster(q=q, k=k, v=v, warm=warm, counts=counts):  # type: ignore[no-untyped-def]
+                orders = []
+                for x, n, centroids in zip((q, k), counts, warm, strict=True):
+                    labels = kmeans(x, n, 2, centroids=centroids).labels
+                    orders.append(order_by_label(labels, n)[0])
+                permute(k, orders[1]), permute(v, orders[1])
+                return inverse_permute(permute(q, orders[0]), orders[0])
+
+            progress(f"{dtype}, {length} tokens, clustering")
+            works = {
+                "cluster": cluster,
+                "sdpa": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
+            }
+            took = in_turns(device, works, args.repeats)
+            rows.append((dtype, length, took["cluster"], took["sdpa"]))
+    return rows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command line."""
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384])
+    parser.add_argument("--density", type=float, nargs="+", default=[0.5, 0.25, 0.1, 0.05])
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--q-tile", type=int, default=128)
+    parser.add_argument("--k-tile", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--backend", choices=("triton", "flex", "torch"), help="of the kernel")
+    parser.add_argument("--out", type=Path, help="CSV to append to")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark; prints tables and, with `--out`, writes a CSV."""
+    wrong = [d for d in args.density if not 0 < d <= 1]
+    if wrong:
+        raise UsageError(f"--density {wrong[0]}: give shares of the matrix, above 0 and up to 1")
+    with torch.no_grad():
+        rows = measure(args, lambda line: print(line, file=sys.stderr))
+        clustering = measure_clustering(args, lambda line: print(line, file=sys.stderr))
+    first = rows[0]
+    print(
+        f"{first['device']}, {first['threads']} thread(s), torch {first['torch']}, backend "
+        f"{first['backend']}, {args.heads} heads of {args.head_dim}, tiles "
+        f"{args.q_tile}x{args.k_tile}, medians of {args.repeats}"
+    )
+    head = ("dtype", "length", "density", "sdpa_ms", "tiles_ms", "marking_ms", "map_ms")
+    print("".join(f"{name:>11}" for name in (*head, "speedup", "linear")))
+    for row in rows:
+        print("".join(f"{row[name]!s:>11}" for name in (*head, "speedup", "linear")))
+    if len(args.density) > 1:
+        for dtype in args.dtype:
+            for length in args.lengths:
+                own = [r for r in rows if (r["dtype"], r["length"]) == (dtype, length)]
+                line = slope([r["density"] for r in own], [r["tiles_ms"] for r in own])
+                print(f"{dtype} {length}: slope of log time over log density {line:.2f}")
+    for dtype, length, ours, dense in clustering:
+        print(
+            f"{dtype} {length}: two k-means (2 warm iterations) and all permutations "
+            f"{ours:.2f} ms, {100 * ours / dense:.1f} % of dense attention"
+        )
+    if args.out is not None:
+        new = not args.out.exists()
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with args.out.open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+        print(f"written to {args.out}")
+    return 0

@@ -1,0 +1,24 @@
+"""`ditaccel bench …`: speed of parts, as ratios measured in one run."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import attention, overhead
+
+BENCHES = {
+    "attention": (attention, "tile attention by dense attention, over lengths and densities"),
+    "overhead": (overhead, "what a cache costs on a computed and on a forecast step"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One subcommand for each benchmark."""
+    parts = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
+    for name, (module, text) in BENCHES.items():
+        module.add_arguments(parts.add_parser(name, help=text, description=text))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen benchmark."""
+    return int(BENCHES[args.bench][0].run(args))
