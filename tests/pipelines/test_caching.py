@@ -1,0 +1,70 @@
+"""Caching through the block contracts of every family."""
+
+import pytest
+import torch
+from inspection import traces
+from tiny import generate
+from tiny_families import FAMILIES
+
+import ditaccel
+
+EXACT = [
+    "adaptive_taylor:tolerance=0",
+    "taylorseer:interval=1,granularity=last_block",
+    "taylorseer:interval=1,granularity=module",
+]
+SKIPPING = [
+    "adaptive_taylor:tolerance=1e9",
+    "confidence_gated_taylor:threshold=1e9,warmup=2",
+    "taylorseer:interval=3,granularity=last_block",
+    "taylorseer:interval=3,granularity=module",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_caching_is_exact_when_it_skips_nothing_and_undone_when_it_did(name):
+    pipe, call = FAMILIES[name]()
+    dense = generate(pipe, call)
+    clean = traces(pipe)
+    for spec in EXACT:
+        with ditaccel.accelerated(pipe, spec):
+            assert torch.equal(generate(pipe, call), dense), spec
+            assert ditaccel.report(pipe).forecasts == 0
+    for spec in SKIPPING:
+        with ditaccel.accelerated(pipe, spec):
+            result = generate(pipe, call)
+            report = ditaccel.report(pipe)
+            assert report.forecasts > 0 and report.computed_share < 1, spec
+            assert torch.isfinite(result).all() and not torch.equal(result, dense), spec
+        assert traces(pipe) == clean
+    assert torch.equal(generate(pipe, call), dense)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_preset_runs(name):
+    pipe, call = FAMILIES[name]()
+    for preset in ("safe", "balanced", "fast"):
+        with ditaccel.accelerated(pipe, preset):
+            assert torch.isfinite(generate(pipe, call)).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_modules_forecast_from_their_own_outputs(name):
+    """Order 0 at module granularity repeats the computed step: modules, not blocks, are skipped."""
+    pipe, call = FAMILIES[name]()
+    with ditaccel.accelerated(pipe, "taylorseer:interval=2,order=0,granularity=module"):
+        report = ditaccel.report(pipe)
+        generate(pipe, call)
+        forecast = [c for c in report.calls if c.action == "forecast"]
+        assert forecast and {c.blocks_run for c in forecast} == {0}
+        kept = sum(getattr(b, role) is not None for role, b in _forecast_modules(pipe.transformer))
+        assert report.tensors_per_branch == kept
+
+
+def _forecast_modules(transformer):
+    from ditaccel.pipelines import adapter_for
+
+    for contract in adapter_for(type(transformer).__name__).blocks:
+        for block in getattr(transformer, contract.container):
+            for role in contract.forecast_modules:
+                yield role, block

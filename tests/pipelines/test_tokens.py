@@ -1,0 +1,104 @@
+"""Where the adapters say image, video and text tokens are, and where the transformers have them."""
+
+import inspect
+
+import pytest
+import torch
+from ditaccel.pipelines import adapters
+from planners import RecordingPlanner, use
+from tiny import generate
+from tiny_families import FAMILIES, family_of
+
+import ditaccel
+from ditaccel.attention.runtime import find_attention
+
+
+class Stop(Exception):
+    """Enough was seen."""
+
+
+def first_call(pipe, call, **changes):
+    """Arguments, by name, with which the pipeline calls its transformer."""
+    seen = {}
+    names = list(inspect.signature(pipe.transformer.forward).parameters)
+
+    def catch(module, args, kwargs):
+        seen.update(zip(names, args, strict=False), **kwargs)
+        raise Stop
+
+    handle = pipe.transformer.register_forward_pre_hook(catch, with_kwargs=True)
+    with pytest.raises(Stop):
+        generate(pipe, call, **changes)
+    handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_arguments_are_the_ones_that_carry_latents_and_timestep(name):
+    pipe, call = FAMILIES[name]()
+    adapter = adapters()[family_of(name)]
+    kwargs = first_call(pipe, call)
+    assert torch.is_tensor(kwargs[adapter.timestep])
+    branches = 2 if adapter.guidance == "batched" else 1
+    images = 2 * branches if name == "dit" else branches  # two class labels
+    assert kwargs[adapter.sample].shape[0] == images
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_token_count_and_text_side_are_the_real_ones(name, monkeypatch):
+    """Other latents move exactly the rows of the first layer's queries that are not text."""
+    pipe, call = FAMILIES[name]()
+    adapter = adapters()[family_of(name)]
+    kwargs = first_call(pipe, call)
+    latents = kwargs[adapter.sample]
+    planner = RecordingPlanner()
+    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    with torch.no_grad():
+        for sample in (latents, latents + torch.randn(latents.shape)):
+            pipe.transformer(**{**kwargs, adapter.sample: sample})
+    per_call = len(planner.seen) // 2
+    (context, before), (_, after) = planner.seen[0], planner.seen[per_call]
+    moved = (before != after).any(-1).any(1).all(0)
+    assert torch.equal(moved, (before != after).any(-1).any(1).any(0))
+    expected = torch.ones(context.length, dtype=torch.bool)
+    if context.text is not None:
+        expected[slice(*context.text)] = False
+    assert torch.equal(moved, expected)
+    assert (context.text is not None) == (adapter.text != "none")
+    tokens = adapter.tokens(pipe.transformer.config, tuple(latents.shape))
+    assert int(expected.sum()) == tokens >= 100
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "tokens"),
+    [
+        ("wan", {"height": 64, "width": 112, "num_frames": 9}, 3 * 4 * 7),
+        ("hunyuan_video", {"height": 80, "width": 48, "num_frames": 13}, 4 * 5 * 3),
+        ("cogvideox", {"height": 80, "width": 48, "num_frames": 9}, 3 * 5 * 3),
+        ("cogvideox15", {"height": 80, "width": 48, "num_frames": 17}, 3 * 5 * 3),
+        ("ltx", {"height": 96, "width": 160, "num_frames": 17}, 3 * 3 * 5),
+        ("mochi", {"height": 80, "width": 48, "num_frames": 13}, 3 * 5 * 3),
+        ("sd3", {"height": 80, "width": 48}, 5 * 3),
+        ("flux", {"height": 80, "width": 48}, 5 * 3),
+        ("qwen_image", {"height": 80, "width": 48}, 5 * 3),
+        ("dit", {}, 11 * 11),
+    ],
+)
+def test_token_count_follows_the_size(name, changes, tokens):
+    pipe, call = FAMILIES[name]()
+    adapter = adapters()[family_of(name)]
+    sample = first_call(pipe, call, **changes)[adapter.sample]
+    assert adapter.tokens(pipe.transformer.config, tuple(sample.shape)) == tokens
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_attention_modules_are_listed_in_the_order_in_which_they_run(name):
+    pipe, call = FAMILIES[name]()
+    modules = find_attention(pipe.transformer, adapters()[family_of(name)].attention)
+    order = []
+    for index, each in enumerate(modules):
+        each.module.register_forward_hook(lambda *_, index=index: order.append(index))
+    generate(pipe, call, num_inference_steps=2)
+    assert order[: len(modules)] == list(range(len(modules)))
+    if name == "sd3":
+        assert [m.name.split(".", 1)[1] for m in modules[:3]] == ["0.attn", "0.attn2", "1.attn"]
