@@ -232,5 +232,6 @@ def kept_clusters(
     before = ordered.cumsum(-1) - ordered
     rank = torch.arange(ordered.shape[-1], device=ordered.device)
     least = max(1, math.floor(min_share * ordered.shape[-1]))
-    keep = (before < top_p) | (rank < least)
+    # rounding brings the sum of weights to 1 before the last cluster that has any
+    keep = (before < (top_p if top_p < 1.0 else torch.inf)) | (rank < least)
     return torch.zeros_like(keep).scatter_(-1, order, keep)

@@ -1,0 +1,221 @@
+"""SVG2: clusters as tiles, held against arithmetic by hand in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ditaccel.kernels import inverse_permute, merge_attention, permute, tile_attention
+from tiny import generate, tiny_flux, tiny_wan
+
+import ditaccel
+from ditaccel import ConfigError, SVG2Config
+from ditaccel.attention.compensation import CentroidAttention, ClusterMeans
+from ditaccel.attention.planner import Dense, LayerContext, Plan
+from ditaccel.attention.svg2 import kept_clusters
+from ditaccel.denoising import DenoisingStep
+
+LENGTH, WIDTH = 96, 16
+
+
+def _context(index: int = 4, text: tuple[int, int] | None = None, layer: int = 2) -> LayerContext:
+    step = DenoisingStep(0, index, "cond", 500.0, sigma=0.5, total=10)
+    return LayerContext(step, layer=layer, layers=4, length=LENGTH, text=text)
+
+
+def _clustered(heads: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Queries and keys in 6 tight groups, in random order, so that attention is really sparse."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = 2.0 * torch.randn(6, WIDTH, generator=generator)
+    groups = torch.randint(6, (1, heads, LENGTH), generator=generator)
+
+    def tokens() -> torch.Tensor:
+        noise = 0.1 * torch.randn(1, heads, LENGTH, WIDTH, generator=generator)
+        return centres[groups] + noise
+
+    return tokens(), tokens(), torch.randn(1, heads, LENGTH, WIDTH, generator=generator)
+
+
+def _run(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    order, k_order = plan.q_order, plan.k_order
+    assert order is not None and k_order is not None
+    result = tile_attention(
+        permute(q, order), permute(k, k_order), permute(v, k_order), plan.tile_map, return_lse=True
+    )
+    out = inverse_permute(result.output, order)
+    if plan.compensation is None:
+        return out
+    assert result.lse is not None
+    lse = inverse_permute(result.lse[..., None], order)[..., 0]
+    return merge_attention((out, lse), plan.compensation(q))[0]
+
+
+def _error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def _config(**changes: object) -> SVG2Config:
+    options = {"q_clusters": 6, "k_clusters": 8, "min_tokens": 0, "min_share": 0.0, **changes}
+    return SVG2Config(dense_steps=0, dense_layers=0, **options)  # type: ignore[arg-type]
+
+
+def _plan(config: SVG2Config, q, k, v, context=None, state=None):  # type: ignore[no-untyped-def]
+    state = {} if state is None else state
+    return config.planner().plan(q, k, v, WIDTH**-0.5, context or _context(), state)
+
+
+def test_all_mass_is_dense_attention() -> None:
+    q, k, v = _clustered()
+    dense = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    plan = _plan(_config(top_p=1.0, compensate=False), q, k, v)
+    assert plan.tile_map.density() == 1.0
+    assert _error(_run(plan, q, k, v).double(), dense) < 4e-6
+
+
+def test_the_map_keeps_the_mass_it_promises() -> None:
+    q, k, v = _clustered()
+    plan = _plan(_config(top_p=0.9, compensate=False), q, k, v)
+    assert plan.tile_map.density() < 0.6
+    weights = (q.double() @ k.double().transpose(-1, -2) * WIDTH**-0.5).softmax(-1)
+    rows, columns = plan.q_order.long(), plan.k_order.long()
+    ordered = weights.gather(2, rows[..., None].expand(weights.shape))
+    ordered = ordered.gather(3, columns[:, :, None, :].expand(weights.shape))
+    tile_of = [t.tile_of_token("cpu") for t in (plan.tile_map.q_tiling, plan.tile_map.k_tiling)]
+    kept = plan.tile_map.to_mask()
+    kept = kept.gather(2, tile_of[0][..., None].expand(-1, -1, -1, kept.shape[-1]))
+    kept = kept.gather(3, tile_of[1][:, :, None, :].expand(ordered.shape))
+    assert float((ordered * kept).sum(-1).mean()) > 0.88
+
+
+def test_kept_clusters_by_hand() -> None:
+    # scores log 6, log 3, log 1 with sizes 1, 1, 0: masses 2/3, 1/3 and none
+    k = torch.tensor([6.0, 3.0, 1.0]).log()[None, None, :, None]
+    sizes = torch.tensor([1.0, 1.0, 0.0])[None, None]
+    q = torch.ones(1, 1, 1, 1)
+
+    def kept(top_p: float, least: float = 0.0) -> list[bool]:
+        return kept_clusters(q, k, sizes, 1.0, top_p, least)[0, 0, 0].tolist()
+
+    assert kept(0.6) == [True, False, False]
+    assert kept(0.7) == [True, True, False]
+    assert kept(0.1, least=0.7) == [True, True, False]
+    # a cluster of many weak keys weighs by its size
+    sizes = torch.tensor([1.0, 9.0, 0.0])[None, None]
+    assert kept_clusters(q, k, sizes, 1.0, 0.6, 0.0)[0, 0, 0].tolist() == [False, True, False]
+
+
+def test_compensation_is_exact_when_keys_equal_their_centroid() -> None:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(5, (1, 2, LENGTH), generator=generator, dtype=torch.int32)
+    centres = torch.randn(1, 2, 5, WIDTH, generator=generator, dtype=torch.float64)
+    k = centres.gather(2, labels.long()[..., None].expand(-1, -1, -1, WIDTH)).float()
+    q, v = torch.randn(2, 1, 2, LENGTH, WIDTH, generator=generator)
+    keys, values = ClusterMeans.of(k, labels, 5), ClusterMeans.of(v, labels, 5)
+    rows = torch.zeros(1, 2, LENGTH, dtype=torch.int32)
+    all_skipped = torch.ones(1, 2, 1, 5, dtype=torch.bool)
+    out, lse = CentroidAttention(keys, values, all_skipped, rows, WIDTH**-0.5)(q)
+    scores = q.double() @ k.double().transpose(-1, -2) * WIDTH**-0.5
+    # mean values differ from values only inside a cluster, where all weights are equal
+    assert _error(out.double(), scores.softmax(-1) @ v.double()) < 1e-6
+    assert float((lse - scores.logsumexp(-1)).abs().max()) < 1e-5
+
+
+def test_compensation_of_nothing_has_no_share() -> None:
+    q, k, v = _clustered()
+    labels = torch.zeros(1, 2, LENGTH, dtype=torch.int32)
+    keys, values = ClusterMeans.of(k, labels, 3), ClusterMeans.of(v, labels, 3)
+    none = torch.zeros(1, 2, 1, 3, dtype=torch.bool)
+    out, lse = CentroidAttention(keys, values, none, labels, 1.0)(q)
+    assert bool((out == 0).all()) and bool((lse == -torch.inf).all())
+
+
+def test_compensation_lowers_the_error_at_the_same_map() -> None:
+    q, k, v = _clustered(seed=5)
+    q = 0.3 * q  # flatter: skipped clusters carry mass
+    dense = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    errors = {}
+    for on in (False, True):
+        plan = _plan(_config(top_p=0.5, compensate=on), q, k, v)
+        errors[on] = _error(_run(plan, q, k, v).double(), dense)
+    assert errors[True] < 0.5 * errors[False]
+
+
+@pytest.mark.parametrize("text", [(0, 16), (80, 96)])
+def test_text_is_attended_to_and_attends_to_all(text: tuple[int, int]) -> None:
+    q, k, v = _clustered()
+    plan = _plan(_config(top_p=0.3, compensate=False), q, k, v, _context(text=text))
+    mask = plan.tile_map.to_mask()
+    assert bool(mask[:, :, -1].all()) and bool(mask[..., -1].all())
+    assert not bool(mask.all())
+    sizes = plan.tile_map.k_tiling.sizes("cpu")[..., -1]
+    assert sizes.tolist() == [[16, 16]]
+    tail = plan.k_order[..., -16:]
+    assert bool(((tail >= text[0]) & (tail < text[1])).all())
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    out = _run(plan, q, k, v)
+    rows = slice(*text)
+    assert _error(out[:, :, rows], dense[:, :, rows]) < 1e-5
+
+
+def test_clusterings_serve_as_long_as_refresh_says_and_expire() -> None:
+    config = _config(refresh=2, max_age=3)
+    state: dict = {}
+    reasons = []
+    for index in (0, 1, 2, 7):
+        q, k, v = _clustered(seed=index)
+        plan = _plan(config, q, k, v, _context(index), state)
+        reasons.append(plan.reason)
+        if index == 0:
+            first = plan.q_order
+        if index == 1:
+            assert torch.equal(plan.q_order, first)
+    assert reasons == ["new clusters", "same clusters", "new clusters", "new clusters"]
+    # older than max_age: as if nothing had been known
+    q, k, v = _clustered(seed=7)
+    assert torch.equal(plan.q_order, _plan(config, q, k, v, _context(7), {}).q_order)
+
+
+def test_first_steps_and_layers_stay_dense() -> None:
+    q, k, v = _clustered()
+    planner = SVG2Config(q_clusters=6, k_clusters=8, dense_steps=0.3, dense_layers=1).planner()
+    for context in (_context(index=2), _context(layer=0)):
+        assert isinstance(planner.plan(q, k, v, 0.25, context, {}), Dense)
+    assert isinstance(planner.plan(q, k, v, 0.25, _context(index=3, layer=1), {}), Plan)
+
+
+@pytest.mark.parametrize("build", [tiny_wan, tiny_flux])
+def test_a_pipeline_with_all_mass_is_dense_and_restores(build) -> None:  # type: ignore[no-untyped-def]
+    pipe, call = build()
+    before = generate(pipe, call)
+    torch.manual_seed(11)
+    stream = torch.get_rng_state()
+    config = _config(top_p=1.0, q_clusters=2, k_clusters=3)
+    with ditaccel.accelerated(pipe, attention=config):
+        out = generate(pipe, call)
+        assert torch.equal(torch.get_rng_state(), stream), "the global generator was used"
+        assert _error(out, before) < 1e-5
+        again = generate(pipe, call)
+        assert torch.equal(out, again), "state outlived a generation"
+    assert torch.equal(generate(pipe, call), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"min_share": -0.1}, "min_share"),
+        ({"q_clusters": 0}, "q_clusters"),
+        ({"refresh": 0}, "refresh"),
+        ({"iterations": 0}, "iterations"),
+        ({"backend": "cuda"}, "backend"),
+    ],
+)
+def test_bad_options_are_named(changes: dict, word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        _config(**changes)
+
+
+def test_more_clusters_than_tokens_is_an_error() -> None:
+    q, k, v = _clustered()
+    with pytest.raises(ConfigError, match="q_clusters is 200, but there are only 96"):
+        _plan(_config(q_clusters=200), q, k, v)
