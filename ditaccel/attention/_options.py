@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..config import require
+from ..kernels import Tiling
 from .planner import Dense, LayerContext
 
 Ranges = tuple[tuple[int, int], ...]
@@ -13,6 +17,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 def check_ranges(name: str, value: Any) -> None:
     """Check token ranges `((start, end), …)`: ascending, end exclusive, apart from each other."""
+    require(isinstance(value, (tuple, list)), f"{name} is {value!r}; write [[start, end], …]")
     previous = 0
     for item in value:
         good = (
@@ -28,6 +33,30 @@ def check_ranges(name: str, value: Any) -> None:
             f"{name}: the range {start} to {end} overlaps the one before it, or stands before it",
         )
         previous = end
+
+
+def check_within(name: str, ranges: Ranges, length: int) -> None:
+    """Check that token ranges end inside of a sequence."""
+    for start, end in ranges:
+        require(
+            end <= length,
+            f"{name}: the range {start} to {end} does not fit into a sequence of {length} tokens",
+        )
+
+
+def whole_tiles(name: str, ranges: Ranges, tiling: Tiling, device: torch.device) -> Tensor:
+    """Mark the tiles that lie inside of token ranges as a whole, bool `(1, 1, T)`."""
+    check_within(name, ranges, tiling.length)
+    edges = [0, *(edge for item in ranges for edge in item), tiling.length]
+    rest = [pair for pair in zip(edges[::2], edges[1::2], strict=True) if pair[0] < pair[1]]
+    require(bool(rest), f"{name} covers the whole sequence of {tiling.length} tokens; leave some")
+    inside = ~tiling.touched(rest, "cpu", name)
+    require(
+        bool(inside.any()),
+        f"{name} holds no whole tile of {tiling.tile} tokens, so it would skip nothing; widen it, "
+        "or make tiles smaller",
+    )
+    return inside.to(device)
 
 
 def check_dense(config: Any) -> None:

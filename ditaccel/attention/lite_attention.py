@@ -26,7 +26,14 @@ from ..kernels import (
     pack_mask,
     unpack_mask,
 )
-from ._options import Ranges, check_backend, check_dense, check_ranges, in_dense_part
+from ._options import (
+    check_backend,
+    check_dense,
+    check_ranges,
+    check_within,
+    in_dense_part,
+    whole_tiles,
+)
 from .planner import Dense, LayerContext, Plan, State
 
 
@@ -51,7 +58,7 @@ class LiteAttentionConfig:
             2512.12087): faster, less exact.
         alternate: visit the tiles in turn from either end, so that both ends meet a mature maximum.
         must_keep: key tokens `[[start, end], …]` that are never dropped.
-        must_skip: key tokens that are never computed.
+        must_skip: key tokens that are never computed, where they fill whole tiles.
         q_tile: query tokens per tile.
         k_tile: key tokens per tile.
         min_tokens: shorter sequences stay dense.
@@ -137,10 +144,11 @@ class LiteAttentionPlanner:
             if config.retest:
                 mask = mask | _due(mask, state["turn"], config.retest)
         if config.must_skip:
-            mask = mask & ~k_tiling.touched(config.must_skip, q.device, "must_skip")[..., None, :]
-        ranges: Ranges = tuple(config.must_keep)
-        if ranges:
-            mask = keep_keys(mask, ranges, k_tiling)
+            skipped = whole_tiles("must_skip", config.must_skip, k_tiling, q.device)
+            mask = mask & ~skipped[..., None, :]
+        if config.must_keep:
+            check_within("must_keep", config.must_keep, k_tiling.length)
+            mask = keep_keys(mask, config.must_keep, k_tiling)
         if context.text is not None:
             mask = keep_keys(mask, [context.text], k_tiling)
             mask = keep_queries(mask, [context.text], q_tiling)

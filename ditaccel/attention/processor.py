@@ -57,11 +57,17 @@ class AttentionModule:
 
 
 class LayerSeam:
-    """What a wrapping processor leads to: layer `index` of one runtime."""
+    """What a wrapping processor leads to: layer `index` of one runtime.
+
+    Attributes:
+        closed: whether the wrapper was undone. diffusers may still put it back (`fuse_*` keeps the
+            processors it replaces, for `unfuse_*`); it then runs dense.
+    """
 
     def __init__(self, index: int, attend: Attend) -> None:
         self.index = index
         self.attend = attend
+        self.closed = False
 
 
 class _Functional:
@@ -246,15 +252,16 @@ class ProcessorSeam:
         """Put the wrapping processors in place."""
         for each, seam in zip(self._modules, self._seams, strict=True):
             module = each.module
-            inner: Any = module.processor
+            inner: Any = _family_processor(module)
             kind: Any = type(inner)
             wrapper = _wrapper_class(kind)(inner, seam)
-            ledger.on_undo(functools.partial(self._put_back, module, wrapper, inner))
+            ledger.on_undo(functools.partial(self._put_back, module, wrapper, inner, seam))
             _set(module, wrapper)
             self._wrapped.append(wrapper)
 
     @staticmethod
-    def _put_back(module: nn.Module, wrapper: Any, inner: Any) -> None:
+    def _put_back(module: nn.Module, wrapper: Any, inner: Any, seam: LayerSeam) -> None:
+        seam.closed = True
         if module.processor is wrapper:
             _set(module, inner)
 
@@ -264,9 +271,17 @@ class ProcessorSeam:
         return [each.name for each, wrapper in pairs if each.module.processor is not wrapper]
 
 
+def _family_processor(module: nn.Module) -> Any:
+    """The processor of a module, without a wrapper that was undone."""
+    processor: Any = getattr(module, "processor", None)
+    if isinstance(processor, _Wrapper) and processor._ditaccel_layer.closed:
+        return processor._ditaccel_inner
+    return processor
+
+
 def check_processor(each: AttentionModule) -> None:
     """Raise UnsupportedError unless the attention of this module can be exchanged."""
-    processor = getattr(each.module, "processor", None)
+    processor = _family_processor(each.module)
     kind = type(processor).__name__
     if isinstance(processor, _Wrapper):
         raise UnsupportedError(
