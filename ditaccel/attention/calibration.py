@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..api import _transformers
-from ..config import AccelerationConfig, require
+from ..config import require
 from ..errors import UsageError
 from ..kernels import TileAttentionOutput, tile_attention
-from ..session import Session, session_of
 from .lite_attention import LiteAttentionConfig, LiteAttentionPlanner
+from .observe import observed
 from .planner import Dense, LayerContext, Plan, State
 
 CANDIDATES = (-20.0, -14.0, -10.0, -8.0, -6.5, -5.0, -4.0, -3.0, -2.2, -1.6, -1.0, -0.5)
@@ -69,7 +68,7 @@ class _Recorder:
         part = min(int(context.fraction * self._parts), self._parts - 1)
         dense: Tensor | None = None
         for name, planner in self._planners.items():
-            own = state.setdefault(f"threshold {name}", {})
+            own = state.setdefault(name, {})
             plan = planner.plan(q, k, v, scale, context, own)
             if isinstance(plan, Dense):
                 continue
@@ -99,17 +98,10 @@ def _measure(
     progress: Callable[[str], None],
 ) -> _Recorder:
     recorder = _Recorder(candidates, parts)
-    transformers, adapter = _transformers(pipe)
-    if session_of(transformers) is not None:
-        raise UsageError("calibrate needs the dense pipeline; call ditaccel.restore(pipe) first")
-    config = AccelerationConfig(attention=next(iter(candidates.values())))
-    session = Session(pipe, transformers, adapter, config, planner=recorder)
-    try:
+    with observed(pipe, recorder):
         for i, call in enumerate(calls):
             progress(f"dense run {i + 1} of {len(calls)}, {len(candidates)} threshold(s) a layer")
             pipe(**call, generator=torch.Generator().manual_seed(seed + i))
-    finally:
-        session.restore()
     if not recorder.errors:
         raise UsageError(
             "no attention call was open to skipping (dense_steps, dense_layers, a mask, or too few "

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..denoising import DenoisingStep
 from ..kernels import Marking, TileAttentionOutput, TileMap
 
-State = dict[str, Any]
+State = dict[Any, Any]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ditaccel.kernels import (
     permute,
     tile_attention,
 )
+from torch import Tensor
 
 from ditaccel.errors import UsageError
 
@@ -67,7 +69,7 @@ def in_turns(
 
 def random_map(
     heads: int, q_tiling: Tiling, k_tiling: Tiling, density: float, device: torch.device
-) -> torch.Tensor:
+) -> Tensor:
     """Bool `(1, H, Tq, Tk)` with equally many tiles in every row."""
     scores = torch.rand(1, heads, q_tiling.tiles, k_tiling.tiles, device=device)
     count = max(1, round(density * k_tiling.tiles))
@@ -98,18 +100,15 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
             )
             tilings = Tiling.fixed(length, args.q_tile), Tiling.fixed(length, args.k_tile)
             works: dict[str, Callable[[], Any]] = {
-                "sdpa": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v)
+                "sdpa": partial(F.scaled_dot_product_attention, q, k, v)
             }
             for density in args.density:
                 mask = random_map(args.heads, *tilings, density, device)
                 tile_map = TileMap.from_mask(mask, *tilings)
-
-                def tiles(m=tile_map, q=q, k=k, v=v, marking=None):  # type: ignore[no-untyped-def]
-                    return tile_attention(q, k, v, m, marking=marking, backend=args.backend)
-
+                tiles = partial(tile_attention, q, k, v, tile_map, backend=args.backend)
                 works[f"tiles {density}"] = tiles
-                works[f"marking {density}"] = lambda run=tiles: run(marking=Marking(-10.0))
-                works[f"map {density}"] = lambda m=mask, t=tilings: TileMap.from_mask(m, *t)
+                works[f"marking {density}"] = partial(tiles, marking=Marking(-10.0))
+                works[f"map {density}"] = partial(TileMap.from_mask, mask, *tilings)
             progress(f"{dtype}, {length} tokens")
             took = in_turns(device, works, args.repeats)
             for density in args.density:
@@ -138,6 +137,17 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
     return rows
 
 
+def _cluster(q: Tensor, k: Tensor, v: Tensor, counts: tuple[int, int], warm: list[Tensor]) -> None:
+    """What SVG2 does around the kernel at one step."""
+    orders = []
+    for x, count, centroids in zip((q, k), counts, warm, strict=True):
+        labels = kmeans(x, count, 2, centroids=centroids).labels
+        orders.append(order_by_label(labels, count)[0])
+    for x in (k, v):
+        permute(x, orders[1])
+    inverse_permute(permute(q, orders[0]), orders[0])
+
+
 def measure_clustering(
     args: argparse.Namespace, progress: Callable[[str], None]
 ) -> list[tuple[str, int, float, float]]:
@@ -150,19 +160,10 @@ def measure_clustering(
             q, k, v = (torch.randn(shape, device=device).to(DTYPES[dtype]) for _ in range(3))
             counts = max(2, length // 252), max(2, length // 76)
             warm = [kmeans(x, n, 5).centroids for x, n in zip((q, k), counts, strict=True)]
-
-            def cluster(q=q, k=k, v=v, warm=warm, counts=counts):  # type: ignore[no-untyped-def]
-                orders = []
-                for x, n, centroids in zip((q, k), counts, warm, strict=True):
-                    labels = kmeans(x, n, 2, centroids=centroids).labels
-                    orders.append(order_by_label(labels, n)[0])
-                permute(k, orders[1]), permute(v, orders[1])
-                return inverse_permute(permute(q, orders[0]), orders[0])
-
             progress(f"{dtype}, {length} tokens, clustering")
-            works = {
-                "cluster": cluster,
-                "sdpa": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
+            works: dict[str, Callable[[], Any]] = {
+                "cluster": partial(_cluster, q, k, v, counts, warm),
+                "sdpa": partial(F.scaled_dot_product_attention, q, k, v),
             }
             took = in_turns(device, works, args.repeats)
             rows.append((dtype, length, took["cluster"], took["sdpa"]))

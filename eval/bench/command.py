@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, overhead
+from . import attention, overhead, sparsity
 
 BENCHES = {
     "attention": (attention, "tile attention by dense attention, over lengths and densities"),
     "overhead": (overhead, "what a cache costs on a computed and on a forecast step"),
+    "sparsity": (sparsity, "how much of a model's attention carries its mass, per head"),
 }
 
 

@@ -25,9 +25,11 @@ class Pool:
 
     Args:
         name: "dit", "flux", "wan-images" or "wan".
+        two_share: draw this share of scenes with two objects, whatever the pool's own is: they are
+            learnt last.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, two_share: float | None = None) -> None:
         parts = [torch.load(p, weights_only=True) for p in _files(name)]
         if not parts:
             raise FileNotFoundError(f"no pool {name}: run `python samples/train/pools.py {name} N`")
@@ -36,10 +38,15 @@ class Pool:
         self.latents = torch.cat([p["latents"] for p in parts])
         names = parts[0]["scenes"]
         self.scenes = Scenes(**{k: torch.cat([p["scenes"][k] for p in parts]) for k in names})
+        self._piles = [(self.scenes.count == count).nonzero()[:, 0] for count in (1, 2)]
+        self._two_share = two_share
 
     def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Scenes]:
         """Random latents (n, C, [F,] 16, 16) in float32 and their scenes."""
         index = torch.randint(len(self.latents), (n,), generator=generator)
+        if self._two_share is not None:
+            ones, twos = (pile[index % len(pile)] for pile in self._piles)
+            index = torch.where(torch.rand(n, generator=generator) < self._two_share, twos, ones)
         latents = self.latents[index].float()
         view = (1, -1, *[1] * (latents.ndim - 2))
         return (latents - self.shift.view(view)) / self.scale.view(view), self.scenes[index]

@@ -52,7 +52,7 @@ def _dit() -> tuple:
 
 def _flux() -> tuple:
     run = Run("flux", build_flux(), rate=1e-3, muon=True, muon_factor=3.0, compiled=True)
-    return run, flux_loss(Pool("flux"), 64)
+    return run, flux_loss(Pool("flux", two_share=0.75 if run.step > 6000 else None), 64)
 
 
 def _wan() -> tuple:

@@ -1,0 +1,33 @@
+"""Run a pipeline under a planner of one's own: to calibrate, or to look at its attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..api import _transformers
+from ..config import AccelerationConfig
+from ..errors import UsageError
+from ..session import Session, session_of
+from .lite_attention import LiteAttentionConfig
+from .planner import Planner
+
+
+@contextmanager
+def observed(pipe: Any, planner: Planner) -> Iterator[None]:
+    """Ask `planner` at every self-attention call within a `with` block; nothing else changes.
+
+    Raises:
+        UsageError: the pipeline is accelerated.
+        UnsupportedError: no transformer of a known family, or its attention cannot be reached.
+    """
+    transformers, adapter = _transformers(pipe)
+    if session_of(transformers) is not None:
+        raise UsageError("this needs the dense pipeline; call ditaccel.restore(pipe) first")
+    config = AccelerationConfig(attention=LiteAttentionConfig())
+    session = Session(pipe, transformers, adapter, config, planner=planner)
+    try:
+        yield
+    finally:
+        session.restore()

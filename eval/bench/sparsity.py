@@ -1,0 +1,149 @@
+"""How sparse is a model's attention? Mass against density per layer and head, and how it lasts.
+
+    ditaccel bench sparsity samples/models/shapes-wan --prompts 1
+
+For every layer and head of a dense run: the least share of tokens, and of tiles, that carries a
+given part of the softmax mass (mean over queries); and how much of that set is still right at the
+next sampled step. It says beforehand what an attention method can save on a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ditaccel.attention.observe import observed
+from ditaccel.attention.planner import Dense, LayerContext, Plan, State
+from ditaccel.errors import UsageError
+
+FIELDS = ("model", "layer", "head", "mass", "token_density", "tile_density", "overlap")
+
+
+def least_share(weights: Tensor, mass: float) -> Tensor:
+    """Least share of entries along the last axis whose sum reaches `mass` of the whole."""
+    ordered = weights.sort(dim=-1, descending=True).values
+    before = ordered.cumsum(-1) - ordered
+    return (before < mass * ordered.sum(-1, keepdim=True)).float().mean(-1)
+
+
+def heaviest(weights: Tensor, mass: float) -> Tensor:
+    """The set that `least_share` counts, bool as `weights`."""
+    ordered, order = weights.sort(dim=-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    keep = before < mass * ordered.sum(-1, keepdim=True)
+    return torch.zeros_like(keep).scatter_(-1, order, keep)
+
+
+def tile_mass(weights: Tensor, q_tile: int, k_tile: int) -> Tensor:
+    """Mass of each tile, `(H, L, L)` to `(H, Tq, Tk)`."""
+    rows, columns = (-weights.shape[-2] % q_tile), (-weights.shape[-1] % k_tile)
+    padded = torch.nn.functional.pad(weights, (0, columns, 0, rows))
+    tiles = padded.unflatten(-1, (-1, k_tile)).sum(-1)
+    return tiles.unflatten(-2, (-1, q_tile)).sum(-2)
+
+
+class _Watcher:
+    """A planner that computes nothing and looks at the weights of some steps."""
+
+    permutes = False
+    least_tokens = 0
+    least_steps = 0
+    backend: str | None = None
+
+    def __init__(self, every: int, masses: list[float], q_tile: int, k_tile: int) -> None:
+        self._every, self._masses, self._tiles = every, masses, (q_tile, k_tile)
+        # (layer, head, mass) -> token density, tile density, overlap
+        self.seen: dict[tuple[int, int, float], list[list[float]]] = defaultdict(
+            lambda: [[], [], []]
+        )
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> Plan | Dense:
+        if context.step.index % self._every:
+            return Dense("not sampled")
+        group = q.shape[1] // k.shape[1]
+        for head in range(q.shape[1]):
+            scores = q[0, head].float() @ k[0, head // group].float().T
+            weights = (scores * scale).softmax(-1)[None]
+            tiles = tile_mass(weights, *self._tiles)
+            for mass in self._masses:
+                kept = heaviest(tiles, mass)
+                row = self.seen[context.layer, head, mass]
+                row[0].append(float(least_share(weights, mass).mean()))
+                row[1].append(float(kept.float().mean()))
+                last = state.get(("kept", head, mass))
+                if last is not None:
+                    row[2].append(float((kept & last).sum() / kept.sum()))
+                state[("kept", head, mass)] = kept
+        return Dense("watched")
+
+    def update(self, plan: Plan, result: Any, state: State) -> None:
+        """Never called."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command line."""
+    parser.add_argument("model", type=Path, help="folder of a sample model")
+    parser.add_argument("--prompts", type=int, default=1, help="dense generations to watch")
+    parser.add_argument("--every", type=int, default=5, help="look at every n-th step")
+    parser.add_argument("--mass", type=float, nargs="+", default=[0.9, 0.95])
+    parser.add_argument("--q-tile", type=int, default=128)
+    parser.add_argument("--k-tile", type=int, default=64)
+    parser.add_argument("--steps", type=int, help="scheduler steps")
+    parser.add_argument("--out", type=Path, help="CSV to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch dense runs; prints a table of layers."""
+    from ditaccel.eval.models import load_pipeline, read_prompts, read_sheet
+
+    sheet = read_sheet(args.model)
+    if sheet.prompts is None:
+        raise UsageError(f"{args.model} names no prompts of its own: this needs a sample model")
+    pipe = load_pipeline(str(args.model))
+    pipe.set_progress_bar_config(disable=True)
+    watcher = _Watcher(args.every, args.mass, args.q_tile, args.k_tile)
+    call = dict(sheet.call)
+    if args.steps is not None:
+        call["num_inference_steps"] = args.steps
+    with observed(pipe, watcher):
+        for i, prompt in enumerate(read_prompts(sheet.prompts, args.prompts)):
+            print(f"dense run {i + 1} of {args.prompts}", file=sys.stderr)
+            pipe(prompt=prompt, generator=torch.Generator().manual_seed(i), **call)
+    rows = [
+        {
+            "model": args.model.name,
+            "layer": layer,
+            "head": head,
+            "mass": mass,
+            "token_density": round(statistics.mean(values[0]), 4),
+            "tile_density": round(statistics.mean(values[1]), 4),
+            "overlap": round(statistics.mean(values[2]), 4) if values[2] else None,
+        }
+        for (layer, head, mass), values in sorted(watcher.seen.items())
+    ]
+    print(
+        f"{args.model.name}: least share that carries the mass; tiles {args.q_tile}x{args.k_tile}"
+    )
+    print(f"{'layer':>6}{'head':>6}{'mass':>7}{'tokens':>9}{'tiles':>9}{'kept on':>9}")
+    for r in rows:
+        on = "-" if r["overlap"] is None else f"{r['overlap']:.2f}"
+        print(
+            f"{r['layer']:>6}{r['head']:>6}{r['mass']:>7}{r['token_density']:>9.3f}"
+            f"{r['tile_density']:>9.3f}{on:>9}"
+        )
+    if args.out is not None:
+        with args.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+    return 0
