@@ -1,27 +1,30 @@
-"""Tile attention in plain torch: only listed tiles are gathered and computed, on CPU and MPS."""
+"""Tile attention in plain torch: only listed tiles are gathered and computed, on CPU and MPS.
+
+Query tiles that list equally many keys are computed in one batch. What a batch takes beside its two
+matrix products (gather, maxima, exponentials) runs in buffers that stay in a core's cache, and what
+can wait for the whole head (marks, output) waits: each call into torch costs microseconds.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import AttentionCall, TileAttentionOutput, row_keeps, token_bounds
+from .call import LOG2_E, AttentionCall, TileAttentionOutput, row_keeps
 
-# Scores that one batch of query tiles may hold. Small enough that scores and the gathered keys and
-# values stay in a core's cache, large enough that the calls into torch do not show.
-_SCORES_PER_BATCH = 1 << 17
-
-
-class _Rows(NamedTuple):
-    """Query tiles of one head that are computed together."""
-
-    tiles: list[int]
-    start: list[int]  # first token of each
-    size: int  # tokens of each
+# Scores of one batch of query tiles: few enough to stay in cache, and so many that the calls into
+# torch do not show. Found by trying on 1 MB of L2 and 32 MB of L3.
+SCORES_PER_BATCH = 1 << 18
+# Marks are found for lists whose lengths differ by no more than this, padded to the longest.
+_ALIKE = 1.25
+_MARKS_AT_ONCE = 1 << 18
 
 
 def why_not(call: AttentionCall) -> str | None:
@@ -32,190 +35,54 @@ def why_not(call: AttentionCall) -> str | None:
 
 
 def run(call: AttentionCall) -> TileAttentionOutput:
-    """Gather the listed keys of each query tile, and attend to them; computes in float32."""
-    batch, heads, q_len, _ = call.q.shape
-    lse = None
+    """Attend to the listed keys of each query tile; computes in float32."""
+    output = torch.empty_like(call.q)
+    lse = keep = None
     if call.return_lse:
-        lse = torch.full((batch, heads, q_len), -torch.inf, device=call.q.device)
-    result = TileAttentionOutput(
-        torch.empty_like(call.q), lse, call.first_kept() if call.marking is not None else None
-    )
-    for b in range(batch):
+        lse = torch.empty(call.q.shape[:3], dtype=torch.float32, device=call.q.device)
+    if call.marking is not None:
+        keep = call.first_kept()
+    result = TileAttentionOutput(output, lse, keep)
+    buffers = _Buffers(call.q.device, call.q.dtype)
+    for b in range(call.q.shape[0]):
         for group in range(call.k.shape[1]):
-            keys, values = (_in_tiles(call, tensor[b, group]) for tensor in (call.k, call.v))
+            keys, values = (
+                _in_tiles(t[b, group].to(buffers.dtype), call.tile_map.k_tiling.tile)
+                for t in (call.k, call.v)
+            )
             for h in range(group * call.group, (group + 1) * call.group):
-                _Head(call, result, b, h, keys, values).run()
+                _Head(call, result, buffers, b, h, keys, values).run()
     return result
 
 
-def _compute_dtype(call: AttentionCall) -> torch.dtype:
-    return torch.float64 if call.q.dtype == torch.float64 else torch.float32
+class _Buffers:
+    """Memory that is used again by each batch: fresh pages for every product would cost a third of
+    its time."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device = device
+        self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self._flat: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A contiguous tensor with any content; the one taken before by this name is lost."""
+        size = prod(shape)
+        if name not in self._flat or self._flat[name].numel() < size:
+            self._flat[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return self._flat[name][:size].view(shape)
 
 
-def _in_tiles(call: AttentionCall, tokens: Tensor) -> Tensor:
-    """`(Lk, D)` to `(Tk, tile, D)`, the last tile padded with zeros, so that a gather copies whole
-    tiles; unchanged for variable tiles."""
-    tile = call.tile_map.k_tiling.tile
-    tokens = tokens.to(_compute_dtype(call))
+def _in_tiles(tokens: Tensor, tile: int | None) -> Tensor:
+    """`(L, D)` to `(T, tile, D)`, the last tile padded with zeros; a copy only where one is needed.
+
+    Variable tiles stay `(L, D)`.
+    """
     if tile is None:
         return tokens.contiguous()
-    padded = F.pad(tokens, (0, 0, 0, -tokens.shape[0] % tile))
-    return padded.contiguous().view(-1, tile, tokens.shape[-1])
-
-
-class _Head:
-    """One query head; writes into `result`."""
-
-    def __init__(
-        self,
-        call: AttentionCall,
-        result: TileAttentionOutput,
-        b: int,
-        h: int,
-        keys: Tensor,
-        values: Tensor,
-    ) -> None:
-        self.call, self.result, self.b, self.h = call, result, b, h
-        self.keys, self.values = keys, values
-        tile_map = call.tile_map
-        self.indices = _of_head(tile_map.indices, b, h)
-        self.counts = _of_head(tile_map.counts, b, h).tolist()
-        batch, heads = call.q.shape[:2]
-        self.q_bounds = token_bounds(tile_map.q_tiling, batch, heads)[b][h]
-        self.k_bounds = token_bounds(tile_map.k_tiling, batch, heads)[b][h]
-        self.mask = None if call.mask is None else _of_head(call.mask, b, h)
-
-    def run(self) -> None:
-        for rows, count in self._batches():
-            if count == 0:
-                for start in rows.start:
-                    self.result.output[self.b, self.h, start : start + rows.size] = 0
-                continue
-            self._attend(rows, self.indices[rows.tiles, :count].long())
-
-    def _batches(self) -> list[tuple[_Rows, int]]:
-        """Query tiles with the same shape of work, in batches that fit a core's cache."""
-        alike: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
-        fixed = self.call.tile_map.k_tiling.is_fixed
-        last = self.call.tile_map.k_tiles - 1
-        has_last = self._lists_hold(last) if fixed else None
-        for i, count in enumerate(self.counts):
-            size = self.q_bounds[i + 1] - self.q_bounds[i]
-            if size:
-                alike[size, count, bool(has_last and has_last[i])].append(i)
-        batches = []
-        for (size, count, _), tiles in alike.items():
-            per_batch = len(tiles) if count == 0 else 1
-            if fixed and count and not self._skips_now:
-                tile = self.call.tile_map.k_tiling.tile or 1
-                per_batch = max(1, _SCORES_PER_BATCH // (size * count * tile))
-            for at in range(0, len(tiles), per_batch):
-                part = tiles[at : at + per_batch]
-                batches.append((_Rows(part, [self.q_bounds[i] for i in part], size), count))
-        return batches
-
-    def _lists_hold(self, tile: int) -> list[bool]:
-        listed = self.indices == tile
-        place = torch.arange(self.indices.shape[-1], device=listed.device)
-        valid = place < torch.tensor(self.counts, device=listed.device)[:, None]
-        return (listed & valid).any(-1).tolist()
-
-    @property
-    def _skips_now(self) -> bool:
-        return self.call.marking is not None and self.call.marking.skip_now
-
-    def _attend(self, rows: _Rows, visited: Tensor) -> None:
-        """Attention of `rows` over the tiles `visited`, int64 `(rows, n)`."""
-        call = self.call
-        queries = torch.stack(
-            [call.q[self.b, self.h, start : start + rows.size] for start in rows.start]
-        ).to(self.keys.dtype)
-        # Ascending, so that the short last tile comes last and its padding can be cut off.
-        tiles, place = (visited, None) if not call.tile_map.is_fixed else visited.sort(-1)
-        tokens, sizes = self._tokens(tiles)
-        keys = self._gather(self.keys, tiles, tokens, sum(sizes))
-        scores = torch.bmm(queries, keys.transpose(1, 2))
-        del keys
-        if self.mask is not None:
-            scores.masked_fill_(~self._allowed(rows, tokens), -torch.inf)
-        if call.marking is None:
-            top = scores.amax(-1, keepdim=True) if scores.shape[-1] else None
-        else:
-            tile_max = _tile_max(scores, sizes)
-            top = tile_max.amax(-1, keepdim=True)
-            kept = self._mark(rows, visited, tile_max, place)
-            if self._skips_now:
-                tiles, tokens, scores = _drop(tiles, tokens, scores, sizes, kept)
-        if top is None or scores.shape[-1] == 0:
-            self._write(rows, None, None)
-            return
-        values = self._gather(self.values, tiles, tokens, scores.shape[-1])
-        top = top.masked_fill(top == -torch.inf, 0.0)
-        torch.add(top * -call.scale, scores, alpha=call.scale, out=scores)
-        total = scores.exp_().sum(-1, keepdim=True)
-        output = torch.bmm(scores, values).div_(total)
-        self._write(rows, output, top * call.scale + total.log())
-
-    def _tokens(self, tiles: Tensor) -> tuple[Tensor, list[int]]:
-        """Key tokens of `tiles`, int64 `(rows, keys)`, and the size of each tile."""
-        tile = self.call.tile_map.k_tiling.tile
-        if tile is None:
-            ranges = [(self.k_bounds[j], self.k_bounds[j + 1]) for j in tiles[0].tolist()]
-            parts = [torch.arange(*r, device=tiles.device) for r in ranges]
-            return torch.cat(parts)[None], [end - start for start, end in ranges]
-        tokens = (tiles[..., None] * tile + torch.arange(tile, device=tiles.device)).flatten(1)
-        sizes = [tile] * tiles.shape[1]
-        length = self.call.tile_map.k_len
-        if length % tile and int(tiles[0, -1]) == self.call.tile_map.k_tiles - 1:
-            sizes[-1] = length % tile
-            tokens = tokens[:, : tokens.shape[1] - tile + sizes[-1]]
-        return tokens, sizes
-
-    def _gather(self, source: Tensor, tiles: Tensor, tokens: Tensor, keys: int) -> Tensor:
-        """`(rows, keys, D)`."""
-        if self.call.tile_map.k_tiling.is_fixed:
-            gathered = source.index_select(0, tiles.flatten())
-            return gathered.view(tiles.shape[0], -1, source.shape[-1])[:, :keys]
-        return source.index_select(0, tokens[0])[None]
-
-    def _allowed(self, rows: _Rows, tokens: Tensor) -> Tensor:
-        """The mask for these rows and keys, bool `(rows, size|1, keys)`."""
-        assert self.mask is not None
-        if self.mask.shape[0] == 1:
-            return self.mask[0, tokens][:, None]
-        parts = [
-            self.mask[start : start + rows.size][:, keys]
-            for start, keys in zip(rows.start, tokens, strict=True)
-        ]
-        return torch.stack(parts)
-
-    def _mark(self, rows: _Rows, visited: Tensor, tile_max: Tensor, place: Tensor | None) -> Tensor:
-        """Write the marks; returns which tiles stay, in the order of `tile_max`."""
-        marking = self.call.marking
-        assert marking is not None and self.result.keep is not None
-        in_order = tile_max
-        if place is not None:
-            visit = place.argsort(-1)[:, None].expand(-1, tile_max.shape[1], -1)
-            in_order = tile_max.gather(-1, visit)
-        running = F.pad(in_order.cummax(-1).values[..., :-1], (1, 0), value=-torch.inf)
-        threshold = marking.thresholds(self.call.q.shape[1], tile_max.device)[self.h]
-        keeps = row_keeps(in_order, running, self.call.scale, threshold).any(1)
-        keeps[:, 0] = True
-        row = torch.tensor(rows.tiles, device=visited.device)[:, None]
-        self.result.keep[self.b, self.h, row, visited] = keeps
-        return keeps if place is None else keeps.gather(-1, place)
-
-    def _write(self, rows: _Rows, output: Tensor | None, lse: Tensor | None) -> None:
-        """Results of each query tile to its place; rows without keys become 0 and -inf."""
-        for at, start in enumerate(rows.start):
-            place = (self.b, self.h, slice(start, start + rows.size))
-            if output is None or lse is None:
-                self.result.output[place] = 0
-                continue
-            empty = lse[at] == -torch.inf
-            self.result.output[place] = output[at].masked_fill(empty, 0.0).to(self.call.q.dtype)
-            if self.result.lse is not None:
-                self.result.lse[place] = lse[at, :, 0].float()
+    short = -tokens.shape[0] % tile
+    if short:
+        tokens = F.pad(tokens, (0, 0, 0, short))
+    return tokens.contiguous().view(-1, tile, tokens.shape[-1])
 
 
 def _of_head(tensor: Tensor, b: int, h: int) -> Tensor:
@@ -223,23 +90,277 @@ def _of_head(tensor: Tensor, b: int, h: int) -> Tensor:
     return tensor[b if tensor.shape[0] > 1 else 0, h if tensor.shape[1] > 1 else 0]
 
 
-def _tile_max(scores: Tensor, sizes: list[int]) -> Tensor:
-    """Largest score of each row in each tile, `(rows, size, n)`; -inf for a tile without keys."""
-    if len(set(sizes[:-1])) <= 1 and sizes[0] > 0 and sizes[-1] > 0:
-        # All tiles but the last are of one size, and are reduced at once.
-        head, last = scores.split([sum(sizes[:-1]), sizes[-1]], -1)
-        parts = [last.amax(-1, keepdim=True)]
-        if head.shape[-1]:
-            parts.insert(0, head.unflatten(-1, (-1, sizes[0])).amax(-1))
-        return torch.cat(parts, -1)
-    empty = scores.new_full(scores.shape[:-1], -torch.inf)
-    parts = [part.amax(-1) if part.shape[-1] else empty for part in scores.split(sizes, -1)]
-    return torch.stack(parts, -1)
+@dataclass(frozen=True)
+class _Batch:
+    """Query tiles that are computed together.
+
+    Attributes:
+        numbers: of the query tiles.
+        rows: the same, int64 on the device.
+        tiles: int64 `(query tiles, n)`, their key tiles in ascending order.
+        width: keys in these.
+    """
+
+    numbers: list[int]
+    rows: Tensor
+    tiles: Tensor
+    width: int
 
 
-def _drop(
-    tiles: Tensor, tokens: Tensor, scores: Tensor, sizes: list[int], kept: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What is left of a single query tile's work without the tiles that are not `kept`."""
-    column = kept[0].repeat_interleave(torch.tensor(sizes, device=kept.device))
-    return tiles[:, kept[0]], tokens[:, column], scores[..., column]
+class _Head:
+    """One query head; writes into `result`.
+
+    Keys are gathered in ascending order, whatever the visiting order is, so that the padding of
+    a short last tile comes last and can be cut off.
+    """
+
+    def __init__(
+        self,
+        call: AttentionCall,
+        result: TileAttentionOutput,
+        buffers: _Buffers,
+        b: int,
+        h: int,
+        keys: Tensor,
+        values: Tensor,
+    ) -> None:
+        self.call, self.result, self.buffers, self.b, self.h = call, result, buffers, b, h
+        self.keys, self.values = keys, values
+        tile_map = call.tile_map
+        self.device = tile_map.device
+        self.q_tile, self.k_tile = tile_map.q_tiling.tile, tile_map.k_tiling.tile
+        self.counts: list[int] = _of_head(tile_map.counts, b, h).tolist()
+        listed = _of_head(tile_map.indices, b, h)[:, : max(1, *self.counts)].long()
+        place = torch.arange(listed.shape[1], device=self.device)
+        valid = place < _of_head(tile_map.counts, b, h)[:, None]
+        # Behind the count stands the number of tiles, which sorts last and is no tile.
+        self.visited = torch.where(valid, listed, tile_map.k_tiles)
+        self.tiles, self.place = self.visited.sort(-1)
+        self.ascending = torch.equal(self.tiles, self.visited)
+        k_bounds = _of_head(tile_map.k_tiling.bounds(self.device), b, h).long()
+        self.k_starts, self.k_sizes = k_bounds[:-1], k_bounds.diff()
+        self.bounds = list(pairwise(_of_head(tile_map.q_tiling.bounds("cpu"), b, h).tolist()))
+        self.mask = None if call.mask is None else _of_head(call.mask, b, h)
+        self.queries = _in_tiles(call.q[b, h].to(buffers.dtype), self.q_tile)
+        shape = self.queries.shape[:-1]
+        self.output = buffers.take("output", *self.queries.shape).zero_()
+        self.top = buffers.take("top", *shape).fill_(-torch.inf)
+        self.total = buffers.take("total", *shape).zero_()
+        self.keep = None
+        if call.marking is not None:
+            self.keep = torch.zeros(
+                (tile_map.q_tiles, tile_map.k_tiles + 1), dtype=torch.bool, device=self.device
+            )
+        self.waiting: list[tuple[_Batch, Tensor]] = []
+
+    def run(self) -> None:
+        """Compute the head and write what was asked for."""
+        for batch in self._batches():
+            self._attend(batch)
+        self._mark_waiting()
+        call, length = self.call, self.call.q.shape[2]
+        total, top = (t.flatten()[:length] for t in (self.total, self.top))
+        # Rows without keys have a sum of 0 and an output of 0.
+        output = self.output.view(-1, self.output.shape[-1])[:length]
+        output /= total.masked_fill(total == 0, 1.0)[:, None]
+        self.result.output[self.b, self.h] = output.to(call.q.dtype)
+        if self.result.lse is not None:
+            self.result.lse[self.b, self.h] = (top * call.scale + total.log()).float()
+        if self.result.keep is not None and self.keep is not None:
+            self.result.keep[self.b, self.h] |= self.keep[:, :-1]
+
+    @property
+    def _skips_now(self) -> bool:
+        return self.call.marking is not None and self.call.marking.skip_now
+
+    def _batches(self) -> Iterator[_Batch]:
+        """Query tiles with the same number of keys, shortest lists first."""
+        alike: dict[tuple[int, bool], list[int]] = defaultdict(list)
+        k_tile, short = self.k_tile or 1, 0
+        if self.k_tile is not None:
+            short = -self.call.tile_map.k_len % self.k_tile
+        last = [False] * len(self.counts)
+        if short:
+            last = (self.tiles == self.call.tile_map.k_tiles - 1).any(-1).tolist()
+        for i, count in enumerate(self.counts):
+            if count:
+                alike[count, last[i]].append(i)
+        for (count, has_last), numbers in sorted(alike.items()):
+            rows = torch.tensor(numbers, device=self.device)
+            tiles = self.tiles[rows, :count]
+            together = 1
+            if self.q_tile is not None and self.k_tile is not None and not self._skips_now:
+                together = max(1, SCORES_PER_BATCH // (self.q_tile * count * self.k_tile))
+            for at in range(0, len(numbers), together):
+                part = slice(at, at + together)
+                width = count * k_tile - (short if has_last else 0)
+                if self.k_tile is None:
+                    width = int(self.k_sizes[tiles[at]].sum())
+                if width:
+                    yield _Batch(numbers[part], rows[part], tiles[part], width)
+
+    def _attend(self, batch: _Batch) -> None:
+        tiles, width = batch.tiles, batch.width
+        queries = self._queries(batch)
+        if queries.shape[1] == 0:
+            return
+        tokens = self._tokens(tiles, width)
+        scores = self.buffers.take("scores", *queries.shape[:2], width)
+        keys = self._gather(self.keys, tiles, tokens, width)
+        torch.bmm(queries, keys.transpose(1, 2), out=scores)
+        if self.mask is not None and tokens is not None:
+            scores.masked_fill_(~self._allowed(batch, tokens), -torch.inf)
+        if self.call.marking is None:
+            top = scores.amax(-1, keepdim=True)
+        else:
+            tile_max = self._tile_max(scores, tiles)
+            top = tile_max.amax(-1, keepdim=True)
+            if self._skips_now:
+                kept = self._mark([batch], tile_max)[0]
+                kept = kept.gather(0, self.place[batch.numbers[0], : kept.shape[0]])
+                sizes = self.k_sizes[tiles[0]]
+                columns = kept.repeat_interleave(sizes)
+                tiles, scores = tiles[:, kept], scores[..., columns]
+                tokens = None if tokens is None else tokens[:, columns]
+                width = scores.shape[-1]
+            else:
+                self._mark_later(batch, tile_max)
+        if self.mask is not None:
+            top = top.masked_fill(top == -torch.inf, 0.0)
+        scale = self.call.scale * LOG2_E
+        torch.add(top * -scale, scores, alpha=scale, out=scores)
+        # exp2 takes a third of the time that exp takes on a CPU.
+        total = scores.exp2_().sum(-1)
+        values = self._gather(self.values, tiles, tokens, width)
+        self._store(batch, torch.bmm(scores, values), top[..., 0], total)
+
+    def _queries(self, batch: _Batch) -> Tensor:
+        """`(query tiles, rows, D)`."""
+        if self.q_tile is None:
+            return self.queries[None, slice(*self.bounds[batch.numbers[0]])]
+        if len(batch.numbers) == 1:
+            return self.queries[batch.numbers[0]][None]
+        buffer = self.buffers.take("queries", len(batch.numbers), *self.queries.shape[1:])
+        return torch.index_select(self.queries, 0, batch.rows, out=buffer)
+
+    def _store(self, batch: _Batch, output: Tensor, top: Tensor, total: Tensor) -> None:
+        """Keep what the whole head is finished with at once."""
+        for whole, part in ((self.output, output), (self.top, top), (self.total, total)):
+            if self.q_tile is None:
+                whole[slice(*self.bounds[batch.numbers[0]])] = part[0]
+            else:
+                whole.index_copy_(0, batch.rows, part)
+
+    def _tokens(self, tiles: Tensor, width: int) -> Tensor | None:
+        """Key tokens of `tiles`, `(query tiles, width)`; None where whole tiles are gathered."""
+        if self.k_tile is not None:
+            if self.mask is None:
+                return None
+            inside = torch.arange(self.k_tile, device=self.device)
+            return (tiles[..., None] * self.k_tile + inside).flatten(1)[:, :width]
+        sizes = self.k_sizes[tiles[0]]
+        shift = self.k_starts[tiles[0]] - (sizes.cumsum(0) - sizes)
+        return (torch.arange(width, device=self.device) + shift.repeat_interleave(sizes))[None]
+
+    def _gather(self, source: Tensor, tiles: Tensor, tokens: Tensor | None, width: int) -> Tensor:
+        """Keys or values of `tiles`, `(query tiles, width, D)`; keys are lost to values."""
+        dim = source.shape[-1]
+        if self.k_tile is not None:
+            gathered = self.buffers.take("gathered", tiles.numel(), self.k_tile, dim)
+            torch.index_select(source, 0, tiles.flatten(), out=gathered)
+            return gathered.view(tiles.shape[0], -1, dim)[:, :width]
+        assert tokens is not None
+        gathered = self.buffers.take("gathered", width, dim)
+        return torch.index_select(source, 0, tokens[0], out=gathered)[None]
+
+    def _allowed(self, batch: _Batch, tokens: Tensor) -> Tensor:
+        """The mask, bool `(query tiles, rows|1, keys)`; rows past the end see all keys."""
+        assert self.mask is not None
+        if self.mask.shape[0] == 1:
+            return self.mask[0, tokens][:, None]
+        parts = []
+        for number, keys in zip(batch.numbers, tokens, strict=True):
+            start, end = self.bounds[number]
+            missing = 0 if self.q_tile is None else self.q_tile - (end - start)
+            parts.append(F.pad(self.mask[start:end, keys], (0, 0, 0, missing), value=True))
+        return torch.stack(parts)
+
+    def _tile_max(self, scores: Tensor, tiles: Tensor) -> Tensor:
+        """Largest score of each row in each tile, `(query tiles, rows, n)`; -inf without keys."""
+        if self.k_tile is None:
+            by_key = scores[0].T.contiguous()
+            lengths = self.k_sizes[tiles[0]]
+            return torch.segment_reduce(by_key, "max", lengths=lengths, initial=-torch.inf).T[None]
+        whole = scores.shape[-1] // self.k_tile * self.k_tile
+        tile_max = scores[..., :whole].unflatten(-1, (-1, self.k_tile)).amax(-1)
+        if whole == scores.shape[-1]:
+            return tile_max
+        return torch.cat([tile_max, scores[..., whole:].amax(-1, keepdim=True)], -1)
+
+    def _mark_later(self, batch: _Batch, tile_max: Tensor) -> None:
+        """Collect maxima of lists that are about as long, and mark them together."""
+        if self.waiting:
+            first = self.waiting[0][1]
+            held = sum(part.numel() for _, part in self.waiting)
+            if (
+                first.shape[1] != tile_max.shape[1]
+                or tile_max.shape[2] > _ALIKE * first.shape[2]
+                or held > _MARKS_AT_ONCE
+            ):
+                self._mark_waiting()
+        self.waiting.append((batch, tile_max))
+
+    def _mark_waiting(self) -> None:
+        if not self.waiting:
+            return
+        longest = max(tile_max.shape[-1] for _, tile_max in self.waiting)
+        parts = [
+            F.pad(tile_max, (0, longest - tile_max.shape[-1]), value=-torch.inf)
+            for _, tile_max in self.waiting
+        ]
+        self._mark([batch for batch, _ in self.waiting], torch.cat(parts))
+        self.waiting.clear()
+
+    def _mark(self, batches: list[_Batch], tile_max: Tensor) -> Tensor:
+        """Note which tiles stay; returns it in visiting order, bool `(query tiles, n)`.
+
+        Args:
+            batches: the query tiles.
+            tile_max: `(query tiles, rows, n)`, in ascending order of the tiles.
+        """
+        marking = self.call.marking
+        assert marking is not None and self.keep is not None
+        rows = torch.cat([batch.rows for batch in batches])
+        width = tile_max.shape[-1]
+        if not self.ascending:
+            # Where the tile visited n-th stands in ascending order; padding keeps its place.
+            order = self.place[rows, :width].argsort(-1)
+            tile_max = tile_max.gather(-1, order[:, None].expand_as(tile_max))
+        by_visit = tile_max.permute(2, 0, 1).contiguous()
+        threshold = marking.thresholds(self.call.q.shape[1], self.device)[self.h]
+        keeps = row_keeps(by_visit[1:], _running_max(by_visit)[:-1], self.call.scale, threshold)
+        self._exclude_padding(batches, keeps)
+        keep = F.pad(keeps.any(-1).T, (1, 0), value=True)
+        self.keep[rows[:, None], self.visited[rows, :width]] = keep
+        return keep
+
+    def _exclude_padding(self, batches: list[_Batch], keeps: Tensor) -> None:
+        """Rows past the end of a short last query tile want nothing; `(n, query tiles, rows)`."""
+        start, end = self.bounds[-1]
+        if self.q_tile is None or end - start == self.q_tile:
+            return
+        numbers = [number for batch in batches for number in batch.numbers]
+        if len(self.bounds) - 1 in numbers:
+            keeps[:, numbers.index(len(self.bounds) - 1), end - start :] = False
+
+
+def _running_max(x: Tensor) -> Tensor:
+    """Running maximum along the first dimension, in as many steps as its length has bits.
+
+    `Tensor.cummax` also finds positions, and takes several times as long.
+    """
+    step = 1
+    while step < x.shape[0]:
+        x = torch.cat([x[:step], torch.maximum(x[step:], x[:-step])])
+        step *= 2
+    return x
