@@ -10,10 +10,8 @@ from torch import Tensor
 
 from ..dispatch import interpreted, why_not_triton
 from ..tiling import Tiling
+from ..triton_launch import DTYPES, MAX_HEAD_DIM, block_of, shared_strides
 from .call import LOG2_E, AttentionCall, TileAttentionOutput
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-MAX_HEAD_DIM = 256
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,8 @@ def blocks_for(
     else:
         most = Blocks(64, 64, 8, 2)
     return Blocks(
-        min(most.rows, _power_of_two(q_tile)),
-        min(most.columns, _power_of_two(k_tile)),
+        min(most.rows, block_of(q_tile)),
+        min(most.columns, block_of(k_tile)),
         most.warps,
         1 if backend == "hip" else most.stages,
     )
@@ -99,7 +97,7 @@ def flags_for(call: AttentionCall, backend: str = "cuda") -> tuple[dict[str, Any
     flags = {
         "GROUP": call.group,
         "D": dim,
-        "BLOCK_D": _power_of_two(dim),
+        "BLOCK_D": block_of(dim),
         "BLOCK_M": blocks.rows,
         "BLOCK_N": blocks.columns,
         "Q_TILE": q_tile or 0,
@@ -165,12 +163,12 @@ def run(call: AttentionCall) -> TileAttentionOutput:
         *k.stride(),
         *v.stride(),
         *output.stride(),
-        *_shared_strides(mask, 4),
-        *_shared_strides(indices, 3),
-        *_shared_strides(counts, 2),
-        *_shared_strides(None if work is None else work[0], 2),
-        *_shared_strides(q_bounds, 2),
-        *_shared_strides(k_bounds, 2),
+        *shared_strides(mask, 4),
+        *shared_strides(indices, 3),
+        *shared_strides(counts, 2),
+        *shared_strides(None if work is None else work[0], 2),
+        *shared_strides(q_bounds, 2),
+        *shared_strides(k_bounds, 2),
         heads,
         q_len,
         tile_map.k_len,
@@ -205,18 +203,3 @@ def work_list(tiling: Tiling, rows: int, device: torch.device) -> tuple[Tensor, 
     inside = tile.clamp(max=tiling.tiles - 1).long()
     first = programs - (ends - blocks).gather(-1, inside)
     return tile, (bounds.gather(-1, inside) + first * rows).int()
-
-
-def _power_of_two(size: int) -> int:
-    """The next power of two, at least the 16 that a matrix product needs."""
-    return max(16, 1 << (size - 1).bit_length())
-
-
-def _shared_strides(tensor: Tensor | None, leading: int) -> list[int]:
-    """Strides of the leading dimensions, 0 where a dimension is shared."""
-    if tensor is None:
-        return [0] * leading
-    return [
-        0 if size == 1 else stride
-        for size, stride in zip(tensor.shape[:leading], tensor.stride()[:leading], strict=True)
-    ]

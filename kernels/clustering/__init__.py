@@ -6,12 +6,18 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, always, choose
-from . import naive, torch_backend
+from . import naive, torch_backend, triton_backend
 from .call import Clusters, KMeansCall, check_call
 
 __all__ = ["Clusters", "kmeans"]
 
 BACKENDS: tuple[Backend[KMeansCall], ...] = (
+    Backend(
+        "triton",
+        triton_backend.why_not,
+        triton_backend.run,
+        by_name_only=lambda call: call.x.device.type == "cpu",
+    ),
     Backend("torch", torch_backend.why_not, torch_backend.run),
     Backend("naive", naive.why_not, naive.run, by_name_only=always),
 )

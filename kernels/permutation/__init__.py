@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import triton_launch
 from ..dispatch import Backend, choose
 from . import torch_backend
 from .call import PermuteCall, check_call
@@ -13,6 +14,12 @@ __all__ = ["inverse_permute", "order_by_label", "permute"]
 
 # Plain torch is the definition too: there is nothing simpler to hold it against.
 BACKENDS: tuple[Backend[PermuteCall], ...] = (
+    Backend(
+        "triton",
+        lambda call: triton_launch.why_not(call.x),
+        lambda call: triton_launch.permute(call.x, call.order, call.out, call.inverse),
+        by_name_only=lambda call: call.x.device.type == "cpu",
+    ),
     Backend("torch", torch_backend.why_not, torch_backend.run),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import triton_launch
 from ..dispatch import Backend, choose
 from ..tiling import Tiling
 from . import torch_backend
@@ -14,6 +15,14 @@ __all__ = ["pool_tiles", "pooled_scores"]
 
 # Plain torch is the definition too: there is nothing simpler to hold it against.
 BACKENDS: tuple[Backend[PoolCall], ...] = (
+    Backend(
+        "triton",
+        lambda call: triton_launch.why_not(call.x),
+        lambda call: triton_launch.segment_means(
+            call.x, call.tiling.bounds(call.x.device).contiguous()
+        ),
+        by_name_only=lambda call: call.x.device.type == "cpu",
+    ),
     Backend("torch", torch_backend.why_not, torch_backend.run),
 )
 
