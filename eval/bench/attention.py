@@ -3,8 +3,9 @@
     ditaccel bench attention --lengths 4096 8192 --density 0.5 0.25 0.1 0.05
 
 Maps are random, with equally many key tiles for every query tile. `linear` is the share of the
-ideal that is reached: dense time x density / time. Beside the kernel it times what a method does
-per call: building the map, marking, k-means and permutation. Medians of turns taken by all.
+ideal that is reached: dense time x density / time; TFLOP/s count computed tiles only. Beside the
+kernel it times what a method does per call: building the map, marking, k-means and permutation.
+Medians of turns taken by all.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from ditaccel.errors import UsageError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIELDS = (
     "device", "threads", "torch", "backend", "dtype", "heads", "head_dim", "length", "density",
-    "sdpa_ms", "tiles_ms", "marking_ms", "map_ms", "speedup", "linear",
+    "sdpa_ms", "tiles_ms", "marking_ms", "map_ms", "speedup", "linear", "sdpa_tflops",
+    "tiles_tflops",
 )  # fmt: skip
 
 
@@ -111,6 +113,8 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
                 works[f"map {density}"] = partial(TileMap.from_mask, mask, *tilings)
             progress(f"{dtype}, {length} tokens")
             took = in_turns(device, works, args.repeats)
+            # two products of L x L x D, a multiplication and an addition each
+            work = 4.0 * args.heads * args.head_dim * length**2
             for density in args.density:
                 kept = TileMap.from_mask(
                     random_map(args.heads, *tilings, density, device), *tilings
@@ -132,6 +136,8 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
                         "map_ms": round(took[f"map {density}"], 3),
                         "speedup": round(took["sdpa"] / took[f"tiles {density}"], 3),
                         "linear": round(took["sdpa"] * kept / took[f"tiles {density}"], 3),
+                        "sdpa_tflops": round(work / took["sdpa"] / 1e9, 3),
+                        "tiles_tflops": round(work * kept / took[f"tiles {density}"] / 1e9, 3),
                     }
                 )
     return rows

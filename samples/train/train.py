@@ -58,11 +58,13 @@ def _flux() -> tuple:
 def _wan() -> tuple:
     # Weights and rotary positions are shared by all lengths, so most updates are on short clips.
     def plan(step: int) -> tuple[int, int]:
-        if step < 3000 or step % 4 == 0:
+        if step < 3000 or step % 6 == 0:
             return (64, 1)
-        return (8, 8) if step < 4200 or step % 4 == 1 else (2, 32)
+        return (2, 32) if step % 6 == 3 else (8, 8)
 
-    run = Run("wan", build_wan(), rate=1e-3, muon=True, muon_factor=3.0, compiled=True)
+    run = Run(
+        "wan", build_wan(), rate=1e-3, muon=True, muon_factor=3.0, compiled=True, decay=0.995
+    )
     return run, wan_loss(Pool("wan-images"), lambda: Pool("wan"), plan)
 
 
