@@ -1,0 +1,126 @@
+"""Triton kernels without a GPU: in the interpreter, and compiled ahead of time.
+
+The interpreter must be chosen before Triton is imported, which another test of this process may
+have done, so it runs in a process of its own.
+"""
+
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+)
+pytestmark = needs_triton
+
+
+def _run(*arguments: str, interpret: bool) -> str:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["OMP_NUM_THREADS"] = "1"
+    if interpret:
+        env["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", *arguments], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("seed", [0, 1000])
+def test_random_calls_agree_with_the_definition_in_the_interpreter(seed: int) -> None:
+    out = _run(
+        *("-m", "ditaccel.kernels.fuzz", "--backend", "triton"),
+        *("--cases", "25", "--seed", str(seed)),
+        interpret=True,
+    )
+    assert "25 cases, 0 failed" in out
+
+
+@pytest.mark.slow
+def test_many_random_calls_agree_in_the_interpreter() -> None:
+    arguments = ("--backend", "triton", "--cases", "400", "--seed", "2000")
+    assert "400 cases, 0 failed" in _run("-m", "ditaccel.kernels.fuzz", *arguments, interpret=True)
+
+
+_GATES = """
+import torch
+from ditaccel.kernels import Marking, TileMap, Tiling, tile_attention, why
+q = torch.randn(1, 1, 300, 16)
+big, small = Tiling.fixed(300, 128), Tiling.fixed(300, 32)
+dense = TileMap.dense(small, small)
+assert why(q, q, q, dense)["triton"] is None
+assert "bfloat16" in why(*[q.bfloat16()] * 3, dense)["triton"]
+assert "float64" in why(*[q.double()] * 3, dense)["triton"]
+skip = Marking(-1.0, skip_now=True)
+assert "at most 64 x 32" in why(q, q, q, TileMap.dense(big, big), marking=skip)["triton"]
+wide = torch.randn(1, 1, 300, 257)
+assert "at most 256" in why(wide, wide, wide, dense)["triton"]
+try:
+    tile_attention(wide, wide, wide, dense, backend="triton")
+except ValueError as error:
+    assert "backend 'triton' cannot run this tile_attention" in str(error)
+else:
+    raise AssertionError("a gate was passed")
+import ditaccel.kernels.attention as attention
+from ditaccel.kernels.dispatch import choose
+from ditaccel.kernels.attention.call import check_call
+call = check_call(q, q, q, dense, None, None, False, None)
+assert choose("x", attention.BACKENDS, call).name == "torch", "the interpreter is for tests"
+print("gates hold")
+"""
+
+
+def test_gates_of_the_kernel() -> None:
+    assert "gates hold" in _run("-c", _GATES, interpret=True)
+
+
+_LEAN = """
+import sys
+import ditaccel.kernels
+assert "triton" not in sys.modules, "importing the kernels imported triton"
+assert not any(name.startswith("diffusers") for name in sys.modules)
+print("lean")
+"""
+
+
+def test_importing_the_kernels_imports_no_triton() -> None:
+    assert "lean" in _run("-c", _LEAN, interpret=False)
+
+
+_ONE_BUILD = """
+from ditaccel.kernels import aot
+build = next(b for b in aot.builds("cuda") if b.name == "attention bf16 D128 mark")
+resources = aot.compile_build(build, "sm_90")
+print(resources.registers, resources.spills, resources.shared)
+"""
+
+
+def test_one_build_compiles_without_a_gpu_and_spills_nothing() -> None:
+    registers, spills, shared = map(int, _run("-c", _ONE_BUILD, interpret=False).split())
+    assert 0 < registers <= 255 and spills == 0 and 0 < shared <= 227 * 1024
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_all_builds_compile_and_spill_nothing(target: str) -> None:
+    _run("-m", "ditaccel.kernels.aot", "--target", target, interpret=False)
+
+
+def test_the_committed_table_is_complete_and_shows_no_spill() -> None:
+    from ditaccel.kernels import aot
+
+    with aot.TABLE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = {(b.name, t) for t, (kind, *_) in aot.TARGETS.items() for b in _builds(kind)}
+    assert {(row["build"], row["target"]) for row in rows} == expected
+    assert [row for row in rows if int(row["spills"])] == []
+
+
+def _builds(kind: str) -> list:
+    from ditaccel.kernels import aot
+
+    return list(aot.builds(kind))
