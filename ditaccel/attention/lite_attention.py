@@ -163,7 +163,8 @@ class LiteAttentionPlanner:
             tile_map,
             "first map" if fresh else "carried map",
             marking=marking,
-            blind=fresh,
+            # marks of one direction see little before the largest key: two make a map
+            blind=turn < (2 if config.alternate else 1),
             extra={"index": index},
         )
 

@@ -69,7 +69,7 @@ class Plan:
         k_order: the same for keys and values.
         compensation: what stands for the skipped tiles under the same softmax: from q
             `(B, H, L, D)` in its own order, an output and its log-sum-exp `(B, H, L)`.
-        blind: whether the map keeps all because nothing is known yet: it is not judged.
+        blind: whether too little is known yet for the map to be judged by its density.
         extra: what the planner wants to find again in `update`.
     """
 

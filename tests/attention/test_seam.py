@@ -1,0 +1,304 @@
+"""The seam in front of attention processors, in every family, whatever the planner."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from ditaccel.kernels import TileMap, Tiling
+from inspection import traces
+from planners import RecordingPlanner, use
+from tiny import generate
+from tiny_families import FAMILIES, family_of
+
+import ditaccel
+from ditaccel.attention.planner import Plan
+from ditaccel.attention.runtime import find_attention
+
+DISPATCHED = ["flux", "hunyuan_video", "ltx", "qwen_image", "wan"]
+DIRECT = ["cogvideox", "dit", "mochi", "sd3"]
+# Mochi attends to each item of the batch alone.
+CALLS_A_LAYER = {"mochi": 2}
+SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0}
+
+
+def transformers(pipe):
+    parts = (getattr(pipe, name, None) for name in ("transformer", "transformer_2"))
+    return [part for part in parts if part is not None]
+
+
+def processors(transformer):
+    adapter = ditaccel.pipelines.adapter_for(type(transformer).__name__)
+    return [each.module.processor for each in find_attention(transformer, adapter.attention)]
+
+
+def all_processors(pipe):
+    return [p for transformer in transformers(pipe) for p in processors(transformer)]
+
+
+def every_other_tile(q, k, context, state):
+    """A map that keeps half of the tiles, so that the output differs from dense."""
+    tilings = [Tiling.fixed(context.length, 16) for _ in range(2)]
+    at = [torch.arange(tiling.tiles) for tiling in tilings]
+    mask = (at[0][:, None] + at[1]) % 2 == 0
+    return Plan(TileMap.from_mask(mask[None, None], *tilings), "every other tile")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_dense_answers_are_bit_identical_and_asked_for_at_every_layer(name, monkeypatch):
+    pipe, call = FAMILIES[name]()
+    dense = generate(pipe, call)
+    clean, own = traces(pipe), all_processors(pipe)
+    planner = RecordingPlanner()
+    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    assert torch.equal(generate(pipe, call), dense)
+    layers = len(processors(pipe.transformer))
+    asked = [context.layer for context, _ in planner.seen]
+    each = CALLS_A_LAYER.get(name, 1)
+    order = [layer for layer in range(layers) for _ in range(each)]
+    assert asked == order * ditaccel.report(pipe).total_calls
+    assert {context.layers for context, _ in planner.seen} == {layers}
+    ditaccel.restore(pipe)
+    assert traces(pipe) == clean
+    assert all(now is before for now, before in zip(all_processors(pipe), own, strict=True))
+    planner.seen.clear()
+    assert torch.equal(generate(pipe, call), dense) and not planner.seen
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_map_of_all_tiles_is_dense_up_to_rounding(name, monkeypatch):
+    """Masks of padding included: Hunyuan and Qwen-Image hand some over."""
+    pipe, call = FAMILIES[name]()
+    dense = generate(pipe, call)
+
+    def all_tiles(q, k, context, state):
+        tilings = [Tiling.fixed(context.length, 16) for _ in range(2)]
+        return Plan(TileMap.dense(*tilings), "all", blind=True)
+
+    planner = RecordingPlanner(all_tiles)
+    with ditaccel.accelerated(pipe, attention=use(monkeypatch, planner)):
+        result = generate(pipe, call)
+        assert all(row["density"] == 1 for row in ditaccel.report(pipe).attention[0].rows())
+    assert planner.seen and any(c.masked for c, _ in planner.seen) == (
+        name in ("hunyuan_video", "qwen_image")
+    )
+    error = (result - dense).square().mean().sqrt() / dense.square().mean().sqrt()
+    assert float(error) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "mochi"])
+def test_pipelines_of_one_class_and_copies_do_not_see_each_other(name, monkeypatch):
+    other, call = FAMILIES[name]()
+    dense = generate(other, call)
+    pipe, _ = FAMILIES[name]()
+    planner = RecordingPlanner(every_other_tile)
+    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    sparse = generate(pipe, call)
+    assert not torch.equal(sparse, dense)
+    asked = len(planner.seen)
+    copied = copy.deepcopy(pipe)
+    unpickled = copy.copy(other)
+    unpickled.transformer = pickle.loads(pickle.dumps(pipe.transformer))
+    for each in (other, copied, unpickled):
+        assert torch.equal(generate(each, call), dense)
+        kinds = [type(p) for p in all_processors(each)]
+        assert kinds == [type(p._ditaccel_inner) for p in all_processors(pipe)]
+    assert len(planner.seen) == asked
+    assert torch.equal(generate(pipe, call), sparse)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_copies_have_the_familys_own_processors(name):
+    pipe, _ = FAMILIES[name]()
+    kinds = [type(p) for p in all_processors(pipe)]
+    ditaccel.accelerate(pipe, attention=ditaccel.LiteAttentionConfig())
+    assert [type(p) for p in all_processors(pipe)] != kinds
+    assert [type(p) for p in all_processors(copy.deepcopy(pipe))] == kinds
+    for transformer in transformers(pipe):
+        again = pickle.loads(pickle.dumps(transformer))
+        assert [type(p) for p in processors(again)] == kinds[: len(processors(again))]
+
+
+@pytest.fixture
+def native_again():
+    """`set_attention_backend` sets a global, which `reset_attention_backend` leaves."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    yield
+    _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
+
+
+@pytest.mark.parametrize("name", DISPATCHED)
+def test_attention_backends_are_set_and_reset_through_the_wrapper(name, monkeypatch, native_again):
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    pipe, call = FAMILIES[name]()
+    math = AttentionBackendName._NATIVE_MATH
+    used = []
+    original = _AttentionBackendRegistry._backends[math]
+
+    def counted(*args, **kwargs):
+        used.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setitem(_AttentionBackendRegistry._backends, math, counted)
+    planner = RecordingPlanner()
+    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    inner = [p._ditaccel_inner for p in processors(pipe.transformer)]
+    pipe.transformer.set_attention_backend("_native_math")
+    assert {p._attention_backend for p in inner} == {math}
+    through_the_wrapper = generate(pipe, call)
+    assert len(used) >= len(planner.seen) > 0
+    ditaccel.restore(pipe)
+    assert torch.equal(generate(pipe, call), through_the_wrapper)
+    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    pipe.transformer.reset_attention_backend()
+    assert {p._attention_backend for p in inner} == {None}
+
+
+@pytest.mark.parametrize("name", ["flux", "ltx", "wan"])
+def test_projections_fused_after_accelerate_are_used(name, monkeypatch):
+    pipe, call = FAMILIES[name]()
+    planner = RecordingPlanner()
+    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    pipe.transformer.fuse_qkv_projections()
+    assert all(
+        each.module.fused_projections
+        for each in find_attention(pipe.transformer, ditaccel.pipelines.adapters()[name].attention)
+    )
+    fused = generate(pipe, call)
+    assert len(planner.seen) == len(processors(pipe.transformer)) * 2 * call[
+        "num_inference_steps"
+    ] // (2 if name == "ltx" else 1)
+    ditaccel.restore(pipe)
+    assert torch.equal(generate(pipe, call), fused)
+
+
+def test_a_family_that_fuses_by_other_processors(monkeypatch):
+    """Before accelerate it works; after it, the loss is said; taken back, all is as before."""
+    pipe, call = FAMILIES["cogvideox"]()
+    dense = generate(pipe, call)
+    planner = RecordingPlanner()
+    config = use(monkeypatch, planner)
+    pipe.transformer.fuse_qkv_projections()
+    fused = generate(pipe, call)
+    with ditaccel.accelerated(pipe, attention=config):
+        assert torch.equal(generate(pipe, call), fused) and planner.seen
+    pipe.transformer.unfuse_qkv_projections()
+    planner.seen.clear()
+
+    layers = len(processors(pipe.transformer))
+    ditaccel.accelerate(pipe, attention=config)
+    pipe.transformer.fuse_qkv_projections()
+    with pytest.warns(UserWarning, match=f"{layers} attention processors were replaced after"):
+        assert torch.equal(generate(pipe, call), fused) and not planner.seen
+    assert "they run dense" in str(ditaccel.report(pipe))
+    ditaccel.restore(pipe)
+    # diffusers kept the wrappers, and puts them back
+    pipe.transformer.unfuse_qkv_projections()
+    assert torch.equal(generate(pipe, call), dense) and not planner.seen
+    with ditaccel.accelerated(pipe, attention=config):
+        assert torch.equal(generate(pipe, call), dense) and planner.seen
+    assert not any(hasattr(p, "_ditaccel_inner") for p in all_processors(pipe))
+
+
+def test_replaced_processors_are_said(monkeypatch):
+    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
+    pipe, call = FAMILIES["wan"]()
+    dense = generate(pipe, call)
+    planner = RecordingPlanner(every_other_tile)
+    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    own = WanAttnProcessor()
+    pipe.transformer.set_attn_processor(own)
+    with pytest.warns(
+        UserWarning, match=r"4 attention processors .*first: blocks\.0\.attn1\); they run dense"
+    ):
+        assert torch.equal(generate(pipe, call), dense)
+    ditaccel.restore(pipe)
+    assert all(p is own for p in all_processors(pipe))
+
+
+def test_linear_attention_is_refused_and_nothing_is_left():
+    from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
+
+    pipe, _ = FAMILIES["dit"]()
+    pipe.transformer.transformer_blocks[2].attn1.processor = SanaLinearAttnProcessor2_0()
+    clean = traces(pipe)
+    with pytest.raises(
+        ditaccel.UnsupportedError,
+        match=r"SanaLinearAttnProcessor2_0 of transformer_blocks\.2\.attn1 .*linear attention",
+    ):
+        ditaccel.accelerate(
+            pipe,
+            cache=ditaccel.TaylorSeerConfig(),
+            attention=ditaccel.LiteAttentionConfig(),
+        )
+    assert traces(pipe) == clean
+
+
+def test_adapters_with_weights_and_missing_processors_are_refused():
+    from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+
+    pipe, _ = FAMILIES["flux"]()
+    first = pipe.transformer.transformer_blocks[0].attn
+    own = first.processor
+    first.processor = FluxIPAdapterAttnProcessor(hidden_size=32, cross_attention_dim=16)
+    with pytest.raises(ditaccel.UnsupportedError, match=r"has weights of its own .*; unload it"):
+        ditaccel.accelerate(pipe, attention=ditaccel.LiteAttentionConfig())
+    del first.processor
+    first.processor = lambda *args: None
+    with pytest.raises(ditaccel.UnsupportedError, match="no attention processor written in Python"):
+        ditaccel.accelerate(pipe, attention=ditaccel.LiteAttentionConfig())
+    first.processor = own
+    ditaccel.accelerate(pipe, attention=ditaccel.LiteAttentionConfig())
+
+
+def test_accelerating_twice_is_refused():
+    pipe, call = FAMILIES["sd3"]()
+    dense = generate(pipe, call)
+    config = ditaccel.LiteAttentionConfig(**SMALL)
+    ditaccel.accelerate(pipe, attention=config)
+    for again in (pipe, pipe.transformer):
+        with pytest.raises(ditaccel.UsageError, match="accelerated already"):
+            ditaccel.accelerate(again, attention=config)
+    ditaccel.restore(pipe)
+    assert torch.equal(generate(pipe, call), dense)
+
+
+def test_an_exception_in_mid_run_leaves_no_state():
+    config = ditaccel.LiteAttentionConfig(threshold=-0.02, dense_steps=0, **SMALL)
+    fresh, call = FAMILIES["wan"]()
+    ditaccel.accelerate(fresh, attention=config)
+    expected = generate(fresh, call)
+    pipe, _ = FAMILIES["wan"]()
+    ditaccel.accelerate(pipe, attention=config)
+    calls = []
+
+    def explode(module, args):
+        calls.append(1)
+        if len(calls) == 7:
+            raise RuntimeError("boom")
+
+    handle = pipe.transformer.blocks[2].register_forward_pre_hook(explode)
+    with pytest.raises(RuntimeError, match="boom"):
+        generate(pipe, call)
+    handle.remove()
+    assert torch.equal(generate(pipe, call), expected)
+    assert ditaccel.report(pipe).attention[0].density < 1
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_sparse_maps_reach_families_that_call_sdpa_themselves(name, monkeypatch):
+    pipe, call = FAMILIES[name]()
+    dense = generate(pipe, call)
+    planner = RecordingPlanner(every_other_tile)
+    with ditaccel.accelerated(pipe, attention=use(monkeypatch, planner)):
+        assert not torch.equal(generate(pipe, call), dense)
+        log = ditaccel.report(pipe).attention[0]
+        assert 0.4 < log.density < 0.6
+        assert {r["reason"] for r in log.rows()} == {"every other tile"}
+
+
+def test_family_names_are_known():
+    assert set(DISPATCHED + DIRECT) == {family_of(name) for name in FAMILIES}
