@@ -13,6 +13,7 @@ import torch
 
 from .api import _transformers, accelerated
 from .api import report as report_of
+from .attention.calibration import calibrate
 from .caching._options import MemoryBudget
 from .caching.step_mask import StepMaskConfig
 from .config import AccelerationConfig, choice
@@ -31,13 +32,16 @@ _MARGIN = 1.0
 
 @dataclass(frozen=True)
 class Target:
-    """What a tuned config must reach; give one of the two.
+    """What a tuned config must reach; give one of the three.
 
     Attributes:
         psnr: PSNR to the dense output in dB, on the prompts given; the fastest config found that
             reaches it is taken.
         computed_share: share of the transformer calls that may be computed, between 0 and 1; the
             best config found that keeps to it is taken.
+        attention_error: relative L1 error of every attention layer's output against the dense one;
+            LiteAttention's thresholds per layer and part of the loop are chosen to keep to it, and
+            no step is forecast.
         statistic: `mean` over the samples, or `min`: the worst sample must reach `psnr`, or decides
             which config is best. A few samples say little about the worst of many: leave a margin.
     """
@@ -45,11 +49,20 @@ class Target:
     psnr: float | None = None
     computed_share: float | None = None
     statistic: str = "mean"
+    attention_error: float | None = None
 
     def __post_init__(self) -> None:
         choice("statistic", self.statistic, STATISTICS)
-        if (self.psnr is None) == (self.computed_share is None):
-            raise ConfigError("a Target is Target(psnr=30) or Target(computed_share=0.25)")
+        given = (self.psnr, self.computed_share, self.attention_error)
+        if sum(value is not None for value in given) != 1:
+            raise ConfigError(
+                "a Target is Target(psnr=30), Target(computed_share=0.25) or "
+                "Target(attention_error=0.02)"
+            )
+        if self.attention_error is not None and not 0 < self.attention_error < 1:
+            raise ConfigError(
+                f"attention_error is {self.attention_error}; give a relative error below 1"
+            )
         if self.psnr is not None and not 0 < self.psnr < _CAP:
             raise ConfigError(f"psnr is {self.psnr}; give decibels between 0 and {_CAP:g}")
         if self.computed_share is not None and not 0 < self.computed_share < 1:
@@ -307,8 +320,9 @@ def tune(
     Args:
         pipe: an unaccelerated pipeline with one transformer.
         prompts: prompts, or mappings of call arguments (`{"class_labels": [3]}`).
-        target: `Target(psnr=30)`, `Target(psnr=30, statistic="min")` for the worst sample, or
-            `Target(computed_share=0.25)`.
+        target: `Target(psnr=30)`, `Target(psnr=30, statistic="min")` for the worst sample,
+            `Target(computed_share=0.25)`, or `Target(attention_error=0.02)`, which calibrates
+            attention instead (`attention.calibration`).
         seed: seed of the first generation.
         progress: called with one line per generation.
         memory_budget: bytes, or text such as `2GB`, for the recorded outputs of one generation;
@@ -326,5 +340,13 @@ def tune(
     stray = [p for p in prompts if not isinstance(p, (str, Mapping))]
     if stray:
         raise UsageError(f"a prompt is text or a mapping of call arguments, not {stray[0]!r}")
+    if target.attention_error is not None:
+        error = target.attention_error
+        calibration = calibrate(
+            pipe, prompts, target_error=error, seed=seed, progress=progress, **call
+        )
+        return AccelerationConfig(
+            attention=calibration.config, label=f"attention within {100 * error:g} %"
+        )
     calls = [{**call, **({"prompt": p} if isinstance(p, str) else p)} for p in prompts]
     return Tuner(pipe, calls, seed, progress, memory_budget).reach(target).config

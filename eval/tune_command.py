@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     goal = parser.add_mutually_exclusive_group(required=True)
     goal.add_argument("--psnr", type=_numbers, metavar="DB", help="PSNR to dense to reach, in dB")
     goal.add_argument("--share", type=_numbers, metavar="PART", help="computed share to keep to")
+    goal.add_argument(
+        "--attention-error",
+        type=_numbers,
+        metavar="SHARE",
+        help="calibrate LiteAttention instead: relative L1 error of each layer's output, e.g. 0.02",
+    )
     parser.add_argument(
         "--statistic",
         choices=("mean", "min"),
@@ -75,6 +81,31 @@ def _calls(pipe: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
     return [{**call, "prompt": p} for p in prompts]
 
 
+def _calibrate(
+    pipe: Any, calls: list[dict[str, Any]], args: argparse.Namespace, single: bool
+) -> int:
+    from ditaccel import config as configs
+    from ditaccel.attention.calibration import calibrate
+
+    print(f"{'target':<24}{'density':>9}{'error':>9}  file")
+    for error in args.attention_error:
+        found = calibrate(
+            pipe,
+            calls,
+            target_error=error,
+            seed=args.seed,
+            progress=lambda line: print(line, file=sys.stderr),
+        )
+        name = f"attention-error-{error:g}"
+        path = args.out if single else args.out / f"{name}.yaml"
+        label = f"attention within {100 * error:g} %"
+        configs.dump(configs.AccelerationConfig(attention=found.config, label=label), path)
+        density = sum(found.density) / len(found.density)
+        mean = sum(found.error) / len(found.error)
+        print(f"{name:<24}{density:>9.3f}{mean:>9.4f}  {path}")
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
     """Run `ditaccel tune`.
 
@@ -90,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
 
     goals = [Target(psnr=p, statistic=args.statistic) for p in args.psnr or ()]
     goals += [Target(computed_share=s, statistic=args.statistic) for s in args.share or ()]
+    goals += [Target(attention_error=e) for e in args.attention_error or ()]
     single = args.out.suffix in (".yaml", ".yml", ".json")
     if single and len(goals) > 1:
         raise UsageError(f"{len(goals)} targets need a folder, and --out {args.out} is a file")
@@ -102,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
     dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     pipe = load_pipeline(args.model, device=args.device, dtype=dtype[args.dtype])
     calls = _calls(pipe, args)
+    if args.attention_error:
+        return _calibrate(pipe, calls, args, single)
     tuner = Tuner(pipe, calls, args.seed, lambda line: print(line, file=sys.stderr), args.memory)
     print(f"{'target':<14}{'computed':>9}{'PSNR':>9}{'worst':>9}  file")
     for goal in goals:

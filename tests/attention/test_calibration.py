@@ -79,3 +79,13 @@ def test_bad_input() -> None:
 
 def test_candidates_are_in_documented_units() -> None:
     assert all(a < b < 0 for a, b in itertools.pairwise(CANDIDATES))
+
+
+def test_tune_calibrates_attention() -> None:
+    pipe, call = _peaked()
+    call = {**call, "height": 256, "width": 256, "num_inference_steps": 6, "num_frames": 13}
+    found = ditaccel.tune(pipe, [call], ditaccel.Target(attention_error=0.05))
+    assert found.cache is None and len(found.attention.thresholds) == 2
+    for wrong in ({}, {"psnr": 30.0, "attention_error": 0.1}, {"attention_error": 1.5}):
+        with pytest.raises(ConfigError, match=r"Target|attention_error"):
+            ditaccel.Target(**wrong)
