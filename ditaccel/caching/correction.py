@@ -6,6 +6,11 @@ Ordinary Differential Equations I, section III.1). Schedulers such as DDIM and f
 add `(sigma_next - sigma) * output` to the (rescaled) latents in every step, so the error that the
 gap left in the latents is a known sum, and adding that sum, divided by the computed step's own
 `sigma_next - sigma`, to the computed output takes it out again. No block runs for that.
+
+A computed output has seen the error before it was taken out, and has answered to it. What later
+forecasts and interpolations carry on must be free of that answer, else it bends the next gap: with
+noise prediction (`DenoisingStep.feedback`), where the answer is large, that cost more than the
+correction gained over gaps of five steps and more.
 """
 
 from __future__ import annotations
@@ -43,6 +48,13 @@ class GapEnd:
         # the computed output has answered to the error already, over its own width
         return self.error * -(1.0 / self.width + self.feedback)
 
+    @property
+    def answer(self) -> torch.Tensor | None:
+        """What the error did to the computed output, where a correction takes the error out."""
+        if self.correction is None or self.feedback == 0.0:
+            return None
+        return self.error * self.feedback
+
 
 @dataclass
 class GapCorrector:
@@ -55,29 +67,49 @@ class GapCorrector:
 
     order: int = 2
     _nodes: list[tuple[float, torch.Tensor]] = field(default_factory=list)
+    _answers: list[tuple[float, torch.Tensor | None]] = field(default_factory=list)
     _gap: list[tuple[float, float]] = field(default_factory=list)
     _sum: torch.Tensor | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        held = [v for _, v in self._nodes] + ([] if self._sum is None else [self._sum])
-        return sum(v.numel() * v.element_size() for v in held)
+        held = [v for _, v in (*self._nodes, *self._answers)] + [self._sum]
+        return sum(v.numel() * v.element_size() for v in held if v is not None)
 
-    def forecast(self, place: float, width: float, output: torch.Tensor) -> None:
-        """Book the output of a forecast step.
+    def forecast(
+        self, place: float, width: float, output: torch.Tensor, order: int = 1
+    ) -> torch.Tensor | None:
+        """Book the output of a forecast step; return what to add to it, None for nothing.
 
         Args:
             place: index of the step.
             width: `sigma_next - sigma` of the step.
             output: what the transformer returned, `(B, …)`.
+            order: order of the forecast; beyond 1 it is taken for 1.
         """
+        freed = self._freed(place, order)
         part = output.detach().float() * width
+        if freed is not None:
+            part.add_(freed, alpha=width)
         self._sum = part if self._sum is None else self._sum.add_(part)
         self._gap.append((place, width))
+        return freed
+
+    def _freed(self, place: float, order: int) -> torch.Tensor | None:
+        """What a forecast must be given to be free of the answers of the outputs it is made of."""
+        places = [p for p, _ in self._answers]
+        weights = newton_weights(places, place, min(order, len(places) - 1)) if places else []
+        pairs = [(w, a) for w, (_, a) in zip(weights, self._answers, strict=True) if a is not None]
+        return combine([a for _, a in pairs], [-w for w, _ in pairs]) if pairs else None
 
     def computed(
-        self, place: float, width: float, output: torch.Tensor, feedback: float = 0.0
+        self,
+        place: float,
+        width: float,
+        output: torch.Tensor,
+        feedback: float = 0.0,
+        corrects: bool = True,
     ) -> GapEnd | None:
         """Book the output of a computed step; None while there is nothing to compare.
 
@@ -87,10 +119,14 @@ class GapCorrector:
             output: what the transformer returned, `(B, …)`.
             feedback: `DenoisingStep.feedback` of the step: how far the error in the latents has
                 moved the output, which is then no clean end of the gap.
+            corrects: whether the caller takes the error out; else the answer to it is right.
         """
         end = self._end(place, width, output, feedback)
-        self._nodes.insert(0, (place, output.detach().clone()))
-        del self._nodes[self.order :]
+        answer = end.answer if corrects and end is not None else None
+        kept = output.detach().clone() if answer is None else output.detach() - answer
+        self._nodes.insert(0, (place, kept.to(output.dtype)))
+        self._answers.insert(0, (place, answer))
+        del self._nodes[self.order :], self._answers[2:]
         self._gap, self._sum = [], None
         return end
 

@@ -275,17 +275,18 @@ class BlockCache:
         base = leader.output if call.follows and leader is not None else None
         tracked = sample if base is None else sample - base
         place, width = float(step.index), step.sigma_next - step.sigma
+        corrects = self.policy.correction != "never" and step.additive
         correction = None
         if verdict.forecast or not call.remembers:
             # (a difference to a forecast is one too, even where this branch was computed)
-            state.corrector.forecast(place, width, tracked)
+            correction = state.corrector.forecast(place, width, tracked, self.policy.order)
         else:
-            end = state.corrector.computed(place, width, tracked, step.feedback)
+            end = state.corrector.computed(place, width, tracked, step.feedback, corrects)
             if end is not None:
                 if not call.follows:
                     self.policy.gate.gap_ended(step, state, end)
                 correction = end.correction
-        if self.policy.correction == "never" or not step.additive:
+        if not corrects:
             correction = None
         if leader is not None and not call.follows:
             leader.output, leader.correction = sample, correction

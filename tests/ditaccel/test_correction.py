@@ -158,20 +158,75 @@ def test_noise_prediction_answers_to_the_error_and_is_allowed_for(interval):
         x = torch.full((1, 1, 1), steps[0].sigma, dtype=torch.float64)
         corrector, history = GapCorrector(), History(1)
         for i, step in enumerate(steps):
-            width, feedback = step.sigma_next - step.sigma, step.feedback if mode == "full" else 0.0
+            width, feedback = step.sigma_next - step.sigma, step.feedback
+            if mode == "naive":
+                feedback = 0.0
             if mode == "dense" or i < 3 or (i - 2) % interval == 0 or i == len(steps) - 1:
                 output = x * step.sigma / (1 + step.sigma**2)
                 history.push(i, output)
-                end = corrector.computed(float(i), width, output, feedback)
-                if end is not None and end.correction is not None and mode in ("full", "naive"):
+                end = corrector.computed(float(i), width, output, feedback, mode == "full")
+                if (
+                    end is not None
+                    and end.correction is not None
+                    and mode not in ("dense", "plain")
+                ):
                     output = output + end.correction
             else:
                 output = history.forecast(i)
-                corrector.forecast(float(i), width, output)
+                freed = corrector.forecast(float(i), width, output)
+                output = output if freed is None else output + freed
             x = x + width * output
         return float(x)
 
     exact = run("dense")
-    errors = {mode: abs(run(mode) - exact) for mode in ("plain", "naive", "full")}
-    assert errors["full"] < errors["naive"]
+    errors = {m: abs(run(m) - exact) for m in ("plain", "naive", "answering", "full")}
+    assert errors["full"] < errors["answering"] < errors["naive"]
     assert errors["full"] < errors["plain"]
+
+
+def test_answers_are_kept_out_of_nodes_and_forecasts():
+    """Outputs on a line, the end of the gap moved by the error it saw: the next gap is straight."""
+    feedback, width = 0.5, -0.1
+    corrector = GapCorrector()
+
+    def line(i):
+        return X + 0.3 * i
+
+    for i in (0, 1):
+        corrector.computed(float(i), width, line(i), feedback)
+    wrong = 0.2 * torch.ones_like(X)
+    for i in (2, 3):
+        assert corrector.forecast(float(i), width, line(i) + wrong) is None
+    error = 2 * width * wrong
+    end = corrector.computed(4.0, width, line(4) + feedback * error, feedback)
+    torch.testing.assert_close(end.error, error)
+    torch.testing.assert_close(end.answer, feedback * error)
+    torch.testing.assert_close(corrector._nodes[0][1], line(4))
+    # a linear forecast from 1 and 4 carries 4/3 of the answer at 5
+    carried = feedback * error * 4 / 3
+    freed = corrector.forecast(5.0, width, line(5) + carried)
+    torch.testing.assert_close(freed, -carried)
+    torch.testing.assert_close(corrector._sum, width * line(5))
+    reused = GapCorrector()
+    reused._answers = corrector._answers
+    torch.testing.assert_close(reused.forecast(5.0, width, X, order=0), -feedback * error)
+
+
+def test_without_correction_answers_are_left_in():
+    corrector = GapCorrector()
+    corrector.computed(0.0, -0.1, X, 0.5, corrects=False)
+    corrector.forecast(1.0, -0.1, X + 1)
+    end = corrector.computed(2.0, -0.1, X, 0.5, corrects=False)
+    assert end.answer is not None
+    assert torch.equal(corrector._nodes[0][1], X)
+    assert corrector.forecast(3.0, -0.1, X) is None
+
+
+def test_flow_matching_has_no_answers():
+    corrector = GapCorrector()
+    for i in range(6):
+        if i in (2, 3, 5):
+            assert corrector.forecast(float(i), -0.1, X * i) is None
+        else:
+            corrector.computed(float(i), -0.1, X + i, 0.0)
+    assert all(answer is None for _, answer in corrector._answers)
