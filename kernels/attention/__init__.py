@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..dispatch import Backend, always, choose, reasons
 from ..tile_map import TileMap
-from . import naive, torch_backend, triton_backend
+from . import flex_backend, naive, torch_backend, triton_backend
 from .call import AttentionCall, Marking, TileAttentionOutput, check_call
 from .merge import merge_attention
 
@@ -25,6 +25,7 @@ BACKENDS: tuple[Backend[AttentionCall], ...] = (
         triton_backend.run,
         by_name_only=lambda call: call.q.device.type == "cpu",
     ),
+    Backend("flex", flex_backend.why_not, flex_backend.run, by_name_only=always),
     Backend("torch", torch_backend.why_not, torch_backend.run),
     Backend("naive", naive.why_not, naive.run, by_name_only=always),
 )
