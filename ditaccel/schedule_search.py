@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .caching.correction import LONGEST_WITH_FEEDBACK
 from .caching.forecast import newton_weights
 
 Steps = tuple[int, ...]
@@ -76,8 +77,9 @@ class GapCosts:
                 error[nodes] += width * np.asarray(weights)
                 error[i] -= width
         seen = extrapolation @ self._t.gram @ extrapolation
-        # a step of width 0 cannot carry a correction
-        kept = interpolation if self._t.widths[end] != 0.0 else extrapolation
+        # a step of width 0 cannot carry a correction, and noise prediction none of a long gap
+        answers = self._t.scales[end] != 1.0 and end - start > LONGEST_WITH_FEEDBACK
+        kept = extrapolation if self._t.widths[end] == 0.0 or answers else interpolation
         left = kept @ self._t.gram @ kept
         return float(max(left, 0.0) + self._unseen * max(seen, 0.0)) / self._t.scales[end] ** 2
 

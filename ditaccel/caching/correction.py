@@ -21,6 +21,10 @@ import torch
 
 from .forecast import combine, newton_weights
 
+# Distance of computed steps up to which an error is taken out of outputs that have answered to it.
+# Measured with noise prediction on DDIM: a gain at 2 and 3, a loss from 4 on.
+LONGEST_WITH_FEEDBACK = 3
+
 
 @dataclass(frozen=True)
 class GapEnd:
@@ -44,6 +48,8 @@ class GapEnd:
     def correction(self) -> torch.Tensor | None:
         """What to add to the computed output so that the error is taken out again."""
         if self.hypothetical or self.width == 0.0:
+            return None
+        if self.feedback > 0.0 and self.length > LONGEST_WITH_FEEDBACK:
             return None
         # the computed output has answered to the error already, over its own width
         return self.error * -(1.0 / self.width + self.feedback)

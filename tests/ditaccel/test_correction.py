@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMulti
 from tiny import generate, tiny_wan
 
 import ditaccel
-from ditaccel.caching.correction import GapCorrector
+from ditaccel.caching.correction import LONGEST_WITH_FEEDBACK, GapCorrector, GapEnd
 from ditaccel.caching.forecast import History
 from ditaccel.denoising import DenoisingTracker
 
@@ -141,7 +141,16 @@ def _recording(step, ends):
     return wrapped
 
 
-@pytest.mark.parametrize("interval", [3, 4, 5])
+def test_long_gaps_of_noise_prediction_are_left_alone():
+    for length in (LONGEST_WITH_FEEDBACK, LONGEST_WITH_FEEDBACK + 1):
+        ends = [
+            GapEnd(torch.ones(1), -0.1, length, False, feedback=feedback) for feedback in (0.5, 0.0)
+        ]
+        assert (ends[0].correction is None) == (length > LONGEST_WITH_FEEDBACK)
+        assert ends[1].correction is not None, "flow matching has no feedback"
+
+
+@pytest.mark.parametrize("interval", [3])
 def test_noise_prediction_answers_to_the_error_and_is_allowed_for(interval):
     """Data of unit variance: the exact noise prediction is `x * sigma / (1 + sigma^2)`.
 
