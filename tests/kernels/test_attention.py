@@ -45,7 +45,7 @@ def test_half_precision_is_computed_in_float32() -> None:
     assert relative_rmse(got, expected) < 2**-8
 
 
-def test_a_dense_and_a_threshold_of_minus_infinity_are_bit_identical() -> None:
+def test_all_tiles_and_a_threshold_of_minus_infinity_are_bit_identical() -> None:
     q, k, v = _qkv(1, 2, 70, 16)
     plain = tile_attention(q, k, v, _dense(70)).output
     marked = tile_attention(q, k, v, _dense(70), marking=Marking(-torch.inf, skip_now=True))

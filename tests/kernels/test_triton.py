@@ -9,6 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -34,10 +35,10 @@ def _run(*arguments: str, interpret: bool) -> str:
 def test_random_calls_agree_with_the_definition_in_the_interpreter(seed: int) -> None:
     out = _run(
         *("-m", "ditaccel.kernels.fuzz", "--backend", "triton"),
-        *("--cases", "25", "--seed", str(seed)),
+        *("--cases", "20", "--seed", str(seed)),
         interpret=True,
     )
-    assert "25 cases, 0 failed" in out
+    assert "20 cases, 0 failed" in out
 
 
 @pytest.mark.slow
@@ -80,6 +81,7 @@ def test_gates_of_the_kernel() -> None:
 
 _LEAN = """
 import sys
+from typing import Any
 import ditaccel.kernels
 assert "triton" not in sys.modules, "importing the kernels imported triton"
 assert not any(name.startswith("diffusers") for name in sys.modules)
@@ -120,7 +122,7 @@ def test_the_committed_table_is_complete_and_shows_no_spill() -> None:
     assert [row for row in rows if int(row["spills"])] == []
 
 
-def _builds(kind: str) -> list:
+def _builds(kind: str) -> list[Any]:
     from ditaccel.kernels import aot
 
     return list(aot.builds(kind))
