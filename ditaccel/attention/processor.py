@@ -68,6 +68,21 @@ class LayerSeam:
         self.index = index
         self.attend = attend
         self.closed = False
+        self.processor: Any = None
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float | None) -> Tensor:
+        """The layer's own attention, on `(B, H, L, D)`, by the backend that the user has set."""
+        backend = getattr(self.processor, "_attention_backend", None)
+        if backend is None:
+            return _native(q, k, v, mask, scale)
+        from diffusers.models.attention_dispatch import dispatch_attention_fn
+
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        grouped = q.shape[2] != k.shape[2]
+        out = dispatch_attention_fn(
+            q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped, backend=backend
+        )
+        return out.transpose(1, 2)
 
 
 class _Functional:
@@ -92,8 +107,11 @@ def _layer_attention(
     """One layer's attention in a compiled graph, `(B, L, H, D)`."""
     seam = _LAYERS.get(int(layer))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    dense = functools.partial(_native, q, k, v, mask, scale)
-    out = dense() if seam is None else seam.attend(seam.index, dense, q, k, v, mask, scale)
+    if seam is None:
+        out = _native(q, k, v, mask, scale)
+    else:
+        dense = functools.partial(seam.dense, q, k, v, mask, scale)
+        out = seam.attend(seam.index, dense, q, k, v, mask, scale)
     return out.transpose(1, 2).contiguous()
 
 
@@ -118,6 +136,7 @@ class _Wrapper:
         self.__dict__.update(own)
         self.__dict__["_ditaccel_call"] = self._rebound(type(inner).__call__)
         _LAYERS[number] = seam
+        seam.processor = inner
 
     def _rebound(self, function: Any) -> Callable[..., Any]:
         scope = dict(function.__globals__)

@@ -103,3 +103,28 @@ def test_inductor():
         result = generate(pipe, call, num_inference_steps=5)
         assert ditaccel.report(pipe).attention[0].maps.keys() == maps.keys()
     torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_dense_calls_of_compiled_blocks_use_the_backend_that_was_set():
+    pipe, call = tiny_wan(layers=2)
+    seen = []
+
+    from diffusers.models import attention_dispatch
+
+    original = attention_dispatch.dispatch_attention_fn
+
+    def watched(*args, **kwargs):
+        seen.append(kwargs.get("backend"))
+        return original(*args, **kwargs)
+
+    torch._dynamo.reset()
+    for block in pipe.transformer.blocks:
+        block.attn1.processor._attention_backend = "_native_math"
+    with ditaccel.accelerated(pipe, attention=ditaccel.LiteAttentionConfig(min_tokens=0)):
+        compile_blocks(pipe.transformer, fullgraph=True, backend="eager")
+        attention_dispatch.dispatch_attention_fn = watched
+        try:
+            generate(pipe, call, num_inference_steps=4)  # too few steps: all dense
+        finally:
+            attention_dispatch.dispatch_attention_fn = original
+    assert seen and set(seen) == {"_native_math"}
