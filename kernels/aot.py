@@ -118,7 +118,7 @@ def builds(backend: str) -> Iterator[Build]:
             "s_x_b s_x_h s_x_l s_x_d s_order_b s_order_h s_order_l s_out_b s_out_h s_out_l s_out_d "
             "heads length",
         ),
-        {**sizes, "BLOCK_L": 64, "INVERSE": False},
+        {**sizes, "BLOCK_L": 32, "INVERSE": False},
         {"num_warps": 4},
     )
 

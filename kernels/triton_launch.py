@@ -97,7 +97,7 @@ def permute(x: Tensor, order: Tensor, out: Tensor, inverse: bool) -> Tensor:
     from .triton_kernels import permute_kernel
 
     batch, heads, length, dim = x.shape
-    block_l = 64
+    block_l = 32
     permute_kernel[(-(-length // block_l), batch * heads)](
         x,
         order,

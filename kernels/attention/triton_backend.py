@@ -71,7 +71,8 @@ def blocks_for(
         backend: `cuda` or `hip`.
     """
     if element_size == 4:
-        most = Blocks(64, 32, 4, 2) if dim <= 128 else Blocks(32, 32, 4, 2)
+        # Products in full float32 are unrolled: larger blocks spill by the kilobyte.
+        most = Blocks(64, 32, 8, 2) if dim <= 64 else Blocks(32 if dim <= 128 else 16, 32, 8, 2)
     elif dim <= 64:
         most = Blocks(128, 64, 4, 3)
     elif dim <= 128:
