@@ -174,7 +174,9 @@ class AttentionLog:
         return lines
 
     def picture(self, path: str | os.PathLike[str], branch: str | None = None) -> Path:
-        """Save the maps of the newest generation: a row per layer, a column per step.
+        """Save the maps of the newest generation: a row per layer, a column per sparse step.
+
+        White is kept, black is skipped; queries run down, keys to the right.
 
         Args:
             path: of the PNG file.
@@ -183,7 +185,7 @@ class AttentionLog:
         Raises:
             ValueError: nothing was sparse, or there is no such branch.
         """
-        from PIL import Image
+        from PIL import Image, ImageDraw
 
         branches = list(dict.fromkeys(b for _, b, _ in self.maps))
         if not branches:
@@ -194,11 +196,19 @@ class AttentionLog:
         chosen = {(at, step): m for (at, b, step), m in self.maps.items() if b == branch}
         rows, columns = sorted({a for a, _ in chosen}), sorted({s for _, s in chosen})
         cell = _THUMBNAIL + 2
-        sheet = torch.full((len(rows) * cell, len(columns) * cell), 96, dtype=torch.uint8)
+        left_margin, top_margin = 64, 16
+        size = (top_margin + len(rows) * cell, left_margin + len(columns) * cell)
+        sheet = torch.full(size, 96, dtype=torch.uint8)
         for (at, step), kept in chosen.items():
             picture = F.interpolate(kept[None, None].float(), (_THUMBNAIL, _THUMBNAIL))[0, 0]
-            top, left = rows.index(at) * cell, columns.index(step) * cell
+            top, left = top_margin + rows.index(at) * cell, left_margin + columns.index(step) * cell
             sheet[top : top + _THUMBNAIL, left : left + _THUMBNAIL] = picture.round().byte().cpu()
         path = Path(path)
-        Image.fromarray(sheet.numpy()).save(path)
+        image = Image.fromarray(sheet.numpy())
+        draw = ImageDraw.Draw(image)
+        for i, step in enumerate(columns):
+            draw.text((left_margin + i * cell + 2, 2), f"step {step}", fill=255)
+        for i, at in enumerate(rows):
+            draw.text((4, top_margin + i * cell + cell // 2 - 6), f"layer {at}", fill=255)
+        image.save(path)
         return path
