@@ -19,8 +19,9 @@ METHOD = "method"
 PEER = "peer"
 
 FORMS = (
-    "a preset name, a YAML file, `method:option=value,…`, `steps:N`, `steps:N+method:…` or "
-    "`peer/name:option=value,…`; `a|b|c` in place of a value makes a series"
+    "a preset name, a YAML file, `method:option=value,…`, `caching & attention` (two of those), "
+    "`steps:N`, `steps:N+method:…` or `peer/name:option=value,…`; `a|b|c` in place of a value "
+    "makes a series"
 )
 _LABEL = re.compile(r"^([^=:|,+]+)=(.+)$")
 _NAME = re.compile(r"^[A-Za-z_][\w]*$")
@@ -95,7 +96,7 @@ def _split_label(text: str) -> tuple[str | None, str]:
 
 def _sweep(text: str) -> list[tuple[str, tuple[str, ...]]]:
     """Every combination of the `a|b|c` alternatives, each with its swept values."""
-    parts = re.split(r"([:=,+])", text)
+    parts = re.split(r"([:=,+&])", text)
     choices = [part.split("|") for part in parts]
     swept = [i for i, choice in enumerate(choices) if len(choice) > 1]
     found = []
@@ -167,7 +168,7 @@ def parse_config(text: str) -> list[RunConfig]:
         return [_one(str(file), name, series, ()) for file, name in zip(files, names, strict=True)]
     rows = _sweep(spec)
     # What stays the same along the curve names it.
-    series = re.sub(r"[^:=,+|]+(\|[^:=,+|]+)+", "*", spec)
+    series = re.sub(r"[^:=,+|&]+(\|[^:=,+|&]+)+", "*", spec)
     if spec.startswith("steps:") and "+" not in spec:
         series = "fewer steps"
     return [_one(one, label, label or series, swept) for one, swept in rows]

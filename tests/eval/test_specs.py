@@ -110,3 +110,9 @@ def test_several_files_are_one_series():
         ("tuned share-0.3", "tuned", "a/share-0.3.yaml"),
     ]
     assert parse_config("one.yaml")[0].label == "one"
+
+
+def test_caching_and_attention_sweep_together() -> None:
+    rows = parse_config("both=taylorseer:interval=2|3&lite_attention:threshold=-5")
+    assert [row.label for row in rows] == ["both 2", "both 3"]
+    assert rows[1].cache == "taylorseer:interval=3&lite_attention:threshold=-5"
