@@ -35,8 +35,23 @@ ADAPTER = FamilyAdapter(
             "block_order": 1,
             "warmup": 5,
         },
-        "safe": {"method": "adaptive_taylor", "tolerance": 0.003, "guidance": "difference"},
-        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01, "guidance": "difference"},
-        "fast": {"method": "adaptive_taylor", "tolerance": 0.03, "guidance": "difference"},
+        "safe": {
+            "method": "adaptive_taylor",
+            "tolerance": 0.003,
+            "warmup": 5,
+            "guidance": "difference",
+        },
+        "balanced": {
+            "method": "adaptive_taylor",
+            "tolerance": 0.01,
+            "warmup": 5,
+            "guidance": "difference",
+        },
+        "fast": {
+            "method": "adaptive_taylor",
+            "tolerance": 0.03,
+            "warmup": 5,
+            "guidance": "difference",
+        },
     },
 )

@@ -17,8 +17,23 @@ ADAPTER = FamilyAdapter(
     tokens=packed_tokens,
     text="front",
     presets={
-        "safe": {"method": "adaptive_taylor", "tolerance": 0.003, "guidance": "difference"},
-        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01, "guidance": "difference"},
-        "fast": {"method": "adaptive_taylor", "tolerance": 0.03, "guidance": "difference"},
+        "safe": {
+            "method": "adaptive_taylor",
+            "tolerance": 0.003,
+            "warmup": 5,
+            "guidance": "difference",
+        },
+        "balanced": {
+            "method": "adaptive_taylor",
+            "tolerance": 0.01,
+            "warmup": 5,
+            "guidance": "difference",
+        },
+        "fast": {
+            "method": "adaptive_taylor",
+            "tolerance": 0.03,
+            "warmup": 5,
+            "guidance": "difference",
+        },
     },
 )

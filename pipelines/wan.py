@@ -17,8 +17,23 @@ ADAPTER = FamilyAdapter(
             "warmup": 6,
             "guidance": "follow",
         },
-        "safe": {"method": "adaptive_taylor", "tolerance": 0.003, "guidance": "difference"},
-        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01, "guidance": "difference"},
-        "fast": {"method": "adaptive_taylor", "tolerance": 0.03, "guidance": "difference"},
+        "safe": {
+            "method": "adaptive_taylor",
+            "tolerance": 0.003,
+            "warmup": 6,
+            "guidance": "difference",
+        },
+        "balanced": {
+            "method": "adaptive_taylor",
+            "tolerance": 0.01,
+            "warmup": 6,
+            "guidance": "difference",
+        },
+        "fast": {
+            "method": "adaptive_taylor",
+            "tolerance": 0.03,
+            "warmup": 6,
+            "guidance": "difference",
+        },
     },
 )
