@@ -62,9 +62,7 @@ def _wan() -> tuple:
             return (64, 1)
         return (2, 32) if step % 6 == 3 else (8, 8)
 
-    run = Run(
-        "wan", build_wan(), rate=1e-3, muon=True, muon_factor=3.0, compiled=True, decay=0.995
-    )
+    run = Run("wan", build_wan(), rate=1e-3, muon=True, muon_factor=3.0, compiled=True, decay=0.995)
     return run, wan_loss(Pool("wan-images"), lambda: Pool("wan"), plan)
 
 
