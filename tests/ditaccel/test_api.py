@@ -368,7 +368,7 @@ def test_mistakes_are_one_clear_line():
         ditaccel.accelerate(pipe, "warp")
     with pytest.raises(ditaccel.ConfigError, match="no config of a caching method"):
         ditaccel.accelerate(pipe, cache=3)
-    with pytest.raises(ditaccel.ConfigError, match="names no caching method"):
+    with pytest.raises(ditaccel.ConfigError, match="names neither a caching method"):
         ditaccel.accelerate(pipe, ditaccel.AccelerationConfig())
     with pytest.raises(ditaccel.UsageError, match="neither a diffusers pipeline"):
         ditaccel.accelerate("pipe")
