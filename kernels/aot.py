@@ -4,8 +4,8 @@
     python -m ditaccel.kernels.aot --target sm_90      # one device, printed only
 
 The table `aot_table.csv` holds registers, spills and shared memory of each build: as ptxas states
-them on NVIDIA, as the assembly states them on AMD. A spill, or more shared memory than the device
-has, is an error.
+them on NVIDIA, as the assembly states them on AMD. A spill to memory, or more shared memory than
+the device has, is an error. The table is for readers of the repository; wheels leave it out.
 """
 
 from __future__ import annotations
@@ -30,14 +30,34 @@ from .tiling import Tiling
 from .triton_launch import block_of
 
 TABLE = Path(__file__).with_name("aot_table.csv")
-# Shared memory that one program may take, in bytes.
-TARGETS = {
-    "sm_80": ("cuda", 80, 32, 163 * 1024),
-    "sm_90": ("cuda", 90, 32, 227 * 1024),
-    "sm_100": ("cuda", 100, 32, 227 * 1024),
-    "gfx942": ("hip", "gfx942", 64, 64 * 1024),
-}
 _TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device to compile for.
+
+    Attributes:
+        backend: `cuda` or `hip`.
+        arch: compute capability times ten, or AMD's name.
+        warp: threads of a warp.
+        shared: bytes of shared memory that one program may take.
+    """
+
+    backend: str
+    arch: int | str
+    warp: int
+    shared: int
+
+
+TARGETS = {
+    "sm_80": Target("cuda", 80, 32, 163 * 1024),
+    "sm_89": Target("cuda", 89, 32, 99 * 1024),
+    "sm_90": Target("cuda", 90, 32, 227 * 1024),
+    "sm_100": Target("cuda", 100, 32, 227 * 1024),
+    "sm_120": Target("cuda", 120, 32, 99 * 1024),
+    "gfx942": Target("hip", "gfx942", 64, 64 * 1024),
+}
 
 
 @dataclass(frozen=True)
@@ -61,28 +81,45 @@ class Build:
 
 @dataclass(frozen=True)
 class Resources:
-    """A row of the table; spills and shared memory in bytes (AMD: spilled registers)."""
+    """A row of the table.
+
+    Attributes:
+        build: its name.
+        target: the device.
+        registers: of a thread; AMD's accumulation registers among them.
+        spills: bytes of memory that a thread's spilled registers move through or lie in.
+        lanes: AMD's scalar registers that are parked in the lanes of a vector register. That costs
+            an instruction each and no memory, so it is stated and not refused.
+        shared: bytes of shared memory.
+    """
 
     build: str
     target: str
     registers: int
     spills: int
+    lanes: int
     shared: int
 
 
-def builds(backend: str) -> Iterator[Build]:
-    """What is compiled for each device; `backend` is `cuda` or `hip`."""
+def builds(target: str) -> Iterator[Build]:
+    """What is compiled for a target, a key of `TARGETS`."""
+    arch = TARGETS[target].arch
     for dtype, dim, kind in (
         (torch.bfloat16, 64, "plain"),
+        (torch.bfloat16, 64, "mark"),
         (torch.bfloat16, 128, "plain"),
         (torch.bfloat16, 128, "mark"),
         (torch.bfloat16, 128, "skip_now"),
         (torch.bfloat16, 128, "variable"),
         (torch.bfloat16, 128, "ragged"),
+        (torch.bfloat16, 128, "variable mark"),
         (torch.bfloat16, 256, "plain"),
+        (torch.bfloat16, 256, "mark"),
+        (torch.float32, 64, "mark"),
+        (torch.float32, 128, "plain"),
         (torch.float32, 128, "mark"),
     ):
-        yield _attention_build(dtype, dim, kind, backend)
+        yield _attention_build(dtype, dim, kind, arch)
     sizes = {"D": 128, "BLOCK_D": block_of(128)}
     yield Build(
         "assign bf16 D128",
@@ -127,27 +164,28 @@ def _signature(pointers: dict[str, str], integers: str) -> dict[str, str]:
     return {**pointers, **dict.fromkeys(integers.split(), "i32")}
 
 
-def _attention_build(dtype: torch.dtype, dim: int, kind: str, backend: str) -> Build:
+def _attention_build(dtype: torch.dtype, dim: int, kind: str, arch: int | str) -> Build:
     """The flags come from the launcher itself, for a call on tensors without memory."""
     length = 1000 if kind == "ragged" else 1024
     x = torch.empty((1, 1, length, dim), dtype=dtype, device="meta")
-    tiling = Tiling.fixed(length, 64 if kind == "skip_now" and dim > 128 else 128)
+    tiling = Tiling.fixed(length, 128)
     k_tiling = Tiling.fixed(length, 64)
-    if kind == "variable":
+    variable = kind.startswith("variable")
+    if variable:
         offsets = torch.empty((1, 1, 9), dtype=torch.int32, device="meta")
         tiling = k_tiling = Tiling.variable(offsets, length)
     tile_map = TileMap.dense(tiling, k_tiling, "meta")
-    marking = Marking(-10.0, skip_now=kind == "skip_now") if kind in ("mark", "skip_now") else None
+    marking = None
+    if kind.endswith(("mark", "skip_now")):
+        marking = Marking(-10.0, skip_now=kind == "skip_now")
     mask = torch.empty((1, length), dtype=torch.bool, device="meta") if kind == "ragged" else None
     call = check_call(x, x, x, tile_map, None, mask, True, marking)
-    flags, blocks = flags_for(call, backend)
+    flags, blocks = flags_for(call, arch)
     present = {
         "p_mask": mask is not None,
         "p_threshold": marking is not None,
         "p_keep": marking is not None,
-        **dict.fromkeys(
-            ("p_work_tile", "p_work_row", "p_q_bound", "p_k_bound"), kind == "variable"
-        ),
+        **dict.fromkeys(("p_work_tile", "p_work_row", "p_q_bound", "p_k_bound"), variable),
     }
     types = {"p_lse": "*fp32", "p_keep": "*u8", "p_threshold": "*fp32", "p_mask": "*u8"}
     types |= dict.fromkeys(("p_q", "p_k", "p_v", "p_out"), _TYPES[dtype])
@@ -186,7 +224,7 @@ def compile_build(build: Build, target: str) -> Resources:
 
     module, function = build.kernel.split(":")
     kernel = getattr(importlib.import_module(f"{__package__}.{module}"), function)
-    backend, arch, warp, limit = TARGETS[target]
+    device = TARGETS[target]
     # The innermost stride is 1, pointers and the other strides of q, k, v are multiples of 16, as
     # they are at run time: what the compiler may rely on decides how it loads.
     constants: dict[str, Any] = dict(build.flags)
@@ -203,26 +241,28 @@ def compile_build(build: Build, target: str) -> Resources:
         signature[name] = kind
     source = ASTSource(kernel, signature, constants, attributes)
     compiled = triton.compile(
-        source, target=GPUTarget(backend, arch, warp), options=dict(build.options)
+        source,
+        target=GPUTarget(device.backend, device.arch, device.warp),
+        options=dict(build.options),
     )
-    registers, spills = (
-        _ptxas_resources(compiled.asm["ptx"], int(arch))
-        if backend == "cuda"
+    taken = (
+        _ptxas_resources(compiled.asm["ptx"], int(device.arch))
+        if device.backend == "cuda"
         else _amd_resources(compiled.asm["amdgcn"])
     )
-    resources = Resources(build.name, target, registers, spills, compiled.metadata.shared)
+    resources = Resources(build.name, target, *taken, compiled.metadata.shared)
     if resources.spills:
         raise RuntimeError(f"{build.name} spills on {target}: {resources}")
-    if resources.shared > limit:
+    if resources.shared > device.shared:
         raise RuntimeError(
             f"{build.name} takes {resources.shared} bytes of shared memory on {target}, which has "
-            f"{limit}"
+            f"{device.shared}"
         )
     return resources
 
 
-def _ptxas_resources(ptx: str, arch: int) -> tuple[int, int]:
-    """Registers of a thread and bytes of spills, stores and loads, as ptxas states them."""
+def _ptxas_resources(ptx: str, arch: int) -> tuple[int, int, int]:
+    """Registers of a thread, bytes of spills (stores and loads) as ptxas states them, and 0."""
     from triton.backends.nvidia.compiler import get_ptxas
 
     tool = get_ptxas(arch)
@@ -239,18 +279,22 @@ def _ptxas_resources(ptx: str, arch: int) -> tuple[int, int]:
     registers = re.search(r"Used (\d+) registers", done.stderr)
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
     assert registers is not None and spills is not None, done.stderr
-    return int(registers[1]), int(spills[1]) + int(spills[2])
+    return int(registers[1]), int(spills[1]) + int(spills[2]), 0
 
 
-def _amd_resources(assembly: str) -> tuple[int, int]:
-    """Vector registers and spilled registers, vector and scalar, as the assembly states them."""
+def _amd_resources(assembly: str) -> tuple[int, int, int]:
+    """Vector registers, bytes of memory for spills, and scalar registers parked in lanes.
+
+    A kernel of ours has no stack of its own, so its private segment holds spills only.
+    """
 
     def stated(key: str) -> int:
         found = re.search(rf"\.{key}:\s+(\d+)", assembly)
         assert found is not None, key
         return int(found[1])
 
-    return stated("vgpr_count"), stated("vgpr_spill_count") + stated("sgpr_spill_count")
+    memory = max(stated("private_segment_fixed_size"), 4 * stated("vgpr_spill_count"))
+    return stated("vgpr_count"), memory, stated("sgpr_spill_count")
 
 
 def sweep(targets: list[str]) -> list[Resources]:
@@ -261,7 +305,7 @@ def sweep(targets: list[str]) -> list[Resources]:
     """
     rows, failures = [], []
     for target in targets:
-        for build in builds(TARGETS[target][0]):
+        for build in builds(target):
             try:
                 rows.append(compile_build(build, target))
             except RuntimeError as error:
@@ -283,7 +327,10 @@ def main(arguments: list[str] | None = None) -> None:
             writer.writeheader()
             writer.writerows(asdict(row) for row in rows)
     for row in rows:
-        print(f"{row.build:28} {row.target:8} {row.registers:4} {row.spills:4} {row.shared:7}")
+        print(
+            f"{row.build:28} {row.target:8} {row.registers:4} {row.spills:4} {row.lanes:4} "
+            f"{row.shared:7}"
+        )
 
 
 if __name__ == "__main__":

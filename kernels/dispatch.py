@@ -79,6 +79,9 @@ def why_not_triton(device: torch.device) -> str | None:
     if not _has_triton():
         return "the package triton is not installed (pip install triton)"
     if device.type == "cuda":
+        arch = arch_of(device)
+        if isinstance(arch, int) and arch < 80:
+            return f"it needs compute capability 8.0 or more, and {device} has {arch / 10}"
         return None
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None if device.type == "cpu" else f"the interpreter does not read {device.type}"
@@ -86,6 +89,20 @@ def why_not_triton(device: torch.device) -> str | None:
         f"the tensors are on {device.type}, and Triton needs a CUDA or ROCm device (or "
         "TRITON_INTERPRET=1, set before the first kernel is imported, to try it slowly on a CPU)"
     )
+
+
+@cache
+def arch_of(device: torch.device) -> int | str:
+    """What block sizes are chosen by: compute capability times ten, or AMD's name of the chip.
+
+    The interpreter gets what it would on the smallest capability.
+    """
+    if device.type != "cuda":
+        return 80
+    if torch.version.hip:
+        return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def interpreted() -> bool:

@@ -268,7 +268,7 @@ def poisoned() -> Iterator[None]:
     def poisoned_empty_like(*args: Any, **kwargs: Any) -> Tensor:
         return fill(empty_like(*args, **kwargs))
 
-    torch.empty, torch.empty_like = poisoned_empty, poisoned_empty_like  # type: ignore[assignment]
+    torch.empty, torch.empty_like = poisoned_empty, poisoned_empty_like
     try:
         yield
     finally:

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch import interpreted, why_not_triton
+from ..dispatch import arch_of, interpreted, why_not_triton
 from ..tiling import Tiling
 from ..triton_launch import DTYPES, MAX_HEAD_DIM, block_of, shared_strides
 from .call import LOG2_E, AttentionCall, TileAttentionOutput
+
+# Capabilities whose programs may take 99 KiB of shared memory, where others have 163 or more.
+SMALL_SHARED = (86, 89, 120, 121)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def why_not(call: AttentionCall) -> str | None:
         q_tile, k_tile = call.tile_map.q_tiling.tile, call.tile_map.k_tiling.tile
         if q_tile is None or k_tile is None:
             return "skip_now needs tiles of fixed size, so that one program sees a whole tile"
-        most = blocks_for(call.q.shape[3], call.q.element_size(), 1 << 20, 1 << 20)
+        most = _most(call, arch_of(call.q.device))
         if q_tile > most.rows or k_tile > most.columns:
             return (
                 f"skip_now needs tiles of at most {most.rows} x {most.columns} for this head "
@@ -58,40 +61,69 @@ def why_not(call: AttentionCall) -> str | None:
     return None
 
 
-def blocks_for(
-    dim: int, element_size: int, q_tile: int, k_tile: int, backend: str = "cuda"
-) -> Blocks:
-    """Block sizes for a head dimension: the kernel's, or less where tiles are smaller.
+def blocks_for(call: AttentionCall, arch: int | str) -> Blocks:
+    """Block sizes for a call: the most that a device takes, or less where tiles are smaller.
+
+    Each choice is held against the registers and the shared memory of its builds, see `..aot`.
 
     Args:
-        dim: D.
-        element_size: bytes of an element.
-        q_tile: rows of a query tile (any large number where they vary).
-        k_tile: columns of a key tile.
-        backend: `cuda` or `hip`.
+        call: what is run.
+        arch: of the device, as `arch_of` gives it.
     """
-    if element_size == 4:
-        # Products in full float32 are unrolled: larger blocks spill by the kilobyte.
-        most = Blocks(64, 32, 8, 2) if dim <= 64 else Blocks(32 if dim <= 128 else 16, 32, 8, 2)
-    elif dim <= 64:
-        most = Blocks(128, 64, 4, 3)
-    elif dim <= 128:
-        most = Blocks(128, 64, 8, 3)
-    else:
-        most = Blocks(64, 64, 8, 2)
+    q_tile, k_tile = call.tile_map.q_tiling.tile, call.tile_map.k_tiling.tile
+    most = _most(call, arch)
     return Blocks(
-        min(most.rows, block_of(q_tile)),
-        min(most.columns, block_of(k_tile)),
+        min(most.rows, block_of(q_tile or most.rows)),
+        min(most.columns, block_of(k_tile or most.columns)),
         most.warps,
-        1 if backend == "hip" else most.stages,
+        most.stages,
     )
 
 
-def flags_for(call: AttentionCall, backend: str = "cuda") -> tuple[dict[str, Any], Blocks]:
-    """The kernel's compile-time flags for a call, and its block sizes."""
-    q_tile, k_tile = call.tile_map.q_tiling.tile, call.tile_map.k_tiling.tile
+def _most(call: AttentionCall, arch: int | str) -> Blocks:
+    """The blocks for tiles of any size."""
     dim = call.q.shape[3]
-    blocks = blocks_for(dim, call.q.element_size(), q_tile or 1 << 20, k_tile or 1 << 20, backend)
+    variable = call.tile_map.q_tiling.tile is None or call.tile_map.k_tiling.tile is None
+    if isinstance(arch, str):
+        return _most_hip(dim, call.q.element_size(), variable)
+    marks = call.marking is not None
+    # Their matrix instructions read both sides and add up in registers, of which none are left
+    # over; those of 90 to 119 read and add up elsewhere.
+    crowded = not 90 <= arch < 120
+    if call.q.element_size() == 4:
+        # Products in full float32 are unrolled: larger blocks spill by the kilobyte.
+        if dim <= 64:
+            return Blocks(64, 32, 8, 2)
+        if dim <= 128 and (not marks or 100 <= arch < 120):
+            return Blocks(32, 32, 8, 2)
+        return Blocks(16, 32, 4 if dim <= 128 else 8, 2)
+    if dim <= 64:
+        return Blocks(128, 64, 8 if crowded and marks else 4, 3)
+    if dim <= 128:
+        if crowded and variable:
+            return Blocks(64, 32 if marks or arch != 80 else 64, 4, 3)
+        if crowded and call.marking is not None and not call.marking.skip_now:
+            return Blocks(64, 64, 4, 3)
+        return Blocks(128, 64, 8, 3)
+    return Blocks(64, 32 if arch in SMALL_SHARED else 64, 8, 2)
+
+
+def _most_hip(dim: int, element_size: int, variable: bool) -> Blocks:
+    """Fewer warps have more registers each: 4 may have 512."""
+    if element_size == 4:
+        return Blocks(64 if dim <= 64 else 32 if dim <= 128 else 16, 32, 8, 1)
+    if dim <= 64:
+        return Blocks(128, 64, 4, 1)
+    if dim <= 128:
+        return Blocks(128, 64, 4 if variable else 8, 1)
+    return Blocks(64, 64, 4, 1)
+
+
+def flags_for(call: AttentionCall, arch: int | str) -> tuple[dict[str, Any], Blocks]:
+    """The kernel's compile-time flags for a call, and its block sizes."""
+    k_tile = call.tile_map.k_tiling.tile
+    dim = call.q.shape[3]
+    blocks = blocks_for(call, arch)
     mask = 0
     if call.mask is not None:
         mask = 1 if call.mask.shape[2] == 1 else 2
@@ -101,7 +133,7 @@ def flags_for(call: AttentionCall, backend: str = "cuda") -> tuple[dict[str, Any
         "BLOCK_D": block_of(dim),
         "BLOCK_M": blocks.rows,
         "BLOCK_N": blocks.columns,
-        "Q_TILE": q_tile or 0,
+        "Q_TILE": call.tile_map.q_tiling.tile or 0,
         "K_TILE": k_tile or 0,
         "MASK": mask,
         "EVEN_K": k_tile is not None
@@ -123,7 +155,7 @@ def run(call: AttentionCall) -> TileAttentionOutput:
     q, k, v, tile_map = call.q, call.k, call.v, call.tile_map
     batch, heads, q_len, _ = q.shape
     device = q.device
-    flags, blocks = flags_for(call, "hip" if torch.version.hip else "cuda")
+    flags, blocks = flags_for(call, arch_of(device))
     output = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=device) if call.return_lse else None
     keep = thresholds = None

@@ -9,9 +9,9 @@ import importlib.util
 import os
 import subprocess
 import sys
-from typing import Any
 
 import pytest
+import torch
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
@@ -81,7 +81,6 @@ def test_gates_of_the_kernel() -> None:
 
 _LEAN = """
 import sys
-from typing import Any
 import ditaccel.kernels
 assert "triton" not in sys.modules, "importing the kernels imported triton"
 assert not any(name.startswith("diffusers") for name in sys.modules)
@@ -95,7 +94,7 @@ def test_importing_the_kernels_imports_no_triton() -> None:
 
 _ONE_BUILD = """
 from ditaccel.kernels import aot
-build = next(b for b in aot.builds("cuda") if b.name == "attention bf16 D128 mark")
+build = next(b for b in aot.builds("sm_90") if b.name == "attention bf16 D128 mark")
 resources = aot.compile_build(build, "sm_90")
 print(resources.registers, resources.spills, resources.shared)
 """
@@ -107,7 +106,7 @@ def test_one_build_compiles_without_a_gpu_and_spills_nothing() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"])
 def test_all_builds_compile_and_spill_nothing(target: str) -> None:
     _run("-m", "ditaccel.kernels.aot", "--target", target, interpret=False)
 
@@ -119,12 +118,39 @@ def test_the_committed_table_is_complete_and_shows_no_spill() -> None:
         pytest.skip("no table: make one with python -m ditaccel.kernels.aot, once nothing spills")
     with aot.TABLE.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    expected = {(b.name, t) for t, (kind, *_) in aot.TARGETS.items() for b in _builds(kind)}
+    expected = {(build.name, target) for target in aot.TARGETS for build in aot.builds(target)}
     assert {(row["build"], row["target"]) for row in rows} == expected
     assert [row for row in rows if int(row["spills"])] == []
+    assert [row for row in rows if int(row["shared"]) > aot.TARGETS[row["target"]].shared] == []
 
 
-def _builds(kind: str) -> list[Any]:
-    from ditaccel.kernels import aot
+def test_a_device_without_the_matrix_instructions_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ditaccel.kernels import dispatch
 
-    return list(aot.builds(kind))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    dispatch.arch_of.cache_clear()
+    try:
+        reason = dispatch.why_not_triton(torch.device("cuda", 0))
+    finally:
+        dispatch.arch_of.cache_clear()
+    assert reason is not None and "compute capability 8.0 or more, and cuda:0 has 7.5" in reason
+
+
+@pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120, "gfx942"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("dim", [32, 80, 128, 200])
+def test_blocks_are_never_larger_than_the_tiles(
+    arch: int | str, dtype: torch.dtype, dim: int
+) -> None:
+    from ditaccel.kernels import TileMap, Tiling
+    from ditaccel.kernels.attention.call import check_call
+    from ditaccel.kernels.attention.triton_backend import blocks_for
+
+    x = torch.empty((1, 1, 96, dim), dtype=dtype, device="meta")
+    tile_map = TileMap.dense(Tiling.fixed(96, 16), Tiling.fixed(96, 32), "meta")
+    blocks = blocks_for(check_call(x, x, x, tile_map, None, None, False, None), arch)
+    assert (blocks.rows, blocks.columns) == (16, 32)
+    assert blocks.warps in (4, 8)
