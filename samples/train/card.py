@@ -40,8 +40,8 @@ METHOD = {
 
 LIMITS = {
     "dit": "About one shape in six is not what was asked for, and pale smears next to objects come "
-    "from latents the decoder does not know. Whether the background is light or dark is not said by "
-    "the class: it is decided in the first steps, and a cache that disturbs them flips it (PSNR "
+    "from latents the decoder does not know. Whether the background is light or dark is not said "
+    "by the class: it is decided in the first steps, and a cache that disturbs them flips it (PSNR "
     "near 5 dB on that picture).",
     "flux": "With two objects colours are right and about half of the shapes are not. Prompts that "
     "name no background leave it to the first steps, which a cache may flip. Features are less "
