@@ -283,12 +283,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--backend", choices=("torch", "triton"), default="torch")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stop-after", type=int, default=10, help="failures")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after")
     options = parser.parse_args(arguments)
     dtypes = None
     if options.device != "cpu":
         dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    began, failures = time.perf_counter(), 0
+    began, ran, failures = time.perf_counter(), 0, 0
     for seed in range(options.seed, options.seed + options.cases):
+        if time.perf_counter() - began > options.seconds:
+            break
+        ran += 1
         case = draw(seed, options.device, dtypes)
         wrong = check(case, (options.backend,))
         wrong += check_clusters(seed, options.backend, options.device)
@@ -298,10 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
             if failures >= options.stop_after:
                 break
     spent = time.perf_counter() - began
-    print(
-        f"{options.backend} on {options.device}: {seed - options.seed + 1} cases, {failures} "
-        f"failed, {spent:.0f} s"
-    )
+    print(f"{options.backend} on {options.device}: {ran} cases, {failures} failed, {spent:.0f} s")
     return 1 if failures else 0
 
 

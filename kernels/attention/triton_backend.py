@@ -98,13 +98,15 @@ def _most(call: AttentionCall, arch: int | str) -> Blocks:
             return Blocks(32, 32, 8, 2)
         return Blocks(16, 32, 4 if dim <= 128 else 8, 2)
     if dim <= 64:
-        return Blocks(128, 64, 8 if crowded and marks else 4, 3)
+        return Blocks(128, 64, 8 if crowded and (marks or arch >= 120) else 4, 3)
     if dim <= 128:
-        if crowded and variable:
-            return Blocks(64, 32 if marks or arch != 80 else 64, 4, 3)
-        if crowded and call.marking is not None and not call.marking.skip_now:
-            return Blocks(64, 64, 4, 3)
-        return Blocks(128, 64, 8, 3)
+        skip_now = call.marking is not None and call.marking.skip_now
+        if not crowded:
+            return Blocks(128, 32 if arch >= 100 and variable and marks else 64, 8, 3)
+        if variable or (marks and not skip_now):
+            narrow = arch >= 120 or (variable and (marks or arch > 80))
+            return Blocks(64, 32 if narrow else 64, 4, 3)
+        return Blocks(128, 32 if arch >= 120 and not skip_now else 64, 8, 3)
     return Blocks(64, 32 if arch in SMALL_SHARED else 64, 8, 2)
 
 
