@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from . import config as configs
-from ._compat import ContextListener
+from ._compat import ContextListener, refuse_split
 from .attention.planner import Planner
 from .attention.runtime import AttentionRuntime
 from .caching.hooks import BlockCache, find_blocks
@@ -42,6 +42,7 @@ class Session:
     ) -> None:
         self.config = config
         self._planner = planner
+        self._transformers = dict(transformers)
         self._tracker = DenoisingTracker(pipe)
         self._ledger = PatchLedger(owner=self)
         self._caches: dict[str, BlockCache] = {}
@@ -140,6 +141,8 @@ class Session:
 
     def _begin_generation(self, step: DenoisingStep) -> None:
         self._generation = step.generation
+        for name, transformer in self._transformers.items():
+            refuse_split(name, transformer)  # it may have been split since `accelerate`
         for name in {**self._caches, **self._attention}:
             self._clear(name)
         for attention in self._attention.values():

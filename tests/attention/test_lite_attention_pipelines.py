@@ -252,7 +252,7 @@ def test_report_of_attention(tmp_path):
             with Image.open(log.picture(tmp_path / f"{branch}.png", branch)) as picture:
                 sizes.add(picture.size)
                 assert picture.getextrema() == (0, 255)
-        assert sizes == {(7 * 50, 4 * 50)}
+        assert sizes == {(64 + 7 * 50, 16 + 4 * 50)}
         with pytest.raises(ValueError, match="no branch 'x'; there are: cond, uncond"):
             log.picture(tmp_path / "x.png", "x")
 

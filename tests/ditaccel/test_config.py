@@ -14,7 +14,7 @@ from ditaccel.errors import ConfigError, UsageError
 
 
 def test_every_method_and_preset_round_trips(tmp_path):
-    made = [AccelerationConfig(cls()) for cls in configs.methods().values()]
+    made = [AccelerationConfig(**{cls.kind: cls()}) for cls in configs.methods().values()]
     made += [configs.preset(p, a.name) for a in adapters().values() for p in a.presets]
     assert len(made) >= 12
     for config in made:
