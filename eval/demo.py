@@ -34,9 +34,10 @@ class Plan:
     prompts: int
 
 
-OURS = ("presets=safe|balanced|fast", "CG-Taylor (published)=published")
+PRESETS = "presets=safe|balanced|fast"
+OURS = (PRESETS, "CG-Taylor (published)=published")
 PLANS = (
-    Plan("shapes-wan", 20, (15, 10, 7), (*OURS, "TaylorSeer=taylorseer:interval=3"), 2),
+    Plan("shapes-wan", 20, (10, 7), (PRESETS, "TaylorSeer=taylorseer:interval=3"), 2),
     Plan(
         "shapes-flux",
         28,
