@@ -32,9 +32,9 @@ METHOD = {
     "flux": "Flow matching, logit-normal noise levels shifted as the scheduler shifts them; 10 % "
     "of the captions dropped. T5 and CLIP (randomly initialised, tiny) learn jointly.",
     "wan": "Flow matching, logit-normal noise levels with shift 3 (images) and 5 (clips); 10 % "
-    "of the captions dropped. UMT5 (randomly initialised, tiny) learns jointly. Lengths grow: "
-    "1, then 8, then 32 latent frames (64, 512, 2048 tokens); weights and rotary positions are "
-    "shared.",
+    "of the captions dropped. UMT5 (randomly initialised, tiny) learns jointly. First "
+    "pictures, then eight of the 32 latent frames at their own rotary positions (512 tokens), some "
+    "pictures and some whole clips (2048 tokens) among them.",
 }
 
 
