@@ -37,7 +37,7 @@ class Plan:
 PRESETS = "presets=safe|balanced|fast"
 OURS = (PRESETS, "CG-Taylor (published)=published")
 PLANS = (
-    Plan("shapes-wan", 20, (10, 7), (PRESETS, "TaylorSeer=taylorseer:interval=3"), 2),
+    Plan("shapes-wan", 20, (10, 7), (PRESETS,), 2),
     Plan(
         "shapes-flux",
         28,
