@@ -178,15 +178,17 @@ class AttentionRuntime:
         watch = Stopwatch(q.device)
         planned = self._plan(layer, now, q, k, v, mask, scale)
         watch.lap()
+        density: float | Tensor = 1.0
         if isinstance(planned, Dense):
-            out, density = dense(), 1.0
+            out = dense()
             reason, sparse = planned.reason, False
         else:
             plan, keys, state = planned
             out = self._run(plan, q, k, v, keys, scale, state)
-            density, reason, sparse = plan.tile_map.densities().mean(), plan.reason, True
+            reason, sparse = plan.reason, True
+            density = kept = plan.tile_map.densities().mean()
             if not plan.blind:
-                now.densities.append(density)
+                now.densities.append(kept)
             self.log.maps[layer, now.step.branch, now.step.index] = thumbnail(plan.tile_map)
         watch.lap()
         step = now.step
