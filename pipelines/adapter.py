@@ -23,6 +23,19 @@ def patch_tokens(config: Any, shape: tuple[int, ...]) -> int:
     return tokens
 
 
+def adaptive_presets(**options: Any) -> dict[str, dict[str, Any]]:
+    """Presets `safe`, `balanced` and `fast`: adaptive Taylor at three tolerances.
+
+    Args:
+        **options: of the method, the same for all three.
+    """
+    tolerances = {"safe": 0.003, "balanced": 0.01, "fast": 0.03}
+    return {
+        name: {"method": "adaptive_taylor", "tolerance": tolerance, **options}
+        for name, tolerance in tolerances.items()
+    }
+
+
 @dataclass(frozen=True)
 class BlockContract:
     """How the blocks of one container are called and what they return.

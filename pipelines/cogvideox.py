@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets
 
 
 def _tokens(config: Any, shape: tuple[int, ...]) -> int:
@@ -26,9 +26,5 @@ ADAPTER = FamilyAdapter(
     tokens=_tokens,
     text="front",
     guidance="batched",
-    presets={
-        "safe": {"method": "adaptive_taylor", "tolerance": 0.003},
-        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01},
-        "fast": {"method": "adaptive_taylor", "tolerance": 0.03},
-    },
+    presets=adaptive_presets(),
 )

@@ -1,6 +1,6 @@
 """DiT (class-conditional images, `DiTPipeline`): guidance batched in one call, no cache context."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, patch_tokens
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
 
 ADAPTER = FamilyAdapter(
     name="dit",
@@ -17,8 +17,6 @@ ADAPTER = FamilyAdapter(
             "block_order": 3,
             "warmup": 3,
         },
-        "safe": {"method": "adaptive_taylor", "tolerance": 0.003},
-        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01},
-        "fast": {"method": "adaptive_taylor", "tolerance": 0.03},
+        **adaptive_presets(),
     },
 )

@@ -1,6 +1,12 @@
 """Flux (text to image, MMDiT): double blocks, then single blocks; true guidance in two calls."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, packed_tokens
+from .adapter import (
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    packed_tokens,
+)
 
 ADAPTER = FamilyAdapter(
     name="flux",
@@ -35,23 +41,6 @@ ADAPTER = FamilyAdapter(
             "block_order": 1,
             "warmup": 5,
         },
-        "safe": {
-            "method": "adaptive_taylor",
-            "tolerance": 0.003,
-            "warmup": 5,
-            "guidance": "difference",
-        },
-        "balanced": {
-            "method": "adaptive_taylor",
-            "tolerance": 0.01,
-            "warmup": 5,
-            "guidance": "difference",
-        },
-        "fast": {
-            "method": "adaptive_taylor",
-            "tolerance": 0.03,
-            "warmup": 5,
-            "guidance": "difference",
-        },
+        **adaptive_presets(warmup=5, guidance="difference"),
     },
 )

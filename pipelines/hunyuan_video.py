@@ -1,6 +1,6 @@
 """HunyuanVideo (text or image to video): joint attention, text behind the video."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, patch_tokens
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
 
 _RETURNS = ("hidden", "encoder")
 
@@ -28,24 +28,5 @@ ADAPTER = FamilyAdapter(
     ),
     tokens=patch_tokens,
     text="back",
-    presets={
-        "safe": {
-            "method": "adaptive_taylor",
-            "tolerance": 0.003,
-            "warmup": 6,
-            "guidance": "difference",
-        },
-        "balanced": {
-            "method": "adaptive_taylor",
-            "tolerance": 0.01,
-            "warmup": 6,
-            "guidance": "difference",
-        },
-        "fast": {
-            "method": "adaptive_taylor",
-            "tolerance": 0.03,
-            "warmup": 6,
-            "guidance": "difference",
-        },
-    },
+    presets=adaptive_presets(warmup=6, guidance="difference"),
 )

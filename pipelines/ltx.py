@@ -1,6 +1,12 @@
 """LTX-Video (text or image to video): text by cross-attention, guidance batched."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, packed_tokens
+from .adapter import (
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    packed_tokens,
+)
 
 ADAPTER = FamilyAdapter(
     name="ltx",
@@ -9,9 +15,5 @@ ADAPTER = FamilyAdapter(
     attention=(AttentionContract("transformer_blocks"),),
     tokens=packed_tokens,
     guidance="batched",
-    presets={
-        "safe": {"method": "adaptive_taylor", "tolerance": 0.003},
-        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01},
-        "fast": {"method": "adaptive_taylor", "tolerance": 0.03},
-    },
+    presets=adaptive_presets(),
 )

@@ -1,6 +1,6 @@
 """Mochi (text to video): joint attention, text behind the video and without its padding."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, patch_tokens
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
 
 ADAPTER = FamilyAdapter(
     name="mochi",
@@ -17,9 +17,5 @@ ADAPTER = FamilyAdapter(
     tokens=patch_tokens,
     text="back",
     guidance="batched",
-    presets={
-        "safe": {"method": "adaptive_taylor", "tolerance": 0.003},
-        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01},
-        "fast": {"method": "adaptive_taylor", "tolerance": 0.03},
-    },
+    presets=adaptive_presets(),
 )

@@ -1,6 +1,12 @@
 """Qwen-Image (text to image, editing): joint attention, text in front."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, packed_tokens
+from .adapter import (
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    packed_tokens,
+)
 
 ADAPTER = FamilyAdapter(
     name="qwen_image",
@@ -16,24 +22,5 @@ ADAPTER = FamilyAdapter(
     attention=(AttentionContract("transformer_blocks", "attn"),),
     tokens=packed_tokens,
     text="front",
-    presets={
-        "safe": {
-            "method": "adaptive_taylor",
-            "tolerance": 0.003,
-            "warmup": 5,
-            "guidance": "difference",
-        },
-        "balanced": {
-            "method": "adaptive_taylor",
-            "tolerance": 0.01,
-            "warmup": 5,
-            "guidance": "difference",
-        },
-        "fast": {
-            "method": "adaptive_taylor",
-            "tolerance": 0.03,
-            "warmup": 5,
-            "guidance": "difference",
-        },
-    },
+    presets=adaptive_presets(warmup=5, guidance="difference"),
 )

@@ -1,6 +1,6 @@
 """Stable Diffusion 3 and 3.5 (text to image): joint attention, text behind the image."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, patch_tokens
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
 
 ADAPTER = FamilyAdapter(
     name="sd3",
@@ -21,9 +21,5 @@ ADAPTER = FamilyAdapter(
     tokens=patch_tokens,
     text="back",
     guidance="batched",
-    presets={
-        "safe": {"method": "adaptive_taylor", "tolerance": 0.003},
-        "balanced": {"method": "adaptive_taylor", "tolerance": 0.01},
-        "fast": {"method": "adaptive_taylor", "tolerance": 0.03},
-    },
+    presets=adaptive_presets(),
 )

@@ -1,6 +1,6 @@
 """Wan 2.1 and 2.2 (text to video): one or two transformers, guidance in two calls."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, patch_tokens
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
 
 ADAPTER = FamilyAdapter(
     name="wan",
@@ -17,23 +17,6 @@ ADAPTER = FamilyAdapter(
             "warmup": 6,
             "guidance": "follow",
         },
-        "safe": {
-            "method": "adaptive_taylor",
-            "tolerance": 0.003,
-            "warmup": 6,
-            "guidance": "difference",
-        },
-        "balanced": {
-            "method": "adaptive_taylor",
-            "tolerance": 0.01,
-            "warmup": 6,
-            "guidance": "difference",
-        },
-        "fast": {
-            "method": "adaptive_taylor",
-            "tolerance": 0.03,
-            "warmup": 6,
-            "guidance": "difference",
-        },
+        **adaptive_presets(warmup=6, guidance="difference"),
     },
 )

@@ -48,7 +48,6 @@ class Calibration:
 class _Recorder:
     """A planner that leaves everything dense, and measures every candidate on the way."""
 
-    permutes = False
     least_tokens = 0
     least_steps = 0
 

@@ -114,8 +114,6 @@ def _check_threshold(name: str, value: object) -> None:
 class LiteAttentionPlanner:
     """Keeps one bit per tile, layer and branch between steps."""
 
-    permutes = False
-
     def __init__(self, config: LiteAttentionConfig) -> None:
         self.config = config
         self.least_tokens = config.min_tokens

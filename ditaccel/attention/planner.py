@@ -87,13 +87,11 @@ class Planner(Protocol):
     """Makes the tile maps of one attention method.
 
     Attributes:
-        permutes: whether its plans reorder tokens.
         least_tokens: sequences shorter than this are computed in full.
         least_steps: loops with fewer steps are computed in full.
         backend: of `tile_attention`, None for the best that can run.
     """
 
-    permutes: bool
     least_tokens: int
     least_steps: int
     backend: str | None

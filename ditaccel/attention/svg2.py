@@ -108,8 +108,6 @@ class _Side:
 class SVG2Planner:
     """Keeps centroids (and, for `refresh`, labels) per layer and branch between steps."""
 
-    permutes = True
-
     def __init__(self, config: SVG2Config) -> None:
         self.config = config
         self.least_tokens = config.min_tokens

@@ -53,7 +53,6 @@ def tile_mass(weights: Tensor, q_tile: int, k_tile: int) -> Tensor:
 class _Watcher:
     """A planner that computes nothing and looks at the weights of some steps."""
 
-    permutes = False
     least_tokens = 0
     least_steps = 0
     backend: str | None = None

@@ -24,7 +24,6 @@ class RecordingPlanner:
         seen: `(context, q)` of each call.
     """
 
-    permutes = False
     least_tokens = 0
     least_steps = 0
     backend = None
