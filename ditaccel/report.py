@@ -78,7 +78,8 @@ class Report:
         forecasts: number of all forecast calls.
         share_sum: sum of all calls' shares.
         cache_bytes: most bytes that the histories held at once.
-        tensors_per_branch: hidden states that the histories hold per branch when full.
+        tensors_per_branch: tensors that the histories hold per branch when full.
+        tensors: what they are: `hidden states` or `outputs`.
         correction: what became of `correction="auto"`, empty where it was not asked for.
         warnings: lines that were shown.
         attention: the log of each transformer whose attention is replaced.
@@ -93,6 +94,7 @@ class Report:
     share_sum: float = 0.0
     cache_bytes: int = 0
     tensors_per_branch: int = 0
+    tensors: str = "hidden states"
     correction: str = ""
     warnings: list[str] = field(default_factory=list)
     attention: list[AttentionLog] = field(default_factory=list)
@@ -120,6 +122,7 @@ class Report:
             self.config,
             cache_bytes=self.cache_bytes,
             tensors_per_branch=self.tensors_per_branch,
+            tensors=self.tensors,
             correction=self.correction,
             warnings=list(self.warnings),
             attention=self.attention,
@@ -171,7 +174,7 @@ class Report:
         if self.calls and "cache" in self.config:
             lines.append(
                 f"Cache: {self.cache_bytes / 1e6:.2f} MB at most "
-                f"({self.tensors_per_branch} hidden states per branch)."
+                f"({self.tensors_per_branch} {self.tensors} per branch)."
             )
             if self.correction:
                 lines.append(f"Gap correction: {self.correction}.")

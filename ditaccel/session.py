@@ -13,6 +13,7 @@ from . import config as configs
 from ._compat import ContextListener, refuse_split
 from .attention.planner import Planner
 from .attention.runtime import AttentionRuntime
+from .caching.budget import tensors_per_branch, unit
 from .caching.hooks import BlockCache, find_blocks
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import UnsupportedError, UsageError
@@ -77,7 +78,8 @@ class Session:
             policy = self.config.cache.policy()
             cache = BlockCache(find_blocks(transformer, adapter.blocks), policy, self._warn)
             self._caches[name] = cache
-            self._report.tensors_per_branch = cache.tensors_per_branch(policy)
+            self._report.tensors_per_branch = tensors_per_branch(policy, cache.blocks)
+            self._report.tensors = unit(policy)
             cache.install(self._ledger)
         if self.config.attention is not None:
             planner = self._planner or self.config.attention.planner()
@@ -93,13 +95,19 @@ class Session:
         adapter: FamilyAdapter,
         names: list[str],
     ) -> Callable[..., Any]:
-        def argument(key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def asked(
+            key: str, args: tuple[Any, ...], kwargs: dict[str, Any], default: Any = None
+        ) -> Any:
             if key in kwargs:
                 return kwargs[key]
-            place = names.index(key)
-            if place < len(args):
-                return args[place]
-            raise UsageError(f"{name} was called without {key!r}; the tracker needs it")
+            place = names.index(key) if key in names else len(args)
+            return args[place] if place < len(args) else default
+
+        def argument(key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            value = asked(key, args, kwargs)
+            if value is None:
+                raise UsageError(f"{name} was called without {key!r}; the tracker needs it")
+            return value
 
         def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
             cache, attention = self._caches.get(name), self._attention.get(name)
@@ -115,13 +123,15 @@ class Session:
             if step.generation != self._generation:
                 self._begin_generation(step)
             sample = argument(adapter.sample, args, kwargs)
-            call = None
+            call = output = None
             try:
                 if attention is not None:
                     attention.begin(step, sample)
                 if cache is not None:
                     call = cache.begin(step, sample)
-                output = inner(*args, **kwargs)
+                    output = cache.replayed(call, asked("return_dict", args, kwargs, True))
+                if output is None:
+                    output = inner(*args, **kwargs)
                 if cache is not None and call is not None:
                     output = cache.finish(call, output)
                 if attention is not None:

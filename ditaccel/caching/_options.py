@@ -22,7 +22,7 @@ def check_forecast(config: Any) -> None:
     require(final >= 0, f"final is {final}; it must be 0 or more")
     choice("basis", getattr(config, "basis", "taylor"), BASES)
     choice("coordinate", getattr(config, "coordinate", "index"), ("index", "sigma", "timestep"))
-    choice("target", getattr(config, "target", "hidden"), ("hidden", "residual"))
+    choice("target", getattr(config, "target", "hidden"), ("hidden", "residual", "output"))
     choice(
         "guidance",
         getattr(config, "guidance", "independent"),

@@ -29,7 +29,8 @@ class AdaptiveTaylorConfig:
         final: last steps that are computed.
         max_interval: largest distance of computed steps.
         coordinate: forecast along the step `index`, `sigma` or `timestep`.
-        target: forecast the `hidden` state or the `residual` over all blocks.
+        target: forecast the `hidden` state, the `residual` over all blocks, or the transformer's
+            `output`: then nothing of it runs on a forecast step.
         basis: `taylor`, `newton`, `hermite`, `exponential` or `auto`.
         guidance: every branch for itself (`independent`), the others `follow` the first, or they
             follow and forecast only the `difference` to it.
@@ -47,7 +48,7 @@ class AdaptiveTaylorConfig:
     final: int = 1
     max_interval: int = 12
     coordinate: str = "index"
-    target: str = "hidden"
+    target: str = "output"
     basis: str = "taylor"
     guidance: str = "independent"
     guidance_interval: int = 1

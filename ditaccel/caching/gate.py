@@ -138,6 +138,11 @@ class MaskGate(ScheduleGate):
         return Verdict(True, "not in the mask")
 
 
+# Most that a gap may grow at once. Twice is what ODE solvers allow; measured on the samples at large
+# tolerances, 1.5 leaves 1 to 6 dB more at the same computed share.
+GROWTH = 1.5
+
+
 @dataclass
 class StepSizeGate(ScheduleGate):
     """Error control as in adaptive ODE solvers: the local error in the latents sets the gap.
@@ -177,8 +182,9 @@ class StepSizeGate(ScheduleGate):
                 * end.length
                 * (self.tolerance / max(error, 1e-12)) ** (1.0 / (self.order + 2))
             )
-            # no more than double at once: one lucky forecast is no trend
-            gap = int(min(max(ideal, 1.0), 2.0 * end.length, float(self.max_interval)))
+            # one lucky forecast is no trend
+            longest = min(max(GROWTH * end.length, end.length + 1.0), float(self.max_interval))
+            gap = int(min(max(ideal, 1.0), longest))
         state.scratch.update(gap=gap, error=error)
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from ..denoising import DenoisingStep
 from ..errors import ConfigError, UnsupportedError
 from ..patching import PatchLedger
-from .forecast import History, features_kept
+from .budget import within_budget
+from .forecast import History
 from .gate import StepSizeGate, Verdict
 from .policy import CachePolicy
 from .state import BranchState, Call, Leader
@@ -95,13 +96,12 @@ def _placeholder(output: Any) -> Any:
     return tuple(_placeholder(part) for part in output)
 
 
-def size(count: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
+def with_sample(output: Any, sample: torch.Tensor) -> Any:
+    """What a transformer returned, its first part exchanged."""
+    if isinstance(output, tuple):
+        return (sample, *output[1:])
+    output.sample = sample
+    return output
 
 
 class BlockCache:
@@ -229,6 +229,18 @@ class BlockCache:
         forced = leader.verdict.reason in ("warm-up", "last step")
         return forced or skipped >= self.policy.guidance_interval - 1
 
+    def replayed(self, call: Call, return_dict: bool) -> Any:
+        """What the transformer would return on a step of which nothing runs, None if it must run.
+
+        Args:
+            call: from `begin`.
+            return_dict: as the transformer was asked.
+        """
+        form = call.state.form.get(return_dict)
+        if self.policy.target != "output" or not call.forecasting or form is None:
+            return None
+        return form(call.state.last.newest)
+
     def finish(self, call: Call, output: Any) -> Any:
         """Book the call once the transformer has returned; returns the output, corrected."""
         self._call = None
@@ -242,6 +254,8 @@ class BlockCache:
                     "the last block did not run on a computed step (a layer-skipping guidance?): "
                     "nothing can be forecast from it"
                 )
+        if self.policy.target == "output":
+            output = self._through_output(call, verdict, output)
         output = self._correct(call, verdict, output)
         self.peak_bytes = max(self.peak_bytes, self.nbytes)
         if call.step.is_last:
@@ -250,6 +264,19 @@ class BlockCache:
             self._check_finite(call.step)
             if not self._states:
                 self._leader = None
+        return output
+
+    def _through_output(self, call: Call, verdict: Verdict, output: Any) -> Any:
+        """Remember what the transformer returned, or forecast it."""
+        if verdict.forecast:
+            return with_sample(output, self._forecast(call))
+        if call.reached_end:
+            self._check_budget(output[0])
+            self._observe(call, output[0])
+            if len(output) == 1:
+                is_dict = not isinstance(output, tuple)
+                kind = type(output)
+                call.state.form[is_dict] = (lambda x: kind(sample=x)) if is_dict else lambda x: (x,)
         return output
 
     def _check_finite(self, step: DenoisingStep) -> None:
@@ -296,11 +323,7 @@ class BlockCache:
             correction = leader.correction if own is None else own + leader.correction
         if correction is None:
             return output
-        corrected = (sample + correction).to(sample.dtype)
-        if isinstance(output, tuple):
-            return (corrected, *output[1:])
-        output.sample = corrected
-        return output
+        return with_sample(output, (sample + correction).to(sample.dtype))
 
     # -- one call of a block --
 
@@ -311,13 +334,14 @@ class BlockCache:
             call = self._call
             if call is None:
                 return inner(*args, **kwargs)
-            if index == 0:
+            through_blocks = self.policy.target != "output"
+            if index == 0 and through_blocks:
                 self._check_budget(block.hidden_in(args, kwargs))
             if call.forecasting and not self._must_run(index, call):
                 hidden = block.hidden_in(args, kwargs)
                 if index == 0:
                     call.base = hidden
-                if last:
+                if last and through_blocks:
                     hidden = self._forecast(call)
                 return block.passing(hidden, args, kwargs)
             before = block.hidden_in(args, kwargs) if index == 0 else None
@@ -329,7 +353,7 @@ class BlockCache:
                 self._after_first(call, before, block.hidden_out(output))
             if last:
                 call.reached_end = True
-                if not call.forecasting:
+                if through_blocks and not call.forecasting:
                     self._observe(call, block.hidden_out(output))
             return output
 
@@ -356,7 +380,7 @@ class BlockCache:
             state.first.push(state.place(call.step), feature)
 
     def _observe(self, call: Call, hidden: torch.Tensor) -> None:
-        """Remember the last block's output of a computed step."""
+        """Remember what the last block, or the transformer, gave on a computed step."""
         policy, state = self.policy, call.state
         finite = torch.isfinite(hidden).all()
         self._finite = finite if self._finite is None else self._finite & finite
@@ -422,48 +446,12 @@ class BlockCache:
 
     # -- memory --
 
-    def tensors_per_branch(self, policy: CachePolicy) -> int:
-        """Hidden states that a policy keeps per guidance branch when its histories are full."""
-        if policy.granularity == "module":
-            modules = sum(
-                getattr(b.module, n, None) is not None
-                for b in self.blocks
-                for n in b.contract.forecast_modules
-            )
-            return modules * features_kept(policy.order, policy.basis)
-        first = policy.first_order + 1 if policy.first_feature is not None else 0
-        return features_kept(policy.order, policy.basis) + first
-
-    def _check_budget(self, hidden: torch.Tensor) -> None:
+    def _check_budget(self, feature: torch.Tensor) -> None:
         if self._budget_checked:
             return
         self._budget_checked = True
-        budget = self.policy.memory_budget
-        if budget is None:
-            return
-        one = hidden.numel() * hidden.element_size() * 2  # two guidance branches
-        need = one * self.tensors_per_branch(self.policy)
-        if need <= budget:
-            return
-        line = (
-            f"the cache would take {size(need)} ({self.tensors_per_branch(self.policy)} "
-            f"hidden states for each of two branches), over the budget of {size(budget)}"
-        )
-        smaller = replace(self.policy, granularity="last_block")
-        while one * self.tensors_per_branch(smaller) > budget and smaller.order > 0:
-            order = smaller.order - 1
-            rules = replace(smaller.rules, needed=min(smaller.rules.needed, order + 1))
-            smaller = replace(smaller, order=order, rules=rules)
-        fits = one * self.tensors_per_branch(smaller) <= budget
-        if self.policy.on_budget == "refuse" or not fits:
-            hint = (
-                f"; granularity='last_block', order={smaller.order} would fit, "
-                "on_budget='downgrade' takes it"
-                if fits
-                else "; raise memory_budget or make the output smaller"
-            )
-            raise ConfigError(line + hint)
-        self._warn(f"{line}: going on with granularity='last_block', order={smaller.order}")
-        self.policy = smaller
-        for state in self._states.values():
-            state.last = History(smaller.order, smaller.basis)
+        policy = within_budget(self.policy, self.blocks, feature, self._warn)
+        if policy is not self.policy:
+            self.policy = policy
+            for state in self._states.values():
+                state.last = History(policy.order, policy.basis)

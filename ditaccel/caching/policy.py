@@ -17,8 +17,9 @@ class CachePolicy:
         order: order of the forecast of the last block.
         basis: basis of the forecasts (`forecast.BASES`).
         coordinate: what a forecast runs along: `index`, `sigma` or `timestep`.
-        target: forecast the `hidden` state after the last block, or the `residual` since the
-            first block's output (its input where the gate does not run the first block).
+        target: forecast the `hidden` state after the last block, the `residual` since the first
+            block's output (its input where the gate does not run the first block), or the
+            transformer's `output`: then nothing of it runs on a step decided before its blocks.
         first_feature: what of the first block the gate compares: `output`, `residual` or None.
         first_order: order of the forecast of the first block.
         granularity: `last_block`, or `module` (attention and MLP outputs of every block).

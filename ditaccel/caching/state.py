@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class BranchState:
         self.sample = torch.empty(0)
         self.holds_differences = False
         self.last_index = -1
+        self.form: dict[bool, Callable[[torch.Tensor], Any]] = {}
         self.scratch: dict[str, Any] = {}
 
     @property

@@ -21,7 +21,8 @@ class StepMaskConfig:
             error when the pipeline is called.
         order: order of the forecast, >= 0.
         coordinate: forecast along the step `index`, `sigma` or `timestep`.
-        target: forecast the `hidden` state or the `residual` over all blocks.
+        target: forecast the `hidden` state, the `residual` over all blocks, or the transformer's
+            `output`: then nothing of it runs on a forecast step.
         basis: `taylor`, `newton`, `hermite`, `exponential` or `auto`.
         guidance_steps: with `difference`, computed steps of the other branches (of those in
             `steps`), instead of `guidance_interval`.
@@ -36,7 +37,7 @@ class StepMaskConfig:
     total: int | None = None
     order: int = 1
     coordinate: str = "index"
-    target: str = "hidden"
+    target: str = "output"
     basis: str = "taylor"
     guidance: str = "independent"
     guidance_interval: int = 1

@@ -23,6 +23,8 @@ class TaylorSeerConfig:
         granularity: `module` forecasts the attention and MLP outputs of every block, as published;
             `last_block` forecasts what leaves the last block, with memory constant in depth.
         coordinate: forecast along the step `index` (published), `sigma` or `timestep`.
+        target: at `last_block`, forecast the `hidden` state, the `residual` over all blocks, or the
+            transformer's `output`.
         basis: `taylor` (published), `newton`, `hermite`, `exponential` or `auto`.
         guidance: every branch for itself (`independent`, published), or the others forecast only
             their `difference` to the first; needs `last_block`.
@@ -40,6 +42,7 @@ class TaylorSeerConfig:
     final: int = 0
     granularity: str = "module"
     coordinate: str = "index"
+    target: str = "hidden"
     basis: str = "taylor"
     guidance: str = "independent"
     guidance_interval: int = 1
@@ -60,6 +63,10 @@ class TaylorSeerConfig:
             not (by_module and self.guidance != "independent"),
             f"guidance={self.guidance!r} needs granularity='last_block'",
         )
+        require(
+            not (by_module and self.target != "hidden"),
+            f"target={self.target!r} needs granularity='last_block'",
+        )
         MemoryBudget.check(self)
 
     def policy(self) -> CachePolicy:
@@ -70,6 +77,7 @@ class TaylorSeerConfig:
             order=self.order,
             basis=self.basis,
             coordinate=self.coordinate,
+            target=self.target,
             granularity=self.granularity,
             guidance=self.guidance,
             guidance_interval=self.guidance_interval,

@@ -14,10 +14,12 @@ from diffusers import (
     FluxTransformer2DModel,
     WanTransformer3DModel,
 )
+from layout import Layout, hidden_states, latent_times
 from loop import device
 from pools import Pool
 from text import (
     WIDTH,
+    Binding,
     build_clip,
     build_t5,
     build_umt5,
@@ -33,6 +35,8 @@ NULL_CLASS = 1000
 CLASSES = 24
 LATENT = 16
 DROP = 0.1
+BINDING = 0.1
+LAYOUT = 0.1
 
 
 def _zero(*layers: nn.Module) -> None:
@@ -86,6 +90,8 @@ def build_flux() -> nn.ModuleDict:
             "transformer": transformer,
             "text_encoder": build_clip(len(clip_tokenizer())),
             "text_encoder_2": build_t5(len(t5_tokenizer())),
+            "binding": Binding(t5_tokenizer()),
+            "layout": Layout(transformer.inner_dim),
         }
     )
 
@@ -109,7 +115,12 @@ def build_wan() -> nn.ModuleDict:
     nn.init.zeros_(transformer.scale_shift_table)
     _zero(transformer.condition_embedder.time_proj, transformer.proj_out)
     return nn.ModuleDict(
-        {"transformer": transformer, "text_encoder": build_umt5(len(t5_tokenizer()))}
+        {
+            "transformer": transformer,
+            "text_encoder": build_umt5(len(t5_tokenizer())),
+            "binding": Binding(t5_tokenizer()),
+            "layout": Layout(96),
+        }
     )
 
 
@@ -127,6 +138,11 @@ def _noised(
     noise = torch.randn(latents.shape, generator=generator).to(latents.device)
     level = time.view(-1, *[1] * (latents.ndim - 1))
     return torch.lerp(latents, noise, level), time, noise - latents
+
+
+def told(texts: list[str]) -> Tensor:
+    """Which captions say anything, (N,)."""
+    return torch.tensor([bool(text) for text in texts])
 
 
 def dit_loss(pool: Pool, batch: int) -> Callable:
@@ -162,16 +178,22 @@ def flux_loss(pool: Pool, batch: int, shift: float = 1.5) -> Callable:
         packed = FluxPipeline._pack_latents(latents, batch, IMAGE_CHANNELS, LATENT, LATENT)
         noised, time, target = _noised(packed.to(device()), generator, shift)
         pooled = model["text_encoder"](tokenize(clip, texts)[0].to(device())).pooler_output
-        embeds = model["text_encoder_2"](tokenize(t5, texts)[0].to(device())).last_hidden_state
-        output = model["transformer"](
-            hidden_states=noised,
-            timestep=time,
-            pooled_projections=pooled,
-            encoder_hidden_states=embeds,
-            txt_ids=torch.zeros(embeds.shape[1], 3, device=device()),
-            img_ids=ids,
-        ).sample
-        return F.mse_loss(output.float(), target)
+        token_ids = tokenize(t5, texts)[0].to(device())
+        embeds = model["text_encoder_2"](token_ids).last_hidden_state
+        with hidden_states(model["transformer"]) as hidden:
+            output = model["transformer"](
+                hidden_states=noised,
+                timestep=time,
+                pooled_projections=pooled,
+                encoder_hidden_states=embeds,
+                txt_ids=torch.zeros(embeds.shape[1], 3, device=device()),
+                img_ids=ids,
+            ).sample
+        return (
+            F.mse_loss(output.float(), target)
+            + BINDING * model["binding"](embeds, token_ids)
+            + LAYOUT * model["layout"](hidden[0], scenes, torch.zeros(1), told(texts))
+        )
 
     return loss
 
@@ -228,8 +250,13 @@ def wan_loss(
         noised, time, target = _noised(latents.to(device()), generator, 3.0 if length == 1 else 5.0)
         token_ids, mask = (x.to(device()) for x in tokenize(t5, texts))
         embeds = wan_prompt_embeds(model["text_encoder"], token_ids, mask)
-        with frames_at(model["transformer"], frames.to(device()), total):
+        positions = frames_at(model["transformer"], frames.to(device()), total)
+        with positions, hidden_states(model["transformer"]) as hidden:
             output = model["transformer"](noised, time * 1000, embeds).sample
-        return F.mse_loss(output.float(), target)
+        return (
+            F.mse_loss(output.float(), target)
+            + BINDING * model["binding"](embeds, token_ids)
+            + LAYOUT * model["layout"](hidden[0], scenes, latent_times(frames), told(texts))
+        )
 
     return loss

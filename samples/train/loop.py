@@ -102,6 +102,7 @@ class Run:
     Args:
         name: folder under `runs/`.
         model: the modules to train, as one module.
+        prepare: called with the model when nothing is stored yet.
         rate: AdamW learning rate (Muon uses it too, times `muon_factor`).
         muon: train the blocks' matrices with Muon.
         decay: of the averaged weights.
@@ -113,6 +114,7 @@ class Run:
         self,
         name: str,
         model: nn.Module,
+        prepare: Callable[[nn.Module], None] | None = None,
         *,
         rate: float = 1e-3,
         muon: bool = False,
@@ -124,6 +126,9 @@ class Run:
         self.folder = RUNS / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.model = model.to(device())
+        self.path = self.folder / "state.pt"
+        if prepare is not None and not self.path.exists():
+            prepare(self.model)
         self.decay = decay
         if compiled:
             _compile_blocks(self.model)
@@ -134,7 +139,6 @@ class Run:
         self.step = 0
         self.seconds = 0.0
         self.log: list[tuple[int, float, float]] = []
-        self.path = self.folder / "state.pt"
         if self.path.exists():
             self._load()
 

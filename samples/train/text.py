@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from data import COLOURS, DIRECTIONS, SHAPES
-from torch import Tensor
+import torch.nn.functional as F
+from data import COLOURS, DIRECTIONS, SHAPES, captions, sample_scenes
+from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -116,9 +117,80 @@ def tokenize(tokenizer: object, texts: list[str]) -> tuple[Tensor, Tensor]:
     return out.input_ids, out.attention_mask
 
 
-def wan_prompt_embeds(encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:
+def wan_prompt_embeds(encoder: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     """(N, TOKENS, WIDTH) with zeros after the end, which is what WanPipeline hands on."""
     return encoder(ids, mask).last_hidden_state * mask[..., None]
+
+
+class Binding(nn.Module):
+    """An auxiliary task for a text encoder: every colour word must tell its object's other words.
+
+    Captions of two objects are learnt as bags of words else: the denoiser's loss hardly says which
+    shape belongs to which colour, and models of this size swap them in half of their pictures. The
+    heads are thrown away after training.
+
+    Args:
+        tokenizer: one token a word.
+    """
+
+    OFFSETS = (-1, 1, 3)  # size, shape, direction, seen from the colour word
+
+    def __init__(self, tokenizer: object) -> None:
+        super().__init__()
+        size = len(tokenizer)  # type: ignore[arg-type]
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, size) for _ in self.OFFSETS)
+        colours = [tokenizer(word).input_ids[0] for word in COLOURS]  # type: ignore[operator]
+        self.register_buffer("colours", torch.tensor(colours), persistent=False)
+
+    def forward(self, states: Tensor, ids: Tensor) -> Tensor:
+        """Cross-entropy, mean over colour words.
+
+        Args:
+            states: (N, TOKENS, WIDTH) output of the encoder.
+            ids: (N, TOKENS) tokens that it read.
+        """
+        row, column = torch.isin(ids, self.colours).nonzero(as_tuple=True)
+        if not len(row):
+            return states.sum() * 0
+        words = states[row, column]
+        losses = [
+            F.cross_entropy(head(words).float(), ids[row, column + offset])
+            for head, offset in zip(self.heads, self.OFFSETS, strict=True)
+        ]
+        return torch.stack(losses).mean()
+
+
+def teach_binding(
+    encoder: nn.Module, binding: Binding, *, moving: bool, steps: int = 400, batch: int = 128
+) -> float:
+    """Teach an encoder the auxiliary task from captions alone, which takes seconds.
+
+    The denoiser's loss, with the task's own beside it, did not get there in a thousand steps.
+
+    Args:
+        encoder: T5 or UMT5 as built above.
+        binding: its heads.
+        moving: captions of clips.
+        steps: of AdamW.
+        batch: captions a step.
+
+    Returns:
+        The last loss.
+    """
+    parameters = [*encoder.parameters(), *binding.parameters()]
+    device = parameters[0].device
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    tokenizer, generator = t5_tokenizer(), torch.Generator().manual_seed(0)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = 1e-3 * min(1.0, (step + 1) / 50) * (1 - 0.9 * step / steps)
+        scenes = sample_scenes(batch, generator, moving=moving, two_share=0.8, snap=True)
+        ids, mask = (x.to(device) for x in tokenize(tokenizer, captions(scenes, generator)))
+        loss = binding(wan_prompt_embeds(encoder, ids, mask), ids)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return loss.item()
 
 
 def save_tokenizer(tokenizer: object, folder: Path) -> None:

@@ -8,13 +8,18 @@ file exists.
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
 from denoisers import build_dit, build_flux, build_wan, dit_loss, flux_loss, wan_loss
 from judge_task import build_features, feature_loss
 from loop import Run
 from pools import Pool
+from text import teach_binding
+from torch import nn
 from vae import build_image_vae, build_video_vae, vae_loss
+
+DENOISER: dict[str, Any] = {"rate": 1e-3, "muon": True, "muon_factor": 3.0, "compiled": True}
 
 
 def _image_vae() -> tuple:
@@ -46,12 +51,15 @@ def _features() -> tuple:
 
 
 def _dit() -> tuple:
-    run = Run("dit", build_dit(), rate=1e-3, muon=True, muon_factor=3.0, compiled=True)
+    run = Run("dit", build_dit(), **DENOISER)
     return run, dit_loss(Pool("dit"), 96)
 
 
 def _flux() -> tuple:
-    run = Run("flux", build_flux(), rate=1e-3, muon=True, muon_factor=3.0, compiled=True)
+    def prepare(model: nn.ModuleDict) -> None:
+        teach_binding(model["text_encoder_2"], model["binding"], moving=False)
+
+    run = Run("flux", build_flux(), prepare, decay=0.997, **DENOISER)
     return run, flux_loss(Pool("flux", two_share=0.75 if run.step > 6000 else None), 64)
 
 
@@ -62,8 +70,11 @@ def _wan() -> tuple:
             return (64, 1)
         return (2, 32) if step % 6 == 3 else (8, 8)
 
-    run = Run("wan", build_wan(), rate=1e-3, muon=True, muon_factor=3.0, compiled=True, decay=0.995)
-    return run, wan_loss(Pool("wan-images"), lambda: Pool("wan"), plan)
+    def prepare(model: nn.ModuleDict) -> None:
+        teach_binding(model["text_encoder"], model["binding"], moving=True)
+
+    run = Run("wan", build_wan(), prepare, decay=0.995, **DENOISER)
+    return run, wan_loss(Pool("wan-images"), lambda: Pool("wan", two_share=0.6), plan)
 
 
 MODELS = {

@@ -21,6 +21,7 @@ EXACT = [
     "first_block_residual:threshold=0",
     "adaptive_taylor:tolerance=0",
     "adaptive_taylor:tolerance=0,guidance=difference",
+    "adaptive_taylor:tolerance=0,guidance=difference,target=output",
     "taylorseer:interval=1",
     "taylorseer:interval=1,granularity=last_block",
     "reuse:interval=1",
@@ -33,6 +34,9 @@ SKIPPING = [
     "adaptive_taylor:tolerance=1e9,guidance=difference,guidance_interval=2",
     "taylorseer:interval=3,order=2",
     "taylorseer:interval=3,granularity=last_block,coordinate=sigma",
+    "taylorseer:interval=3,granularity=last_block,target=output",
+    "adaptive_taylor:tolerance=1e9,guidance=difference,target=output",
+    "confidence_gated_taylor:threshold=1e9,target=output,guidance=follow",
     "reuse:interval=2,target=residual",
     "step_mask:steps=[0,1,5],basis=newton,coordinate=timestep",
 ]

@@ -281,7 +281,7 @@ def test_interval_counts_steps_not_the_branchs_calls():
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize(("error", "growth"), [(0.001, 2.0), (0.02, 1.0), (0.5, 0.5)])
 def test_step_size_rule(order, error, growth):
-    """gap = 0.9 * length * (tolerance / error)^(1 / (order + 2)), at most doubled, worst sample."""
+    """gap = 0.9 * length * (tolerance / error)^(1 / (order + 2)), a growth of at most half, worst sample."""
     from ditaccel.caching.correction import GapEnd
     from ditaccel.caching.gate import StepSizeGate
     from ditaccel.caching.state import BranchState
@@ -297,7 +297,7 @@ def test_step_size_rule(order, error, growth):
     gate.gap_ended(step, state, GapEnd(left, -0.1, 10, False))
     ideal = 0.9 * 10 * (0.02 / error) ** (1 / (order + 2))
     assert state.scratch["error"] == pytest.approx(error, rel=1e-4)
-    assert state.scratch["gap"] == int(min(max(ideal, 1), 20))
+    assert state.scratch["gap"] == int(min(max(ideal, 1), 15))
 
 
 def test_adaptive_refuses_schedulers_that_step_in_stages():
