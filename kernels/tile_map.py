@@ -7,7 +7,7 @@ each query tile, the key tiles to compute, in the order in which they are visite
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class TileMap:
     counts: Tensor
     q_tiling: Tiling
     k_tiling: Tiling
+    _mask: Tensor | None = field(default=None, repr=False)  # what `from_mask` was given
 
     def __post_init__(self) -> None:
         for name, tensor, ndim in (("indices", self.indices, 4), ("counts", self.counts, 3)):
@@ -76,7 +77,7 @@ class TileMap:
         Nothing waits for the device: the lists are as long as there are key tiles.
 
         Args:
-            mask: bool `(B|1, H|1, Tq, Tk)`.
+            mask: bool `(B|1, H|1, Tq, Tk)`; held, not copied.
             q_tiling: of the queries.
             k_tiling: of the keys.
         """
@@ -95,7 +96,7 @@ class TileMap:
         place = torch.where(mask, kept_before - 1, counts[..., None] + tile - kept_before)
         indices = torch.empty(mask.shape, dtype=torch.int32, device=mask.device)
         indices.scatter_(-1, place.long(), tile.expand(mask.shape))
-        return cls(indices, counts.contiguous(), q_tiling, k_tiling)
+        return cls(indices, counts.contiguous(), q_tiling, k_tiling, mask)
 
     @classmethod
     def dense(
@@ -173,6 +174,8 @@ class TileMap:
 
     def to_mask(self) -> Tensor:
         """Kept tiles as bool `(B|1, H|1, Tq, Tk)`; the visiting order is lost."""
+        if self._mask is not None:
+            return self._mask
         return _mask_of(self.indices, self.counts, self.k_tiles)
 
     def to_block_mask(self) -> Any:
@@ -203,7 +206,7 @@ class TileMap:
         place = torch.arange(self.indices.shape[-1], device=self.device)
         last_first = self.counts[..., None].long() - 1 - place
         indices = self.indices.gather(-1, torch.where(last_first >= 0, last_first, place))
-        return TileMap(indices, self.counts, self.q_tiling, self.k_tiling)
+        return TileMap(indices, self.counts, self.q_tiling, self.k_tiling, self._mask)
 
     def pack(self) -> Tensor:
         """Kept tiles as bits, uint8 `(B|1, H|1, Tq, ceil(Tk / 8))`: a state that is cheap to keep.

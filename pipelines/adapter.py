@@ -64,10 +64,13 @@ class AttentionContract:
     Attributes:
         container: attribute of the transformer that holds the blocks.
         module: path of the attention module inside a block.
+        breaks_graph: whether its processor breaks the graph when it is compiled; then it runs
+            eagerly between the compiled parts of its block.
     """
 
     container: str
     module: str = "attn1"
+    breaks_graph: bool = False
 
 
 @dataclass(frozen=True)

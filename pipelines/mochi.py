@@ -13,7 +13,7 @@ ADAPTER = FamilyAdapter(
             forecast_modules=("attn1", "ff", "ff_context"),
         ),
     ),
-    attention=(AttentionContract("transformer_blocks"),),
+    attention=(AttentionContract("transformer_blocks", breaks_graph=True),),
     tokens=patch_tokens,
     text="back",
     guidance="batched",

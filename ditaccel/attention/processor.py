@@ -50,22 +50,29 @@ class Attend(Protocol):
 
 @dataclass(frozen=True)
 class AttentionModule:
-    """A self-attention module and its name for people."""
+    """A self-attention module and its name for people.
+
+    Attributes:
+        breaks_graph: `AttentionContract.breaks_graph`.
+    """
 
     name: str
     module: nn.Module
+    breaks_graph: bool = False
 
 
 class LayerSeam:
     """What a wrapping processor leads to: layer `index` of one runtime.
 
     Attributes:
+        breaks_graph: `AttentionContract.breaks_graph`.
         closed: whether the wrapper was undone. diffusers may still put it back (`fuse_*` keeps the
             processors it replaces, for `unfuse_*`); it then runs dense.
     """
 
-    def __init__(self, index: int, attend: Attend) -> None:
+    def __init__(self, index: int, attend: Attend, breaks_graph: bool = False) -> None:
         self.index = index
+        self.breaks_graph = breaks_graph
         self.attend = attend
         self.closed = False
         self.processor: Any = None
@@ -149,6 +156,10 @@ class _Wrapper:
         code, defaults, closure = function.__code__, function.__defaults__, function.__closure__
         rebound = types.FunctionType(code, scope, function.__name__, defaults, closure)
         rebound.__kwdefaults__ = function.__kwdefaults__
+        if self._ditaccel_layer.breaks_graph:
+            # What dynamo compiles around a break is kept with code objects, which all layers share,
+            # and refers to names in one layer's scope.
+            return torch.compiler.disable(rebound)
         return rebound
 
     def _attend(
@@ -262,7 +273,7 @@ class ProcessorSeam:
 
     def __init__(self, modules: list[AttentionModule], attend: Attend) -> None:
         self._modules = modules
-        self._seams = [LayerSeam(i, attend) for i in range(len(modules))]
+        self._seams = [LayerSeam(i, attend, m.breaks_graph) for i, m in enumerate(modules)]
         self._wrapped: list[Any] = []
         for each in modules:
             check_processor(each)

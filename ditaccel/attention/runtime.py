@@ -31,14 +31,15 @@ def find_attention(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[A
     """
     found = []
     for container, group in itertools.groupby(contracts, lambda contract: contract.container):
-        paths = [contract.module for contract in group]
+        named = list(group)
         for i, block in enumerate(getattr(transformer, container, None) or ()):
-            for path in paths:
+            for contract in named:
                 module = block
-                for part in path.split("."):
+                for part in contract.module.split("."):
                     module = getattr(module, part, None)
                 if module is not None:
-                    found.append(AttentionModule(f"{container}.{i}.{path}", module))
+                    name = f"{container}.{i}.{contract.module}"
+                    found.append(AttentionModule(name, module, contract.breaks_graph))
     if not found:
         raise UnsupportedError(
             f"{type(transformer).__name__} has no self-attention module that its family's adapter "

@@ -36,7 +36,7 @@ CLASSES = 24
 LATENT = 16
 DROP = 0.1
 BINDING = 0.1
-LAYOUT = 0.1
+LAYOUT = 0.5
 
 
 def _zero(*layers: nn.Module) -> None:

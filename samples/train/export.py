@@ -38,7 +38,7 @@ CALLS = {
     "flux": {
         "height": 64,
         "width": 64,
-        "num_inference_steps": 28,
+        "num_inference_steps": 50,
         "guidance_scale": 1.0,
         "true_cfg_scale": 4.0,
         "max_sequence_length": TOKENS,
@@ -47,7 +47,7 @@ CALLS = {
         "height": 64,
         "width": 64,
         "num_frames": 2 * LATENT_FRAMES - 1,
-        "num_inference_steps": 30,
+        "num_inference_steps": 50,
         "guidance_scale": 4.0,
         "max_sequence_length": TOKENS,
     },

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 CELL = 8  # pixels that a token looks at, along one side
 FRAMES_A_LATENT = 2
-BACKGROUND = 0
+OF_BACKGROUND = 0.05  # weight of a token of the background by one of an object
 
 
 def token_centres(times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +67,7 @@ class Layout(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, size + 1) for size in sizes)
 
     def forward(self, hidden: Tensor, scenes: Scenes, times: Tensor, told: Tensor) -> Tensor:
-        """Cross-entropy, mean over tokens and tasks.
+        """Cross-entropy, mean over tasks and over tokens; the background counts little.
 
         Args:
             hidden: (N, F * H * W, C) hidden states of the image or video tokens.
@@ -76,6 +76,8 @@ class Layout(nn.Module):
             told: (N,) whether the caption was given.
         """
         seen = objects_at(scenes, times)
+        weight = torch.where(seen > 0, 1.0, OF_BACKGROUND) * told[:, None]
+        weight = (weight / weight.sum().clamp(min=1.0)).to(hidden.device)
         losses = []
         for head, values in zip(
             self.heads, (scenes.shape, scenes.colour, scenes.direction), strict=True
@@ -84,7 +86,7 @@ class Layout(nn.Module):
             classes = F.pad(values + 1, (1, 0))
             target = classes.gather(1, seen).to(hidden.device)
             loss = F.cross_entropy(head(hidden).float().transpose(1, 2), target, reduction="none")
-            losses.append(loss[told.to(hidden.device)].mean() if told.any() else loss.sum() * 0)
+            losses.append((loss * weight).sum())
         return torch.stack(losses).mean()
 
 

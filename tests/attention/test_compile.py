@@ -63,11 +63,6 @@ def test_all_layers_share_the_graphs_of_their_kind(name):
     assert torch.equal(generate(pipe, call, num_inference_steps=5), dense)
 
 
-@pytest.mark.xfail(
-    raises=NameError,
-    reason="where a graph breaks inside of a processor, dynamo looks for the compiled function in "
-    "the processor's module, and not in the copy of its globals that the seam runs it in",
-)
 def test_mochi_whose_processor_breaks_graphs_itself():
     pipe, call = peaked("mochi")
     with ditaccel.accelerated(pipe, attention=CONFIG):

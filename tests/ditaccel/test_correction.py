@@ -81,6 +81,51 @@ def test_scheduler_that_remembers_outputs_is_left_alone_or_refused():
 
 
 @pytest.mark.parametrize("guidance", ["independent", "difference"])
+def test_forecast_outputs_are_brought_home_too(guidance):
+    """The same with target="output": a line misses the parabola, three nodes a gap hit it."""
+    pipe, call = tiny_wan(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    latents_only = {**call, "num_inference_steps": 12}
+    ends = []
+    pipe.scheduler.step = _recording(pipe.scheduler.step, ends)
+    place = {}
+
+    def parabola(module, args, output):
+        i, side = place["step"], 1.0 + 0.5 * place["branch"]
+        return output * 0 + side * (0.5 + 0.05 * i - 0.004 * i * i)
+
+    pipe.transformer.proj_out.register_forward_hook(parabola)
+
+    def counted(module, args, kwargs):
+        seen = place.setdefault("times", [])
+        time = float(kwargs["timestep"][0])
+        place["branch"] = int(bool(seen) and seen[-1] == time)
+        if not place["branch"]:
+            seen.append(time)
+        place["step"] = times.index(time)
+
+    times = []
+    watch = pipe.transformer.register_forward_pre_hook(
+        lambda m, a, k: times.append(float(k["timestep"][0])), with_kwargs=True
+    )
+    place.update(step=0, branch=0)
+    generate(pipe, latents_only)
+    watch.remove()
+    times = times[::2]
+    pipe.transformer.register_forward_pre_hook(counted, with_kwargs=True)
+    place.clear()
+    generate(pipe, latents_only)
+    exact, errors = ends[-1], {}
+    for correction in ("never", "always"):
+        place.clear()
+        spec = f"step_mask:steps=[0,1,2,5,8,11],correction={correction},guidance={guidance}"
+        with ditaccel.accelerated(pipe, spec):
+            generate(pipe, latents_only)
+        errors[correction] = float((ends[-1] - exact).abs().max())
+    assert errors["never"] > 1e-3
+    assert errors["always"] < 5e-3 * errors["never"]
+
+
+@pytest.mark.parametrize("guidance", ["independent", "difference"])
 def test_pipeline_ends_where_exact_outputs_lead(guidance):
     """A transformer whose output is a parabola in the step, whatever its input.
 
@@ -123,7 +168,8 @@ def test_pipeline_ends_where_exact_outputs_lead(guidance):
     errors = {}
     for correction in ("never", "always"):
         count["calls"] = 0
-        spec = f"step_mask:steps=[0,1,4,8,11],correction={correction},guidance={guidance}"
+        steps = "steps=[0,1,4,8,11],target=hidden"
+        spec = f"step_mask:{steps},correction={correction},guidance={guidance}"
         with ditaccel.accelerated(pipe, spec):
             generate(pipe, latents_only)
         errors[correction] = float((ends[-1] - exact).abs().max())

@@ -251,6 +251,7 @@ def test_difference_is_the_first_branch_plus_the_forecast_difference():
         guidance="difference",
         guidance_steps=(0, 1),
         correction="never",
+        target="hidden",
     )
     with ditaccel.accelerated(pipe, cache=config):
         generate(pipe, call, num_inference_steps=6)
@@ -281,7 +282,7 @@ def test_interval_counts_steps_not_the_branchs_calls():
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize(("error", "growth"), [(0.001, 2.0), (0.02, 1.0), (0.5, 0.5)])
 def test_step_size_rule(order, error, growth):
-    """gap = 0.9 * length * (tolerance / error)^(1 / (order + 2)), a growth of at most half, worst sample."""
+    """gap = 0.9 length (tolerance / error)^(1 / (order + 2)), half more at most, worst sample."""
     from ditaccel.caching.correction import GapEnd
     from ditaccel.caching.gate import StepSizeGate
     from ditaccel.caching.state import BranchState
@@ -322,7 +323,7 @@ def test_downgraded_order_still_forecasts():
 
 def test_budget_counts_what_the_basis_keeps():
     pipe, call = tiny_wan()
-    config = ditaccel.StepMaskConfig(steps=tuple(range(8)), basis="exponential")
+    config = ditaccel.StepMaskConfig(steps=tuple(range(8)), basis="exponential", target="hidden")
     with ditaccel.accelerated(pipe, cache=config):
         generate(pipe, call)
         report = ditaccel.report(pipe)

@@ -12,7 +12,9 @@ LINE = "step_mask:steps=[0,1],target=output"
 def watched(pipe):
     """Calls of the first layer, of the last layer, and outputs that the scheduler was given."""
     first = pipe.transformer.x_embedder if hasattr(pipe.transformer, "x_embedder") else None
-    first = first or getattr(pipe.transformer, "patch_embedding", None) or pipe.transformer.pos_embed
+    first = (
+        first or getattr(pipe.transformer, "patch_embedding", None) or pipe.transformer.pos_embed
+    )
     ran, given = [], []
     first.register_forward_hook(lambda *_: ran.append(1))
     inner = pipe.scheduler.step
