@@ -27,14 +27,18 @@ DATA = {
     "background, 64x64, 63 frames, with captions such as `a red circle moving right and a blue "
     "square moving up`.",
 }
+TASKS = (
+    "Beside it, two tasks whose heads are thrown away: colour words tell the other words of their "
+    "object (first from captions alone), and hidden states tell which object lies where."
+)
 METHOD = {
     "dit": "Noise prediction on DDIM's linear schedule; 10 % of the labels dropped to class 1000.",
     "flux": "Flow matching, logit-normal noise levels shifted as the scheduler shifts them; 10 % "
-    "of the captions dropped. T5 and CLIP (randomly initialised, tiny) learn jointly.",
+    "of the captions dropped. T5 and CLIP (randomly initialised, tiny) learn jointly. " + TASKS,
     "wan": "Flow matching, logit-normal noise levels with shift 3 (images) and 5 (clips); 10 % "
     "of the captions dropped. UMT5 (randomly initialised, tiny) learns jointly. First "
     "pictures, then eight of the 32 latent frames at their own rotary positions (512 tokens), some "
-    "pictures and some whole clips (2048 tokens) among them.",
+    "pictures and some whole clips (2048 tokens) among them. " + TASKS,
 }
 
 
