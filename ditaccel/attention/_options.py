@@ -60,7 +60,7 @@ def whole_tiles(name: str, ranges: Ranges, tiling: Tiling, device: torch.device)
 
 
 def check_dense(config: Any) -> None:
-    """Check `dense_steps`, `dense_layers`, `min_tokens`."""
+    """Check `dense_steps`, `dense_layers`, `min_tokens`, `break_even`."""
     for name in ("dense_steps", "dense_layers"):
         value = getattr(config, name)
         require(
@@ -68,6 +68,11 @@ def check_dense(config: Any) -> None:
             f"{name} is {value}; give a number of {name[6:]}, or a share of them below 1",
         )
     require(config.min_tokens >= 0, f"min_tokens is {config.min_tokens}; it must be 0 or more")
+    share = config.break_even
+    require(
+        share is None or 0.0 < share <= 1.0,
+        f"break_even is {share}; give a share of the attention matrix in (0, 1], 1 for never",
+    )
 
 
 def check_backend(name: str) -> None:

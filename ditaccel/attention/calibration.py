@@ -50,6 +50,7 @@ class _Recorder:
 
     least_tokens = 0
     least_steps = 0
+    break_even: float | None = 1.0
 
     def __init__(self, candidates: Mapping[float, LiteAttentionConfig], parts: int) -> None:
         self._planners = {name: LiteAttentionPlanner(c) for name, c in candidates.items()}

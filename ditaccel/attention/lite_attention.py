@@ -62,6 +62,8 @@ class LiteAttentionConfig:
         q_tile: query tokens per tile.
         k_tile: key tokens per tile.
         min_tokens: shorter sequences stay dense.
+        break_even: kept share of the attention matrix above which a layer is dense for some steps;
+            None for 0.7 on a CPU and 0.97 elsewhere, 1 for never.
         backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
     """
 
@@ -78,6 +80,7 @@ class LiteAttentionConfig:
     q_tile: int = 128
     k_tile: int = 64
     min_tokens: int = 1024
+    break_even: float | None = None
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -118,6 +121,7 @@ class LiteAttentionPlanner:
         self.config = config
         self.least_tokens = config.min_tokens
         self.least_steps = 5
+        self.break_even = config.break_even
         self.backend = None if config.backend == "auto" else config.backend
 
     def plan(

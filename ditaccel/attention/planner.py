@@ -89,11 +89,14 @@ class Planner(Protocol):
     Attributes:
         least_tokens: sequences shorter than this are computed in full.
         least_steps: loops with fewer steps are computed in full.
+        break_even: kept share above which a layer is dense for a while, and a generation from half
+            way on; None for what the device gives.
         backend: of `tile_attention`, None for the best that can run.
     """
 
     least_tokens: int
     least_steps: int
+    break_even: float | None
     backend: str | None
 
     def plan(

@@ -19,8 +19,11 @@ from .planner import Dense, LayerContext, Plan, Planner, State
 from .processor import AttentionModule, ProcessorSeam
 from .records import AttentionLog, AttentionRecord, Stopwatch, thumbnail
 
-# Share of the attention matrix above which a method does not pay for its own work.
-_HARDLY_SPARSE = 0.97
+# Kept share of the attention matrix above which a layer is faster dense. On a CPU a kept tile costs
+# more than its part of dense attention, most at short sequences.
+_BREAK_EVEN = {"cpu": 0.7}
+_BREAK_EVEN_ELSEWHERE = 0.97
+_RESTS = 6  # steps that such a layer is dense, before it is looked at again
 
 
 def find_attention(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[AttentionModule]:
@@ -149,12 +152,17 @@ class AttentionRuntime:
         """Give up, half-way, what has found nothing to skip."""
         self._judged = True
         density = sum(map(float, densities)) / len(densities)
-        if density > _HARDLY_SPARSE:
+        if density > self._break_even(densities[0]):
             self._turn_off(
                 f"after half of the steps {100 * density:.0f} % of the attention is still kept: "
                 "not worth its cost, so the rest of this generation is dense; choose a more "
                 "aggressive setting, or leave attention alone for this model"
             )
+
+    def _break_even(self, density: Tensor) -> float:
+        if self._planner.break_even is not None:
+            return self._planner.break_even
+        return _BREAK_EVEN.get(density.device.type, _BREAK_EVEN_ELSEWHERE)
 
     def _turn_off(self, why: str) -> None:
         self._off = why
@@ -190,6 +198,9 @@ class AttentionRuntime:
             density = kept = plan.tile_map.densities().mean()
             if not plan.blind:
                 now.densities.append(kept)
+                # (elsewhere than on a CPU this would wait for the device)
+                if q.device.type == "cpu" and kept > self._break_even(kept):
+                    state["rest"] = (now.step.index + _RESTS, kept)
             self.log.maps[layer, now.step.branch, now.step.index] = thumbnail(plan.tile_map)
         watch.lap()
         step = now.step
@@ -237,6 +248,10 @@ class AttentionRuntime:
                 return Dense("mask")
         state = self._state((now.step.branch, layer, now.calls[layer]), q, k)
         now.calls[layer] += 1
+        awake, kept = state.get("rest", (0, None))
+        if now.step.index <= awake and kept is not None:
+            now.densities.append(kept)
+            return Dense("rests: not sparse enough to pay")
         context = LayerContext(now.step, layer, self.layers, length, text, masked=keys is not None)
         factor = q.shape[-1] ** -0.5 if scale is None else scale
         plan = self._planner.plan(q, k, v, factor, context, state)

@@ -52,6 +52,8 @@ class SVG2Config:
         dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
         dense_layers: first layers that stay dense, likewise.
         min_tokens: shorter sequences stay dense.
+        break_even: kept share of the attention matrix above which a layer is dense for some steps;
+            None for 0.7 on a CPU and 0.97 elsewhere, 1 for never.
         backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
     """
 
@@ -67,6 +69,7 @@ class SVG2Config:
     dense_steps: int | float = 0.2
     dense_layers: int | float = 0.03
     min_tokens: int = 1024
+    break_even: float | None = None
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -112,6 +115,7 @@ class SVG2Planner:
         self.config = config
         self.least_tokens = config.min_tokens
         self.least_steps = 2
+        self.break_even = config.break_even
         self.backend = None if config.backend == "auto" else config.backend
 
     def plan(

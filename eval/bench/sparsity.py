@@ -55,6 +55,7 @@ class _Watcher:
 
     least_tokens = 0
     least_steps = 0
+    break_even: float | None = 1.0
     backend: str | None = None
 
     def __init__(self, every: int, masses: list[float], q_tile: int, k_tile: int) -> None:

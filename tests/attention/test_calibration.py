@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -13,7 +14,7 @@ from ditaccel import ConfigError, LiteAttentionConfig, UsageError
 from ditaccel import config as configs
 from ditaccel.attention.calibration import CANDIDATES, calibrate
 
-BASE = LiteAttentionConfig(min_tokens=0, q_tile=16, k_tile=16, dense_steps=1)
+BASE = LiteAttentionConfig(min_tokens=0, break_even=0.97, q_tile=16, k_tile=16, dense_steps=1)
 
 
 def _peaked():  # type: ignore[no-untyped-def]
@@ -54,7 +55,7 @@ def test_the_config_round_trips_and_runs(tmp_path) -> None:  # type: ignore[no-u
 
 def test_thresholds_of_another_model_are_refused() -> None:
     pipe, call = _peaked()
-    wrong = LiteAttentionConfig(min_tokens=0, q_tile=16, k_tile=16, thresholds=(-3.0,) * 5)
+    wrong = dataclasses.replace(BASE, thresholds=(-3.0,) * 5)
     with (
         pytest.raises(ConfigError, match="5 entries, but the transformer has 2"),
         ditaccel.accelerated(pipe, attention=wrong),

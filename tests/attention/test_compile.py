@@ -8,7 +8,7 @@ from tiny_families import FAMILIES, peaked
 import ditaccel
 
 CONFIG = ditaccel.LiteAttentionConfig(
-    threshold=-4.0, dense_steps=0, q_tile=16, k_tile=16, min_tokens=0
+    threshold=-4.0, dense_steps=0, q_tile=16, k_tile=16, min_tokens=0, break_even=0.97
 )
 
 
@@ -115,7 +115,9 @@ def test_dense_calls_of_compiled_blocks_use_the_backend_that_was_set():
     torch._dynamo.reset()
     for block in pipe.transformer.blocks:
         block.attn1.processor._attention_backend = "_native_math"
-    with ditaccel.accelerated(pipe, attention=ditaccel.LiteAttentionConfig(min_tokens=0)):
+    with ditaccel.accelerated(
+        pipe, attention=ditaccel.LiteAttentionConfig(min_tokens=0, break_even=0.97)
+    ):
         compile_blocks(pipe.transformer, fullgraph=True, backend="eager")
         attention_dispatch.dispatch_attention_fn = watched
         try:

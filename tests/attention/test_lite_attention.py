@@ -12,7 +12,7 @@ from ditaccel.attention.planner import Dense, LayerContext
 from ditaccel.denoising import DenoisingStep
 
 TILE = 16
-SMALL = {"q_tile": TILE, "k_tile": TILE, "min_tokens": 0, "dense_steps": 0}
+SMALL = {"q_tile": TILE, "k_tile": TILE, "min_tokens": 0, "break_even": 0.97, "dense_steps": 0}
 
 
 def context(index, *, layer=0, layers=2, length=130, text=None, total=20):
@@ -219,6 +219,7 @@ def test_thresholds_by_layer_and_part_of_the_loop():
         ({"retest": -1}, "retest is -1"),
         ({"max_age": 0}, "max_age is 0"),
         ({"min_tokens": -1}, "min_tokens is -1"),
+        ({"break_even": 0.0}, "break_even is 0.0; give a share"),
         ({"q_tile": 8}, "q_tile is 8; tiles have at least 16 tokens"),
         ({"k_tile": 0}, "k_tile is 0"),
         ({"backend": "cuda"}, "backend is 'cuda'; it must be one of: auto, triton"),

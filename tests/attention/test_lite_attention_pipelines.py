@@ -13,7 +13,7 @@ from tiny_families import FAMILIES, peaked
 import ditaccel
 from ditaccel import LiteAttentionConfig
 
-SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0}
+SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "break_even": 0.97}
 PEAKED = LiteAttentionConfig(threshold=-4.0, **SMALL)
 
 
@@ -160,7 +160,8 @@ def test_thresholds_act_on_their_layer_and_part_of_the_loop():
     pipe, call = peaked("wan")
     never, much = -1e30, -0.5
     thresholds = (never, much, (never, much), never)
-    config = LiteAttentionConfig(thresholds=thresholds, retest=0, dense_steps=0, **SMALL)
+    options = {**SMALL, "break_even": 1.0, "retest": 0, "dense_steps": 0}
+    config = LiteAttentionConfig(thresholds=thresholds, **options)
     with ditaccel.accelerated(pipe, attention=config):
         generate(pipe, call)
         density = {(r["layer"], r["step"]): r["density"] for r in log_of(pipe).rows()}
@@ -200,7 +201,7 @@ def test_guard_rails_say_it_once_and_run_dense(options, changes, line):
 
 def test_what_is_hardly_sparse_is_dense_from_half_way_on():
     pipe, call = FAMILIES["wan"]()
-    config = LiteAttentionConfig(threshold=-20.0, **SMALL)
+    config = LiteAttentionConfig(threshold=-20.0, **{**SMALL, "break_even": None})
     ditaccel.accelerate(pipe, attention=config)
     with pytest.warns(UserWarning, match="after half of the steps 100 % .* rest .* is dense"):
         generate(pipe, call)
@@ -208,17 +209,40 @@ def test_what_is_hardly_sparse_is_dense_from_half_way_on():
     assert cond == {
         0: "dense first steps",
         1: "first map",
-        **dict.fromkeys((2, 3, 4), "carried map"),
+        **dict.fromkeys((2, 3), "carried map"),
+        4: "rests: not sparse enough to pay",
         **dict.fromkeys((5, 6, 7), "turned off"),
     }
     generate(pipe, call)  # each generation has its chance
     assert any(r["reason"] == "carried map" for r in log_of(pipe).rows())
 
 
+def test_a_layer_that_keeps_too_much_rests_and_the_others_go_on():
+    pipe, call = peaked("wan")
+    ditaccel.accelerate(pipe, attention=LiteAttentionConfig(threshold=-4.0, **SMALL))
+    generate(pipe, call, num_inference_steps=24)
+    free = {(r["layer"], r["step"]): r["density"] for r in log_of(pipe).rows()}
+    layers = {layer for layer, _ in free}
+    at_three = {layer: float(free[layer, 3]) for layer in layers}
+    assert len(layers) > 1 and len(set(at_three.values())) > 1
+    between = sum(sorted(at_three.values())[-2:]) / 2  # only the fullest layer lies above
+    ditaccel.restore(pipe)
+    config = LiteAttentionConfig(threshold=-4.0, **{**SMALL, "break_even": between})
+    with ditaccel.accelerated(pipe, attention=config):
+        generate(pipe, call, num_inference_steps=24)
+        rows = [r for r in log_of(pipe).rows() if r["branch"] == "cond"]
+    fullest = max(at_three, key=at_three.__getitem__)
+    resting = {(r["layer"], r["step"]) for r in rows if r["reason"].startswith("rests")}
+    assert {(fullest, step) for step in range(4, 10)} <= resting
+    assert (fullest, 10) not in resting  # it is looked at again
+    assert not any(layer != fullest and step == 4 for layer, step in resting)
+
+
 def test_first_maps_are_not_judged():
     """Half of the steps dense, so that the first map falls on the step that is judged."""
     pipe, call = peaked("wan")
-    config = LiteAttentionConfig(threshold=-4.0, dense_steps=0.5, **SMALL)
+    options = {**SMALL, "break_even": 0.97}
+    config = LiteAttentionConfig(threshold=-4.0, dense_steps=0.5, **options)
     with ditaccel.accelerated(pipe, attention=config), warnings.catch_warnings():
         warnings.simplefilter("error")
         generate(pipe, call)
@@ -258,7 +282,8 @@ def test_report_of_attention(tmp_path):
 
 
 def test_spec_preset_file_and_round_trip(tmp_path):
-    spec = "taylorseer:interval=3 & lite_attention:threshold=-4,min_tokens=0,q_tile=16,k_tile=16"
+    small = "min_tokens=0,break_even=0.97,q_tile=16,k_tile=16"
+    spec = f"taylorseer:interval=3 & lite_attention:threshold=-4,{small}"
     pipe, call = peaked("wan")
     with ditaccel.accelerated(pipe, spec):
         expected = generate(pipe, call)

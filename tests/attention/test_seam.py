@@ -19,7 +19,7 @@ DISPATCHED = ["flux", "hunyuan_video", "ltx", "qwen_image", "wan"]
 DIRECT = ["cogvideox", "dit", "mochi", "sd3"]
 # Mochi attends to each item of the batch alone.
 CALLS_A_LAYER = {"mochi": 2}
-SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0}
+SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "break_even": 0.97}
 
 
 def transformers(pipe):

@@ -54,7 +54,14 @@ def _error(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _config(**changes: object) -> SVG2Config:
-    options = {"q_clusters": 6, "k_clusters": 8, "min_tokens": 0, "min_share": 0.0, **changes}
+    options = {
+        "q_clusters": 6,
+        "k_clusters": 8,
+        "min_tokens": 0,
+        "break_even": 0.97,
+        "min_share": 0.0,
+        **changes,
+    }
     return SVG2Config(dense_steps=0, dense_layers=0, **options)  # type: ignore[arg-type]
 
 

@@ -26,6 +26,7 @@ class RecordingPlanner:
 
     least_tokens = 0
     least_steps = 0
+    break_even: float | None = 1.0
     backend = None
 
     def __init__(self, answer: Answer = _dense) -> None:
