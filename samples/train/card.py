@@ -47,9 +47,9 @@ LIMITS = {
     "from latents the decoder does not know. Whether the background is light or dark is not said "
     "by the class: it is decided in the first steps, and a cache that disturbs them flips it (PSNR "
     "near 5 dB on that picture).",
-    "flux": "With two objects colours are right and about half of the shapes are not. Prompts that "
-    "name no background leave it to the first steps, which a cache may flip. Features are less "
-    "smooth than in a large model (linear / reuse above 0.6).",
+    "flux": "With two objects one shape in six is not what was asked for, and now and then a third "
+    "object appears. Prompts that name no background leave it to the first steps, which a cache may "
+    "flip. Features are a little less smooth than they should be (linear / reuse above 0.6).",
     "wan": "One object is mostly right and moves as asked; with two, shapes melt together, colours "
     "may repeat, and directions are right in about half of the clips.",
 }
