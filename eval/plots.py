@@ -310,7 +310,7 @@ def pareto_png(evaluation: Evaluation, path: str | Path) -> Path:
     lines = {"fewer_steps": "--", "method": "-", "peer": ":"}
     lowest = floor(evaluation)
     x_range, y_range = _limits(everything, lowest)
-    figure = Figure(figsize=(8, 4.6), dpi=150, layout="constrained")
+    figure = Figure(figsize=(9.6, 4.6), dpi=130, layout="constrained")
     axes = figure.add_subplot()
     for name, points in series.items():
         style = styles[name]
@@ -354,7 +354,7 @@ def pareto_png(evaluation: Evaluation, path: str | Path) -> Path:
     axes.set_ylabel("PSNR to dense (dB)")
     axes.grid(axis="y", color="#e5e5e5")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(frameon=False, fontsize=9, loc="outside right upper")
     path = Path(path)
     try:
         figure.savefig(path, facecolor="white")
