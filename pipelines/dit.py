@@ -2,7 +2,7 @@
 
 from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
 
-# On DDIM with noise prediction a fixed interval leaves more PSNR at the same time than an adaptive one
+# With noise prediction on DDIM a fixed interval leaves more PSNR at equal time than an adaptive one
 # (eval/bench/results/shapes-dit.md).
 _INTERVAL = {
     "method": "taylorseer",
