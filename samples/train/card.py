@@ -48,8 +48,8 @@ LIMITS = {
     "by the class: it is decided in the first steps, and a cache that disturbs them flips it (PSNR "
     "near 5 dB on that picture).",
     "flux": "With two objects one shape in six is not what was asked for, and now and then a third "
-    "object appears. Prompts that name no background leave it to the first steps, which a cache may "
-    "flip. Features are a little less smooth than they should be (linear / reuse above 0.6).",
+    "object appears. Prompts that name no background leave it to the first steps, which a cache "
+    "may flip. Features are a little less smooth than they should be (linear / reuse above 0.6).",
     "wan": "One object is mostly right and moves as asked; with two, shapes melt together, colours "
     "may repeat, and directions are right in about half of the clips.",
 }
