@@ -31,8 +31,8 @@ from .planner import Dense, LayerContext, Plan, State
 # Published: 300 query and 1000 key clusters on 75,600 tokens.
 _Q_TOKENS_PER_CLUSTER = 252
 _K_TOKENS_PER_CLUSTER = 76
-# Short sequences need finer ones. On shapes-wan (2048 tokens, top_p 0.95) these in place of
-# 8 and 27 halve the error of the layers' outputs and keep a fifth less of the matrix.
+# Short sequences need finer ones: 8 and 27 clusters leave 24 dB on shapes-wan's 2048 tokens
+# (eval/bench/results/shapes-wan-attention.md).
 _LEAST_Q_CLUSTERS = 16
 _LEAST_K_CLUSTERS = 128
 

@@ -138,8 +138,8 @@ class MaskGate(ScheduleGate):
         return Verdict(True, "not in the mask")
 
 
-# Most that a gap may grow at once. ODE solvers often allow twice; on the samples, at large
-# tolerances, 1.5 left 1 to 6 dB more at the same computed share.
+# Most that a gap may grow at once. ODE solvers often allow twice, which overshot on the samples
+# where tolerances were large.
 GROWTH = 1.5
 
 
