@@ -1,6 +1,13 @@
 """Kernels and the tile format they share; imports torch, and triton only where a kernel runs."""
 
-from .attention import Marking, TileAttentionOutput, merge_attention, tile_attention, why
+from .attention import (
+    Marking,
+    TileAttentionOutput,
+    TileCentroids,
+    merge_attention,
+    tile_attention,
+    why,
+)
 from .clustering import Clusters, kmeans
 from .permutation import inverse_permute, order_by_label, permute
 from .pooling import pool_tiles, pooled_scores
@@ -11,6 +18,7 @@ __all__ = [
     "Clusters",
     "Marking",
     "TileAttentionOutput",
+    "TileCentroids",
     "TileMap",
     "Tiling",
     "inverse_permute",

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from .attention import Marking
+from .attention import Marking, TileCentroids
 from .attention.call import check_call
 from .attention.triton_backend import flags_for
 from .tile_map import TileMap
@@ -113,6 +113,8 @@ def builds(target: str) -> Iterator[Build]:
         (torch.bfloat16, 128, "variable"),
         (torch.bfloat16, 128, "ragged"),
         (torch.bfloat16, 128, "variable mark"),
+        (torch.bfloat16, 64, "variable centroids"),
+        (torch.bfloat16, 128, "variable centroids"),
         (torch.bfloat16, 256, "plain"),
         (torch.bfloat16, 256, "mark"),
         (torch.float32, 64, "mark"),
@@ -179,16 +181,22 @@ def _attention_build(dtype: torch.dtype, dim: int, kind: str, arch: int | str) -
     if kind.endswith(("mark", "skip_now")):
         marking = Marking(-10.0, skip_now=kind == "skip_now")
     mask = torch.empty((1, length), dtype=torch.bool, device="meta") if kind == "ragged" else None
-    call = check_call(x, x, x, tile_map, None, mask, True, marking)
+    centroids = None
+    if kind.endswith("centroids"):
+        means = torch.empty((1, 1, tile_map.k_tiles, dim), dtype=dtype, device="meta")
+        centroids = TileCentroids(means, means)
+    call = check_call(x, x, x, tile_map, None, mask, True, marking, centroids)
     flags, blocks = flags_for(call, arch)
     present = {
         "p_mask": mask is not None,
         "p_threshold": marking is not None,
         "p_keep": marking is not None,
+        **dict.fromkeys(("p_mean_k", "p_mean_v", "p_bias"), centroids is not None),
         **dict.fromkeys(("p_work_tile", "p_work_row", "p_q_bound", "p_k_bound"), variable),
     }
-    types = {"p_lse": "*fp32", "p_keep": "*u8", "p_threshold": "*fp32", "p_mask": "*u8"}
-    types |= dict.fromkeys(("p_q", "p_k", "p_v", "p_out"), _TYPES[dtype])
+    types = dict.fromkeys(("p_lse", "p_threshold", "p_bias"), "*fp32")
+    types |= dict.fromkeys(("p_keep", "p_mask"), "*u8")
+    types |= dict.fromkeys(("p_q", "p_k", "p_v", "p_out", "p_mean_k", "p_mean_v"), _TYPES[dtype])
     signature: dict[str, str] = {}
     from .attention.triton_kernel import tile_attention_kernel
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import attention
 from .attention import Marking, tile_attention
-from .attention.call import TileAttentionOutput, check_call
+from .attention.call import TileAttentionOutput, TileCentroids, check_call
 from .clustering import kmeans
 from .permutation import inverse_permute, order_by_label, permute
 from .pooling import pool_tiles
@@ -52,6 +52,7 @@ class Case:
     scale: float | None
     mask: Tensor | None
     marking: Marking | None
+    centroids: TileCentroids | None
     exact: bool
 
     def run(self, backend: str, marking: Marking | None = None) -> TileAttentionOutput:
@@ -65,6 +66,7 @@ class Case:
             mask=self.mask,
             return_lse=True,
             marking=marking or self.marking,
+            centroids=self.centroids,
             backend=backend,
         )
 
@@ -78,6 +80,7 @@ class Case:
             f"q {tuple(self.q.shape)} {self.q.dtype} strides {self.q.stride()}, k "
             f"{tuple(self.k.shape)}, tiles {' x '.join(tilings)}, map "
             f"{tuple(self.tile_map.indices.shape)}, scale {self.scale}, mask {mask}, {self.marking}"
+            f"{', centroids' if self.centroids else ''}"
         )
 
 
@@ -127,16 +130,14 @@ def draw(seed: int, device: str = "cpu", dtypes: tuple[torch.dtype, ...] | None 
         if rng.random() < 0.3:
             threshold = -torch.rand(heads, generator=generator) * 5 - 0.01
         marking = Marking(threshold, rng.random() < 0.5, rng.random() < 0.3)
-    return Case(
-        values(heads, q_len, exact),
-        values(kv_heads, k_len, exact),
-        values(kv_heads, k_len, False),
-        tile_map,
-        rng.choice((None, None, 0.3)),
-        mask,
-        marking,
-        exact,
-    )
+    # Drawn last, so that a case without them is what it was before there were any.
+    q, k = values(heads, q_len, exact), values(kv_heads, k_len, exact)
+    v = values(kv_heads, k_len, False)
+    scale, centroids = rng.choice((None, None, 0.3)), None
+    if marking is None and rng.random() < 0.5:
+        means = [values(kv_heads, k_tiling.tiles, False) for _ in range(2)]
+        centroids = TileCentroids(*means)
+    return Case(q, k, v, tile_map, scale, mask, marking, centroids, exact)
 
 
 def _draw_tiling(
@@ -161,7 +162,15 @@ def check(case: Case, backends: tuple[str, ...]) -> list[str]:
     """What is wrong with the case, one sentence each; backends that cannot run it are left out."""
     expected = case.run("naive")
     call = check_call(
-        case.q, case.k, case.v, case.tile_map, case.scale, case.mask, True, case.marking
+        case.q,
+        case.k,
+        case.v,
+        case.tile_map,
+        case.scale,
+        case.mask,
+        True,
+        case.marking,
+        case.centroids,
     )
     wrong = []
     for backend in attention.BACKENDS:

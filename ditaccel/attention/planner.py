@@ -7,14 +7,13 @@ the kernel and keeps the planner's state, one per layer and guidance branch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..denoising import DenoisingStep
-from ..kernels import Marking, TileAttentionOutput, TileMap
+from ..kernels import Marking, TileAttentionOutput, TileCentroids, TileMap
 
 State = dict[Any, Any]
 
@@ -67,8 +66,7 @@ class Plan:
         marking: marks to make on the way, for `Planner.update`.
         q_order: int32 `(B, H, L)`, tokens in the order of the map's query tiles; None as they are.
         k_order: the same for keys and values.
-        compensation: what stands for the skipped tiles under the same softmax: from q
-            `(B, H, L, D)` in its own order, an output and its log-sum-exp `(B, H, L)`.
+        centroids: what stands for skipped tiles under the same softmax.
         blind: whether too little is known yet for the map to be judged by its density.
         extra: what the planner wants to find again in `update`.
     """
@@ -78,7 +76,7 @@ class Plan:
     marking: Marking | None = None
     q_order: Tensor | None = None
     k_order: Tensor | None = None
-    compensation: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    centroids: TileCentroids | None = None
     blind: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 

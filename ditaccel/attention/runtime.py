@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..denoising import DenoisingStep
 from ..errors import UnsupportedError
-from ..kernels import inverse_permute, merge_attention, permute, tile_attention
+from ..kernels import inverse_permute, permute, tile_attention
 from ..patching import PatchLedger
 from .masks import KeyMask, NotKeyPadding
 from .planner import Dense, LayerContext, Plan, Planner, State
@@ -287,7 +287,6 @@ class AttentionRuntime:
         scale: float | None,
         state: State,
     ) -> Tensor:
-        asked = q
         if plan.q_order is not None:
             q = permute(q, plan.q_order)
         if plan.k_order is not None:
@@ -303,17 +302,12 @@ class AttentionRuntime:
             plan.tile_map,
             scale=scale,
             mask=keys,
-            return_lse=plan.compensation is not None,
             marking=plan.marking,
+            centroids=plan.centroids,
             backend=self._planner.backend,
         )
-        out, lse = result.output, result.lse
+        out = result.output
         if plan.q_order is not None:
             out = inverse_permute(out, plan.q_order)
-        if plan.compensation is not None:
-            assert lse is not None
-            if plan.q_order is not None:
-                lse = inverse_permute(lse[..., None], plan.q_order)[..., 0]
-            out, _ = merge_attention((out, lse), plan.compensation(asked))
         self._planner.update(plan, result, state)
         return out

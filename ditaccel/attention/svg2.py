@@ -19,22 +19,22 @@ from torch import Tensor
 from ..config import method, require
 from ..kernels import (
     TileAttentionOutput,
+    TileCentroids,
     TileMap,
     Tiling,
     kmeans,
     order_by_label,
 )
+from ..kernels.segments import segment_sums
 from ._options import check_backend, check_dense, in_dense_part
-from .compensation import CentroidAttention, ClusterMeans
 from .planner import Dense, LayerContext, Plan, State
 
 # Published: 300 query and 1000 key clusters on 75,600 tokens.
 _Q_TOKENS_PER_CLUSTER = 252
 _K_TOKENS_PER_CLUSTER = 76
-# Short sequences need finer ones: 8 and 27 clusters leave 24 dB on shapes-wan's 2048 tokens
-# (eval/bench/results/shapes-wan-attention.md).
+# Short sequences need finer ones. Keys most: what is skipped is as good as its centroids.
 _LEAST_Q_CLUSTERS = 16
-_LEAST_K_CLUSTERS = 128
+_LEAST_K_CLUSTERS = 512
 
 
 @method("svg2", kind="attention")
@@ -45,10 +45,12 @@ class SVG2Config:
     Args:
         q_clusters: clusters of the queries; None for one per 252 tokens, as published for 720p, but
             at least 16.
-        k_clusters: clusters of the keys; None for one per 76 tokens, but at least 128.
+        k_clusters: clusters of the keys; None for one per 76 tokens, but at least 512, or one per
+            8 tokens where there are fewer than 4096.
         top_p: softmax mass, as the centroids tell it, that a query cluster keeps, in (0, 1].
         min_share: least share of the key clusters that a query cluster keeps, in [0, 1].
-        first_iterations: k-means iterations when a generation begins to be sparse.
+        first_iterations: k-means iterations when a generation begins to be sparse. Published: 50;
+            on shapes-wan the error of a layer's output stops falling at 10.
         iterations: k-means iterations per clustering afterwards, from the last centroids.
         refresh: steps that one clustering serves; the map is made anew at every step.
         max_age: steps that centroids may be old (a cache forecasts some steps); then k-means
@@ -66,9 +68,9 @@ class SVG2Config:
     k_clusters: int | None = None
     top_p: float = 0.9
     min_share: float = 0.1
-    first_iterations: int = 50
+    first_iterations: int = 10
     iterations: int = 2
-    refresh: int = 1
+    refresh: int = 4
     max_age: int = 8
     compensate: bool = True
     dense_steps: int | float = 0.2
@@ -112,6 +114,16 @@ class _Side:
     offsets: Tensor
     clusters: int
 
+    @property
+    def sizes(self) -> Tensor:
+        """Tokens of each cluster, float32 `(B, H, clusters [+ 1])`."""
+        return self.offsets.diff(dim=-1).float()
+
+    def means(self, x: Tensor) -> Tensor:
+        """Mean token of each cluster, float32 `(B, H, clusters [+ 1], D)`; 0 for an empty one."""
+        sizes = self.sizes
+        return segment_sums(x, self.labels, sizes.shape[-1]) / sizes.clamp(min=1)[..., None]
+
 
 class SVG2Planner:
     """Keeps centroids (and, for `refresh`, labels) per layer and branch between steps."""
@@ -135,8 +147,8 @@ class SVG2Planner:
         start, end = _video(context)
         tokens = end - start
         counts = [
-            config.q_clusters or _count(tokens, _Q_TOKENS_PER_CLUSTER, _LEAST_Q_CLUSTERS),
-            config.k_clusters or _count(tokens, _K_TOKENS_PER_CLUSTER, _LEAST_K_CLUSTERS),
+            config.q_clusters or _count(tokens, _Q_TOKENS_PER_CLUSTER, _LEAST_Q_CLUSTERS, 4),
+            config.k_clusters or _count(tokens, _K_TOKENS_PER_CLUSTER, _LEAST_K_CLUSTERS, 8),
         ]
         for name, count in zip(("q_clusters", "k_clusters"), counts, strict=True):
             require(
@@ -152,10 +164,14 @@ class SVG2Planner:
             state["clustered"] = index
         state["index"] = index
         q_side, k_side = state["sides"]
-        q_means = ClusterMeans.of(q, q_side.labels, q_side.clusters)
-        k_means = ClusterMeans.of(k, k_side.labels, k_side.clusters)
+        q_means, k_means = q_side.means(q), k_side.means(k)
         kept = kept_clusters(
-            q_means.means, k_means.means, k_means.sizes, scale, config.top_p, config.min_share
+            q_means[:, :, : q_side.clusters],
+            k_means[:, :, : k_side.clusters],
+            k_side.sizes[..., : k_side.clusters],
+            scale,
+            config.top_p,
+            config.min_share,
         )
         if context.text is not None:
             # text: one more cluster that attends to all, and that all attend to
@@ -166,17 +182,12 @@ class SVG2Planner:
             Tiling.variable(q_side.offsets, length),
             Tiling.variable(k_side.offsets.repeat_interleave(group, 1), length),
         )
-        compensation = None
-        if config.compensate:
-            values = ClusterMeans.of(v, k_side.labels, k_side.clusters)
-            skipped = ~kept[..., : k_side.clusters]
-            compensation = CentroidAttention(k_means, values, skipped, q_side.labels, scale)
         return Plan(
             tile_map,
             "same clusters" if reuse else "new clusters",
             q_order=q_side.order,
             k_order=k_side.order,
-            compensation=compensation,
+            centroids=TileCentroids(k_means, k_side.means(v)) if config.compensate else None,
         )
 
     def _cluster(
@@ -204,9 +215,9 @@ class SVG2Planner:
         """Nothing to learn: the map is made anew from the next queries and keys."""
 
 
-def _count(tokens: int, per_cluster: int, least: int) -> int:
-    """Clusters by default; never so many that they hold less than four tokens on average."""
-    return max(1, min(max(least, round(tokens / per_cluster)), tokens // 4))
+def _count(tokens: int, per_cluster: int, least: int, smallest: int) -> int:
+    """Clusters by default; never so many that they hold less than `smallest` tokens on average."""
+    return max(1, min(max(least, round(tokens / per_cluster)), tokens // smallest))
 
 
 def _video(context: LayerContext) -> tuple[int, int]:

@@ -7,12 +7,13 @@ from torch import Tensor
 from ..dispatch import Backend, always, choose, reasons
 from ..tile_map import TileMap
 from . import flex_backend, naive, torch_backend, triton_backend
-from .call import AttentionCall, Marking, TileAttentionOutput, check_call
+from .call import AttentionCall, Marking, TileAttentionOutput, TileCentroids, check_call
 from .merge import merge_attention
 
 __all__ = [
     "Marking",
     "TileAttentionOutput",
+    "TileCentroids",
     "merge_attention",
     "tile_attention",
     "why",
@@ -41,12 +42,14 @@ def why(
     mask: Tensor | None = None,
     return_lse: bool = False,
     marking: Marking | None = None,
+    centroids: TileCentroids | None = None,
 ) -> dict[str, str | None]:
     """Why each backend cannot run this call of `tile_attention`; None for those that can.
 
     The order is the one in which they are asked; takes what `tile_attention` takes.
     """
-    return reasons(BACKENDS, check_call(q, k, v, tile_map, scale, mask, return_lse, marking))
+    call = check_call(q, k, v, tile_map, scale, mask, return_lse, marking, centroids)
+    return reasons(BACKENDS, call)
 
 
 def tile_attention(
@@ -59,6 +62,7 @@ def tile_attention(
     mask: Tensor | None = None,
     return_lse: bool = False,
     marking: Marking | None = None,
+    centroids: TileCentroids | None = None,
     backend: str | None = None,
 ) -> TileAttentionOutput:
     """Softmax attention over the tiles of a map; forward only.
@@ -74,6 +78,8 @@ def tile_attention(
             `(B|1, H|1, Lq|1, Lk)`.
         return_lse: also return the log-sum-exp of each row, to merge with other keys.
         marking: find the tiles that the next step may skip; see `Marking`.
+        centroids: what stands for skipped tiles under the same softmax; a mask is no concern of
+            theirs. Not together with marking.
         backend: `triton`, `flex`, `torch` or `naive`; by default the first that can run the call.
             `why` gives the reasons.
 
@@ -84,5 +90,5 @@ def tile_attention(
         TypeError: dtypes that differ or do not fit.
         ValueError: shapes or devices that do not fit, or a backend that cannot run the call.
     """
-    call = check_call(q, k, v, tile_map, scale, mask, return_lse, marking)
+    call = check_call(q, k, v, tile_map, scale, mask, return_lse, marking, centroids)
     return choose("tile_attention", BACKENDS, call, backend).run(call)

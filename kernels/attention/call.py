@@ -92,6 +92,18 @@ class TileAttentionOutput(NamedTuple):
     keep: Tensor | None
 
 
+class TileCentroids(NamedTuple):
+    """What stands for the keys of a tile where a query tile skips it.
+
+    Attributes:
+        keys: `(B, Hkv, Tk, D)`, mean key of each key tile; any finite value for an empty tile.
+        values: the same of the values.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
     """A checked call; `mask` is 4-dimensional, and the map is already turned for `reverse`."""
@@ -104,6 +116,7 @@ class AttentionCall:
     mask: Tensor | None
     return_lse: bool
     marking: Marking | None
+    centroids: TileCentroids | None = None
 
     @property
     def group(self) -> int:
@@ -139,6 +152,7 @@ def check_call(
     mask: Tensor | None,
     return_lse: bool,
     marking: Marking | None,
+    centroids: TileCentroids | None = None,
 ) -> AttentionCall:
     """Turn the arguments of `tile_attention` into a call, or say what is wrong with them."""
     _check_tensors(q, k, v)
@@ -171,7 +185,25 @@ def check_call(
             )
         if marking.reverse:
             tile_map = tile_map.reversed()
-    return AttentionCall(q, k, v, tile_map, float(scale), mask, return_lse, marking)
+    if centroids is not None:
+        _check_centroids(centroids, k, tile_map, marking)
+    return AttentionCall(q, k, v, tile_map, float(scale), mask, return_lse, marking, centroids)
+
+
+def _check_centroids(
+    centroids: TileCentroids, k: Tensor, tile_map: TileMap, marking: Marking | None
+) -> None:
+    if marking is not None:
+        raise ValueError(
+            "marking and centroids do not go together: a centroid hides what its tile would mark"
+        )
+    wanted = (*k.shape[:2], tile_map.k_tiles, k.shape[3])
+    for name, tensor in zip(TileCentroids._fields, centroids, strict=True):
+        if tuple(tensor.shape) != wanted or tensor.device != k.device:
+            raise ValueError(
+                f"centroids.{name} must have the shape {wanted}, one for each key tile, and be on "
+                f"{k.device}; got {tuple(tensor.shape)} on {tensor.device}"
+            )
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

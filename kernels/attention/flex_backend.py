@@ -18,6 +18,8 @@ def why_not(call: AttentionCall) -> str | None:
         return "FlexAttention has no tiles of variable size"
     if call.marking is not None:
         return "FlexAttention does not show the running max, so it cannot mark"
+    if call.centroids is not None:
+        return "it adds nothing to the scores, so it cannot weigh centroids"
     if call.mask is not None:
         return "a mask would need a function of every pair of tokens, compiled anew for each mask"
     if call.needs_grad:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .call import AttentionCall, TileAttentionOutput, row_keeps, token_bounds
+from .centroids import centroid_bias
 
 
 def why_not(call: AttentionCall) -> str | None:
@@ -26,6 +27,9 @@ def run(call: AttentionCall) -> TileAttentionOutput:
     if call.mask is not None:
         mask = call.mask.expand(batch, heads, q_len, call.k.shape[2])
 
+    bias = None
+    if call.centroids is not None:
+        bias = centroid_bias(tile_map).expand(batch, heads, -1, -1)
     rows_of: dict[tuple[int, int, int], torch.Tensor] = {}
     lse = torch.full((batch, heads, q_len), -torch.inf, dtype=torch.float64, device=call.q.device)
     keep = call.first_kept()
@@ -48,11 +52,17 @@ def run(call: AttentionCall) -> TileAttentionOutput:
                 listed = torch.full_like(scores, -torch.inf)
                 for c in columns:
                     listed[:, c] = scores[:, c]
-                row_lse = torch.logsumexp(listed * call.scale, -1, keepdim=True)
-                weights = torch.exp(listed * call.scale - row_lse)
+                logits, all_values = listed * call.scale, values
+                if bias is not None and call.centroids is not None:
+                    means = [x[b, h // call.group].double() for x in call.centroids]
+                    of_means = call.q[b, h, rows].double() @ means[0].T * call.scale
+                    logits = torch.cat([logits, of_means + bias[b, h, i].double()], -1)
+                    all_values = torch.cat([values, means[1]])
+                row_lse = torch.logsumexp(logits, -1, keepdim=True)
+                weights = torch.exp(logits - row_lse)
                 # A query without keys would have the weights exp(-inf - -inf).
                 weights = weights.masked_fill(row_lse == -torch.inf, 0.0)
-                rows_of[b, h, i] = weights @ values
+                rows_of[b, h, i] = weights @ all_values
                 lse[b, h, rows] = row_lse[:, 0]
 
     output = torch.empty_like(call.q)

@@ -1,8 +1,9 @@
 """Tile attention in plain torch: only listed tiles are gathered and computed, on CPU and MPS.
 
-Query tiles that list equally many keys are computed in one batch. What a batch takes beside its two
-matrix products (gather, maxima, exponentials) runs in buffers that stay in a core's cache, and what
-can wait for the whole head (marks, output) waits: each call into torch costs microseconds.
+Clusters and centroids take another way where they can (`torch_lists`). Here, query tiles that list
+equally many keys are computed in one batch. What a batch takes beside its two matrix products
+(gather, maxima, exponentials) runs in buffers that stay in a core's cache, and what can wait for
+the whole head (marks, output) waits: each call into torch costs microseconds.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import torch_lists
 from .call import LOG2_E, AttentionCall, TileAttentionOutput, row_keeps
+from .centroids import merged
 
 # Scores of one batch of query tiles: few enough to stay in cache, and so many that the calls into
 # torch do not show. Found by trying on 1 MB of L2 and 32 MB of L3.
@@ -36,6 +39,12 @@ def why_not(call: AttentionCall) -> str | None:
 
 def run(call: AttentionCall) -> TileAttentionOutput:
     """Attend to the listed keys of each query tile; computes in float32."""
+    if (call.centroids is not None or not call.tile_map.is_fixed) and torch_lists.fits(call):
+        return torch_lists.run(call)
+    return merged(_run)(call)
+
+
+def _run(call: AttentionCall) -> TileAttentionOutput:
     output = torch.empty_like(call.q)
     lse = keep = None
     if call.return_lse:

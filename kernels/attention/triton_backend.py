@@ -12,6 +12,7 @@ from ..dispatch import arch_of, interpreted, why_not_triton
 from ..tiling import Tiling
 from ..triton_launch import DTYPES, MAX_HEAD_DIM, block_of, shared_strides
 from .call import LOG2_E, AttentionCall, TileAttentionOutput
+from .centroids import centroid_bias
 
 # Capabilities whose programs may take 99 KiB of shared memory, where others have 163 or more.
 SMALL_SHARED = (86, 89, 120, 121)
@@ -97,12 +98,17 @@ def _most(call: AttentionCall, arch: int | str) -> Blocks:
         if dim <= 128 and (not marks or 100 <= arch < 120):
             return Blocks(32, 32, 8, 2)
         return Blocks(16, 32, 4 if dim <= 128 else 8, 2)
+    # A second loop over keys, whose bias takes registers too.
+    centroids = call.centroids is not None
     if dim <= 64:
-        return Blocks(128, 64, 8 if crowded and (marks or arch >= 120) else 4, 3)
+        many = crowded and (marks or centroids or arch >= 120)
+        return Blocks(128, 32 if centroids and arch >= 100 else 64, 8 if many else 4, 3)
     if dim <= 128:
         skip_now = call.marking is not None and call.marking.skip_now
         if not crowded:
-            return Blocks(128, 32 if arch >= 100 and variable and marks else 64, 8, 3)
+            return Blocks(
+                128, 32 if arch >= 100 and variable and (marks or centroids) else 64, 8, 3
+            )
         if variable or (marks and not skip_now):
             narrow = arch >= 120 or (variable and (marks or arch > 80))
             return Blocks(64, 32 if narrow else 64, 4, 3)
@@ -144,6 +150,7 @@ def flags_for(call: AttentionCall, arch: int | str) -> tuple[dict[str, Any], Blo
         "LSE": call.return_lse,
         "MARK": call.marking is not None,
         "SKIP_NOW": call.marking is not None and call.marking.skip_now,
+        "CENTROIDS": call.centroids is not None,
         # Not TF32: its scores have 10 bits, and marks would differ from those of other backends.
         "PRECISION": "ieee",
     }
@@ -174,6 +181,7 @@ def run(call: AttentionCall) -> TileAttentionOutput:
         for tiling in (tile_map.q_tiling, tile_map.k_tiling)
     )
     mask = None if call.mask is None else call.mask.view(torch.uint8)
+    centroids = _centroids(call)
     if tile_map.q_tiling.tile is not None:
         programs = tile_map.q_tiles * -(-tile_map.q_tiling.tile // blocks.rows)
     else:
@@ -194,6 +202,7 @@ def run(call: AttentionCall) -> TileAttentionOutput:
         q_bounds,
         k_bounds,
         mask,
+        *centroids,
         *q.stride(),
         *k.stride(),
         *v.stride(),
@@ -204,6 +213,7 @@ def run(call: AttentionCall) -> TileAttentionOutput:
         *shared_strides(None if work is None else work[0], 2),
         *shared_strides(q_bounds, 2),
         *shared_strides(k_bounds, 2),
+        *shared_strides(centroids[2], 2),
         heads,
         q_len,
         tile_map.k_len,
@@ -216,6 +226,14 @@ def run(call: AttentionCall) -> TileAttentionOutput:
         num_stages=blocks.stages,
     )
     return TileAttentionOutput(output, lse, keep)
+
+
+def _centroids(call: AttentionCall) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Mean keys, mean values and bias as the kernel reads them."""
+    if call.centroids is None:
+        return None, None, None
+    keys, values = (x.to(call.q.dtype).contiguous() for x in call.centroids)
+    return keys, values, centroid_bias(call.tile_map).div_(call.scale).contiguous()
 
 
 def work_list(tiling: Tiling, rows: int, device: torch.device) -> tuple[Tensor, Tensor] | None:

@@ -114,6 +114,8 @@ def _accumulate(
         "s_mask_b",
         "s_mask_h",
         "s_mask_q",
+        "s_bias_b",
+        "s_bias_h",
     ]
 )
 def tile_attention_kernel(
@@ -131,6 +133,9 @@ def tile_attention_kernel(
     p_q_bound,
     p_k_bound,
     p_mask,
+    p_mean_k,
+    p_mean_v,
+    p_bias,
     s_q_b,
     s_q_h,
     s_q_l,
@@ -162,6 +167,8 @@ def tile_attention_kernel(
     s_q_bound_h,
     s_k_bound_b,
     s_k_bound_h,
+    s_bias_b,
+    s_bias_h,
     heads,
     q_len,
     k_len,
@@ -181,6 +188,7 @@ def tile_attention_kernel(
     LSE: tl.constexpr,
     MARK: tl.constexpr,
     SKIP_NOW: tl.constexpr,
+    CENTROIDS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One block of query rows times the key tiles that its query tile lists.
@@ -191,7 +199,8 @@ def tile_attention_kernel(
     With m the running max of raw scores, a visit computes `m' = max(m, rowmax(S))`,
     `P = 2^((S - m') c)`, `l' = l 2^((m - m') c) + rowsum(P)`, `O' = O 2^((m - m') c) + P V`, where
     c is the scale in powers of two (Dao et al., FlashAttention-2). MARK stores 1 for a tile that a
-    valid row wants to keep; several programs may store the same 1 for one tile.
+    valid row wants to keep; several programs may store the same 1 for one tile. CENTROIDS visits
+    the mean key of each key tile too, with a bias that is -inf where the tile itself was visited.
     """
     i_program = tl.program_id(0)
     i_bh = tl.program_id(1).to(tl.int64)
@@ -355,6 +364,51 @@ def tile_attention_kernel(
                 )
             if MARK:
                 tl.store(p_keep + i_key, 1, mask=tl.max(wanted, 0) > 0)
+
+    if CENTROIDS:
+        # Contiguous `(B, Hkv, k_tiles, D)`; the bias `(B|1, H|1, q_tiles, k_tiles)` is in units of
+        # raw scores.
+        own = (i_b * (heads // GROUP) + i_kv) * k_tiles * D
+        p_keys = p_mean_k + own + o_d[:, None] + o_n[None, :] * D
+        p_values = p_mean_v + own + o_n[:, None] * D + o_d[None, :]
+        p_bias += i_b * s_bias_b + i_h * s_bias_h + i_tile.to(tl.int64) * k_tiles
+        for start in range(0, k_tiles, BLOCK_N):
+            o_columns = start + o_n
+            b_s = _scores(
+                b_q,
+                p_keys + start * D,
+                p_mask,
+                s_mask_q,
+                s_mask_k,
+                o_rows,
+                o_columns,
+                k_tiles,
+                row_valid,
+                mask_d,
+                D,
+                BLOCK_D,
+                0,
+                False,
+                PRECISION,
+            )
+            bias = tl.load(p_bias + o_columns, mask=o_columns < k_tiles, other=float("-inf"))
+            b_s += bias[None, :]
+            running, total, acc = _accumulate(
+                b_s,
+                tl.max(b_s, 1),
+                running,
+                total,
+                acc,
+                p_values + start * D,
+                o_columns < k_tiles,
+                mask_d,
+                scale_log2,
+                D,
+                BLOCK_D,
+                1,  # a row may have seen no key so far
+                False,
+                PRECISION,
+            )
 
     # A row without keys has a sum of 0; every other one has at least the 1 of its largest score.
     empty = total == 0.0

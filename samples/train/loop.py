@@ -136,7 +136,7 @@ class Run:
         self.rates = [o.param_groups[0]["lr"] for o in self.optimisers]
         self.ema = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.generator = torch.Generator().manual_seed(seed)
-        self.step = 0
+        self.step = self.started = 0  # started: where the optimisers were new
         self.seconds = 0.0
         self.log: list[tuple[int, float, float]] = []
         if self.path.exists():
@@ -146,14 +146,18 @@ class Run:
         state = torch.load(self.path, map_location=device(), weights_only=True)
         self.model.load_state_dict(state["model"])
         self.ema = state["ema"]
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.log = [tuple(row) for row in state["log"]]
+        self.started = self.step
+        if "optimisers" not in state:  # made by revive.py
+            return
+        self.started = state["started"]
         for optimiser, stored in zip(self.optimisers, state["optimisers"], strict=True):
             rate = optimiser.param_groups[0]["lr"]
             optimiser.load_state_dict(stored)
             optimiser.param_groups[0]["lr"] = rate
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["torch"].cpu())
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.log = [tuple(row) for row in state["log"]]
 
     def save(self) -> None:
         state = {
@@ -163,6 +167,7 @@ class Run:
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
             "step": self.step,
+            "started": self.started,
             "seconds": self.seconds,
             "log": [list(row) for row in self.log],
         }
@@ -193,7 +198,7 @@ class Run:
         while (spent := time.time() - start) < minutes * 60:
             start += _wait_while_paused()
             began = time.time()
-            factor = min(1.0, (self.step + 1) / warmup)
+            factor = min(1.0, (self.step - self.started + 1) / warmup)
             if anneal:
                 factor *= 1 - 0.95 * spent / (minutes * 60)
             self._set_rate(factor)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from ditaccel.kernels import inverse_permute, merge_attention, permute, tile_attention
+from ditaccel.kernels import inverse_permute, permute, tile_attention
 from tiny import generate, tiny_flux, tiny_wan
 
 import ditaccel
 from ditaccel import ConfigError, SVG2Config
-from ditaccel.attention.compensation import CentroidAttention, ClusterMeans
 from ditaccel.attention.planner import Dense, LayerContext, Plan
 from ditaccel.attention.svg2 import kept_clusters
 from ditaccel.denoising import DenoisingStep
@@ -39,14 +40,13 @@ def _run(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
     order, k_order = plan.q_order, plan.k_order
     assert order is not None and k_order is not None
     result = tile_attention(
-        permute(q, order), permute(k, k_order), permute(v, k_order), plan.tile_map, return_lse=True
+        permute(q, order),
+        permute(k, k_order),
+        permute(v, k_order),
+        plan.tile_map,
+        centroids=plan.centroids,
     )
-    out = inverse_permute(result.output, order)
-    if plan.compensation is None:
-        return out
-    assert result.lse is not None
-    lse = inverse_permute(result.lse[..., None], order)[..., 0]
-    return merge_attention((out, lse), plan.compensation(q))[0]
+    return inverse_permute(result.output, order)
 
 
 def _error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -110,29 +110,15 @@ def test_kept_clusters_by_hand() -> None:
     assert kept_clusters(q, k, sizes, 1.0, 0.6, 0.0)[0, 0, 0].tolist() == [False, True, False]
 
 
-def test_compensation_is_exact_when_keys_equal_their_centroid() -> None:
-    generator = torch.Generator().manual_seed(3)
-    labels = torch.randint(5, (1, 2, LENGTH), generator=generator, dtype=torch.int32)
-    centres = torch.randn(1, 2, 5, WIDTH, generator=generator, dtype=torch.float64)
-    k = centres.gather(2, labels.long()[..., None].expand(-1, -1, -1, WIDTH)).float()
-    q, v = torch.randn(2, 1, 2, LENGTH, WIDTH, generator=generator)
-    keys, values = ClusterMeans.of(k, labels, 5), ClusterMeans.of(v, labels, 5)
-    rows = torch.zeros(1, 2, LENGTH, dtype=torch.int32)
-    all_skipped = torch.ones(1, 2, 1, 5, dtype=torch.bool)
-    out, lse = CentroidAttention(keys, values, all_skipped, rows, WIDTH**-0.5)(q)
-    scores = q.double() @ k.double().transpose(-1, -2) * WIDTH**-0.5
-    # mean values differ from values only inside a cluster, where all weights are equal
-    assert _error(out.double(), scores.softmax(-1) @ v.double()) < 1e-6
-    assert float((lse - scores.logsumexp(-1)).abs().max()) < 1e-5
-
-
-def test_compensation_of_nothing_has_no_share() -> None:
+def test_centroids_are_the_means_of_their_clusters() -> None:
     q, k, v = _clustered()
-    labels = torch.zeros(1, 2, LENGTH, dtype=torch.int32)
-    keys, values = ClusterMeans.of(k, labels, 3), ClusterMeans.of(v, labels, 3)
-    none = torch.zeros(1, 2, 1, 3, dtype=torch.bool)
-    out, lse = CentroidAttention(keys, values, none, labels, 1.0)(q)
-    assert bool((out == 0).all()) and bool((lse == -torch.inf).all())
+    plan = _plan(_config(), q, k, v)
+    assert plan.centroids is not None and plan.k_order is not None
+    offsets = plan.tile_map.k_tiling.offsets[0, 1].tolist()
+    ordered = permute(v, plan.k_order)[0, 1]
+    for cluster, (start, end) in enumerate(itertools.pairwise(offsets)):
+        mean = ordered[start:end].mean(0) if end > start else torch.zeros(WIDTH)
+        assert _error(plan.centroids.values[0, 1, cluster] + 1, mean + 1) < 1e-6
 
 
 def test_compensation_lowers_the_error_at_the_same_map() -> None:

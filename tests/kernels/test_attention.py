@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from ditaccel.kernels import Marking, TileMap, Tiling, merge_attention, tile_attention, why
+from ditaccel.kernels import (
+    Marking,
+    TileCentroids,
+    TileMap,
+    Tiling,
+    merge_attention,
+    tile_attention,
+    why,
+)
 from ditaccel.kernels.fuzz import check, draw, poisoned, relative_rmse
 from torch import Tensor
 
@@ -83,6 +91,50 @@ def test_what_is_not_listed_is_not_read() -> None:
     expected = tile_attention(q, k, v, tile_map).output
     k[:, :, 16:32], v[:, :, 16:32] = torch.nan, torch.inf
     assert torch.equal(tile_attention(q, k, v, tile_map).output, expected)
+
+
+@pytest.mark.parametrize("backend", ["torch", "naive"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_centroids_are_exact_where_keys_and_values_equal_them(
+    backend: str, masked: bool, fixed: bool
+) -> None:
+    q, means, values = _qkv(2, 4, 48, 16, kv_heads=2)
+    tiling = Tiling.fixed(48, 8)
+    if not fixed:
+        offsets = torch.tensor([[[0, 3, 3, 20, 31, 46, 48]]], dtype=torch.int32)
+        tiling = Tiling.variable(offsets, 48)
+    means, values = means[:, :, : tiling.tiles], values[:, :, : tiling.tiles]
+    tile_of = tiling.tile_of_token("cpu")[0, 0]
+    k, v = means[:, :, tile_of], values[:, :, tile_of]
+    keep = torch.rand(2, 4, tiling.tiles, tiling.tiles, generator=torch.manual_seed(1)) < 0.4
+    keep[0, 0, 0], keep[0, 0, 2] = False, True
+    tile_map = TileMap.from_mask(keep, tiling, tiling)
+    # a mask for every pair takes another way
+    mask = torch.ones(48, 48, dtype=torch.bool)[None, None] if masked else None
+    got = tile_attention(
+        q,
+        k,
+        v,
+        tile_map,
+        mask=mask,
+        return_lse=True,
+        centroids=TileCentroids(means, values),
+        backend=backend,
+    )
+    whole = tile_attention(q, k, v, _dense(48), return_lse=True, backend="naive")
+    assert float((got.output - whole.output).abs().max()) < 2e-6
+    assert float((got.lse - whole.lse).abs().max()) < 2e-6
+
+
+@pytest.mark.parametrize("backend", ["torch", "naive"])
+def test_centroids_of_computed_tiles_are_not_read(backend: str) -> None:
+    q, k, v = _qkv(1, 2, 48, 16)
+    nothing = torch.full((1, 2, 3, 16), 1e4)
+    got = tile_attention(
+        q, k, v, _dense(48), centroids=TileCentroids(nothing, nothing), backend=backend
+    )
+    assert float((got.output - tile_attention(q, k, v, _dense(48)).output).abs().max()) < 2e-6
 
 
 @pytest.mark.parametrize("backend", ["torch", "naive"])
@@ -224,6 +276,19 @@ _GOOD: dict[str, Any] = {
         ({"mask": torch.ones(1, 15).bool()}, ValueError, "mask is for 15 keys"),
         ({"mask": torch.ones(3, 16).bool()}, ValueError, r"mask must be \(B, Lk\)"),
         ({"marking": -10.0}, TypeError, "must be a Marking"),
+        (
+            {"centroids": TileCentroids(torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 2, 8))},
+            ValueError,
+            r"centroids.keys must have the shape \(1, 2, 2, 8\)",
+        ),
+        (
+            {
+                "centroids": TileCentroids(torch.zeros(1, 2, 2, 8), torch.zeros(1, 2, 2, 8)),
+                "marking": Marking(-3.0),
+            },
+            ValueError,
+            "do not go together",
+        ),
         ({"marking": Marking(torch.tensor([-1.0]))}, ValueError, "threshold has 1 heads, but q 2"),
         (
             {

@@ -1,0 +1,70 @@
+"""Tile centroids: one mean key and value stand for each tile that is skipped.
+
+For a query q and a tile of n keys, the exact share in numerator and denominator of the softmax is
+sum_j exp(s q.k_j) (v_j, 1). With every key at the mean it is n exp(s q.mean_k) (mean_v, 1), to
+first order in the spread of the keys. These terms go under the same softmax as the tiles that are
+computed, so that no mass is lost where much is skipped (compare SVG-EAR, arXiv 2603.08982).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..tile_map import TileMap
+from .call import AttentionCall, TileAttentionOutput
+from .merge import merge_attention
+
+# Scores that are held at once, in elements.
+_CHUNK = 1 << 24
+
+
+def centroid_bias(tile_map: TileMap) -> Tensor:
+    """Log of how many keys the centroid of a key tile stands for, by query tile.
+
+    Returns:
+        float32 `(B|1, H|1, Tq, Tk)`; -inf for tiles that are computed and for empty ones.
+    """
+    bias = tile_map.k_tiling.sizes(tile_map.device).float().log()[..., None, :]
+    return torch.where(tile_map.to_mask(), -torch.inf, bias)
+
+
+def merged(
+    run: Callable[[AttentionCall], TileAttentionOutput],
+) -> Callable[[AttentionCall], TileAttentionOutput]:
+    """Teach a backend that knows no centroids: it computes the tiles, and they are merged in."""
+
+    def with_centroids(call: AttentionCall) -> TileAttentionOutput:
+        if call.centroids is None:
+            return run(call)
+        tiles = run(replace(call, centroids=None, return_lse=True))
+        assert tiles.lse is not None
+        output, lse = merge_attention((tiles.output, tiles.lse), _attend_to_centroids(call))
+        output = torch.empty_like(call.q).copy_(output)  # in the layout of q
+        return TileAttentionOutput(output, lse if call.return_lse else None, None)
+
+    return with_centroids
+
+
+def _attend_to_centroids(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """Output, as q is, and log-sum-exp `(B, H, Lq)` over the centroids of skipped tiles alone."""
+    assert call.centroids is not None
+    q, tiles = call.q, call.tile_map.k_tiles
+    keys, values = (x.float().repeat_interleave(call.group, 1) for x in call.centroids)
+    bias = centroid_bias(call.tile_map).expand(*q.shape[:2], -1, -1)
+    tile_of = call.tile_map.q_tiling.tile_of_token(q.device).expand(q.shape[:3])
+    rows = max(1, _CHUNK // (q.shape[0] * q.shape[1] * tiles))
+    outputs, totals = [], []
+    for start in range(0, q.shape[2], rows):
+        part = q[:, :, start : start + rows]
+        of_row = tile_of[:, :, start : start + rows, None].expand(-1, -1, -1, tiles)
+        scores = part.float() @ keys.transpose(-1, -2) * call.scale + bias.gather(2, of_row)
+        total = scores.logsumexp(-1)
+        # A query that skips nothing has no share here: weights 0 instead of NaN.
+        weights = (scores - total.clamp(min=-1e30)[..., None]).exp()
+        outputs.append((weights @ values).to(q.dtype))
+        totals.append(total)
+    return torch.cat(outputs, 2), torch.cat(totals, 2)
