@@ -77,7 +77,7 @@ def _wan() -> tuple:
 
     run = Run("wan", build_wan(), prepare, decay=0.995, **DENOISER)
     return run, wan_loss(
-        Pool("wan-images", two_share=0.75), lambda: Pool("wan", two_share=0.6), plan
+        Pool("wan-images", two_share=0.75), lambda: Pool("wan", two_share=0.75), plan
     )
 
 
