@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -108,6 +109,15 @@ def arch_of(device: torch.device) -> int | str:
 def interpreted() -> bool:
     """Whether Triton kernels run in the interpreter, which is for tests only."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def triton_version() -> tuple[int, int]:
+    """Major and minor version of the installed Triton; (0, 0) without one."""
+    if not _has_triton():
+        return (0, 0)
+    major, minor = importlib.metadata.version("triton").split(".")[:2]
+    return int(major), int(minor)
 
 
 @cache

@@ -34,7 +34,7 @@ _Q_TOKENS_PER_CLUSTER = 252
 _K_TOKENS_PER_CLUSTER = 76
 # Short sequences need finer ones. Keys most: what is skipped is as good as its centroids.
 _LEAST_Q_CLUSTERS = 16
-_LEAST_K_CLUSTERS = 512
+_LEAST_K_CLUSTERS = 1024
 
 
 @method("svg2", kind="attention")
@@ -45,8 +45,8 @@ class SVG2Config:
     Args:
         q_clusters: clusters of the queries; None for one per 252 tokens, as published for 720p, but
             at least 16.
-        k_clusters: clusters of the keys; None for one per 76 tokens, but at least 512, or one per
-            8 tokens where there are fewer than 4096.
+        k_clusters: clusters of the keys; None for one per 76 tokens, but at least 1024, or one per
+            8 tokens where there are fewer than 8192.
         top_p: softmax mass, as the centroids tell it, that a query cluster keeps, in (0, 1].
         min_share: least share of the key clusters that a query cluster keeps, in [0, 1].
         first_iterations: k-means iterations when a generation begins to be sparse. Published: 50;

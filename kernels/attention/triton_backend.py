@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch import arch_of, interpreted, why_not_triton
+from ..dispatch import arch_of, interpreted, triton_version, why_not_triton
 from ..tiling import Tiling
 from ..triton_launch import DTYPES, MAX_HEAD_DIM, block_of, shared_strides
 from .call import LOG2_E, AttentionCall, TileAttentionOutput
@@ -49,10 +49,13 @@ def why_not(call: AttentionCall) -> str | None:
     if call.q.shape[3] > MAX_HEAD_DIM:
         return f"the head dimension is at most {MAX_HEAD_DIM}, got {call.q.shape[3]}"
     if call.marking is not None and call.marking.skip_now:
+        arch = arch_of(call.q.device)
+        if isinstance(arch, int) and 100 <= arch < 120 and triton_version() < (3, 9):
+            return "skip_now does not compile for this device before Triton 3.9"
         q_tile, k_tile = call.tile_map.q_tiling.tile, call.tile_map.k_tiling.tile
         if q_tile is None or k_tile is None:
             return "skip_now needs tiles of fixed size, so that one program sees a whole tile"
-        most = _most(call, arch_of(call.q.device))
+        most = _most(call, arch)
         if q_tile > most.rows or k_tile > most.columns:
             return (
                 f"skip_now needs tiles of at most {most.rows} x {most.columns} for this head "
@@ -102,7 +105,7 @@ def _most(call: AttentionCall, arch: int | str) -> Blocks:
     centroids = call.centroids is not None
     if dim <= 64:
         many = crowded and (marks or centroids or arch >= 120)
-        return Blocks(128, 32 if centroids and arch >= 100 else 64, 8 if many else 4, 3)
+        return Blocks(128, 32 if centroids and arch >= 90 else 64, 8 if many else 4, 3)
     if dim <= 128:
         skip_now = call.marking is not None and call.marking.skip_now
         if not crowded:

@@ -154,3 +154,21 @@ def test_blocks_are_never_larger_than_the_tiles(
     blocks = blocks_for(check_call(x, x, x, tile_map, None, None, False, None), arch)
     assert (blocks.rows, blocks.columns) == (16, 32)
     assert blocks.warps in (4, 8)
+
+
+@pytest.mark.parametrize(("version", "refused"), [((3, 6), True), ((3, 9), False)])
+def test_skip_now_is_refused_where_an_old_triton_cannot_compile_it(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], refused: bool
+) -> None:
+    from ditaccel.kernels import Marking, TileMap, Tiling
+    from ditaccel.kernels.attention import triton_backend
+    from ditaccel.kernels.attention.call import check_call
+
+    for name, value in (("why_not_triton", None), ("arch_of", 100), ("triton_version", version)):
+        monkeypatch.setattr(triton_backend, name, lambda *_, value=value: value)
+    x = torch.empty(1, 1, 64, 64, dtype=torch.float16)
+    tiling = Tiling.fixed(64, 32)
+    marking = Marking(-3.0, skip_now=True)
+    call = check_call(x, x, x, TileMap.dense(tiling, tiling), None, None, False, marking)
+    reason = triton_backend.why_not(call)
+    assert (reason is not None and "before Triton 3.9" in reason) == refused
