@@ -136,7 +136,11 @@ def draw(seed: int, device: str = "cpu", dtypes: tuple[torch.dtype, ...] | None 
     scale, centroids = rng.choice((None, None, 0.3)), None
     if marking is None and rng.random() < 0.5:
         means = [values(kv_heads, k_tiling.tiles, False) for _ in range(2)]
-        centroids = TileCentroids(*means)
+        bias = None
+        if rng.random() < 0.5:
+            bias = torch.randn((*shared, q_tiling.tiles, k_tiling.tiles), generator=generator)
+            bias = bias.to(device)
+        centroids = TileCentroids(*means, bias)
     return Case(q, k, v, tile_map, scale, mask, marking, centroids, exact)
 
 

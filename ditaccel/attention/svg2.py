@@ -5,7 +5,8 @@ query cluster attends to the key clusters that carry most of its softmax mass, e
 centroids. Tiles are the clusters, so they vary in size. Paper: arXiv 2505.18875. Beyond it: state
 per guidance branch that ends with the generation, clusterings that serve several steps, and
 `compensate`: what a query cluster skips is put under the same softmax as one mean key and value
-per cluster (compare SVG-EAR, arXiv 2603.08982).
+per cluster, and clusters are kept by the error that this would make instead of by their mass
+(compare SVG-EAR, arXiv 2603.08982).
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class SVG2Config:
             at least 16.
         k_clusters: clusters of the keys; None for one per 76 tokens, but at least 1024, or one per
             8 tokens where there are fewer than 8192.
-        top_p: softmax mass, as the centroids tell it, that a query cluster keeps, in (0, 1].
+        top_p: softmax mass, as the centroids tell it, that a query cluster keeps, in (0, 1]; with
+            `compensate`, share of the error that the means would make.
         min_share: least share of the key clusters that a query cluster keeps, in [0, 1].
         first_iterations: k-means iterations when a generation begins to be sparse. Published: 50;
             on shapes-wan the error of a layer's output stops falling at 10.
@@ -55,7 +57,8 @@ class SVG2Config:
         refresh: steps that one clustering serves; the map is made anew at every step.
         max_age: steps that centroids may be old (a cache forecasts some steps); then k-means
             starts afresh.
-        compensate: let the mean key and value of every skipped cluster stand for it.
+        compensate: let the mean key and value of every skipped cluster stand for it, weighed by its
+            size and the spread of its keys.
         dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
         dense_layers: first layers that stay dense, likewise.
         min_tokens: shorter sequences stay dense.
@@ -165,14 +168,18 @@ class SVG2Planner:
         state["index"] = index
         q_side, k_side = state["sides"]
         q_means, k_means = q_side.means(q), k_side.means(k)
-        kept = kept_clusters(
+        video = (slice(None), slice(None), slice(q_side.clusters), slice(k_side.clusters))
+        weights = cluster_mass(
             q_means[:, :, : q_side.clusters],
             k_means[:, :, : k_side.clusters],
             k_side.sizes[..., : k_side.clusters],
             scale,
-            config.top_p,
-            config.min_share,
         )
+        centroids = None
+        if config.compensate:
+            centroids, loss = _compensation(q_means, k, k_means, v, k_side, scale)
+            weights = weights * loss[video]
+        kept = kept_clusters(weights, config.top_p, config.min_share)
         if context.text is not None:
             # text: one more cluster that attends to all, and that all attend to
             kept = torch.nn.functional.pad(kept, (0, 1, 0, 1), value=True)
@@ -187,7 +194,7 @@ class SVG2Planner:
             "same clusters" if reuse else "new clusters",
             q_order=q_side.order,
             k_order=k_side.order,
-            centroids=TileCentroids(k_means, k_side.means(v)) if config.compensate else None,
+            centroids=centroids,
         )
 
     def _cluster(
@@ -228,33 +235,69 @@ def _video(context: LayerContext) -> tuple[int, int]:
     return (end, context.length) if start == 0 else (0, start)
 
 
-def kept_clusters(
-    q_means: Tensor, k_means: Tensor, k_sizes: Tensor, scale: float, top_p: float, min_share: float
-) -> Tensor:
-    """Return the key clusters that each query cluster keeps.
-
-    The softmax over key centroids weighs each by its number of keys; clusters are taken from the
-    heaviest down until `top_p` is reached, the one that crosses it included.
+def cluster_mass(q_means: Tensor, k_means: Tensor, k_sizes: Tensor, scale: float) -> Tensor:
+    """Return the softmax over key centroids, each weighed by its number of keys.
 
     Args:
         q_means: `(B, H, Cq, D)`.
         k_means: `(B, Hkv, Ck, D)`.
         k_sizes: `(B, Hkv, Ck)`; empty clusters get no mass.
         scale: of the softmax.
-        top_p: mass to keep.
+
+    Returns:
+        `(B, H, Cq, Ck)`, rows that add up to 1.
+    """
+    group = q_means.shape[1] // k_means.shape[1]
+    k_means, k_sizes = (x.repeat_interleave(group, 1) for x in (k_means, k_sizes))
+    scores = q_means.float() @ k_means.float().transpose(-1, -2) * scale
+    return (scores + k_sizes.float().log()[..., None, :]).softmax(-1)
+
+
+def kept_clusters(weights: Tensor, top_p: float, min_share: float) -> Tensor:
+    """Return the key clusters that each query cluster keeps.
+
+    They are taken from the heaviest down until `top_p` of the sum is reached, the one that crosses
+    it included.
+
+    Args:
+        weights: `(B, H, Cq, Ck)`, 0 or more.
+        top_p: share to keep.
         min_share: least share of clusters to keep, rounded down.
 
     Returns:
         bool `(B, H, Cq, Ck)`.
     """
-    group = q_means.shape[1] // k_means.shape[1]
-    k_means, k_sizes = (x.repeat_interleave(group, 1) for x in (k_means, k_sizes))
-    scores = q_means.float() @ k_means.float().transpose(-1, -2) * scale
-    weights = (scores + k_sizes.float().log()[..., None, :]).softmax(-1)
     ordered, order = weights.sort(dim=-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
+    sums = ordered.cumsum(-1)
+    before = sums - ordered
     rank = torch.arange(ordered.shape[-1], device=ordered.device)
     least = max(1, math.floor(min_share * ordered.shape[-1]))
-    # rounding brings the sum of weights to 1 before the last cluster that has any
-    keep = (before < (top_p if top_p < 1.0 else torch.inf)) | (rank < least)
+    # Rounding brings the sum to its end before the last cluster that has any weight.
+    keep = (before < top_p * sums[..., -1:]) | (rank < least) | (top_p >= 1.0)
     return torch.zeros_like(keep).scatter_(-1, order, keep)
+
+
+def _compensation(
+    q_means: Tensor, k: Tensor, k_means: Tensor, v: Tensor, k_side: _Side, scale: float
+) -> tuple[TileCentroids, Tensor]:
+    """What stands for skipped clusters, and how much of their mass it gets wrong.
+
+    With the keys of a cluster at mean + d and its values at mean + e, the cluster's term in the
+    numerator is n exp(s q.mean) E[exp(s q.d) (mean + e)]. To second order E[exp(s q.d)] is 1 + u/2
+    with u = s^2 q'Cq, C the covariance of the keys: its logarithm is the bias. What is left is at
+    most sqrt(u) times the spread of the values (Cauchy-Schwarz), and a part of u / 2 itself, as C's
+    diagonal stands for C and the mean of a query cluster for its queries: their sum is the loss.
+
+    Returns:
+        Centroids, and the loss per mass, float32 `(B, H, Cq [+ 1], Ck [+ 1])`.
+    """
+    group = q_means.shape[1] // k_means.shape[1]
+    v_means = k_side.means(v)
+    variance = (k_side.means(k.float().square()) - k_means.square()).clamp(min=0)
+    v_squares = k_side.means(v.float().square().sum(-1, keepdim=True))[..., 0]
+    v_norms = v_means.norm(dim=-1)
+    spread = (v_squares - v_norms.square()).clamp(min=0).sqrt()
+    variance, spread, v_norms = (x.repeat_interleave(group, 1) for x in (variance, spread, v_norms))
+    u = scale**2 * (q_means.square() @ variance.transpose(-1, -2))
+    loss = u.sqrt() * spread[..., None, :] + u / 2 * v_norms[..., None, :]
+    return TileCentroids(k_means, v_means, (u / 2).log1p()), loss

@@ -98,10 +98,13 @@ class TileCentroids(NamedTuple):
     Attributes:
         keys: `(B, Hkv, Tk, D)`, mean key of each key tile; any finite value for an empty tile.
         values: the same of the values.
+        bias: float32 `(B|1, H|1, Tq, Tk)`, added to the scaled scores of the means (beside the
+            logarithm of the tile's size, which the kernel adds itself); None for nothing.
     """
 
     keys: Tensor
     values: Tensor
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,12 +201,18 @@ def _check_centroids(
             "marking and centroids do not go together: a centroid hides what its tile would mark"
         )
     wanted = (*k.shape[:2], tile_map.k_tiles, k.shape[3])
-    for name, tensor in zip(TileCentroids._fields, centroids, strict=True):
+    for name, tensor in (("keys", centroids.keys), ("values", centroids.values)):
         if tuple(tensor.shape) != wanted or tensor.device != k.device:
             raise ValueError(
                 f"centroids.{name} must have the shape {wanted}, one for each key tile, and be on "
                 f"{k.device}; got {tuple(tensor.shape)} on {tensor.device}"
             )
+    bias, tiles = centroids.bias, (tile_map.q_tiles, tile_map.k_tiles)
+    if bias is not None and (bias.ndim != 4 or tuple(bias.shape[-2:]) != tiles):
+        raise ValueError(
+            f"centroids.bias must have the shape (B or 1, H or 1, {tiles[0]}, {tiles[1]}), got "
+            f"{tuple(bias.shape)}"
+        )
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

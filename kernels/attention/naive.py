@@ -29,7 +29,7 @@ def run(call: AttentionCall) -> TileAttentionOutput:
 
     bias = None
     if call.centroids is not None:
-        bias = centroid_bias(tile_map).expand(batch, heads, -1, -1)
+        bias = centroid_bias(call).expand(batch, heads, -1, -1)
     rows_of: dict[tuple[int, int, int], torch.Tensor] = {}
     lse = torch.full((batch, heads, q_len), -torch.inf, dtype=torch.float64, device=call.q.device)
     keep = call.first_kept()
@@ -54,7 +54,7 @@ def run(call: AttentionCall) -> TileAttentionOutput:
                     listed[:, c] = scores[:, c]
                 logits, all_values = listed * call.scale, values
                 if bias is not None and call.centroids is not None:
-                    means = [x[b, h // call.group].double() for x in call.centroids]
+                    means = [x[b, h // call.group].double() for x in call.centroids[:2]]
                     of_means = call.q[b, h, rows].double() @ means[0].T * call.scale
                     logits = torch.cat([logits, of_means + bias[b, h, i].double()], -1)
                     all_values = torch.cat([values, means[1]])

@@ -235,8 +235,8 @@ def _centroids(call: AttentionCall) -> tuple[Tensor | None, Tensor | None, Tenso
     """Mean keys, mean values and bias as the kernel reads them."""
     if call.centroids is None:
         return None, None, None
-    keys, values = (x.to(call.q.dtype).contiguous() for x in call.centroids)
-    return keys, values, centroid_bias(call.tile_map).div_(call.scale).contiguous()
+    keys, values = (x.to(call.q.dtype).contiguous() for x in call.centroids[:2])
+    return keys, values, centroid_bias(call).div_(call.scale).contiguous()
 
 
 def work_list(tiling: Tiling, rows: int, device: torch.device) -> tuple[Tensor, Tensor] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tiny import generate, tiny_flux, tiny_wan
 import ditaccel
 from ditaccel import ConfigError, SVG2Config
 from ditaccel.attention.planner import Dense, LayerContext, Plan
-from ditaccel.attention.svg2 import kept_clusters
+from ditaccel.attention.svg2 import cluster_mass, kept_clusters
 from ditaccel.denoising import DenoisingStep
 
 LENGTH, WIDTH = 96, 16
@@ -100,14 +101,14 @@ def test_kept_clusters_by_hand() -> None:
     q = torch.ones(1, 1, 1, 1)
 
     def kept(top_p: float, least: float = 0.0) -> list[bool]:
-        return kept_clusters(q, k, sizes, 1.0, top_p, least)[0, 0, 0].tolist()
+        return kept_clusters(cluster_mass(q, k, sizes, 1.0), top_p, least)[0, 0, 0].tolist()
 
     assert kept(0.6) == [True, False, False]
     assert kept(0.7) == [True, True, False]
     assert kept(0.1, least=0.7) == [True, True, False]
     # a cluster of many weak keys weighs by its size
     sizes = torch.tensor([1.0, 9.0, 0.0])[None, None]
-    assert kept_clusters(q, k, sizes, 1.0, 0.6, 0.0)[0, 0, 0].tolist() == [False, True, False]
+    assert kept(0.6) == [False, True, False]
 
 
 def test_centroids_are_the_means_of_their_clusters() -> None:
@@ -130,6 +131,41 @@ def test_compensation_lowers_the_error_at_the_same_map() -> None:
         plan = _plan(_config(top_p=0.5, compensate=on), q, k, v)
         errors[on] = _error(_run(plan, q, k, v).double(), dense)
     assert errors[True] < 0.5 * errors[False]
+
+
+def _mean_error(plan: Plan, bias: bool, seed: int = 3) -> float:
+    q, k, v = _loose(seed)
+    dense = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    assert plan.centroids is not None and plan.centroids.bias is not None
+    if not bias:
+        plan = replace(plan, centroids=plan.centroids._replace(bias=None))
+    return _error(_run(plan, q, k, v).double(), dense)
+
+
+def _loose(seed: int) -> tuple[torch.Tensor, ...]:
+    """Clusters with a spread that matters, in keys and in values, and more of it in some."""
+    q, k, v = _clustered(seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(k.shape, generator=generator)
+    return 0.5 * q, k + noise * torch.linspace(0.0, 1.5, LENGTH)[:, None], v
+
+
+def test_the_spread_of_keys_weighs_their_mean() -> None:
+    ratios = []
+    for seed in range(4):
+        plan = _plan(_config(top_p=0.2, k_clusters=12), *_loose(seed))
+        ratios.append(_mean_error(plan, True, seed) / _mean_error(plan, False, seed))
+    assert max(ratios) < 1.0, ratios
+
+
+def test_clusters_without_spread_are_left_to_their_means() -> None:
+    q, k, v = _clustered(seed=2)
+    labels = torch.arange(LENGTH) % 8
+    k, v = k[:, :, labels], v[:, :, labels]  # eight keys, each many times
+    plan = _plan(_config(top_p=0.5, k_clusters=16, min_share=0.0, first_iterations=30), q, k, v)
+    dense = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    assert plan.tile_map.density() < 0.5
+    assert _error(_run(plan, q, k, v).double(), dense) < 0.05
 
 
 @pytest.mark.parametrize("text", [(0, 16), (80, 96)])
