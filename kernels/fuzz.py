@@ -135,12 +135,12 @@ def draw(seed: int, device: str = "cpu", dtypes: tuple[torch.dtype, ...] | None 
     v = values(kv_heads, k_len, False)
     scale, centroids = rng.choice((None, None, 0.3)), None
     if marking is None and rng.random() < 0.5:
-        means = [values(kv_heads, k_tiling.tiles, False) for _ in range(2)]
+        means = (values(kv_heads, k_tiling.tiles, False), values(kv_heads, k_tiling.tiles, False))
         bias = None
         if rng.random() < 0.5:
             bias = torch.randn((*shared, q_tiling.tiles, k_tiling.tiles), generator=generator)
             bias = bias.to(device)
-        centroids = TileCentroids(*means, bias)
+        centroids = TileCentroids(means[0], means[1], bias)
     return Case(q, k, v, tile_map, scale, mask, marking, centroids, exact)
 
 
