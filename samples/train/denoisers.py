@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from data import Scenes
 from diffusers import (
     DDIMScheduler,
     DiTTransformer2DModel,
@@ -145,6 +146,20 @@ def told(texts: list[str]) -> Tensor:
     return torch.tensor([bool(text) for text in texts])
 
 
+def _auxiliary(
+    model: nn.ModuleDict,
+    embeds: Tensor,
+    token_ids: Tensor,
+    hidden: Tensor,
+    scenes: Scenes,
+    times: Tensor,
+    texts: list[str],
+) -> Tensor:
+    """What is learnt beside denoising: which words belong together, and what lies where."""
+    binding = model["binding"](embeds, token_ids)
+    return BINDING * binding + LAYOUT * model["layout"](hidden, scenes, times, told(texts))
+
+
 def dit_loss(pool: Pool, batch: int) -> Callable:
     """Noise prediction on the DDIM schedule, labels dropped to the null class."""
     alphas = DDIMScheduler().alphas_cumprod
@@ -189,11 +204,8 @@ def flux_loss(pool: Pool, batch: int, shift: float = 1.5) -> Callable:
                 txt_ids=torch.zeros(embeds.shape[1], 3, device=device()),
                 img_ids=ids,
             ).sample
-        return (
-            F.mse_loss(output.float(), target)
-            + BINDING * model["binding"](embeds, token_ids)
-            + LAYOUT * model["layout"](hidden[0], scenes, torch.zeros(1), told(texts))
-        )
+        auxiliary = _auxiliary(model, embeds, token_ids, hidden[0], scenes, torch.zeros(1), texts)
+        return F.mse_loss(output.float(), target) + auxiliary
 
     return loss
 
@@ -253,10 +265,8 @@ def wan_loss(
         positions = frames_at(model["transformer"], frames.to(device()), total)
         with positions, hidden_states(model["transformer"]) as hidden:
             output = model["transformer"](noised, time * 1000, embeds).sample
-        return (
-            F.mse_loss(output.float(), target)
-            + BINDING * model["binding"](embeds, token_ids)
-            + LAYOUT * model["layout"](hidden[0], scenes, latent_times(frames), told(texts))
-        )
+        times = latent_times(frames)
+        auxiliary = _auxiliary(model, embeds, token_ids, hidden[0], scenes, times, texts)
+        return F.mse_loss(output.float(), target) + auxiliary
 
     return loss
