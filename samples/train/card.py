@@ -22,9 +22,10 @@ SCRIPT = "python samples/train/train.py"
 DATA = {
     "dit": "One coloured shape on a smooth background, 64x64; class = shape and colour (24).",
     "flux": "One or two coloured shapes (two in 40 %, late in training in 75 %) on a smooth "
-    "background, 64x64, with captions such as `a small red circle and a blue square on a dark background`.",
-    "wan": "One or two coloured shapes (two in 40 %, late in training in 75 %) that move left, right, "
-    "up or down on a smooth background, 64x64, 63 frames, with captions such as `a red circle "
+    "background, 64x64, with captions such as `a small red circle and a blue square on a dark "
+    "background`.",
+    "wan": "One or two coloured shapes (two in 40 %, late in training in 75 %) that move left, "
+    "right, up or down on a smooth background, 64x64, 63 frames, with captions such as `a red circle "
     "moving right and a blue square moving up`.",
 }
 TASKS = (
