@@ -25,8 +25,8 @@ DATA = {
     "background, 64x64, with captions such as `a small red circle and a blue square on a dark "
     "background`.",
     "wan": "One or two coloured shapes (two in 40 %, late in training in 75 %) that move left, "
-    "right, up or down on a smooth background, 64x64, 63 frames, with captions such as `a red circle "
-    "moving right and a blue square moving up`.",
+    "right, up or down on a smooth background, 64x64, 63 frames, with captions such as `a red "
+    "circle moving right and a blue square moving up`.",
 }
 TASKS = (
     "Beside it, two tasks whose heads are thrown away: colour words tell the other words of their "
