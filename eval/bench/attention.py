@@ -4,7 +4,7 @@
 
 Maps are random, with equally many key tiles for every query tile. `linear` is the share of the
 ideal that is reached: dense time x density / time; TFLOP/s count computed tiles only. Beside the
-kernel it times what a method does per call: building the map, marking, k-means and permutation.
+kernel it times what a method does per call: building the map, marking, and SVG2's planning.
 Medians of turns taken by all.
 """
 
@@ -29,13 +29,14 @@ from ditaccel.kernels import (
     TileMap,
     Tiling,
     inverse_permute,
-    kmeans,
-    order_by_label,
     permute,
     tile_attention,
 )
 from torch import Tensor
 
+from ditaccel.attention.planner import LayerContext, Plan, State
+from ditaccel.attention.svg2 import SVG2Config, SVG2Planner
+from ditaccel.denoising import DenoisingStep
 from ditaccel.errors import UsageError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -143,36 +144,38 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
     return rows
 
 
-def _cluster(q: Tensor, k: Tensor, v: Tensor, counts: tuple[int, int], warm: list[Tensor]) -> None:
-    """What SVG2 does around the kernel at one step."""
-    orders = []
-    for x, count, centroids in zip((q, k), counts, warm, strict=True):
-        labels = kmeans(x, count, 2, centroids=centroids).labels
-        orders.append(order_by_label(labels, count)[0])
-    for x in (k, v):
-        permute(x, orders[1])
-    inverse_permute(permute(q, orders[0]), orders[0])
+def _plan(planner: SVG2Planner, state: State, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """What SVG2 does around the kernel, over the steps that one clustering serves."""
+    state.pop("index"), state.pop("sides")  # the centroids stay: the next clustering is warm
+    for index in range(planner.config.refresh):
+        step = DenoisingStep(0, index, "cond", 500.0, sigma=0.5, total=50)
+        context = LayerContext(step, layer=1, layers=2, length=q.shape[2])
+        plan = planner.plan(q, k, v, q.shape[-1] ** -0.5, context, state)
+        assert isinstance(plan, Plan) and plan.q_order is not None and plan.k_order is not None
+        for x in (k, v):
+            permute(x, plan.k_order)
+        inverse_permute(permute(q, plan.q_order), plan.q_order)
 
 
-def measure_clustering(
+def measure_planning(
     args: argparse.Namespace, progress: Callable[[str], None]
 ) -> list[tuple[str, int, float, float]]:
-    """(dtype, length, k-means and permutation in ms, SDPA in ms) of one SVG2 call."""
+    """(dtype, length, clustering, maps and permutation in ms a step, SDPA in ms) of SVG2."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    planner = SVG2Config(dense_steps=0, dense_layers=0, first_iterations=1, min_tokens=0).planner()
     rows = []
     for dtype in args.dtype:
         for length in args.lengths:
             shape = (1, args.heads, length, args.head_dim)
             q, k, v = (torch.randn(shape, device=device).to(DTYPES[dtype]) for _ in range(3))
-            counts = max(2, length // 252), max(2, length // 76)
-            warm = [kmeans(x, n, 5).centroids for x, n in zip((q, k), counts, strict=True)]
-            progress(f"{dtype}, {length} tokens, clustering")
+            state: State = {"index": 0, "sides": None}
+            progress(f"{dtype}, {length} tokens, SVG2's planning")
             works: dict[str, Callable[[], Any]] = {
-                "cluster": partial(_cluster, q, k, v, counts, warm),
+                "plan": partial(_plan, planner, state, q, k, v),
                 "sdpa": partial(F.scaled_dot_product_attention, q, k, v),
             }
             took = in_turns(device, works, args.repeats)
-            rows.append((dtype, length, took["cluster"], took["sdpa"]))
+            rows.append((dtype, length, took["plan"] / planner.config.refresh, took["sdpa"]))
     return rows
 
 
@@ -197,7 +200,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--density {wrong[0]}: give shares of the matrix, above 0 and up to 1")
     with torch.no_grad():
         rows = measure(args, lambda line: print(line, file=sys.stderr))
-        clustering = measure_clustering(args, lambda line: print(line, file=sys.stderr))
+        planning = measure_planning(args, lambda line: print(line, file=sys.stderr))
     first = rows[0]
     print(
         f"{first['device']}, {first['threads']} thread(s), torch {first['torch']}, backend "
@@ -214,10 +217,10 @@ def run(args: argparse.Namespace) -> int:
                 own = [r for r in rows if (r["dtype"], r["length"]) == (dtype, length)]
                 line = slope([r["density"] for r in own], [r["tiles_ms"] for r in own])
                 print(f"{dtype} {length}: slope of log time over log density {line:.2f}")
-    for dtype, length, ours, dense in clustering:
+    for dtype, length, ours, dense in planning:
         print(
-            f"{dtype} {length}: two k-means (2 warm iterations) and all permutations "
-            f"{ours:.2f} ms, {100 * ours / dense:.1f} % of dense attention"
+            f"{dtype} {length}: SVG2's k-means, maps and permutations {ours:.2f} ms a step, "
+            f"{100 * ours / dense:.1f} % of dense attention"
         )
     if args.out is not None:
         new = not args.out.exists()
