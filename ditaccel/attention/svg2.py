@@ -51,8 +51,7 @@ class SVG2Config:
         top_p: softmax mass, as the centroids tell it, that a query cluster keeps, in (0, 1]; with
             `compensate`, share of the error that the means would make.
         min_share: least share of the key clusters that a query cluster keeps, in [0, 1].
-        first_iterations: k-means iterations when a generation begins to be sparse. Published: 50;
-            on shapes-wan the error of a layer's output stops falling at 10.
+        first_iterations: k-means iterations when a generation begins to be sparse. Published: 50.
         iterations: k-means iterations per clustering afterwards, from the last centroids.
         refresh: steps that one clustering serves; the map is made anew at every step.
         max_age: steps that centroids may be old (a cache forecasts some steps); then k-means

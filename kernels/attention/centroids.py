@@ -38,21 +38,17 @@ def centroid_bias(call: AttentionCall) -> Tensor:
     return torch.where(tile_map.to_mask(), -torch.inf, weight)
 
 
-def merged(
-    run: Callable[[AttentionCall], TileAttentionOutput],
-) -> Callable[[AttentionCall], TileAttentionOutput]:
-    """Teach a backend that knows no centroids: it computes the tiles, and they are merged in."""
-
-    def with_centroids(call: AttentionCall) -> TileAttentionOutput:
-        if call.centroids is None:
-            return run(call)
-        tiles = run(replace(call, centroids=None, return_lse=True))
-        assert tiles.lse is not None
-        output, lse = merge_attention((tiles.output, tiles.lse), _attend_to_centroids(call))
-        output = torch.empty_like(call.q).copy_(output)  # in the layout of q
-        return TileAttentionOutput(output, lse if call.return_lse else None, None)
-
-    return with_centroids
+def with_centroids(
+    call: AttentionCall, run: Callable[[AttentionCall], TileAttentionOutput]
+) -> TileAttentionOutput:
+    """Let `run`, which knows no centroids, compute the tiles, and merge centroids in."""
+    if call.centroids is None:
+        return run(call)
+    tiles = run(replace(call, centroids=None, return_lse=True))
+    assert tiles.lse is not None
+    output, lse = merge_attention((tiles.output, tiles.lse), _attend_to_centroids(call))
+    output = torch.empty_like(call.q).copy_(output)  # in the layout of q
+    return TileAttentionOutput(output, lse if call.return_lse else None, None)
 
 
 def _attend_to_centroids(call: AttentionCall) -> tuple[Tensor, Tensor]:

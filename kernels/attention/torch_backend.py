@@ -20,7 +20,8 @@ from torch import Tensor
 
 from . import torch_lists
 from .call import LOG2_E, AttentionCall, TileAttentionOutput, row_keeps
-from .centroids import merged
+from .centroids import with_centroids
+from .torch_lists import of_head
 
 # Scores of one batch of query tiles: few enough to stay in cache, and so many that the calls into
 # torch do not show. Found by trying on 1 MB of L2 and 32 MB of L3.
@@ -41,7 +42,7 @@ def run(call: AttentionCall) -> TileAttentionOutput:
     """Attend to the listed keys of each query tile; computes in float32."""
     if (call.centroids is not None or not call.tile_map.is_fixed) and torch_lists.fits(call):
         return torch_lists.run(call)
-    return merged(_run)(call)
+    return with_centroids(call, _run)
 
 
 def _run(call: AttentionCall) -> TileAttentionOutput:
@@ -94,11 +95,6 @@ def _in_tiles(tokens: Tensor, tile: int | None) -> Tensor:
     return tokens.contiguous().view(-1, tile, tokens.shape[-1])
 
 
-def _of_head(tensor: Tensor, b: int, h: int) -> Tensor:
-    """What `(B|1, H|1, ...)` holds for one head."""
-    return tensor[b if tensor.shape[0] > 1 else 0, h if tensor.shape[1] > 1 else 0]
-
-
 @dataclass(frozen=True)
 class _Batch:
     """Query tiles that are computed together.
@@ -138,18 +134,18 @@ class _Head:
         tile_map = call.tile_map
         self.device = tile_map.device
         self.q_tile, self.k_tile = tile_map.q_tiling.tile, tile_map.k_tiling.tile
-        self.counts: list[int] = _of_head(tile_map.counts, b, h).tolist()
-        listed = _of_head(tile_map.indices, b, h)[:, : max(1, *self.counts)].long()
+        self.counts: list[int] = of_head(tile_map.counts, b, h).tolist()
+        listed = of_head(tile_map.indices, b, h)[:, : max(1, *self.counts)].long()
         place = torch.arange(listed.shape[1], device=self.device)
-        valid = place < _of_head(tile_map.counts, b, h)[:, None]
+        valid = place < of_head(tile_map.counts, b, h)[:, None]
         # Behind the count stands the number of tiles, which sorts last and is no tile.
         self.visited = torch.where(valid, listed, tile_map.k_tiles)
         self.tiles, self.place = self.visited.sort(-1)
         self.ascending = torch.equal(self.tiles, self.visited)
-        k_bounds = _of_head(tile_map.k_tiling.bounds(self.device), b, h).long()
+        k_bounds = of_head(tile_map.k_tiling.bounds(self.device), b, h).long()
         self.k_starts, self.k_sizes = k_bounds[:-1], k_bounds.diff()
-        self.bounds = list(pairwise(_of_head(tile_map.q_tiling.bounds("cpu"), b, h).tolist()))
-        self.mask = None if call.mask is None else _of_head(call.mask, b, h)
+        self.bounds = list(pairwise(of_head(tile_map.q_tiling.bounds("cpu"), b, h).tolist()))
+        self.mask = None if call.mask is None else of_head(call.mask, b, h)
         self.queries = _in_tiles(call.q[b, h].to(buffers.dtype), self.q_tile)
         shape = self.queries.shape[:-1]
         self.output = buffers.take("output", *self.queries.shape).zero_()

@@ -46,7 +46,7 @@ def run(call: AttentionCall) -> TileAttentionOutput:
 def _run_head(
     call: AttentionCall, head: _Tables, b: int, h: int, output: Tensor, lse: Tensor | None
 ) -> None:
-    bounds = _of_head(call.tile_map.q_tiling.bounds("cpu"), b, h).tolist()
+    bounds = of_head(call.tile_map.q_tiling.bounds("cpu"), b, h).tolist()
     row, listed = head.columns.nonzero(as_tuple=True)
     counts = torch.bincount(row, minlength=len(head.columns)).tolist()
     means = head.columns[:, call.k.shape[2] :].sum(1).tolist()
@@ -101,11 +101,11 @@ def _tables(call: AttentionCall, b: int, h: int, weights: Tensor | None) -> _Tab
     dtype = torch.float64 if call.q.dtype == torch.float64 else torch.float32
     queries = call.q[b, h].to(dtype) * call.scale
     keys, values = (x[b, h // group].to(dtype) for x in (call.k, call.v))
-    kept = _of_head(tile_map.to_mask(), b, h)
-    sizes = _of_head(tile_map.k_tiling.sizes(tile_map.device), b, h)
+    kept = of_head(tile_map.to_mask(), b, h)
+    sizes = of_head(tile_map.k_tiling.sizes(tile_map.device), b, h)
     columns = kept.repeat_interleave(sizes.long(), 1, output_size=keys.shape[0])
     if call.mask is not None:
-        columns = columns & _of_head(call.mask, b, h)
+        columns = columns & of_head(call.mask, b, h)
     if call.centroids is None or weights is None:
         nothing = queries.new_empty(0)
         return _Tables(queries, keys.contiguous(), values.contiguous(), columns, nothing)
@@ -115,7 +115,7 @@ def _tables(call: AttentionCall, b: int, h: int, weights: Tensor | None) -> _Tab
     extended = queries.new_zeros(queries.shape[0], width)
     extended[:, :dim], extended[:, dim] = queries, 1.0
     table = torch.nn.functional.pad(torch.cat([keys, mean_keys]), (0, width - dim))
-    own_weights = _of_head(weights, b, h).to(dtype)
+    own_weights = of_head(weights, b, h).to(dtype)
     stands_in = own_weights > -torch.inf
     columns = torch.cat([columns, stands_in], 1)
     return _Tables(
@@ -123,6 +123,6 @@ def _tables(call: AttentionCall, b: int, h: int, weights: Tensor | None) -> _Tab
     )
 
 
-def _of_head(tensor: Tensor, b: int, h: int) -> Tensor:
+def of_head(tensor: Tensor, b: int, h: int) -> Tensor:
     """What `(B|1, H|1, ...)` holds for one head."""
     return tensor[b if tensor.shape[0] > 1 else 0, h if tensor.shape[1] > 1 else 0]
