@@ -41,10 +41,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "make: $(VENV) holds a Python older than 3.11; run 'make clean' and try again." >&2; \
 	  exit 1; \
 	fi; \
-	echo "setup: installing pinned packages (once; some minutes and about 2 GB)"; \
+	echo "setup: installing pinned packages (once; some minutes and about 3 GB)"; \
 	if ! { "$(PY)" -m pip install --quiet -c constraints.txt setuptools wheel && \
 	       "$(PY)" -m pip install --quiet --no-build-isolation -c constraints.txt \
-	         -e '.[eval,peers,dev]'; }; then \
+	         -e '.[eval,peers,ray,dev]'; }; then \
 	  echo "make: the packages could not be installed (pip's reason stands above)." >&2; \
 	  echo "make: check that PyPI can be reached, then run the same command again." >&2; \
 	  exit 1; \
