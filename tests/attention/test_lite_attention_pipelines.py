@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny import generate
-from tiny_families import FAMILIES, peaked
+from tiny_families import ATTENTION_FAMILIES, FAMILIES, peaked
 
 import ditaccel
 from ditaccel import LiteAttentionConfig
@@ -21,7 +21,7 @@ def log_of(pipe, index=0):
     return ditaccel.report(pipe).attention[index]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ATTENTION_FAMILIES)
 def test_a_threshold_that_skips_nothing_is_dense_up_to_rounding(name):
     pipe, call = FAMILIES[name]()
     dense = generate(pipe, call)

@@ -9,16 +9,13 @@ from ditaccel.kernels import TileMap, Tiling
 from inspection import traces
 from planners import RecordingPlanner, use
 from tiny import generate
-from tiny_families import FAMILIES, family_of
+from tiny_families import ATTENTION_FAMILIES, FAMILIES
 
 import ditaccel
 from ditaccel.attention.planner import Plan
 from ditaccel.attention.runtime import find_attention
 
-DISPATCHED = ["flux", "hunyuan_video", "ltx", "qwen_image", "wan"]
-DIRECT = ["cogvideox", "dit", "mochi", "sd3"]
-# Mochi attends to each item of the batch alone.
-CALLS_A_LAYER = {"mochi": 2}
+DISPATCHED = [name for name in ATTENTION_FAMILIES if FAMILIES[name].dispatches]
 SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "break_even": 0.97}
 
 
@@ -44,7 +41,7 @@ def every_other_tile(q, k, context, state):
     return Plan(TileMap.from_mask(mask[None, None], *tilings), "every other tile")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ATTENTION_FAMILIES)
 def test_dense_answers_are_bit_identical_and_asked_for_at_every_layer(name, monkeypatch):
     pipe, call = FAMILIES[name]()
     dense = generate(pipe, call)
@@ -54,7 +51,7 @@ def test_dense_answers_are_bit_identical_and_asked_for_at_every_layer(name, monk
     assert torch.equal(generate(pipe, call), dense)
     layers = len(processors(pipe.transformer))
     asked = [context.layer for context, _ in planner.seen]
-    each = CALLS_A_LAYER.get(name, 1)
+    each = FAMILIES[name].calls_a_layer
     order = [layer for layer in range(layers) for _ in range(each)]
     assert asked == order * ditaccel.report(pipe).total_calls
     assert {context.layers for context, _ in planner.seen} == {layers}
@@ -65,9 +62,9 @@ def test_dense_answers_are_bit_identical_and_asked_for_at_every_layer(name, monk
     assert torch.equal(generate(pipe, call), dense) and not planner.seen
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ATTENTION_FAMILIES)
 def test_a_map_of_all_tiles_is_dense_up_to_rounding(name, monkeypatch):
-    """Masks of padding included: Hunyuan and Qwen-Image hand some over."""
+    """Masks of padding included."""
     pipe, call = FAMILIES[name]()
     dense = generate(pipe, call)
 
@@ -79,9 +76,7 @@ def test_a_map_of_all_tiles_is_dense_up_to_rounding(name, monkeypatch):
     with ditaccel.accelerated(pipe, attention=use(monkeypatch, planner)):
         result = generate(pipe, call)
         assert all(row["density"] == 1 for row in ditaccel.report(pipe).attention[0].rows())
-    assert planner.seen and any(c.masked for c, _ in planner.seen) == (
-        name in ("hunyuan_video", "qwen_image")
-    )
+    assert planner.seen and any(c.masked for c, _ in planner.seen) == FAMILIES[name].masked
     error = (result - dense).square().mean().sqrt() / dense.square().mean().sqrt()
     assert float(error) < 1e-5
 
@@ -107,7 +102,7 @@ def test_pipelines_of_one_class_and_copies_do_not_see_each_other(name, monkeypat
     assert torch.equal(generate(pipe, call), sparse)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ATTENTION_FAMILIES)
 def test_copies_have_the_familys_own_processors(name):
     pipe, _ = FAMILIES[name]()
     kinds = [type(p) for p in all_processors(pipe)]
@@ -288,8 +283,9 @@ def test_an_exception_in_mid_run_leaves_no_state():
     assert ditaccel.report(pipe).attention[0].density < 1
 
 
-@pytest.mark.parametrize("name", DIRECT)
-def test_sparse_maps_reach_families_that_call_sdpa_themselves(name, monkeypatch):
+@pytest.mark.parametrize("name", ATTENTION_FAMILIES)
+def test_sparse_maps_reach_the_attention(name, monkeypatch):
+    """Of families that go through diffusers' dispatcher, and of those that call SDPA themselves."""
     pipe, call = FAMILIES[name]()
     dense = generate(pipe, call)
     planner = RecordingPlanner(every_other_tile)
@@ -300,5 +296,9 @@ def test_sparse_maps_reach_families_that_call_sdpa_themselves(name, monkeypatch)
         assert {r["reason"] for r in log.rows()} == {"every other tile"}
 
 
-def test_family_names_are_known():
-    assert set(DISPATCHED + DIRECT) == {family_of(name) for name in FAMILIES}
+@pytest.mark.parametrize("name", ATTENTION_FAMILIES)
+def test_it_is_known_who_calls_sdpa_without_the_dispatcher(name):
+    pipe, _ = FAMILIES[name]()
+    names = {n for p in all_processors(pipe) for n in type(p).__call__.__code__.co_names}
+    assert ("dispatch_attention_fn" in names) == FAMILIES[name].dispatches
+    assert ("scaled_dot_product_attention" in names) != FAMILIES[name].dispatches

@@ -5,6 +5,7 @@ import torch
 from inspection import traces
 from tiny import generate
 from tiny_families import FAMILIES
+from tiny_registry import other_prompt
 
 import ditaccel
 
@@ -38,6 +39,21 @@ def test_caching_is_exact_when_it_skips_nothing_and_undone_when_it_did(name):
             assert torch.isfinite(result).all() and not torch.equal(result, dense), spec
         assert traces(pipe) == clean
     assert torch.equal(generate(pipe, call), dense)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_another_prompt_and_another_size_equal_a_fresh_pipeline(name):
+    """Nothing is carried from one generation to the next, in either direction."""
+    config = "adaptive_taylor:tolerance=1e9,warmup=2"
+    pipe, call = FAMILIES[name]()
+    ditaccel.accelerate(pipe, config)
+    for changes in (other_prompt(call), {**call, **FAMILIES[name].resized}, call):
+        fresh, _ = FAMILIES[name]()
+        with ditaccel.accelerated(fresh, config):
+            expected = generate(fresh, changes)
+            assert ditaccel.report(fresh).forecasts > 0
+        assert torch.equal(generate(pipe, changes), expected)
+    assert not torch.equal(generate(pipe, other_prompt(call)), expected)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

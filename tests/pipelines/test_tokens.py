@@ -7,7 +7,7 @@ import torch
 from ditaccel.pipelines import adapters
 from planners import RecordingPlanner, use
 from tiny import generate
-from tiny_families import FAMILIES, family_of
+from tiny_families import ATTENTION_FAMILIES, FAMILIES, family_of
 
 import ditaccel
 from ditaccel.attention.runtime import find_attention
@@ -40,11 +40,10 @@ def test_arguments_are_the_ones_that_carry_latents_and_timestep(name):
     kwargs = first_call(pipe, call)
     assert torch.is_tensor(kwargs[adapter.timestep])
     branches = 2 if adapter.guidance == "batched" else 1
-    images = 2 * branches if name == "dit" else branches  # two class labels
-    assert kwargs[adapter.sample].shape[0] == images
+    assert kwargs[adapter.sample].shape[0] == FAMILIES[name].images * branches
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ATTENTION_FAMILIES)
 def test_token_count_and_text_side_are_the_real_ones(name, monkeypatch):
     """Other latents move exactly the rows of the first layer's queries that are not text."""
     pipe, call = FAMILIES[name]()
@@ -69,29 +68,16 @@ def test_token_count_and_text_side_are_the_real_ones(name, monkeypatch):
     assert int(expected.sum()) == tokens >= 100
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "tokens"),
-    [
-        ("wan", {"height": 64, "width": 112, "num_frames": 9}, 3 * 4 * 7),
-        ("hunyuan_video", {"height": 80, "width": 48, "num_frames": 13}, 4 * 5 * 3),
-        ("cogvideox", {"height": 80, "width": 48, "num_frames": 9}, 3 * 5 * 3),
-        ("cogvideox15", {"height": 80, "width": 48, "num_frames": 17}, 3 * 5 * 3),
-        ("ltx", {"height": 96, "width": 160, "num_frames": 17}, 3 * 3 * 5),
-        ("mochi", {"height": 80, "width": 48, "num_frames": 13}, 3 * 5 * 3),
-        ("sd3", {"height": 80, "width": 48}, 5 * 3),
-        ("flux", {"height": 80, "width": 48}, 5 * 3),
-        ("qwen_image", {"height": 80, "width": 48}, 5 * 3),
-        ("dit", {}, 11 * 11),
-    ],
-)
-def test_token_count_follows_the_size(name, changes, tokens):
+@pytest.mark.parametrize("name", ATTENTION_FAMILIES)
+def test_token_count_follows_the_size(name):
     pipe, call = FAMILIES[name]()
     adapter = adapters()[family_of(name)]
-    sample = first_call(pipe, call, **changes)[adapter.sample]
-    assert adapter.tokens(pipe.transformer.config, tuple(sample.shape)) == tokens
+    sample = first_call(pipe, call, **FAMILIES[name].resized)[adapter.sample]
+    tokens = adapter.tokens(pipe.transformer.config, tuple(sample.shape))
+    assert tokens == FAMILIES[name].resized_tokens
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ATTENTION_FAMILIES)
 def test_attention_modules_are_listed_in_the_order_in_which_they_run(name):
     pipe, call = FAMILIES[name]()
     modules = find_attention(pipe.transformer, adapters()[family_of(name)].attention)

@@ -5,33 +5,20 @@ Like `tiny.py`: built offline, and they prove mechanics, never quality.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import importlib
+from pathlib import Path
 
 import torch
 from tiny import tiny_flux, tiny_wan, tiny_wan22
-
-Tiny = tuple[Any, dict[str, Any]]
-
-
-def _random() -> Callable[..., torch.Tensor]:
-    """Seed the weights, and return a source of embeddings."""
-    torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(1)
-    return lambda *shape: torch.randn(*shape, generator=generator)
+from tiny_registry import REGISTRY, Tiny, TinyFamily, embeds_source, quiet, tiny_family
 
 
-def _quiet(pipe: Any) -> Any:
-    pipe.transformer.eval()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
+@tiny_family(images=2, dispatches=False, resized_tokens=11 * 11)
 def dit() -> Tiny:
     """`DiTPipeline` at 11 x 11 tokens: guidance batched, no text."""
     from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
 
-    _random()
+    embeds_source()
     transformer = DiTTransformer2DModel(
         num_attention_heads=2,
         attention_head_dim=8,
@@ -46,27 +33,35 @@ def dit() -> Tiny:
     )
     vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4)
     call = {"class_labels": [1, 2], "num_inference_steps": 8, "output_type": "np"}
-    return _quiet(DiTPipeline(transformer, vae.eval(), DDIMScheduler())), call
+    return quiet(DiTPipeline(transformer, vae.eval(), DDIMScheduler())), call
 
 
+@tiny_family(resized={"height": 80, "width": 48}, resized_tokens=5 * 3)
 def flux() -> Tiny:
     """`FluxPipeline` at 11 x 11 tokens and 6 of text in front."""
     pipe, call = tiny_flux()
     return pipe, {**call, "height": 176, "width": 176}
 
 
+@tiny_family(resized={"height": 64, "width": 112, "num_frames": 9}, resized_tokens=3 * 4 * 7)
 def wan() -> Tiny:
     """`WanPipeline` 2.1 at 4 x 6 x 6 tokens, text by cross-attention."""
     pipe, call = tiny_wan()
     return pipe, {**call, "height": 96, "width": 96, "num_frames": 13}
 
 
+@tiny_family("wan", resized={"height": 64, "width": 112, "num_frames": 9}, resized_tokens=3 * 4 * 7)
 def wan22() -> Tiny:
     """`WanPipeline` 2.2, two transformers, at 4 x 6 x 6 tokens."""
     pipe, call = tiny_wan22(layers=2)
     return pipe, {**call, "height": 96, "width": 96, "num_frames": 13, "num_inference_steps": 10}
 
 
+@tiny_family(
+    masked=True,
+    resized={"height": 80, "width": 48, "num_frames": 13},
+    resized_tokens=4 * 5 * 3,
+)
 def hunyuan_video() -> Tiny:
     """`HunyuanVideoPipeline` at 2 x 7 x 9 tokens, text behind them (padding at its end)."""
     from diffusers import (
@@ -75,7 +70,7 @@ def hunyuan_video() -> Tiny:
         HunyuanVideoTransformer3DModel,
     )
 
-    embeds = _random()
+    embeds = embeds_source()
     transformer = HunyuanVideoTransformer3DModel(
         in_channels=4,
         out_channels=4,
@@ -98,7 +93,7 @@ def hunyuan_video() -> Tiny:
         text_encoder_2=None,
         tokenizer_2=None,
     )
-    return _quiet(pipe), {
+    return quiet(pipe), {
         "prompt_embeds": embeds(1, 8, 16),
         "pooled_prompt_embeds": embeds(1, 8),
         "prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]]),
@@ -114,15 +109,10 @@ def hunyuan_video() -> Tiny:
     }
 
 
-def cogvideox(patch_size_t: int | None = None) -> Tiny:
-    """`CogVideoXPipeline` at 2 x 7 x 9 tokens, 6 of text in front, guidance batched.
-
-    Args:
-        patch_size_t: None as in 1.0; 2 as in 1.5, with one latent frame that is padded on.
-    """
+def _cogvideox(patch_size_t: int | None) -> Tiny:
     from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
 
-    embeds = _random()
+    embeds = embeds_source()
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
@@ -146,7 +136,7 @@ def cogvideox(patch_size_t: int | None = None) -> Tiny:
         transformer=transformer,
         scheduler=CogVideoXDDIMScheduler(),
     )
-    return _quiet(pipe), {
+    return quiet(pipe), {
         "prompt_embeds": embeds(1, 6, 16),
         "negative_prompt_embeds": embeds(1, 6, 16),
         "height": 112,
@@ -157,16 +147,33 @@ def cogvideox(patch_size_t: int | None = None) -> Tiny:
     }
 
 
+@tiny_family(
+    dispatches=False,
+    resized={"height": 80, "width": 48, "num_frames": 9},
+    resized_tokens=3 * 5 * 3,
+)
+def cogvideox() -> Tiny:
+    """`CogVideoXPipeline` at 2 x 7 x 9 tokens, 6 of text in front, guidance batched."""
+    return _cogvideox(patch_size_t=None)
+
+
+@tiny_family(
+    "cogvideox",
+    dispatches=False,
+    resized={"height": 80, "width": 48, "num_frames": 17},
+    resized_tokens=3 * 5 * 3,
+)
 def cogvideox15() -> Tiny:
-    """`CogVideoXPipeline` as in 1.5: patches of two frames."""
-    return cogvideox(patch_size_t=2)
+    """`CogVideoXPipeline` as in 1.5: patches of two frames, one latent frame padded on."""
+    return _cogvideox(patch_size_t=2)
 
 
+@tiny_family(resized={"height": 96, "width": 160, "num_frames": 17}, resized_tokens=3 * 3 * 5)
 def ltx() -> Tiny:
     """`LTXPipeline` at 2 x 7 x 9 tokens, text by cross-attention, guidance batched."""
     from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline, LTXVideoTransformer3DModel
 
-    embeds = _random()
+    embeds = embeds_source()
     transformer = LTXVideoTransformer3DModel(
         in_channels=4,
         out_channels=4,
@@ -183,7 +190,7 @@ def ltx() -> Tiny:
         tokenizer=None,
         transformer=transformer,
     )
-    return _quiet(pipe), {
+    return quiet(pipe), {
         "prompt_embeds": embeds(1, 6, 16),
         "prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]]),
         "negative_prompt_embeds": embeds(1, 6, 16),
@@ -196,6 +203,12 @@ def ltx() -> Tiny:
     }
 
 
+@tiny_family(
+    dispatches=False,
+    calls_a_layer=2,  # one for each item of the batch
+    resized={"height": 80, "width": 48, "num_frames": 13},
+    resized_tokens=3 * 5 * 3,
+)
 def mochi() -> Tiny:
     """`MochiPipeline` at 2 x 7 x 9 tokens, valid text behind them, guidance batched.
 
@@ -204,7 +217,7 @@ def mochi() -> Tiny:
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, MochiPipeline, MochiTransformer3DModel
 
-    embeds = _random()
+    embeds = embeds_source()
     transformer = MochiTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
@@ -222,7 +235,7 @@ def mochi() -> Tiny:
         tokenizer=None,
         transformer=transformer,
     )
-    return _quiet(pipe), {
+    return quiet(pipe), {
         "prompt_embeds": embeds(1, 8, 16),
         "prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]]).bool(),
         "negative_prompt_embeds": embeds(1, 8, 16),
@@ -235,6 +248,7 @@ def mochi() -> Tiny:
     }
 
 
+@tiny_family(dispatches=False, resized={"height": 80, "width": 48}, resized_tokens=5 * 3)
 def sd3() -> Tiny:
     """`StableDiffusion3Pipeline` at 11 x 11 tokens, 6 of text behind, guidance batched.
 
@@ -246,7 +260,7 @@ def sd3() -> Tiny:
         StableDiffusion3Pipeline,
     )
 
-    embeds = _random()
+    embeds = embeds_source()
     transformer = SD3Transformer2DModel(
         sample_size=22,
         in_channels=4,
@@ -272,7 +286,7 @@ def sd3() -> Tiny:
         text_encoder_3=None,
         tokenizer_3=None,
     )
-    return _quiet(pipe), {
+    return quiet(pipe), {
         "prompt_embeds": embeds(1, 6, 16),
         "pooled_prompt_embeds": embeds(1, 16),
         "negative_prompt_embeds": embeds(1, 6, 16),
@@ -284,6 +298,7 @@ def sd3() -> Tiny:
     }
 
 
+@tiny_family(masked=True, resized={"height": 80, "width": 48}, resized_tokens=5 * 3)
 def qwen_image() -> Tiny:
     """`QwenImagePipeline` at 11 x 11 tokens, text in front (padding at its end), two branches."""
     from diffusers import (
@@ -292,7 +307,7 @@ def qwen_image() -> Tiny:
         QwenImageTransformer2DModel,
     )
 
-    embeds = _random()
+    embeds = embeds_source()
     transformer = QwenImageTransformer2DModel(
         in_channels=16,
         out_channels=4,
@@ -309,7 +324,7 @@ def qwen_image() -> Tiny:
         tokenizer=None,
         transformer=transformer,
     )
-    return _quiet(pipe), {
+    return quiet(pipe), {
         "prompt_embeds": embeds(1, 8, 16),
         "prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]]),
         "negative_prompt_embeds": embeds(1, 8, 16),
@@ -322,28 +337,20 @@ def qwen_image() -> Tiny:
     }
 
 
-FAMILIES: dict[str, Callable[[], Tiny]] = {
-    make.__name__: make
-    for make in (
-        cogvideox,
-        cogvideox15,
-        dit,
-        flux,
-        hunyuan_video,
-        ltx,
-        mochi,
-        qwen_image,
-        sd3,
-        wan,
-        wan22,
-    )
-}
-_VARIANTS = {"cogvideox15": "cogvideox", "wan22": "wan"}
+def _collected() -> dict[str, TinyFamily]:
+    """All pipelines that the files `tiny_*.py` beside this one register, by name."""
+    for path in sorted(Path(__file__).parent.glob("tiny_*.py")):
+        importlib.import_module(path.stem)
+    return dict(sorted(REGISTRY.items()))
+
+
+FAMILIES = _collected()
+ATTENTION_FAMILIES = [name for name, tiny in FAMILIES.items() if tiny.attention]
 
 
 def family_of(name: str) -> str:
     """The adapter's name for a key of `FAMILIES`."""
-    return _VARIANTS.get(name, name)
+    return FAMILIES[name].family
 
 
 def peaked(name: str) -> Tiny:
