@@ -11,16 +11,27 @@ from .attention import (
 from .clustering import Clusters, kmeans
 from .permutation import inverse_permute, order_by_label, permute
 from .pooling import pool_tiles, pooled_scores
+from .sparse_linear import (
+    FEATURE_MAPS,
+    FeatureMap,
+    SparseLinearOutput,
+    feature_map,
+    sparse_linear_attention,
+)
 from .tile_map import TileMap, keep_keys, keep_queries, pack_mask, unpack_mask
 from .tiling import Tiling
 
 __all__ = [
+    "FEATURE_MAPS",
     "Clusters",
+    "FeatureMap",
     "Marking",
+    "SparseLinearOutput",
     "TileAttentionOutput",
     "TileCentroids",
     "TileMap",
     "Tiling",
+    "feature_map",
     "inverse_permute",
     "keep_keys",
     "keep_queries",
@@ -31,6 +42,7 @@ __all__ = [
     "permute",
     "pool_tiles",
     "pooled_scores",
+    "sparse_linear_attention",
     "tile_attention",
     "unpack_mask",
     "why",
