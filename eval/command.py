@@ -126,9 +126,11 @@ def run(args: argparse.Namespace) -> int:
         DitaccelError: unusable input, in one line.
     """
     _need_packages()
-    from .models import read_prompts, read_sheet
+    from ditaccel.files import read_json
+    from ditaccel.models import read_prompts, read_sheet
+
     from .runs import Options, evaluate
-    from .store import SUMMARY, read_json
+    from .store import SUMMARY
 
     sheet = read_sheet(args.model)
     prompts_file = args.prompts or sheet.prompts

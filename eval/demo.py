@@ -56,9 +56,10 @@ PLANS = (
 
 def _evaluate(plan: Plan, folder: Path, out: Path) -> Path:
     """Measure one model and write its report; returns the run's folder."""
-    from ditaccel.eval.models import read_prompts, read_sheet
     from ditaccel.eval.report_html import write_report
     from ditaccel.eval.runs import Options, evaluate
+
+    from ditaccel.models import read_prompts, read_sheet
 
     sheet = read_sheet(folder)
     if sheet.prompts is None:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from ditaccel.errors import UsageError
+from ditaccel.models import Sheet, class_label
 
 from .metrics import accuracy, extractors, flip, lpips
 from .metrics.psnr import from_mse, mean_squared_error, psnr
 from .metrics.ssim import ssim
-from .models import Sheet, class_label
 from .sampler import Sample
 
 if TYPE_CHECKING:

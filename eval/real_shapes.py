@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from ditaccel.errors import DitaccelError, UsageError
-
-from .models import read_sheet
+from ditaccel.models import read_sheet
 
 _DATA = Path(__file__).resolve().parent.parent / "samples" / "train" / "data.py"
 _BATCH = 64

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ditaccel.errors import DitaccelError, UnsupportedError
+from ditaccel.models import execution_device
 
 from .counting import Tally, counted
 from .memory import DevicePeak
-from .models import execution_device
 from .peers import Situation, peer_options, prepare, with_peer
 from .sampler import Generation, Sample, Sampler
 from .specs import DENSE, OTHER_SEED, PEER, RunConfig

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from ditaccel import provenance
 from ditaccel.errors import UnsupportedError, UsageError
+from ditaccel.files import read_lines
+from ditaccel.models import Sheet, class_label, load_pipeline, read_sheet
+from ditaccel.progress import Progress, duration
 
-from . import provenance, specs, store
+from . import specs, store
 from .judge import Judge
 from .memory import CPU_MEANING, CUDA_MEANING, KeptTensors
-from .models import Sheet, class_label, load_pipeline, read_sheet
 from .peers import PEERS
-from .progress import Progress, duration
 from .rows import RowError, Rows
 from .sampler import Sample, Sampler, make_samples
 from .specs import DENSE, PEER, RunConfig
@@ -138,7 +140,7 @@ class _Run:
 
     def measure(self) -> None:
         """Every sample with every row."""
-        kept = {w["config"]: w["kept_bytes"] for w in store.read_lines(self._path(store.WARMUPS))}
+        kept = {w["config"]: w["kept_bytes"] for w in read_lines(self._path(store.WARMUPS))}
         self.progress.begin()
         for turn, sample in enumerate(self.samples):
             for row in rotated(self.configs, turn):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import fcntl
-import json
-import math
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from ditaccel.errors import UsageError
+from ditaccel.files import (
+    DRAFT,
+    append_line,
+    mend_lines,
+    plain,
+    read_json,
+    read_lines,
+    write_atomically,
+    write_json,
+)
 
 RUN, JOURNAL, RESULTS = "run.json", "generations.jsonl", "results.jsonl"
 FAILURES, WARMUPS, SUMMARY = "failures.jsonl", "warmups.jsonl", "summary.json"
-_DRAFT = ".draft"
 # What must not change between the parts of one run: their timings and pictures are compared.
 IDENTITY = (
     "schema",
@@ -30,96 +35,6 @@ IDENTITY = (
     "versions",
     "dtype",
 )
-
-
-def plain(value: Any) -> Any:
-    """A value as strict JSON holds it: NaN and infinity become None, numpy becomes Python."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _unwritten(path: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"cannot write {path} ({error.strerror}); make room or choose another --out, then run the "
-        "same command again"
-    )
-
-
-def _atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}{_DRAFT}")
-    try:
-        with draft.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise _unwritten(path, error) from error
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file as a whole or not at all."""
-    text = json.dumps(plain(data), indent=1, allow_nan=False) + "\n"
-    _atomically(path, lambda file: file.write(text.encode()))
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        UsageError: missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} is missing: {path.parent} holds no finished run") from error
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path} is damaged ({error}); delete the folder or choose another --out"
-        ) from error
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file; a half-written last line (a killed run's) is left out.
-
-    Raises:
-        UsageError: any other line is damaged, with its number.
-    """
-    if not path.exists():
-        return []
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror})") from error
-    lines = raw.split(b"\n")
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-            if not isinstance(data, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise UsageError(
-                f"{path}, line {number} is damaged; delete that line to have it measured again"
-            ) from error
-        found.append(data)
-    return found
 
 
 def _keyed(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -176,38 +91,20 @@ class Store:
                 f"--out {self.folder} holds results but no {RUN}: choose another folder"
             )
         write_json(path, setup)
-        for draft in self.folder.rglob(f".*{_DRAFT}"):
+        for draft in self.folder.rglob(f".*{DRAFT}"):
             draft.unlink()  # a killed run's; the lock says that nobody writes it
         for name in (JOURNAL, RESULTS, FAILURES, WARMUPS):
-            self._mend(self.folder / name)
+            mend_lines(self.folder / name)
         self.generations = _keyed(self.folder / JOURNAL)
         self.results = _keyed(self.folder / RESULTS)
 
-    def _mend(self, path: Path) -> None:
-        """Cut a half-written last line off, so that the next one begins on its own line."""
-        if not path.exists():
-            return
-        raw = path.read_bytes()
-        if raw and not raw.endswith(b"\n"):
-            read_lines(path)  # raises if more than the last line is damaged
-            keep = raw.rfind(b"\n") + 1
-            with path.open("rb+") as file:
-                file.truncate(keep)
-
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Add one line to a file, on the disk before this returns."""
-        text = json.dumps(plain(line), allow_nan=False) + "\n"
-        try:
-            with (self.folder / name).open("ab") as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _unwritten(self.folder / name, error) from error
+        append_line(self.folder / name, line)
 
     def add_generation(self, line: dict[str, Any], frames: np.ndarray) -> None:
         """Keep one generation: its frames, then its line."""
-        _atomically(
+        write_atomically(
             self.folder / line["media"], lambda file: np.savez_compressed(file, frames=frames)
         )
         self.append(JOURNAL, line)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ditaccel.errors import UsageError
+from ditaccel.files import read_json, read_lines, write_json
 
 from . import pareto, store
 from .metrics.fid import few_samples_note, fid
@@ -118,17 +119,15 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
         UsageError: files missing or damaged, or no dense result.
     """
     folder = Path(folder)
-    run = store.read_json(folder / store.RUN)
-    lines = _by_config(store.read_lines(folder / store.RESULTS))
-    warmups = {w["config"]: w for w in store.read_lines(folder / store.WARMUPS)}
+    run = read_json(folder / store.RUN)
+    lines = _by_config(read_lines(folder / store.RESULTS))
+    warmups = {w["config"]: w for w in read_lines(folder / store.WARMUPS)}
     dense_id = next((c["id"] for c in run["configs"] if c["role"] == "dense"), None)
     dense = lines.get(dense_id or "")
     if not dense or dense_id is None:
         raise UsageError(f"{folder} holds no dense result: run the same command again")
     done = {(line["config"], line["sample"]) for group in lines.values() for line in group.values()}
-    failures = {
-        (f["config"], f["sample"]): f["error"] for f in store.read_lines(folder / store.FAILURES)
-    }
+    failures = {(f["config"], f["sample"]): f["error"] for f in read_lines(folder / store.FAILURES)}
     try:
         rows = {
             c["id"]: _row(lines[c["id"]], dense, warmups.get(c["id"], {}))
@@ -179,7 +178,7 @@ def write_summary(
     summary = summarise(folder, judge)
     path = folder / store.SUMMARY
     if dense_repeats is None and path.exists():
-        before = store.read_json(path)
+        before = read_json(path)
         dense_repeats = before.get("dense_repeats")
         # Peers that could not run are not tried again by a run that had nothing left to do.
         unavailable = {
@@ -195,5 +194,5 @@ def write_summary(
             "Warning: dense did not come out bit-equal after the other rows had run: this device "
             "is not deterministic, or a row left something behind.",
         )
-    store.write_json(path, summary)
+    write_json(path, summary)
     return summary

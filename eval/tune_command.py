@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _calls(pipe: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
-    from .models import class_label, is_class_pipeline, read_prompts, read_sheet
+    from ditaccel.models import class_label, is_class_pipeline, read_prompts, read_sheet
 
     sheet = read_sheet(args.model)
     source = args.prompts or sheet.prompts
@@ -115,9 +115,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ditaccel import config as configs
+    from ditaccel.models import load_pipeline
     from ditaccel.tuning import Target, Tuner
-
-    from .models import load_pipeline
 
     goals = [Target(psnr=p, statistic=args.statistic) for p in args.psnr or ()]
     goals += [Target(computed_share=s, statistic=args.statistic) for s in args.share or ()]

@@ -123,7 +123,7 @@ def test_sample_models_load_from_the_wheel(python: Path, tmp_path: Path) -> None
         pytest.skip("samples/models/shapes-dit is not in this checkout")
     code = (
         "import sys\n"
-        "from ditaccel.eval.models import load_pipeline, read_prompts, read_sheet\n"
+        "from ditaccel.models import load_pipeline, read_prompts, read_sheet\n"
         "sheet = read_sheet(sys.argv[1])\n"
         "print(type(load_pipeline(sys.argv[1])).__name__, len(read_prompts(sheet.prompts)) > 0)"
     )

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         sample = json.loads((args.model / "sample.json").read_text())
     except OSError as error:
         raise UsageError(f"{args.model} is no sample model: {error}") from None
-    from ditaccel.eval.models import load_pipeline
+    from ditaccel.models import load_pipeline
 
     pipe = load_pipeline(args.model)
     pipe.set_progress_bar_config(disable=True)

@@ -104,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Watch dense runs; prints a table of layers."""
-    from ditaccel.eval.models import load_pipeline, read_prompts, read_sheet
+    from ditaccel.models import load_pipeline, read_prompts, read_sheet
 
     sheet = read_sheet(args.model)
     if sheet.prompts is None:

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ditaccel.eval.store import FAILURES, RESULTS, RUN, SUMMARY, read_json, read_lines
+from ditaccel.eval.store import FAILURES, RESULTS, RUN, SUMMARY
 
 from ditaccel.errors import UsageError
+from ditaccel.files import read_json, read_lines
 
 SCHEMA = 1
 Json = dict[str, Any]

@@ -10,15 +10,18 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from ditaccel.eval import memory, provenance
+from ditaccel.eval import memory
 from ditaccel.eval.judge import load_real
 from ditaccel.eval.runs import Options, evaluate, rotated
-from ditaccel.eval.sampler import Sampler, make_samples, to_uint8
+from ditaccel.eval.sampler import Sampler, make_samples
 from ditaccel.eval.specs import build
-from ditaccel.eval.store import load_frames, read_json, read_lines
+from ditaccel.eval.store import load_frames
 from ditaccel.eval.summary import summarise
 
+from ditaccel import provenance
 from ditaccel.errors import ConfigError, UsageError
+from ditaccel.files import read_json, read_lines
+from ditaccel.frames import to_uint8
 
 CONFIGS = ["T=taylorseer:interval=2|3", "peer/first_block_cache:threshold=1e9"]
 OPTIONS = Options(fewer=[3], features="none", quiet=True)

@@ -6,9 +6,10 @@ import os
 
 import numpy as np
 import pytest
-from ditaccel.eval.store import Store, load_frames, plain, read_json, read_lines, write_json
+from ditaccel.eval.store import Store, load_frames
 
 from ditaccel.errors import UsageError
+from ditaccel.files import plain, read_json, read_lines, write_json
 
 SETUP = {"schema": 1, "configs": [{"id": "dense"}], "prompts": ["a"], "seeds": [0]}
 

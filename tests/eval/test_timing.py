@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from ditaccel.eval import counting, models, sampler
+from ditaccel.eval import counting, sampler
 from ditaccel.eval.counting import Moment
 from ditaccel.eval.sampler import Sampler
+
+from ditaccel import models
 
 
 class FakePipe:

@@ -8,10 +8,10 @@ import torch
 from diffusers import DDIMScheduler
 from ditaccel.eval.counting import counted
 from ditaccel.eval.runs import Options, evaluate
-from ditaccel.eval.store import read_json, read_lines
 from tiny import generate, tiny_dit, tiny_wan
 
 import ditaccel
+from ditaccel.files import read_json, read_lines
 from ditaccel.recording import record
 
 

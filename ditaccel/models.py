@@ -1,4 +1,4 @@
-"""The model under evaluation: its folder, its `sample.json`, its prompts."""
+"""A model on disk or on the Hub: its folder, its `sample.json`, its prompts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ditaccel.errors import UsageError
+from .errors import UsageError
 
 SAMPLE_FILE = "sample.json"
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")

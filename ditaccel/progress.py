@@ -22,22 +22,32 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts generations.
+    """Counts what is made.
 
     Args:
         total: generations of the run.
         done: those that an earlier part of it made.
         quiet: show nothing.
+        name: what lines begin with.
+        unit: what is counted, in the plural.
     """
 
-    def __init__(self, total: int, done: int = 0, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        total: int,
+        done: int = 0,
+        quiet: bool = False,
+        name: str = "eval",
+        unit: str = "generations",
+    ) -> None:
+        self._name, self._unit = name, unit
         self._total, self._first, self._done, self._quiet = total, done, done, quiet
         self._start = self._shown = time.monotonic()
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, unit="gen", dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=done, unit=unit[:3], dynamic_ncols=True)
 
     def begin(self) -> None:
         """Start the clock of the time left: warm-ups do not count as progress."""
@@ -48,12 +58,12 @@ class Progress:
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.write(f"eval: {text}", file=sys.stderr)
+            self._bar.write(f"{self._name}: {text}", file=sys.stderr)
         else:
-            print(f"eval: {text}", file=sys.stderr, flush=True)
+            print(f"{self._name}: {text}", file=sys.stderr, flush=True)
 
     def step(self, text: str) -> None:
-        """One generation is done."""
+        """One more is done."""
         self._done += 1
         if self._bar is not None:
             self._bar.set_postfix_str(text[:40])
@@ -64,7 +74,7 @@ class Progress:
             self._shown = now
             each = (now - self._start) / (self._done - self._first)
             left = duration(each * (self._total - self._done))
-            self.note(f"{self._done}/{self._total} generations, about {left} left")
+            self.note(f"{self._done}/{self._total} {self._unit}, about {left} left")
 
     def close(self) -> None:
         """End the bar."""

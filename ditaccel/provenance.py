@@ -109,13 +109,10 @@ def family_of(pipe: Any) -> str:
     Args:
         pipe: a diffusers pipeline.
     """
-    from ditaccel.pipelines import adapter_for
+    from .pipelines import adapter_for
 
-    from .counting import transformers_of
-
-    for transformer in transformers_of(pipe).values():
-        adapter = adapter_for(type(transformer).__name__)
-        if adapter is not None:
-            return str(adapter.name)
-        return type(transformer).__name__
+    for name, part in pipe.components.items():
+        if part is not None and name.split("_")[0] in ("transformer", "unet"):
+            adapter = adapter_for(type(part).__name__)
+            return type(part).__name__ if adapter is None else str(adapter.name)
     return type(pipe).__name__

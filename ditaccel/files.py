@@ -1,0 +1,140 @@
+"""Files that survive a kill: written as a whole or not at all, and lines that are only added."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from .errors import UsageError
+
+DRAFT = ".draft"
+
+
+def plain(value: Any) -> Any:
+    """A value as strict JSON holds it: NaN and infinity become None, numpy becomes Python."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def unwritten(path: Path, error: OSError) -> UsageError:
+    """The line to show for a file that cannot be written."""
+    return UsageError(
+        f"cannot write {path} ({error.strerror}); make room or choose another --out, then run the "
+        "same command again"
+    )
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Let `write` fill a file that appears under its name when it is complete and on the disk.
+
+    Raises:
+        UsageError: the disk is full or not writable; nothing is left behind.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise unwritten(path, error) from error
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file as a whole or not at all."""
+    text = json.dumps(plain(data), indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UsageError: missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} is missing: {path.parent} holds no finished run") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} is damaged ({error}); delete the folder or choose another --out"
+        ) from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file; a half-written last line (a killed run's) is left out.
+
+    Raises:
+        UsageError: any other line is damaged, with its number.
+    """
+    if not path.exists():
+        return []
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror})") from error
+    lines = raw.split(b"\n")
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+            if not isinstance(data, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise UsageError(
+                f"{path}, line {number} is damaged; delete that line to have it measured again"
+            ) from error
+        found.append(data)
+    return found
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Add one line to a JSON-lines file, on the disk before this returns.
+
+    Raises:
+        UsageError: the disk is full or not writable.
+    """
+    text = json.dumps(plain(line), allow_nan=False) + "\n"
+    try:
+        with path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def mend_lines(path: Path) -> None:
+    """Cut a half-written last line off, so that the next one begins on its own line."""
+    if not path.exists():
+        return
+    raw = path.read_bytes()
+    if raw and not raw.endswith(b"\n"):
+        read_lines(path)  # raises if more than the last line is damaged
+        keep = raw.rfind(b"\n") + 1
+        with path.open("rb+") as file:
+            file.truncate(keep)
