@@ -19,6 +19,7 @@ from .caching.reuse import ReuseConfig
 from .caching.step_mask import StepMaskConfig
 from .caching.taylorseer import TaylorSeerConfig
 from .config import AccelerationConfig
+from .diagnosis import Diagnosis, doctor
 from .errors import ConfigError, DitaccelError, UnsupportedError, UsageError
 from .report import Report
 from .tuning import Target, tune
@@ -30,6 +31,7 @@ __all__ = [
     "AdaptiveTaylorConfig",
     "ConfidenceGatedTaylorConfig",
     "ConfigError",
+    "Diagnosis",
     "DitaccelError",
     "FirstBlockResidualConfig",
     "LiteAttentionConfig",
@@ -43,6 +45,7 @@ __all__ = [
     "UsageError",
     "accelerate",
     "accelerated",
+    "doctor",
     "report",
     "restore",
     "tune",

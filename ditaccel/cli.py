@@ -12,6 +12,7 @@ from .errors import DitaccelError
 # subcommand -> (module with add_arguments(parser) and run(args), help)
 COMMANDS = {
     "bench": ("ditaccel.eval.bench.command", "time kernels and overheads, as ratios in one run"),
+    "doctor": ("ditaccel.doctor_command", "say what would be accelerated in a model, and why not"),
     "eval": ("ditaccel.eval.command", "measure speed and quality of configs against dense runs"),
     "report": ("ditaccel.eval.report_command", "write the HTML report of a run again"),
     "tune": ("ditaccel.eval.tune_command", "search the steps worth computing; write a config"),

@@ -15,6 +15,7 @@ from .attention.planner import Planner
 from .attention.runtime import AttentionRuntime
 from .caching.budget import tensors_per_branch, unit
 from .caching.hooks import BlockCache, find_blocks
+from .caching.policy import CachePolicy
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import UnsupportedError, UsageError
 from .patching import PatchLedger, patch_of
@@ -43,7 +44,6 @@ class Session:
     ) -> None:
         self.config = config
         self._planner = planner
-        self._transformers = dict(transformers)
         self._tracker = DenoisingTracker(pipe)
         self._ledger = PatchLedger(owner=self)
         self._caches: dict[str, BlockCache] = {}
@@ -165,14 +165,9 @@ class Session:
             self._report.correction = (
                 "on" if step.additive else "off: this scheduler keeps earlier outputs, or clips"
             )
-        rules = cache.policy.rules
-        computed = rules.warmup + rules.final
-        if step.total is not None and step.total <= computed:
-            self._warn(
-                f"{step.total} steps are too few for {self.config.cache.method}: its first "
-                f"{rules.warmup} and last {rules.final} steps are always computed, so nothing is "
-                "skipped; use more steps or a smaller warmup"
-            )
+        line = too_few_steps(self.config.cache.method, cache.policy, step.total)
+        if line is not None:
+            self._warn(line)
 
     def _book(self, name: str, step: DenoisingStep, call: Any) -> None:
         if call is None:
@@ -226,6 +221,17 @@ class Session:
         self._ledger.undo()
         for name in {**self._caches, **self._attention}:
             self._clear(name)
+
+
+def too_few_steps(method: str, policy: CachePolicy, total: int | None) -> str | None:
+    """Say that a loop is too short for a method, None where it is not or its length is unknown."""
+    rules = policy.rules
+    if total is None or total > rules.warmup + rules.final:
+        return None
+    return (
+        f"{total} steps are too few for {method}: its first {rules.warmup} and last {rules.final} "
+        "steps are always computed, so nothing is skipped; use more steps or a smaller warmup"
+    )
 
 
 def session_of(transformers: dict[str, nn.Module]) -> Session | None:

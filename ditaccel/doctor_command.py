@@ -1,0 +1,115 @@
+"""`ditaccel doctor MODEL`: what would be patched, from the folder's configs alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .diagnosis import doctor
+from .errors import UsageError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument("model", metavar="MODEL", help="folder of a diffusers pipeline")
+    parser.add_argument("--config", help="preset, file or spec to look at (default: all methods)")
+    parser.add_argument("--steps", type=int, help="steps that the pipeline will be called with")
+    parser.add_argument("--tokens", type=int, help="image or video tokens, for the memory estimate")
+    parser.add_argument("--dtype", choices=_DTYPES, default="bf16", help="for the memory estimate")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what was found; 0, or 1 where nothing would happen.
+
+    Raises:
+        UsageError: the folder cannot be read, or an option is out of range.
+    """
+    for name in ("steps", "tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; give 1 or more")
+    pipe = hollow_pipeline(args.model, _DTYPES[args.dtype])
+    found = doctor(pipe, args.config, tokens=args.tokens, steps=args.steps)
+    print(json.dumps(found.to_dict(), indent=1) if args.json else found)
+    return 0 if found.ok else 1
+
+
+def hollow_pipeline(model: str | Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """The pipeline of a folder without a single weight: what its configs alone make of it.
+
+    Returns:
+        An object of the pipeline's class name with `components` and `scheduler`; the transformers
+        are on the meta device.
+
+    Raises:
+        UsageError: no pipeline or transformer folder, or one of a class that diffusers lacks.
+    """
+    folder = Path(model).expanduser()
+    index = folder / "model_index.json"
+    if not index.is_file():
+        if (folder / "config.json").is_file():
+            return _hollow(_read(folder / "config.json").get("_class_name"), folder, dtype)
+        raise UsageError(
+            f"{folder} holds no model_index.json: not a diffusers pipeline folder (doctor reads "
+            "folders only; download the model first)"
+        )
+    listed = _read(index)
+    parts: dict[str, Any] = {}
+    for name, entry in listed.items():
+        if not isinstance(entry, list) or len(entry) != 2 or entry[1] is None:
+            continue
+        if name.startswith(("transformer", "unet")):
+            parts[name] = _hollow(entry[1], folder / name, dtype)
+        elif name == "scheduler":
+            parts[name] = _scheduler(entry[1], folder / name)
+    pipe = type(str(listed.get("_class_name", "Pipeline")), (), {})()
+    pipe.components, pipe.scheduler = parts, parts.get("scheduler")
+    return pipe
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read ({error}); get the folder again") from None
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} holds no mapping; get the folder again")
+    return data
+
+
+def _class(name: Any, path: Path) -> Any:
+    import diffusers
+
+    kind = getattr(diffusers, str(name), None)
+    if kind is None:
+        raise UsageError(
+            f"{path} is a {name}, which diffusers {diffusers.__version__} does not have; update "
+            "diffusers, or call ditaccel.doctor(pipe) on the loaded pipeline"
+        )
+    return kind
+
+
+def _hollow(name: Any, path: Path, dtype: torch.dtype) -> Any:
+    kind = _class(name, path)
+    config = _read(path / "config.json")
+    try:
+        with torch.device("meta"):
+            return kind.from_config(config).to(dtype).eval()
+    except Exception as error:
+        # model constructors raise many types
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"{path}: a {name} cannot be made from its config alone ({line}); call "
+            "ditaccel.doctor(pipe) on the loaded pipeline"
+        ) from None
+
+
+def _scheduler(name: Any, path: Path) -> Any:
+    return _class(name, path).from_config(_read(path / "scheduler_config.json"))

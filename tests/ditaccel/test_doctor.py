@@ -1,0 +1,146 @@
+"""`doctor` says what `accelerate` would do, changes nothing and reads no weight."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from inspection import traces
+from tiny import generate, tiny_dit, tiny_wan
+from tiny_families import FAMILIES, family_of
+
+import ditaccel
+from ditaccel import cli
+from ditaccel.diagnosis import _all_methods
+from ditaccel.doctor_command import hollow_pipeline
+
+SAMPLES = Path(__file__).resolve().parents[2] / "samples" / "models"
+
+
+def transformers_of(pipe):
+    parts = pipe.components.items()
+    return {n: p for n, p in parts if n.startswith("transformer") and p is not None}
+
+
+def save_configs(pipe, folder):
+    """A pipeline folder without weights."""
+    folder.mkdir()
+    index = {"_class_name": type(pipe).__name__, "vae": [None, None]}
+    for name, part in transformers_of(pipe).items():
+        part.save_config(folder / name)
+        index[name] = ["diffusers", type(part).__name__]
+    pipe.scheduler.save_pretrained(folder / "scheduler")
+    index["scheduler"] = ["diffusers", type(pipe.scheduler).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_foretells_what_accelerate_does_and_changes_nothing(name, tmp_path):
+    """From the pipeline and from its configs alone; each method is then really put on."""
+    pipe, _ = FAMILIES[name]()
+    before = traces(pipe)
+    found = ditaccel.doctor(pipe)
+    assert traces(pipe) == before
+    assert found.ok and found.family == family_of(name)
+    assert [f.component for f in found.transformers] == list(transformers_of(pipe))
+    for method, told in zip(_all_methods(), found.methods, strict=True):
+        assert told.name == method.method
+        if told.reason:
+            with pytest.raises(ditaccel.UnsupportedError) as raised:
+                ditaccel.accelerate(pipe, **{method.kind: method})
+            assert str(raised.value) == told.reason
+        else:
+            ditaccel.accelerate(pipe, **{method.kind: method})
+            report = ditaccel.report(pipe)
+            assert len(report.attention) == len(found.transformers) * (method.kind == "attention")
+            ditaccel.restore(pipe)
+    folder = save_configs(pipe, tmp_path / "model")
+    alone = ditaccel.doctor(hollow_pipeline(folder, torch.float32))
+    assert alone.to_dict() == found.to_dict()
+
+
+def test_command_line_without_weights(tmp_path, capsys):
+    folder = shutil.copytree(
+        SAMPLES / "shapes-wan", tmp_path / "wan", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    assert cli.main(["doctor", str(folder)]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "family wan", "blocks: 10 x WanTransformerBlock", "blocks.*.attn1: 10 x WanAttnProcessor",
+        "Method svg2 (attention): works", "Kernel backend torch: can run", "torch 2",
+    ):  # fmt: skip
+        assert part in text
+    assert cli.main(["doctor", str(folder), "--json", "--config", "fast", "--tokens", "1000"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["ok"] and [m["name"] for m in data["methods"]] == ["adaptive_taylor"]
+    # 2 outputs of 4 x (1 x 2 x 2) channels in bf16 for each of two branches
+    channels = json.loads((folder / "transformer" / "config.json").read_text())["out_channels"] * 4
+    assert data["methods"][0]["memory"] == 2 * 2 * channels * 2 * 1000
+    assert cli.main(["doctor", str(folder / "transformer")]) == 0
+    assert "family wan" in capsys.readouterr().out
+
+
+def test_exit_code_is_1_where_nothing_would_happen(tmp_path, capsys):
+    pipe, _ = tiny_wan(layers=1)
+    folder = save_configs(pipe, tmp_path / "one-block")
+    assert cli.main(["doctor", str(folder)]) == 1
+    assert "nothing would happen: WanTransformer3DModel has 1 block(s)" in capsys.readouterr().out
+    folder = save_configs(tiny_wan()[0], tmp_path / "wan")
+    few = ["doctor", str(folder), "--config", "balanced", "--steps", "7"]
+    assert cli.main(few) == 1
+    assert "7 steps are too few for adaptive_taylor" in capsys.readouterr().out
+    assert cli.main([*few[:-1], "8"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["{}/nothing"], "holds no model_index.json"),
+        (["{}/wan", "--config", "warp"], "no preset 'warp'"),
+        (["{}/wan", "--tokens", "0"], "--tokens is 0; give 1 or more"),
+        (["{}/broken"], "cannot be read"),
+        (["{}/newer"], "which diffusers"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, line, tmp_path, capsys):
+    save_configs(tiny_wan()[0], tmp_path / "wan")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model_index.json").write_text("{")
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer" / "config.json").write_text('{"_class_name": "NoSuchTransformer"}')
+    assert cli.main(["doctor", *(a.format(tmp_path) for a in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert line in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
+
+
+def test_an_accelerated_pipeline_is_refused():
+    pipe, call = tiny_dit()
+    ditaccel.accelerate(pipe)
+    with pytest.raises(ditaccel.UsageError, match=r"call ditaccel\.restore"):
+        ditaccel.doctor(pipe)
+    assert torch.isfinite(generate(pipe, call)).all()
+
+
+def test_reasons_come_from_the_pipeline_at_hand():
+    from diffusers import HeunDiscreteScheduler
+    from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
+
+    pipe, _ = tiny_dit(scheduler=HeunDiscreteScheduler())
+    for block in pipe.transformer.transformer_blocks:
+        block.attn1.processor = SanaLinearAttnProcessor2_0()
+    found = {m.name: m.reason for m in ditaccel.doctor(pipe).methods}
+    assert "in stages (Heun)" in found["adaptive_taylor"] and not found["taylorseer"]
+    assert "linear attention" in found["lite_attention"]
+    assert not ditaccel.doctor(pipe, "adaptive_taylor").ok
+    assert ditaccel.doctor(pipe, "taylorseer:interval=2").ok
+
+
+def test_pipelines_without_a_transformer_are_named():
+    old = SimpleNamespace(components={"unet": torch.nn.Linear(2, 2)})
+    found = ditaccel.doctor(old)
+    assert not found.ok and "has a UNet and no transformer" in str(found)
+    with pytest.raises(ditaccel.UsageError, match="neither a diffusers pipeline"):
+        ditaccel.doctor("pipe")
