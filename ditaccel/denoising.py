@@ -152,7 +152,7 @@ class DenoisingTracker:
             self._flow = _is_flow(scheduler)
             self._single_stage = getattr(scheduler, "order", 1) == 1
         if self._begins_step(now, scheduler_step):
-            if self._last is not None and now != self._last:
+            if not self._direction and self._last is not None and now != self._last:
                 self._direction = 1 if now > self._last else -1
             self._index += 1
             self._branches.clear()
@@ -216,26 +216,43 @@ class DenoisingTracker:
             return
         self._schedule = [float(t) for t in timesteps.tolist()]
         begin = getattr(scheduler, "_begin_index", None)
-        self._offset = self._position(first, scheduler) if begin is None else int(begin)
+        found = self._matches(first, scheduler, None if begin is None else int(begin))
+        # the beginning of the schedule is the likeliest place
+        found = [match for match in found if match[0] == 0] or found
+        self._offset = found[0][0] if found else None
+        if begin is not None:
+            self._offset = int(begin)
+        signs = {sign for _, sign in found}
+        if len(signs) == 1 and self._schedule[0] != self._schedule[-1]:
+            # what the transformer gets may rise while noise falls; else the first steps tell
+            rises = 1 if self._schedule[-1] > self._schedule[0] else -1
+            self._direction = rises * signs.pop()
         if self._offset is not None:
             # image-to-image starts in the middle of the schedule
             self._total = len(self._schedule) - self._offset
         self._sigmas = _sigmas(scheduler, self._schedule)
 
-    def _position(self, now: float, scheduler: Any) -> int | None:
+    def _matches(self, now: float, scheduler: Any, begin: int | None) -> list[tuple[int, int]]:
+        """Places in the schedule that a timestep may stand for, with +1, or -1 if reversed.
+
+        Families hand timesteps over as they are, divided by the training steps, or reversed; half
+        precision moves them by up to 0.4 %.
+        """
         train_steps = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
         scale = float(train_steps or 1000)
-        # Families hand timesteps over as they are, divided by the training steps, or reversed; half
-        # precision moves them by up to 0.4 %. 1.0 in a schedule of hundreds is 1000/1000.
-        values = [now * scale, scale - now * scale]
+        values = [(now * scale, 1), (scale - now * scale, -1)]
+        # 1.0 in a schedule of hundreds is 1000/1000.
         if now > 1.0 or max(self._schedule, default=0.0) <= 1.0:
-            values.insert(0, now)
-        for value in values:
+            values.insert(0, (now, 1))
+        found = []
+        for value, sign in values:
             distances = [abs(t - value) for t in self._schedule]
-            nearest = distances.index(min(distances)) if distances else 0
-            if distances and distances[nearest] <= max(4e-3 * abs(value), 2e-3):
-                return nearest
-        return None
+            place = distances.index(min(distances)) if begin is None and distances else begin
+            if place is None or place >= len(distances):
+                continue
+            if distances[place] <= max(4e-3 * abs(value), 2e-3):
+                found.append((place, sign))
+        return found
 
     def _sigma(self, index: int) -> float | None:
         if self._offset is None:

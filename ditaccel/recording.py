@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ._compat import ContextListener
+from .calls import Arguments, sample_of
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import UsageError
 from .patching import PatchLedger
@@ -191,15 +192,15 @@ def record(
     if budget < 0:
         raise UsageError(f"memory_budget is {budget}; it must be 0 bytes or more")
     recorder, tracker, ledger = _Recorder(budget), DenoisingTracker(pipe), PatchLedger(object())
-    listener = ContextListener(transformer)
+    listener, arguments = ContextListener(transformer), Arguments(transformer)
     ledger.on_undo(listener.detach)
     scheduler = pipe.scheduler
     step, before = scheduler.step, vars(scheduler).get("step")
 
     def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         output = inner(*args, **kwargs)
-        timestep = kwargs.get(adapter.timestep, args[1] if len(args) > 1 else None)
-        recorder.called(tracker.observe(name, timestep, listener.current()), output[0])
+        timestep = arguments.get(adapter.timestep, args, kwargs)
+        recorder.called(tracker.observe(name, timestep, listener.current()), sample_of(output))
         return output
 
     def watched(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from .attention.runtime import AttentionRuntime
 from .caching.budget import tensors_per_branch, unit
 from .caching.hooks import BlockCache, find_blocks
 from .caching.policy import CachePolicy
+from .calls import Arguments, as_tensor
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import UnsupportedError, UsageError
 from .patching import PatchLedger, patch_of
@@ -72,8 +72,7 @@ class Session:
             )
         listener = ContextListener(transformer)
         self._ledger.on_undo(listener.detach)
-        names = list(inspect.signature(transformer.forward).parameters)
-        self._ledger.intercept(transformer, self._around(name, listener, adapter, names))
+        self._ledger.intercept(transformer, self._around(name, transformer, listener, adapter))
         if self.config.cache is not None:
             policy = self.config.cache.policy()
             cache = BlockCache(find_blocks(transformer, adapter.blocks), policy, self._warn)
@@ -91,20 +90,14 @@ class Session:
     def _around(
         self,
         name: str,
+        transformer: nn.Module,
         listener: ContextListener,
         adapter: FamilyAdapter,
-        names: list[str],
     ) -> Callable[..., Any]:
-        def asked(
-            key: str, args: tuple[Any, ...], kwargs: dict[str, Any], default: Any = None
-        ) -> Any:
-            if key in kwargs:
-                return kwargs[key]
-            place = names.index(key) if key in names else len(args)
-            return args[place] if place < len(args) else default
+        arguments = Arguments(transformer)
 
         def argument(key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            value = asked(key, args, kwargs)
+            value = arguments.get(key, args, kwargs)
             if value is None:
                 raise UsageError(f"{name} was called without {key!r}; the tracker needs it")
             return value
@@ -122,14 +115,15 @@ class Session:
             )
             if step.generation != self._generation:
                 self._begin_generation(step)
-            sample = argument(adapter.sample, args, kwargs)
+            sample = as_tensor(argument(adapter.sample, args, kwargs))
             call = output = None
             try:
                 if attention is not None:
                     attention.begin(step, sample)
                 if cache is not None:
                     call = cache.begin(step, sample)
-                    output = cache.replayed(call, asked("return_dict", args, kwargs, True))
+                    wanted = arguments.get("return_dict", args, kwargs, True)
+                    output = cache.replayed(call, wanted)
                 if output is None:
                     output = inner(*args, **kwargs)
                 if cache is not None and call is not None:

@@ -6,7 +6,14 @@ import importlib
 import pkgutil
 from functools import cache
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, packed_tokens, patch_tokens
+from .adapter import (
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    packed_tokens,
+    patch_tokens,
+    submodule,
+)
 
 __all__ = [
     "AttentionContract",
@@ -16,6 +23,7 @@ __all__ = [
     "adapters",
     "packed_tokens",
     "patch_tokens",
+    "submodule",
 ]
 
 

@@ -23,6 +23,13 @@ def patch_tokens(config: Any, shape: tuple[int, ...]) -> int:
     return tokens
 
 
+def submodule(module: Any, path: str) -> Any:
+    """The submodule at a dotted path, None where a part of it is missing."""
+    for part in path.split("."):
+        module = getattr(module, part, None)
+    return module
+
+
 def adaptive_presets(**options: Any) -> dict[str, dict[str, Any]]:
     """Presets `safe`, `balanced` and `fast`: adaptive Taylor at three tolerances.
 
@@ -45,7 +52,11 @@ class BlockContract:
         hidden: argument that carries the image or video tokens `(B, L, C)`.
         encoder: argument that carries the text tokens where the block returns them too.
         returns: order of the outputs, of `hidden` and `encoder`; one name for a bare tensor.
-        forecast_modules: submodules whose outputs TaylorSeer forecasts at module granularity.
+        fused: where text stands in `hidden`, `front` or `back`, if these blocks get text and image
+            as one sequence from earlier ones that had them apart. Only the image is forecast: text
+            may have another length in another guidance branch.
+        forecast_modules: submodules (dotted paths) whose outputs TaylorSeer forecasts at module
+            granularity.
         idle_modules: submodules whose outputs only feed forecast ones, and need not run then.
     """
 
@@ -53,6 +64,7 @@ class BlockContract:
     hidden: str = "hidden_states"
     encoder: str | None = None
     returns: tuple[str, ...] = ("hidden",)
+    fused: str = ""
     forecast_modules: tuple[str, ...] = ()
     idle_modules: tuple[str, ...] = ()
 
@@ -83,8 +95,10 @@ class FamilyAdapter:
         blocks: contracts of the block containers, in the order in which they run.
         attention: where self-attention is, in the order in which it runs; empty where attention
             methods do not apply.
+        dense: why attention methods do not apply, for people, where they do not.
         tokens: number of image or video tokens, from the transformer's config and the shape of
-            the latents it is given; needed where text tokens are in the same sequence.
+            the latents it is given (stacked, where they come as a list); needed where text tokens
+            are in the same sequence.
         text: where text tokens stand in the sequence: `none`, `front` or `back`.
         presets: preset name -> config as `AccelerationConfig.to_dict` writes it.
         timestep: argument of the transformer that carries the timestep.
@@ -96,6 +110,7 @@ class FamilyAdapter:
     transformers: tuple[str, ...]
     blocks: tuple[BlockContract, ...]
     attention: tuple[AttentionContract, ...] = ()
+    dense: str = ""
     tokens: Callable[[Any, tuple[int, ...]], int] | None = None
     text: str = "none"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -50,5 +50,7 @@ class KeyMask:
         self.keys: Tensor | None = None if bool(keys.all()) else keys
 
     def covers(self, mask: Tensor) -> bool:
-        """Whether this is the mask it was made from."""
-        return mask is self._source
+        """Whether this is the mask it was made from, or a copy: some blocks make their own."""
+        source = self._source
+        same = mask.shape == source.shape and mask.dtype == source.dtype
+        return mask is source or (same and torch.equal(mask, source))

@@ -14,6 +14,7 @@ from ..denoising import DenoisingStep
 from ..errors import UnsupportedError
 from ..kernels import inverse_permute, permute, tile_attention
 from ..patching import PatchLedger
+from ..pipelines import submodule
 from .masks import KeyMask, NotKeyPadding
 from .planner import Dense, LayerContext, Plan, Planner, State
 from .processor import AttentionModule, ProcessorSeam
@@ -26,8 +27,15 @@ _BREAK_EVEN_ELSEWHERE = 0.97
 _RESTS = 6  # steps that such a layer is dense, before it is looked at again
 
 
-def find_attention(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[AttentionModule]:
+def find_attention(
+    transformer: nn.Module, contracts: tuple[Any, ...], dense: str = ""
+) -> list[AttentionModule]:
     """Return the self-attention modules in the order in which they run.
+
+    Args:
+        transformer: the transformer.
+        contracts: of its adapter.
+        dense: the adapter's reason where there are none.
 
     Raises:
         UnsupportedError: there are none.
@@ -37,16 +45,14 @@ def find_attention(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[A
         named = list(group)
         for i, block in enumerate(getattr(transformer, container, None) or ()):
             for contract in named:
-                module = block
-                for part in contract.module.split("."):
-                    module = getattr(module, part, None)
+                module = submodule(block, contract.module)
                 if module is not None:
                     name = f"{container}.{i}.{contract.module}"
                     found.append(AttentionModule(name, module, contract.breaks_graph))
     if not found:
         raise UnsupportedError(
-            f"{type(transformer).__name__} has no self-attention module that its family's adapter "
-            "names; attention methods do not apply to it, caching does"
+            f"attention methods do not apply to {type(transformer).__name__}, caching does: "
+            + (dense or "it has no self-attention module that its family's adapter names")
         )
     return found
 
@@ -89,7 +95,7 @@ class AttentionRuntime:
     ) -> None:
         self._name, self._adapter, self._planner, self._warn = name, adapter, planner, warn
         self._config = getattr(transformer, "config", None)
-        self._modules = find_attention(transformer, adapter.attention)
+        self._modules = find_attention(transformer, adapter.attention, adapter.dense)
         self.log = AttentionLog(name, [m.name for m in self._modules])
         self._seam = ProcessorSeam(self._modules, self._attend)
         self._states: dict[tuple[str, int, int], State] = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import ConfigError
+from ..pipelines import submodule
 from .forecast import features_kept
 from .policy import CachePolicy
 
@@ -34,9 +35,7 @@ def tensors_per_branch(policy: CachePolicy, blocks: Sequence[Block]) -> int:
     """Tensors that a policy keeps per guidance branch when its histories are full."""
     if policy.granularity == "module":
         modules = sum(
-            getattr(b.module, n, None) is not None
-            for b in blocks
-            for n in b.contract.forecast_modules
+            submodule(b.module, n) is not None for b in blocks for n in b.contract.forecast_modules
         )
         return modules * features_kept(policy.order, policy.basis)
     first = policy.first_order + 1 if policy.first_feature is not None else 0

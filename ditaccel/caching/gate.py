@@ -171,9 +171,11 @@ class StepSizeGate(ScheduleGate):
 
     def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
         # Outputs may carry a learned variance, inputs conditions: what both have is the latents.
-        common = min(end.error.shape[1], state.sample.shape[1])
-        error_size = end.error[:, :common].abs().flatten(1).mean(1)
-        size = state.sample[:, :common].abs().flatten(1).mean(1, dtype=torch.float32)
+        # Channels are the second axis, or the last one of packed latents.
+        pairs = zip(end.error.shape, state.sample.shape, strict=True)
+        common = tuple(slice(min(pair)) for pair in pairs)
+        error_size = end.error[common].abs().flatten(1).mean(1)
+        size = state.sample[common].abs().flatten(1).mean(1, dtype=torch.float32)
         error = float((error_size / (size * step.latent_scale)).max())  # the worst sample decides
         gap = 1
         if self.tolerance > 0.0 and math.isfinite(error):

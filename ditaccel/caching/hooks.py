@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..calls import output_form, sample_of, with_sample
 from ..denoising import DenoisingStep
 from ..errors import ConfigError, UnsupportedError
 from ..patching import PatchLedger
+from ..pipelines import submodule
 from .budget import within_budget
 from .forecast import History
 from .gate import StepSizeGate, Verdict
@@ -44,16 +46,27 @@ class Block:
             return kwargs[name]
         return args[self.positions[name]]
 
-    def hidden_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-        return self.argument(self.contract.hidden, args, kwargs)
+    def hidden_in(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], tokens: int | None = None
+    ) -> torch.Tensor:
+        """The hidden state that goes in; of a fused one the last or first `tokens`, if given."""
+        return self._image(self.argument(self.contract.hidden, args, kwargs), tokens)
 
-    def hidden_out(self, output: Any) -> torch.Tensor:
-        if isinstance(output, torch.Tensor):
-            return output
-        return output[self.contract.returns.index("hidden")]
+    def hidden_out(self, output: Any, tokens: int | None = None) -> torch.Tensor:
+        """The hidden state that came out; `tokens` as in `hidden_in`."""
+        if not isinstance(output, torch.Tensor):
+            output = output[self.contract.returns.index("hidden")]
+        return self._image(output, tokens)
+
+    def _image(self, joint: torch.Tensor, tokens: int | None) -> torch.Tensor:
+        if tokens is None or not self.contract.fused or joint.shape[1] == tokens:
+            return joint
+        return joint[:, -tokens:] if self.contract.fused == "front" else joint[:, :tokens]
 
     def passing(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The output of a block that does not run: `hidden`, other streams unchanged."""
+        if self.contract.fused:
+            hidden = self._beside_text(hidden, self.hidden_in(args, kwargs))
         if self.contract.returns == ("hidden",):
             return hidden
         streams = {
@@ -61,6 +74,14 @@ class Block:
             "encoder": self.argument(self.contract.encoder, args, kwargs),
         }
         return tuple(streams[name] for name in self.contract.returns)
+
+    def _beside_text(self, image: torch.Tensor, joint: torch.Tensor) -> torch.Tensor:
+        tokens = image.shape[1]
+        if tokens == joint.shape[1]:
+            return image
+        if self.contract.fused == "front":
+            return torch.cat([joint[:, :-tokens], image], dim=1)
+        return torch.cat([image, joint[:, tokens:]], dim=1)
 
 
 def find_blocks(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[Block]:
@@ -94,14 +115,6 @@ def _placeholder(output: Any) -> Any:
     if isinstance(output, torch.Tensor):
         return output.new_zeros(1).expand(output.shape)
     return tuple(_placeholder(part) for part in output)
-
-
-def with_sample(output: Any, sample: torch.Tensor) -> Any:
-    """What a transformer returned, its first part exchanged."""
-    if isinstance(output, tuple):
-        return (sample, *output[1:])
-    output.sample = sample
-    return output
 
 
 class BlockCache:
@@ -143,7 +156,7 @@ class BlockCache:
                 ("idle", block.contract.idle_modules),
             ):
                 for name in names:
-                    module = getattr(block.module, name, None)
+                    module = submodule(block.module, name)
                     if module is not None:
                         around = self._around_module(f"{index}.{name}", role)
                         ledger.intercept(module, around)
@@ -271,12 +284,12 @@ class BlockCache:
         if verdict.forecast:
             return with_sample(output, self._forecast(call))
         if call.reached_end:
-            self._check_budget(output[0])
-            self._observe(call, output[0])
+            sample = sample_of(output)
+            self._check_budget(sample)
+            self._observe(call, sample)
             if len(output) == 1:
                 is_dict = not isinstance(output, tuple)
-                kind = type(output)
-                call.state.form[is_dict] = (lambda x: kind(sample=x)) if is_dict else lambda x: (x,)
+                call.state.form[is_dict] = output_form(output)
         return output
 
     def _check_finite(self, step: DenoisingStep) -> None:
@@ -297,7 +310,7 @@ class BlockCache:
             return output
         if self.policy.correction == "always" and not step.additive:
             raise ConfigError(_NOT_ADDITIVE)
-        sample = output[0]
+        sample = sample_of(output)
         leader = self._leader if self.policy.guidance == "difference" else None
         base = leader.output if call.follows and leader is not None else None
         tracked = sample if base is None else sample - base
@@ -340,7 +353,7 @@ class BlockCache:
             if call.forecasting and not self._must_run(index, call):
                 hidden = block.hidden_in(args, kwargs)
                 if index == 0:
-                    call.base = hidden
+                    call.base, call.tokens = hidden, hidden.shape[1]
                 if last and through_blocks:
                     hidden = self._forecast(call)
                 return block.passing(hidden, args, kwargs)
@@ -350,11 +363,12 @@ class BlockCache:
                 call.blocks_run += 1
                 call.cost_run += block.cost
             if before is not None:
+                call.tokens = before.shape[1]
                 self._after_first(call, before, block.hidden_out(output))
             if last:
                 call.reached_end = True
                 if through_blocks and not call.forecasting:
-                    self._observe(call, block.hidden_out(output))
+                    self._observe(call, block.hidden_out(output, call.tokens))
             return output
 
         return around

@@ -59,6 +59,7 @@ class Call:
     state: BranchState
     verdict: Verdict | None
     base: torch.Tensor | None = None
+    tokens: int | None = None
     leader: torch.Tensor | None = None
     follows: bool = False
     remembers: bool = True

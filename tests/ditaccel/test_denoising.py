@@ -80,6 +80,74 @@ def test_timesteps_scaled_to_one_and_reversed_are_found_in_the_schedule():
         assert {s.total for s in seen} == {5} and {s.generation for s in seen} == {0}
 
 
+RISING = [
+    (lambda: FlowMatchEulerDiscreteScheduler(), lambda t: (1000 - t) / 1000),  # Z-Image, Lumina 2
+    (lambda: FlowMatchEulerDiscreteScheduler(invert_sigmas=True), lambda t: t),  # Mochi
+    (  # OmniGen
+        lambda: FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1),
+        lambda t: t,
+    ),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "convert"), RISING)
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_loops_of_rising_timesteps_end_where_noise_comes_back(scheduler, convert, steps):
+    """Several loops in a call, without a new schedule: back is what the schedule says it is."""
+    pipe = Pipe(scheduler=scheduler())
+    pipe.scheduler.set_timesteps(sigmas=[1 - i / 8 for i in range(8)])
+    for start in (0, 8 - steps):
+        tracker = DenoisingTracker(pipe)
+        loop = pipe.scheduler.timesteps[start : start + steps]
+        seen = [
+            tracker.observe("t", convert(t).expand(2)) for _ in range(3) for t in (*loop, loop[-1])
+        ]
+        if steps == 1:  # a repeated timestep is another branch, whichever way time runs
+            assert {s.generation for s in seen} == {0}
+            continue
+        per_loop = [*range(steps), steps - 1]
+        assert [s.index for s in seen] == per_loop * 3
+        assert [s.generation for s in seen] == [g for g in range(3) for _ in per_loop]
+        assert [s.branch for s in seen] == (["call0"] * steps + ["call1"]) * 3
+
+
+@pytest.mark.parametrize("convert", [lambda t: t / 1000, lambda t: (1000 - t) / 1000])
+def test_a_loop_of_one_step_is_told_from_the_next_one(convert):
+    """After one step nothing is learnt from the calls themselves."""
+    pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    pipe.scheduler.set_timesteps(8)
+    early, late = convert(pipe.scheduler.timesteps[1]), convert(pipe.scheduler.timesteps[5])
+    for first, second, generations in ((late, early, [0, 1]), (early, late, [0, 0])):
+        tracker = DenoisingTracker(pipe)
+        seen = [tracker.observe("t", first), tracker.observe("t", second)]
+        assert [s.generation for s in seen] == generations
+
+
+def test_a_reversed_schedule_that_ends_at_zero_begins_at_its_beginning():
+    """Z-Image's schedule ends at timestep 0; its first step hands 0 to the transformer too."""
+    pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    pipe.scheduler.sigma_min = 0.0
+    pipe.scheduler.set_timesteps(8)
+    assert pipe.scheduler.timesteps[0] == 1000 and pipe.scheduler.timesteps[-1] == 0
+    tracker = DenoisingTracker(pipe)
+    seen = [tracker.observe("t", (1000 - t) / 1000) for t in pipe.scheduler.timesteps]
+    assert [s.index for s in seen] == list(range(8)) and {s.generation for s in seen} == {0}
+    assert {s.total for s in seen} == {8}
+    assert [s.sigma for s in seen] == pytest.approx(pipe.scheduler.sigmas[:8].tolist())
+
+
+def test_a_timestep_in_the_middle_may_mean_either_direction():
+    """Half of the noise is 0.5 both ways: then the first steps tell."""
+    pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler())
+    pipe.scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25])
+    pipe.scheduler.set_begin_index(2)
+    for convert in (lambda t: t / 1000, lambda t: (1000 - t) / 1000):
+        tracker = DenoisingTracker(pipe)
+        loop = pipe.scheduler.timesteps[2:]
+        seen = [tracker.observe("t", convert(t)) for _ in range(2) for t in loop]
+        assert [(s.generation, s.index) for s in seen] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
 def test_half_precision_timesteps_do_not_merge_steps():
     pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0))
     seen = []

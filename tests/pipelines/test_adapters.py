@@ -7,7 +7,7 @@ import sys
 import diffusers
 import pytest
 import torch
-from ditaccel.pipelines import adapter_for, adapters
+from ditaccel.pipelines import adapter_for, adapters, submodule
 from tiny_families import FAMILIES, family_of
 
 from ditaccel import config as configs
@@ -43,7 +43,7 @@ def test_contracts_name_modules_that_exist(name):
     assert len(blocks) == sum(len(getattr(pipe.transformer, c.container)) for c in adapter.blocks)
     for contract in adapter.blocks:
         for role in contract.forecast_modules + contract.idle_modules:
-            parts = [getattr(b.module, role) for b in blocks if b.contract is contract]
+            parts = [submodule(b.module, role) for b in blocks if b.contract is contract]
             assert isinstance(parts[0], torch.nn.Module)
             assert all(part is None or isinstance(part, torch.nn.Module) for part in parts)
 

@@ -1,0 +1,84 @@
+"""How a transformer is called and what it returns: arguments by name, samples as one tensor.
+
+Pipelines hand their arguments over by position or by name, and latents as one tensor or, as Z-Image
+does, as a list with one tensor for each item of the batch, and get lists back. Everything else here
+sees one tensor `(B, …)`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import UnsupportedError
+
+
+class Arguments:
+    """Looks the arguments of a transformer's calls up by name.
+
+    Args:
+        transformer: the transformer.
+    """
+
+    def __init__(self, transformer: nn.Module) -> None:
+        self._names = list(inspect.signature(transformer.forward).parameters)
+
+    def get(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], default: Any = None
+    ) -> Any:
+        """Return an argument of one call, or `default` where it was not given."""
+        if name in kwargs:
+            return kwargs[name]
+        place = self._names.index(name) if name in self._names else len(args)
+        return args[place] if place < len(args) else default
+
+
+def as_tensor(sample: Any) -> torch.Tensor:
+    """Return latents or outputs as one tensor `(B, …)`.
+
+    Args:
+        sample: a tensor, or a list of equally shaped ones (or of lists, of which the last item is
+            the one that is denoised and the others are conditions).
+
+    Raises:
+        UnsupportedError: the items of the batch have different sizes.
+    """
+    if isinstance(sample, torch.Tensor):
+        return sample
+    parts = [part[-1] if isinstance(part, (list, tuple)) else part for part in sample]
+    if len({part.shape for part in parts}) != 1:
+        sizes = ", ".join("x".join(map(str, part.shape)) for part in parts)
+        raise UnsupportedError(
+            f"the transformer was given latents of different sizes in one call ({sizes}); call the "
+            "pipeline once for each size"
+        )
+    return torch.stack(parts)
+
+
+def output_form(output: Any) -> Callable[[torch.Tensor], Any]:
+    """Return what makes, of a sample, the like of an output that holds nothing else."""
+    listed, kind = isinstance(output[0], (list, tuple)), type(output)
+
+    def form(sample: torch.Tensor) -> Any:
+        part: Any = list(sample.unbind()) if listed else sample
+        return (part,) if issubclass(kind, tuple) else kind(sample=part)
+
+    return form
+
+
+def sample_of(output: Any) -> torch.Tensor:
+    """Return the first part of what a transformer returned, as one tensor."""
+    return as_tensor(output[0])
+
+
+def with_sample(output: Any, sample: torch.Tensor) -> Any:
+    """Return what a transformer returned, its first part exchanged."""
+    part: Any = list(sample.unbind()) if isinstance(output[0], (list, tuple)) else sample
+    if isinstance(output, tuple):
+        return (part, *output[1:])
+    output.sample = part
+    return output

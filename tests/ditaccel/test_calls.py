@@ -1,0 +1,56 @@
+"""Arguments by name, and samples that come as lists, seen as one tensor."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import ditaccel
+from ditaccel.calls import Arguments, as_tensor, output_form, sample_of, with_sample
+
+
+class Transformer(nn.Module):
+    def forward(self, x, t, cap_feats, return_dict=True):
+        raise NotImplementedError
+
+
+def test_arguments_by_position_by_name_and_left_out():
+    arguments = Arguments(Transformer())
+    assert arguments.get("t", (1, 2), {"cap_feats": 3}) == 2
+    assert arguments.get("cap_feats", (1, 2), {"cap_feats": 3}) == 3
+    assert arguments.get("return_dict", (1, 2, 3), {}, True) is True
+    assert arguments.get("unknown", (1,), {}) is None
+
+
+def test_lists_become_one_tensor_and_go_back_as_lists():
+    items = [torch.full((4, 1, 2), float(i)) for i in range(3)]
+    joint = as_tensor(items)
+    assert joint.shape == (3, 4, 1, 2) and as_tensor(joint) is joint
+    nested = [[torch.zeros(4, 1, 9), item] for item in items]  # condition images, then the latents
+    assert torch.equal(as_tensor(nested), joint)
+    output = with_sample((items, "more"), joint + 1)
+    assert isinstance(output[0], list) and output[1] == "more"
+    assert torch.equal(sample_of(output), joint + 1)
+    assert with_sample((joint,), items[0])[0] is items[0]
+
+
+def test_the_form_of_an_output_is_kept():
+    class Output(SimpleNamespace):
+        def __getitem__(self, place):
+            return (self.sample,)[place]
+
+    joint = torch.arange(6.0).reshape(2, 3)
+    for part in (joint, list(joint)):
+        kept = output_form(Output(sample=part))(joint * 2)
+        assert type(kept) is Output and type(kept.sample) is type(part)
+        assert torch.equal(as_tensor(kept.sample), joint * 2)
+        assert type(output_form((part,))(joint)[0]) is type(part)
+
+
+def test_latents_of_different_sizes_in_one_call_are_refused():
+    items = [torch.zeros(4, 1, 8, 8), torch.zeros(4, 1, 8, 6)]
+    with pytest.raises(
+        ditaccel.UnsupportedError, match=r"4x1x8x8, 4x1x8x6\); call the pipeline once"
+    ):
+        as_tensor(items)
