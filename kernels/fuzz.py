@@ -31,6 +31,7 @@ from .attention.call import TileAttentionOutput, TileCentroids, check_call
 from .clustering import kmeans
 from .permutation import inverse_permute, order_by_label, permute
 from .pooling import pool_tiles
+from .sparse_linear.fuzz import check_sparse_linear
 from .tile_map import TileMap
 from .tiling import Tiling
 
@@ -309,6 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
         case = draw(seed, options.device, dtypes)
         wrong = check(case, (options.backend,))
         wrong += check_clusters(seed, options.backend, options.device)
+        wrong += check_sparse_linear(seed, options.backend, options.device, guard=poisoned())
         if wrong:
             failures += 1
             print(f"seed {seed}: {'; '.join(wrong)}\n  {case}", file=sys.stderr)

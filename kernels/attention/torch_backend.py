@@ -57,7 +57,7 @@ def _run(call: AttentionCall) -> TileAttentionOutput:
     for b in range(call.q.shape[0]):
         for group in range(call.k.shape[1]):
             keys, values = (
-                _in_tiles(t[b, group].to(buffers.dtype), call.tile_map.k_tiling.tile)
+                in_tiles(t[b, group].to(buffers.dtype), call.tile_map.k_tiling.tile)
                 for t in (call.k, call.v)
             )
             for h in range(group * call.group, (group + 1) * call.group):
@@ -82,7 +82,7 @@ class _Buffers:
         return self._flat[name][:size].view(shape)
 
 
-def _in_tiles(tokens: Tensor, tile: int | None) -> Tensor:
+def in_tiles(tokens: Tensor, tile: int | None) -> Tensor:
     """`(L, D)` to `(T, tile, D)`, the last tile padded with zeros; a copy only where one is needed.
 
     Variable tiles stay `(L, D)`.
@@ -146,7 +146,7 @@ class _Head:
         self.k_starts, self.k_sizes = k_bounds[:-1], k_bounds.diff()
         self.bounds = list(pairwise(of_head(tile_map.q_tiling.bounds("cpu"), b, h).tolist()))
         self.mask = None if call.mask is None else of_head(call.mask, b, h)
-        self.queries = _in_tiles(call.q[b, h].to(buffers.dtype), self.q_tile)
+        self.queries = in_tiles(call.q[b, h].to(buffers.dtype), self.q_tile)
         shape = self.queries.shape[:-1]
         self.output = buffers.take("output", *self.queries.shape).zero_()
         self.top = buffers.take("top", *shape).fill_(-torch.inf)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..dispatch import Backend, choose, reasons
+from ..dispatch import reasons
 from ..tile_map import TileMap
-from . import naive
-from .call import SparseLinearCall, SparseLinearOutput, check_call
+from . import naive, operator
+from .call import SparseLinearOutput, check_call
 from .features import FEATURE_MAPS, FeatureMap, feature_map
 
 __all__ = [
@@ -22,8 +22,6 @@ __all__ = [
     "sparse_linear_attention",
     "why",
 ]
-
-BACKENDS: tuple[Backend[SparseLinearCall], ...] = (Backend("naive", naive.why_not, naive.run),)
 
 
 def why(
@@ -41,7 +39,7 @@ def why(
 ) -> dict[str, str | None]:
     """Why each backend cannot run this call of `sparse_linear_attention`; None where it can."""
     call = check_call(q, k, v, critical, marginal, q_features, k_features, scale, mask, eps)
-    return reasons(BACKENDS, call)
+    return reasons(operator.BACKENDS, call)
 
 
 def sparse_linear_attention(
@@ -77,7 +75,8 @@ def sparse_linear_attention(
         scale: of the scores ahead of the softmax, positive; `1 / sqrt(D)` by default.
         mask: bool `(B, Lk)`, True to attend: keys left out by both branches.
         eps: added to the denominator of the linear branch.
-        backend: `naive`; by default the first that can run the call. `why` gives the reasons.
+        backend: `torch` or `naive`; by default the first that can run the call. `why` gives the
+            reasons.
 
     Returns:
         Both branches, and what they divide by. Queries without keys are 0.
@@ -87,4 +86,6 @@ def sparse_linear_attention(
         ValueError: shapes or devices that do not fit, or a backend that cannot run the call.
     """
     call = check_call(q, k, v, critical, marginal, q_features, k_features, scale, mask, eps)
-    return choose("sparse_linear_attention", BACKENDS, call, backend).run(call)
+    if backend == "naive":
+        return naive.run(call)
+    return operator.run(call, backend)

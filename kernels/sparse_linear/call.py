@@ -45,6 +45,16 @@ class SparseLinearOutput(NamedTuple):
         return (self.sparse + linear).to(self.sparse.dtype)
 
 
+class Gradients(NamedTuple):
+    """What a backward returns, each like its tensor."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_features: Tensor
+    k_features: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class SparseLinearCall:
     """A checked call.

@@ -12,6 +12,8 @@ from ditaccel.kernels import (
     feature_map,
     sparse_linear_attention,
 )
+from ditaccel.kernels.fuzz import poisoned
+from ditaccel.kernels.sparse_linear.fuzz import check_sparse_linear
 from torch import Tensor
 
 Q_LEN, K_LEN, TILES = 37, 45, (8, 16)
@@ -59,7 +61,7 @@ def _call(
     )
 
 
-BACKENDS = ["naive"]
+BACKENDS = ["naive", "torch"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -230,3 +232,117 @@ def test_bad_arguments_are_named() -> None:
         call(eps=0.0)
     with pytest.raises(ValueError, match="backend must be one of"):
         call(backend="cuda")
+
+
+@pytest.mark.parametrize("first", [0, 1000])
+def test_random_calls_and_their_gradients_agree_with_the_definition(first: int) -> None:
+    wrong = {
+        seed: check_sparse_linear(seed, "torch", guard=poisoned())
+        for seed in range(first, first + 60)
+    }
+    assert {seed: text for seed, text in wrong.items() if text} == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operator_keeps_the_rules_of_torch(dtype: torch.dtype) -> None:
+    q, k, v = _inputs(dtype)
+    critical, marginal = _maps()
+    features = [x.detach() for x in feature_map("softmax")(q, k)]
+    inputs = [x.requires_grad_() for x in (q, k, v, *features)]
+    rest = (critical.indices, critical.counts, marginal.to_mask(), None, *TILES, 0.3, 1e-6, "torch")
+    # test_aot_dispatch_dynamic would compare NaN gradients of the lse of empty rows
+    torch.library.opcheck(
+        torch.ops.ditaccel.sparse_linear_attention,
+        (*inputs, *rest),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+
+
+def test_a_compiled_graph_has_one_node_for_it_and_the_same_gradients() -> None:
+    q, k, v = (x.detach().requires_grad_() for x in _inputs(torch.float32))
+    graphs = []
+
+    def collect(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    def output(
+        q: Tensor, k: Tensor, v: Tensor, kept: Tensor, linear: Tensor, weight: Tensor
+    ) -> Tensor:
+        tilings = Tiling.fixed(q.shape[2], TILES[0]), Tiling.fixed(k.shape[2], TILES[1])
+        features = feature_map("elu")(q, k)
+        out = sparse_linear_attention(
+            *(q, k, v, TileMap.from_mask(kept, *tilings), linear),
+            q_features=features[0],
+            k_features=features[1],
+        )
+        return out.projected(weight)
+
+    critical, marginal = (x.to_mask() for x in _maps())
+    weight = torch.randn(6, 6, requires_grad=True)
+    arguments = (q, k, v, critical, marginal, weight)
+    plain = output(*arguments)
+    wanted = torch.autograd.grad(plain.square().sum(), (q, k, v, weight))
+    compiled = torch.compile(output, fullgraph=True, backend=collect)
+    got = compiled(*arguments)
+    assert torch.equal(got, plain)
+    for one, other in zip(
+        torch.autograd.grad(got.square().sum(), (q, k, v, weight)), wanted, strict=True
+    ):
+        assert torch.equal(one, other)
+    nodes = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert sum("sparse_linear_attention" in node for node in nodes) == 1
+
+
+@pytest.mark.slow
+def test_it_compiles_with_inductor() -> None:
+    torch._dynamo.reset()
+    q, k, v = (x.detach().requires_grad_() for x in _inputs(torch.float32))
+    critical, marginal = _maps()
+
+    @torch.compile(fullgraph=True)
+    def output(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return _call(q, k, v, (critical, marginal), "torch").projected(torch.eye(6))
+
+    plain = _call(q, k, v, (critical, marginal), "torch").projected(torch.eye(6))
+    got = output(q, k, v)
+    assert torch.allclose(got, plain, atol=1e-5)
+    for one, other in zip(
+        torch.autograd.grad(got.square().sum(), (q, k, v)),
+        torch.autograd.grad(plain.square().sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_a_backward_saves_nothing_that_grows_with_tiles_by_features() -> None:
+    q, k, v = (x.detach().requires_grad_() for x in _inputs(torch.float32))
+    saved: list[Tensor] = []
+
+    def pack(x: Tensor) -> Tensor:
+        saved.append(x)
+        return x
+
+    critical, marginal = _maps()
+    features = [x.detach().requires_grad_() for x in feature_map("softmax")(q, k)]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        sparse_linear_attention(
+            *(q, k, v, critical, marginal), q_features=features[0], k_features=features[1]
+        )
+    allowed = [q, k, v, *features, critical.indices, critical.counts, marginal.to_mask()]
+    of_rows = 2 * q.numel() + 2 * q[..., 0].numel()
+    assert sum(x.numel() for x in saved) == sum(x.numel() for x in allowed) + of_rows
+
+
+def test_slices_of_channels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ditaccel.kernels.sparse_linear import torch_linear
+
+    q, k, v = (x.detach().requires_grad_() for x in _inputs(dim=20))
+    maps = _maps()
+    whole = _call(q, k, v, maps, "torch").linear
+    wanted = torch.autograd.grad(whole.square().sum(), (q, k, v))
+    monkeypatch.setattr(torch_linear, "_BYTES", 0)
+    got = _call(q, k, v, maps, "torch").linear
+    assert torch.allclose(got, whole)
+    for one, other in zip(torch.autograd.grad(got.square().sum(), (q, k, v)), wanted, strict=True):
+        assert torch.allclose(one, other)
