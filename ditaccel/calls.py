@@ -1,4 +1,4 @@
-"""How a transformer is called and what it returns: arguments by name, samples as one tensor.
+"""How a transformer is called: arguments by name, latents as one tensor.
 
 Pipelines hand their arguments over by position or by name, and latents as one tensor or, as Z-Image
 does, as a list with one tensor for each item of the batch, and get lists back. Everything else here
@@ -8,7 +8,6 @@ sees one tensor `(B, …)`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,28 +56,3 @@ def as_tensor(sample: Any) -> torch.Tensor:
             "pipeline once for each size"
         )
     return torch.stack(parts)
-
-
-def output_form(output: Any) -> Callable[[torch.Tensor], Any]:
-    """Return what makes, of a sample, the like of an output that holds nothing else."""
-    listed, kind = isinstance(output[0], (list, tuple)), type(output)
-
-    def form(sample: torch.Tensor) -> Any:
-        part: Any = list(sample.unbind()) if listed else sample
-        return (part,) if issubclass(kind, tuple) else kind(sample=part)
-
-    return form
-
-
-def sample_of(output: Any) -> torch.Tensor:
-    """Return the first part of what a transformer returned, as one tensor."""
-    return as_tensor(output[0])
-
-
-def with_sample(output: Any, sample: torch.Tensor) -> Any:
-    """Return what a transformer returned, its first part exchanged."""
-    part: Any = list(sample.unbind()) if isinstance(output[0], (list, tuple)) else sample
-    if isinstance(output, tuple):
-        return (part, *output[1:])
-    output.sample = part
-    return output

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class DenoisingStep:
         generation: number of the denoising loop since `accelerate`, from 0.
         index: scheduler step within the loop, from 0.
         branch: guidance branch: the pipeline's name for it, else `call0`, `call1`, …
-        timestep: timestep as the transformer got it.
+        timestep: timestep as the transformer got it, the largest where tokens have their own.
         sigma: noise level, None where the scheduler has none.
         total: steps of the loop, None where it cannot be known (a bare transformer).
         sigma_next: noise level that the step leads to, where the scheduler has one and takes its
@@ -61,6 +61,15 @@ class DenoisingStep:
             return 0.0
         return self.sigma / (1.0 + self.sigma**2)
 
+    def preconditioned(self) -> DenoisingStep:
+        """This step where latents are mixed into the output before the scheduler gets it.
+
+        EDM (arXiv 2206.00364) and its kin divide an output's part in the latents by about
+        `sqrt(1 + sigma^2)`, on top of how latents grow.
+        """
+        scale = 1.0 if self.sigma is None else 1.0 + self.sigma**2
+        return replace(self, additive=False, latent_scale=scale)
+
     @property
     def is_last(self) -> bool:
         """Whether this is known to be the last step."""
@@ -91,11 +100,50 @@ def _is_additive(scheduler: Any) -> bool:
     return False
 
 
-def _scalar(timestep: Any) -> float:
-    if isinstance(timestep, torch.Tensor):
-        # Per-token timesteps (Wan 2.2 5B) carry 0 for given frames: the largest is the step's.
-        return float(timestep.detach().float().max())
-    return float(timestep)
+@dataclass(frozen=True)
+class _Reading:
+    """A timestep argument, looked at once.
+
+    Attributes:
+        level: the step's timestep. Tokens that are given have a small one or 0 (Wan 2.2 5B), so
+            it is the largest.
+        progress: what tells steps apart: the mean, which moves on although some frames still wait
+            at the largest timestep (diffusion forcing).
+        each: timesteps of the tokens or frames of one sample, None where they have none of their
+            own.
+        moved: the farthest that one of them is from the call before.
+        turned_back: whether one of them went back.
+    """
+
+    level: float
+    progress: float
+    each: torch.Tensor | None = None
+    moved: float = 0.0
+    turned_back: bool = False
+
+
+def _read(timestep: Any, before: torch.Tensor | None, direction: int) -> _Reading:
+    """Read a timestep argument; waits for the device once.
+
+    Args:
+        timestep: a number, or a tensor `()`, `(B,)` or `(B, …)`.
+        before: `each` of the call before.
+        direction: 1 or -1 where timesteps have risen or fallen so far, else 0.
+    """
+    if not isinstance(timestep, torch.Tensor):
+        return _Reading(float(timestep), float(timestep))
+    if timestep.ndim < 2:
+        level = float(timestep.detach().float().max())
+        return _Reading(level, level)
+    each = timestep.detach()[0].flatten().float().clone()
+    change = torch.zeros_like(each)
+    if before is not None and before.shape == each.shape:
+        change = each - before
+    # more than what schedules lose by rounding to whole timesteps
+    back = (change * -direction > 5e-3 * each.abs().max()).any().float()
+    figures = [each.max(), each.min(), each.mean(), change.abs().max(), back]
+    level, least, mean, moved, turned = torch.stack(figures).tolist()
+    return _Reading(level, level if level == least else mean, each, moved, turned > 0)
 
 
 class DenoisingTracker:
@@ -113,6 +161,8 @@ class DenoisingTracker:
         self._sigmas: list[float] = []
         self._scheduler_step: int | None = None
         self._last: float | None = None
+        self._level = 0.0
+        self._each: torch.Tensor | None = None
         self._direction = 0
         self._index = -1
         self._offset: int | None = None
@@ -138,26 +188,34 @@ class DenoisingTracker:
             timestep: the timestep argument: a number or a tensor of any shape.
             context: the cache context that the pipeline set, if any.
         """
-        now = _scalar(timestep)
+        reading = _read(timestep, self._each, self._direction)
+        now = reading.progress
         # The scheduler seen last outlives a pipeline that was taken apart (`Pipe(**p.components)`).
         scheduler = self._scheduler = getattr(self._pipe(), "scheduler", self._scheduler)
         timesteps = getattr(scheduler, "timesteps", None)
         scheduler_step = getattr(scheduler, "_step_index", None)
-        if self._begins_generation(now, timesteps, context, transformer, scheduler_step):
+        turned = reading.turned_back
+        if turned or self._begins_generation(now, timesteps, context, transformer, scheduler_step):
             self._forget()
             self._fresh = False
             self.generation += 1
-            self._read_schedule(scheduler, timesteps, now)
+            self._read_schedule(scheduler, timesteps, reading.level)
             self._additive = self._offset is not None and _is_additive(scheduler)
             self._flow = _is_flow(scheduler)
             self._single_stage = getattr(scheduler, "order", 1) == 1
         if self._begins_step(now, scheduler_step):
-            if not self._direction and self._last is not None and now != self._last:
-                self._direction = 1 if now > self._last else -1
+            if self._last is not None and now != self._last:
+                if not self._direction:
+                    self._direction = 1 if now > self._last else -1
+                if 2 * abs(reading.level - self._level) < reading.moved:
+                    # Some frames wait: the schedule is that of one frame, and not of this loop.
+                    self._offset = self._total = None
+                    self._additive = False
             self._index += 1
             self._branches.clear()
             self._calls.clear()
         self._last, self._scheduler_step = now, scheduler_step
+        self._level, self._each = reading.level, reading.each
         sigma = self._sigma(self._index)
         if context is not None and context.sigma is not None:
             sigma = context.sigma
@@ -165,7 +223,7 @@ class DenoisingTracker:
             generation=self.generation,
             index=self._index,
             branch=self._branch(transformer, context),
-            timestep=now,
+            timestep=reading.level,
             sigma=sigma,
             total=self._total,
             sigma_next=self._sigma(self._index + 1) if self._single_stage else None,
@@ -215,6 +273,7 @@ class DenoisingTracker:
         if not isinstance(timesteps, torch.Tensor) or timesteps.ndim != 1:
             return
         self._schedule = [float(t) for t in timesteps.tolist()]
+        self._sigmas = _sigmas(scheduler, self._schedule)
         begin = getattr(scheduler, "_begin_index", None)
         found = self._matches(first, scheduler, None if begin is None else int(begin))
         # the beginning of the schedule is the likeliest place
@@ -230,7 +289,6 @@ class DenoisingTracker:
         if self._offset is not None:
             # image-to-image starts in the middle of the schedule
             self._total = len(self._schedule) - self._offset
-        self._sigmas = _sigmas(scheduler, self._schedule)
 
     def _matches(self, now: float, scheduler: Any, begin: int | None) -> list[tuple[int, int]]:
         """Places in the schedule that a timestep may stand for, with +1, or -1 if reversed.
@@ -238,6 +296,9 @@ class DenoisingTracker:
         Families hand timesteps over as they are, divided by the training steps, or reversed; half
         precision moves them by up to 0.4 %.
         """
+        first = self._sigmas[0] if self._sigmas else 0.0
+        if first > 1.0 and not begin and abs(now - first / (1.0 + first)) < 4e-3:
+            return [(0, 1)]  # handed over as sigma / (1 + sigma), as Cosmos 2 does
         train_steps = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
         scale = float(train_steps or 1000)
         values = [(now * scale, 1), (scale - now * scale, -1)]

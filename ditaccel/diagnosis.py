@@ -21,8 +21,8 @@ from torch import nn
 from . import config as configs
 from .api import _components, _transformers
 from .attention.runtime import find_attention
+from .caching.blocks import find_blocks
 from .caching.budget import size, tensors_per_branch, unit
-from .caching.hooks import find_blocks
 from .caching.policy import CachePolicy
 from .caching.state import BranchState
 from .config import AccelerationConfig

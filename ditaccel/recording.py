@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from ._compat import ContextListener
-from .calls import Arguments, sample_of
+from .calls import Arguments
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import UsageError
+from .outputs import tensors_of
 from .patching import PatchLedger
 from .pipelines import FamilyAdapter
 
@@ -200,7 +201,8 @@ def record(
     def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         output = inner(*args, **kwargs)
         timestep = arguments.get(adapter.timestep, args, kwargs)
-        recorder.called(tracker.observe(name, timestep, listener.current()), sample_of(output))
+        place = tracker.observe(name, timestep, listener.current())
+        recorder.called(place, tensors_of(output)[0])
         return output
 
     def watched(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -12,8 +12,9 @@ from . import config as configs
 from ._compat import ContextListener, refuse_split
 from .attention.planner import Planner
 from .attention.runtime import AttentionRuntime
+from .caching.blocks import find_blocks
 from .caching.budget import tensors_per_branch, unit
-from .caching.hooks import BlockCache, find_blocks
+from .caching.hooks import BlockCache
 from .caching.policy import CachePolicy
 from .calls import Arguments, as_tensor
 from .denoising import DenoisingStep, DenoisingTracker
@@ -113,17 +114,19 @@ class Session:
             step = self._tracker.observe(
                 name, argument(adapter.timestep, args, kwargs), listener.current()
             )
+            if adapter.preconditioned:
+                step = step.preconditioned()
             if step.generation != self._generation:
                 self._begin_generation(step)
-            sample = as_tensor(argument(adapter.sample, args, kwargs))
+            samples = [as_tensor(argument(key, args, kwargs)) for key in adapter.samples]
             call = output = None
             try:
                 if attention is not None:
-                    attention.begin(step, sample)
+                    attention.begin(step, samples[0])
                 if cache is not None:
-                    call = cache.begin(step, sample)
                     wanted = arguments.get("return_dict", args, kwargs, True)
-                    output = cache.replayed(call, wanted)
+                    call = cache.begin(step, samples, wanted)
+                    output = cache.replayed(call)
                 if output is None:
                     output = inner(*args, **kwargs)
                 if cache is not None and call is not None:

@@ -51,10 +51,17 @@ class BlockContract:
         container: attribute of the transformer that holds the blocks.
         hidden: argument that carries the image or video tokens `(B, L, C)`.
         encoder: argument that carries the text tokens where the block returns them too.
-        returns: order of the outputs, of `hidden` and `encoder`; one name for a bare tensor.
+        beside: argument that carries the tokens of a second stream of latents, which are forecast
+            like `hidden` (audio beside a video).
+        returns: order of the outputs, of `hidden`, `encoder`, `beside` and `hint` (what another
+            container's blocks take up); one name for a bare tensor.
         fused: where text stands in `hidden`, `front` or `back`, if these blocks get text and image
             as one sequence from earlier ones that had them apart. Only the image is forecast: text
             may have another length in another guidance branch.
+        takes_turns: whether its blocks take turns with those of the contract before it.
+        regrouped: whether they get tokens as `(B S, F, C)` where the others get `(B F, S, C)`.
+        side: whether they only give hints to the blocks of a later container, by way of the
+            transformer.
         forecast_modules: submodules (dotted paths) whose outputs TaylorSeer forecasts at module
             granularity.
         idle_modules: submodules whose outputs only feed forecast ones, and need not run then.
@@ -63,10 +70,19 @@ class BlockContract:
     container: str
     hidden: str = "hidden_states"
     encoder: str | None = None
+    beside: str | None = None
     returns: tuple[str, ...] = ("hidden",)
     fused: str = ""
+    takes_turns: bool = False
+    regrouped: bool = False
+    side: bool = False
     forecast_modules: tuple[str, ...] = ()
     idle_modules: tuple[str, ...] = ()
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Arguments whose tokens are forecast."""
+        return (self.hidden,) if self.beside is None else (self.hidden, self.beside)
 
 
 @dataclass(frozen=True)
@@ -103,6 +119,9 @@ class FamilyAdapter:
         presets: preset name -> config as `AccelerationConfig.to_dict` writes it.
         timestep: argument of the transformer that carries the timestep.
         sample: argument of the transformer that carries the latents.
+        beside: argument that carries a second stream of latents, which it returns as second.
+        preconditioned: whether pipelines mix latents into the output before the scheduler gets it
+            (EDM); the error of a forecast is then weighed, but not taken out again.
         guidance: `sequential` (one call per branch) or `batched` (branches side by side).
     """
 
@@ -116,4 +135,11 @@ class FamilyAdapter:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     timestep: str = "timestep"
     sample: str = "hidden_states"
+    beside: str | None = None
+    preconditioned: bool = False
     guidance: str = "sequential"
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """Arguments that carry latents."""
+        return (self.sample,) if self.beside is None else (self.sample, self.beside)

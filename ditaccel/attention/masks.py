@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,12 +23,15 @@ class KeyMask:
 
     Args:
         mask: bool or additive, broadcast to `(B, H, L, L)`. Looking at it waits for the device.
+            Anything else (a `BlockMask`) is a sparse attention of the model's own.
 
     Raises:
         NotKeyPadding: rows of real tokens differ, or a bias is added.
     """
 
-    def __init__(self, mask: Tensor) -> None:
+    def __init__(self, mask: Any) -> None:
+        if not isinstance(mask, Tensor):
+            raise NotKeyPadding(f"it has a {type(mask).__name__}, a sparse attention of its own")
         self._source = mask
         if mask.ndim == 2:
             mask = mask[:, None, None, :]

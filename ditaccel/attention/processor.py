@@ -173,6 +173,8 @@ class _Wrapper:
     ) -> Tensor:
         """`(B, L, H, D)` in and out."""
         if torch.compiler.is_compiling():
+            if mask is not None and not isinstance(mask, Tensor):
+                return dense()  # a sparse attention of its own (`flex_attention`)
             return torch.ops.ditaccel.layer_attention(q, k, v, mask, scale, self._ditaccel_number)
         seam = self._ditaccel_layer
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))

@@ -14,7 +14,7 @@ from .forecast import features_kept
 from .policy import CachePolicy
 
 if TYPE_CHECKING:
-    from .hooks import Block
+    from .blocks import Block
 
 
 def size(count: float) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from ..denoising import DenoisingStep
 from ..errors import ConfigError
+from ..outputs import split
 from .correction import GapEnd
 from .forecast import relative_l1
 
@@ -160,8 +161,9 @@ class StepSizeGate(ScheduleGate):
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         if step.sigma is None or step.sigma_next is None:
             raise ConfigError(
-                "adaptive_taylor weighs errors by sigmas, and this scheduler has none or takes "
-                "its steps in stages (Heun); use confidence_gated_taylor or taylorseer"
+                "adaptive_taylor weighs errors by sigmas, and this scheduler has none, takes its "
+                "steps in stages (Heun) or gives each frame its own; use "
+                "confidence_gated_taylor or taylorseer"
             )
         gap = state.scratch.get("gap", 1)
         error = state.scratch.get("error")
@@ -170,13 +172,10 @@ class StepSizeGate(ScheduleGate):
         return Verdict(True, f"within the gap of {gap}", error)
 
     def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
-        # Outputs may carry a learned variance, inputs conditions: what both have is the latents.
-        # Channels are the second axis, or the last one of packed latents.
-        pairs = zip(end.error.shape, state.sample.shape, strict=True)
-        common = tuple(slice(min(pair)) for pair in pairs)
-        error_size = end.error[common].abs().flatten(1).mean(1)
-        size = state.sample[common].abs().flatten(1).mean(1, dtype=torch.float32)
-        error = float((error_size / (size * step.latent_scale)).max())  # the worst sample decides
+        errors = split(end.error, state.shapes)
+        relative = [_relative_size(e, s) for e, s in zip(errors, state.samples, strict=True)]
+        # the worst sample decides, and of a video and its sound the worse one
+        error = float(torch.stack(relative).max() / step.latent_scale)
         gap = 1
         if self.tolerance > 0.0 and math.isfinite(error):
             ideal = (
@@ -188,6 +187,15 @@ class StepSizeGate(ScheduleGate):
             longest = min(max(GROWTH * end.length, end.length + 1.0), float(self.max_interval))
             gap = int(min(max(ideal, 1.0), longest))
         state.scratch.update(gap=gap, error=error)
+
+
+def _relative_size(error: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    """Size of an error in latents by the size of the latents, `(B,)`."""
+    # Outputs may carry a learned variance, inputs conditions: what both have is the latents.
+    # Channels are the second axis, or the last one of packed latents.
+    common = tuple(slice(min(pair)) for pair in zip(error.shape, sample.shape, strict=True))
+    size = sample[common].abs().flatten(1).mean(1, dtype=torch.float32)
+    return error[common].abs().flatten(1).mean(1) / size
 
 
 @dataclass
@@ -214,11 +222,18 @@ class FirstBlockGate:
     def error(
         self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
     ) -> torch.Tensor:
-        """Relative L1 to compare: one figure, or one per sample."""
+        """Relative L1 to compare, of each stream, or of each of its samples."""
         raise TypeError(f"{type(self).__name__} compares nothing")
 
     def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
         """The histories hold all that these gates need."""
+
+    def compared(
+        self, state: BranchState, expected: torch.Tensor, actual: torch.Tensor
+    ) -> torch.Tensor:
+        """Relative L1 of each stream: the loud one must not drown the other."""
+        pairs = zip(*(split(x, state.hidden_shapes) for x in (expected, actual)), strict=True)
+        return torch.stack([relative_l1(e, a, self.worst_sample) for e, a in pairs])
 
 
 class ForecastErrorGate(FirstBlockGate):
@@ -227,7 +242,7 @@ class ForecastErrorGate(FirstBlockGate):
     def error(
         self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
     ) -> torch.Tensor:
-        return relative_l1(state.first.forecast(state.place(step)), after, self.worst_sample)
+        return self.compared(state, state.first.forecast(state.place(step)), after)
 
 
 class FirstBlockResidualGate(FirstBlockGate):
@@ -236,7 +251,7 @@ class FirstBlockResidualGate(FirstBlockGate):
     def error(
         self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
     ) -> torch.Tensor:
-        return relative_l1(after - before, state.first.newest, self.worst_sample)
+        return self.compared(state, after - before, state.first.newest)
 
 
 def _below(errors: torch.Tensor, threshold: float) -> Verdict:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..calls import output_form, sample_of, with_sample
 from ..denoising import DenoisingStep
 from ..errors import ConfigError, UnsupportedError
+from ..outputs import form_of, join, split, tensors_of, with_tensors
 from ..patching import PatchLedger
 from ..pipelines import submodule
+from .blocks import Block, placeholder, regrouped
 from .budget import within_budget
 from .forecast import History
 from .gate import StepSizeGate, Verdict
@@ -32,91 +31,6 @@ _NOT_ADDITIVE = (
 _FOLLOWS = Verdict(False, "computed with the first branch")
 
 
-@dataclass(frozen=True)
-class Block:
-    """One block with its contract, arguments resolved to positions."""
-
-    module: nn.Module
-    contract: Any
-    positions: dict[str, int]
-    cost: int
-
-    def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name in kwargs:
-            return kwargs[name]
-        return args[self.positions[name]]
-
-    def hidden_in(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], tokens: int | None = None
-    ) -> torch.Tensor:
-        """The hidden state that goes in; of a fused one the last or first `tokens`, if given."""
-        return self._image(self.argument(self.contract.hidden, args, kwargs), tokens)
-
-    def hidden_out(self, output: Any, tokens: int | None = None) -> torch.Tensor:
-        """The hidden state that came out; `tokens` as in `hidden_in`."""
-        if not isinstance(output, torch.Tensor):
-            output = output[self.contract.returns.index("hidden")]
-        return self._image(output, tokens)
-
-    def _image(self, joint: torch.Tensor, tokens: int | None) -> torch.Tensor:
-        if tokens is None or not self.contract.fused or joint.shape[1] == tokens:
-            return joint
-        return joint[:, -tokens:] if self.contract.fused == "front" else joint[:, :tokens]
-
-    def passing(self, hidden: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output of a block that does not run: `hidden`, other streams unchanged."""
-        if self.contract.fused:
-            hidden = self._beside_text(hidden, self.hidden_in(args, kwargs))
-        if self.contract.returns == ("hidden",):
-            return hidden
-        streams = {
-            "hidden": hidden,
-            "encoder": self.argument(self.contract.encoder, args, kwargs),
-        }
-        return tuple(streams[name] for name in self.contract.returns)
-
-    def _beside_text(self, image: torch.Tensor, joint: torch.Tensor) -> torch.Tensor:
-        tokens = image.shape[1]
-        if tokens == joint.shape[1]:
-            return image
-        if self.contract.fused == "front":
-            return torch.cat([joint[:, :-tokens], image], dim=1)
-        return torch.cat([image, joint[:, tokens:]], dim=1)
-
-
-def find_blocks(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[Block]:
-    """Return the blocks in the order in which they run.
-
-    Raises:
-        UnsupportedError: fewer than two blocks, or a block without an argument of its contract.
-    """
-    blocks = []
-    for contract in contracts:
-        for module in getattr(transformer, contract.container, None) or ():
-            names = list(inspect.signature(module.forward).parameters)
-            needed = [n for n in (contract.hidden, contract.encoder) if n is not None]
-            missing = [n for n in needed if n not in names]
-            if missing:
-                raise UnsupportedError(
-                    f"{type(module).__name__}.forward has no argument {missing[0]!r}; this version "
-                    "of diffusers is not supported for this family"
-                )
-            cost = sum(p.numel() for p in module.parameters()) or 1
-            blocks.append(Block(module, contract, {n: names.index(n) for n in needed}, cost))
-    if len(blocks) < 2:
-        raise UnsupportedError(
-            f"{type(transformer).__name__} has {len(blocks)} block(s); caching needs at least two"
-        )
-    return blocks
-
-
-def _placeholder(output: Any) -> Any:
-    """Of the right shape and without memory: what an idle module feeds is forecast anyway."""
-    if isinstance(output, torch.Tensor):
-        return output.new_zeros(1).expand(output.shape)
-    return tuple(_placeholder(part) for part in output)
-
-
 class BlockCache:
     """Carries out a policy on the blocks of one transformer.
 
@@ -132,6 +46,9 @@ class BlockCache:
         self.blocks = blocks
         self.policy = policy
         self.total_cost = sum(b.cost for b in blocks)
+        main = [index for index, block in enumerate(blocks) if not block.contract.side]
+        self._first, self._last = main[0], main[-1]
+        self._last_side = max((i for i, b in enumerate(blocks) if b.contract.side), default=-1)
         self._configured = policy
         self._warn = warn
         self._states: dict[tuple[str, Any], BranchState] = {}
@@ -182,16 +99,24 @@ class BlockCache:
 
     # -- one call of the transformer --
 
-    def begin(self, step: DenoisingStep, sample: torch.Tensor) -> Call:
-        """Decide, as far as that goes before the first block."""
-        fingerprint = (tuple(sample.shape), sample.dtype, sample.device)
+    def begin(
+        self, step: DenoisingStep, samples: Sequence[torch.Tensor], return_dict: bool = True
+    ) -> Call:
+        """Decide, as far as that goes before the first block.
+
+        Args:
+            step: where the call stands.
+            samples: the latents that the transformer is given, one tensor or more.
+            return_dict: as the transformer was asked.
+        """
+        fingerprint = tuple((tuple(s.shape), s.dtype, s.device) for s in samples)
         key = (step.branch, fingerprint)
         for stale in [k for k in self._states if k[0] == step.branch and k != key]:
             del self._states[stale]  # another size or batch: nothing old applies
         state = self._states.setdefault(key, BranchState(self.policy))
         if self._watches_gaps:
-            state.sample = sample.detach()
-        self._call = call = Call(step, state, None)
+            state.samples = [sample.detach() for sample in samples]
+        self._call = call = Call(step, state, None, len(samples), return_dict)
         self._decide(call)
         return call
 
@@ -242,17 +167,12 @@ class BlockCache:
         forced = leader.verdict.reason in ("warm-up", "last step")
         return forced or skipped >= self.policy.guidance_interval - 1
 
-    def replayed(self, call: Call, return_dict: bool) -> Any:
-        """What the transformer would return on a step of which nothing runs, None if it must run.
-
-        Args:
-            call: from `begin`.
-            return_dict: as the transformer was asked.
-        """
-        form = call.state.form.get(return_dict)
+    def replayed(self, call: Call) -> Any:
+        """What the transformer returns on a step of which nothing runs, None if it must run."""
+        form = call.state.form.get(call.return_dict)
         if self.policy.target != "output" or not call.forecasting or form is None:
             return None
-        return form(call.state.last.newest)
+        return form(split(call.state.last.newest, call.state.shapes))
 
     def finish(self, call: Call, output: Any) -> Any:
         """Book the call once the transformer has returned; returns the output, corrected."""
@@ -281,15 +201,18 @@ class BlockCache:
 
     def _through_output(self, call: Call, verdict: Verdict, output: Any) -> Any:
         """Remember what the transformer returned, or forecast it."""
+        state = call.state
         if verdict.forecast:
-            return with_sample(output, self._forecast(call))
+            return with_tensors(output, split(self._forecast(call), state.shapes))
         if call.reached_end:
-            sample = sample_of(output)
-            self._check_budget(sample)
-            self._observe(call, sample)
-            if len(output) == 1:
-                is_dict = not isinstance(output, tuple)
-                call.state.form[is_dict] = output_form(output)
+            tensors = tensors_of(output, call.streams)
+            state.shapes = [tensor.shape for tensor in tensors]
+            joined = join(tensors)
+            self._check_budget(joined)
+            self._observe(call, joined)
+            form = form_of(output, call.streams)
+            if form is not None:
+                state.form[call.return_dict] = form
         return output
 
     def _check_finite(self, step: DenoisingStep) -> None:
@@ -310,7 +233,9 @@ class BlockCache:
             return output
         if self.policy.correction == "always" and not step.additive:
             raise ConfigError(_NOT_ADDITIVE)
-        sample = sample_of(output)
+        tensors = tensors_of(output, call.streams)
+        state.shapes = [tensor.shape for tensor in tensors]
+        sample = join(tensors)
         leader = self._leader if self.policy.guidance == "difference" else None
         base = leader.output if call.follows and leader is not None else None
         tracked = sample if base is None else sample - base
@@ -336,29 +261,38 @@ class BlockCache:
             correction = leader.correction if own is None else own + leader.correction
         if correction is None:
             return output
-        return with_sample(output, (sample + correction).to(sample.dtype))
+        corrected = (sample + correction).to(sample.dtype)
+        return with_tensors(output, split(corrected, state.shapes))
 
     # -- one call of a block --
 
     def _around_block(self, index: int, block: Block) -> Callable[..., Any]:
-        last = index == len(self.blocks) - 1
+        first, last = index == self._first, index == self._last
 
         def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
             call = self._call
             if call is None:
                 return inner(*args, **kwargs)
             through_blocks = self.policy.target != "output"
-            if index == 0 and through_blocks:
+            if first and through_blocks:
                 self._check_budget(block.hidden_in(args, kwargs))
             if call.forecasting and not self._must_run(index, call):
-                hidden = block.hidden_in(args, kwargs)
-                if index == 0:
-                    call.base, call.tokens = hidden, hidden.shape[1]
+                if index == self._last_side and call.state.hint is not None:
+                    return call.state.hint
+                hidden = None
+                if first:
+                    call.base = block.hidden_in(args, kwargs)
+                    call.tokens = call.base.shape[1]
                 if last and through_blocks:
-                    hidden = self._forecast(call)
+                    hidden = self._forecast(call, block.hidden_in(args, kwargs, call.tokens).shape)
                 return block.passing(hidden, args, kwargs)
-            before = block.hidden_in(args, kwargs) if index == 0 else None
+            before = block.hidden_in(args, kwargs) if first else None
+            if first:
+                call.state.hidden_shapes = [s.shape for s in block.streams_in(args, kwargs)]
             output = inner(*args, **kwargs)
+            if index == self._last_side and through_blocks:
+                # the last block may take it up, behind which nothing is forecast any more
+                call.state.hint = output
             if not call.forecasting or self.policy.granularity == "last_block":
                 call.blocks_run += 1
                 call.cost_run += block.cost
@@ -378,7 +312,7 @@ class BlockCache:
         if self.policy.granularity == "module":
             return True
         # a follower's residual counts from the first block's output, as its leader's does
-        return index == 0 and self.policy.target == "residual" and self._first_is_base
+        return index == self._first and self.policy.target == "residual" and self._first_is_base
 
     @property
     def _first_is_base(self) -> bool:
@@ -400,7 +334,7 @@ class BlockCache:
         self._finite = finite if self._finite is None else self._finite & finite
         feature = hidden
         if policy.target == "residual" and call.base is not None:
-            feature = hidden - call.base
+            feature = hidden - self._as_last(call.base, hidden.shape)
         if not call.remembers:
             return  # of a branch that follows
         lead = feature
@@ -413,14 +347,19 @@ class BlockCache:
             # the copy in the history: the block's own memory may be written to again
             self._lead(call, lead if policy.granularity == "module" else state.last.newest)
 
-    def _forecast(self, call: Call) -> torch.Tensor:
+    def _as_last(self, base: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """What the first block had, in the layout of the last one."""
+        first, last = self.blocks[self._first].contract, self.blocks[self._last].contract
+        return base if first.regrouped == last.regrouped else regrouped(base, shape)
+
+    def _forecast(self, call: Call, shape: torch.Size | None = None) -> torch.Tensor:
         feature = call.state.last.forecast(call.state.place(call.step))
         if call.leader is not None:
             feature = feature + call.leader
         if not call.follows:
             self._lead(call, feature)
-        if self.policy.target == "residual" and call.base is not None:
-            return feature + call.base
+        if self.policy.target == "residual" and call.base is not None and shape is not None:
+            return feature + self._as_last(call.base, shape)
         return feature
 
     def _lead(self, call: Call, feature: torch.Tensor) -> None:
@@ -446,7 +385,7 @@ class BlockCache:
                 return parts[0] if len(parts) == 1 else tuple(parts)
             output = inner(*args, **kwargs)
             if role == "idle":
-                state.idle[name] = _placeholder(output)
+                state.idle[name] = placeholder(output)
                 return output
             parts = [output] if isinstance(output, torch.Tensor) else list(output)
             histories = state.modules.setdefault(

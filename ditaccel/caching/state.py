@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,13 @@ class BranchState:
         self.idle: dict[str, Any] = {}
         self.corrector = GapCorrector()
         self.coordinate = policy.coordinate
-        self.sample = torch.empty(0)
+        self.samples: list[torch.Tensor] = []
+        self.shapes: list[torch.Size] = []
+        self.hidden_shapes: list[torch.Size] = []
+        self.hint: Any = None
         self.holds_differences = False
         self.last_index = -1
-        self.form: dict[bool, Callable[[torch.Tensor], Any]] = {}
+        self.form: dict[bool, Callable[[Sequence[torch.Tensor]], Any]] = {}
         self.scratch: dict[str, Any] = {}
 
     @property
@@ -58,6 +61,8 @@ class Call:
     step: DenoisingStep
     state: BranchState
     verdict: Verdict | None
+    streams: int = 1
+    return_dict: bool = True
     base: torch.Tensor | None = None
     tokens: int | None = None
     leader: torch.Tensor | None = None

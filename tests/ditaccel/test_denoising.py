@@ -283,3 +283,68 @@ def test_a_pipeline_taken_apart_leaves_its_scheduler():
     scheduler.set_timesteps(5)
     seen = [tracker.observe("t", t) for t in scheduler.timesteps]
     assert {s.total for s in seen} == {5}
+
+
+def test_given_frames_with_timesteps_of_their_own_change_nothing():
+    """Wan 2.2 5B, LTX image to video: a timestep per token, small where frames are given."""
+    pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler())
+    tracker = DenoisingTracker(pipe)
+    for generation in range(2):
+        pipe.scheduler.set_timesteps(4)
+        for index, t in enumerate(pipe.scheduler.timesteps):
+            timestep = torch.cat([torch.full((1, 3), 1e-4), t.expand(1, 9)], 1)
+            for batch in (2, 1):  # guidance may be batched for some of the calls
+                step = tracker.observe("transformer", timestep.expand(batch, -1))
+                assert (step.generation, step.index, step.total) == (generation, index, 4)
+                assert step.timestep == pytest.approx(float(t))
+                assert step.sigma == pytest.approx(float(pipe.scheduler.sigmas[index]))
+
+
+def frames_in_turn(steps=4, lag=2, frames=3):
+    """Rows of diffusion forcing: each frame starts `lag` steps after the one before it."""
+    times = [999.0, *torch.linspace(1000, 250, steps).tolist(), 0.0]
+    for row in range(1, steps + lag * (frames - 1) + 1):
+        yield torch.tensor([[times[min(max(row - lag * f, 0), steps + 1)] for f in range(frames)]])
+
+
+def test_frames_that_take_turns_are_one_loop_of_unknown_length():
+    """The largest timestep rests while later frames wait, and the schedule is one frame's."""
+    pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler())
+    tracker = DenoisingTracker(pipe)
+    pipe.scheduler.set_timesteps(4)
+    for generation in range(2):
+        seen = []
+        for timestep in frames_in_turn():
+            for branch in ("cond", "uncond"):
+                seen.append(tracker.observe("transformer", timestep, NamedContext(branch)))
+        assert {s.generation for s in seen} == {generation}
+        assert [s.index for s in seen[::2]] == list(range(8))
+        assert [s.branch for s in seen] == ["cond", "uncond"] * 8
+        assert {(s.total, s.sigma, s.additive) for s in seen[4:]} == {(None, None, False)}
+        assert not any(s.is_last for s in seen)
+
+
+def test_a_window_that_moves_on_over_the_frames_is_a_new_generation():
+    """The same shape holds other frames: what was remembered is of the old ones."""
+    tracker = DenoisingTracker(Pipe(scheduler=FlowMatchEulerDiscreteScheduler()))
+    rows = [[900.0, 999.0, 999.0], [600.0, 999.0, 999.0], [300.0, 900.0, 999.0]]
+    assert [tracker.observe("transformer", torch.tensor([r])).generation for r in rows] == [0] * 3
+    assert tracker.observe("transformer", torch.tensor([[600.0, 900.0, 999.0]])).generation == 1
+
+
+def test_preconditioned_steps_start_where_the_schedule_does():
+    """Cosmos 2: timesteps are sigma / (1 + sigma), and the scheduler gets no raw outputs."""
+    pipe = Pipe(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True, shift_terminal=None)
+    )
+    pipe.scheduler.register_to_config(sigma_max=80.0, sigma_min=0.002)
+    tracker = DenoisingTracker(pipe)
+    pipe.scheduler.set_timesteps(sigmas=torch.linspace(0, 1, 6).numpy())
+    assert float(pipe.scheduler.sigmas[0]) == pytest.approx(80.0)
+    for index in range(6):
+        sigma = pipe.scheduler.sigmas[index]
+        seen = tracker.observe("transformer", (sigma / (1 + sigma)).expand(2))
+        step = seen.preconditioned()
+        assert (step.index, step.total, step.additive) == (index, 6, False)
+        assert step.sigma == pytest.approx(float(sigma))
+        assert step.latent_scale == pytest.approx(1 + float(sigma) ** 2)

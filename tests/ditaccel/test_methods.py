@@ -290,7 +290,8 @@ def test_step_size_rule(order, error, growth):
 
     gate = StepSizeGate(tolerance=0.02, order=order, max_interval=50)
     state = BranchState(ditaccel.AdaptiveTaylorConfig(order=order, warmup=4).policy())
-    state.sample = torch.full((2, 4, 3), 2.0)
+    state.samples = [torch.full((2, 4, 3), 2.0)]
+    state.shapes = [torch.Size((2, 4, 3))]
     left = torch.zeros(2, 8, 3)  # four channels of latents, four of learned variance
     left[1, :4] = error * 2.0 * 3.0  # by the sample's size and the latents' scale
     left[:, 4:] = 1e6

@@ -11,7 +11,7 @@ from ditaccel.pipelines import adapter_for, adapters, submodule
 from tiny_families import FAMILIES, family_of
 
 from ditaccel import config as configs
-from ditaccel.caching.hooks import find_blocks
+from ditaccel.caching.blocks import find_blocks
 
 
 def test_every_family_has_a_tiny_pipeline_in_these_tests():

@@ -1,0 +1,140 @@
+"""The blocks of a transformer, each with its contract."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedError
+from ..outputs import join, split
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block with its contract, arguments resolved to positions.
+
+    Where a contract has a second stream (`beside`), the hidden state is both, joined.
+    """
+
+    module: nn.Module
+    contract: Any
+    positions: dict[str, int]
+    cost: int
+
+    def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The argument of this name in a call of the block."""
+        if name in kwargs:
+            return kwargs[name]
+        return args[self.positions[name]]
+
+    def streams_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """The streams that a call is given."""
+        return [self.argument(name, args, kwargs) for name in self.contract.streams]
+
+    def hidden_in(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], tokens: int | None = None
+    ) -> Tensor:
+        """The hidden state that goes in; of a fused one the last or first `tokens`, if given."""
+        return self._image(join(self.streams_in(args, kwargs)), tokens)
+
+    def hidden_out(self, output: Any, tokens: int | None = None) -> Tensor:
+        """The hidden state that came out; `tokens` as in `hidden_in`."""
+        if not isinstance(output, Tensor):
+            found = dict(zip(self.contract.returns, output, strict=False))
+            output = join([found[n] for n in ("hidden", "beside") if n in found])
+        return self._image(output, tokens)
+
+    def _image(self, joint: Tensor, tokens: int | None) -> Tensor:
+        if tokens is None or not self.contract.fused or joint.shape[1] == tokens:
+            return joint
+        return joint[:, -tokens:] if self.contract.fused == "front" else joint[:, :tokens]
+
+    def passing(self, hidden: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output of a block that does not run: `hidden`, all else unchanged.
+
+        Args:
+            hidden: None for the one that the block was given.
+            args: of the call.
+            kwargs: of the call.
+        """
+        contract = self.contract
+        streams = self.streams_in(args, kwargs)
+        if hidden is not None and contract.fused:
+            streams = [self._beside_text(hidden, streams[0])]
+        elif hidden is not None:
+            streams = split(hidden, [stream.shape for stream in streams])
+        if contract.returns == ("hidden",):
+            return streams[0]
+        # a hint has the shape of the stream it comes from, and goes where nothing reads it
+        found = {"hidden": streams[0], "beside": streams[-1], "hint": streams[0]}
+        if contract.encoder is not None:
+            found["encoder"] = self.argument(contract.encoder, args, kwargs)
+        return tuple(found[name] for name in contract.returns)
+
+    def _beside_text(self, image: Tensor, joint: Tensor) -> Tensor:
+        tokens = image.shape[1]
+        if tokens == joint.shape[1]:
+            return image
+        if self.contract.fused == "front":
+            return torch.cat([joint[:, :-tokens], image], dim=1)
+        return torch.cat([image, joint[:, tokens:]], dim=1)
+
+
+def _in_order(
+    transformer: nn.Module, contracts: tuple[Any, ...]
+) -> Iterator[tuple[nn.Module, Any]]:
+    """Blocks and their contracts, in the order in which they run."""
+    runs: list[list[Any]] = []
+    for contract in contracts:
+        if not contract.takes_turns or not runs:
+            runs.append([])
+        modules = getattr(transformer, contract.container, None) or ()
+        runs[-1].append([(module, contract) for module in modules])
+    for run in runs:
+        for turn in itertools.zip_longest(*run):
+            yield from (each for each in turn if each is not None)
+
+
+def find_blocks(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[Block]:
+    """Return the blocks in the order in which they run.
+
+    Raises:
+        UnsupportedError: fewer than two blocks, or a block without an argument of its contract.
+    """
+    blocks = []
+    for module, contract in _in_order(transformer, contracts):
+        names = list(inspect.signature(module.forward).parameters)
+        needed = [n for n in (*contract.streams, contract.encoder) if n is not None]
+        missing = [n for n in needed if n not in names]
+        if missing:
+            raise UnsupportedError(
+                f"{type(module).__name__}.forward has no argument {missing[0]!r}; this version "
+                "of diffusers is not supported for this family"
+            )
+        cost = sum(p.numel() for p in module.parameters()) or 1
+        blocks.append(Block(module, contract, {n: names.index(n) for n in needed}, cost))
+    main = sum(not block.contract.side for block in blocks)
+    if main < 2:
+        raise UnsupportedError(
+            f"{type(transformer).__name__} has {main} block(s); caching needs at least two"
+        )
+    return blocks
+
+
+def placeholder(output: Any) -> Any:
+    """Of the right shape and without memory: what an idle module feeds is forecast anyway."""
+    if isinstance(output, Tensor):
+        return output.new_zeros(1).expand(output.shape)
+    return tuple(placeholder(part) for part in output)
+
+
+def regrouped(hidden: Tensor, like: torch.Size) -> Tensor:
+    """Tokens `(B F, S, C)` as `(B S, F, C)`, for `like` of that shape."""
+    grid = hidden.reshape(-1, like[1], hidden.shape[1], hidden.shape[-1])
+    return grid.transpose(1, 2).reshape(like)
