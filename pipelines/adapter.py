@@ -63,7 +63,7 @@ class BlockContract:
         side: whether they only give hints to the blocks of a later container, by way of the
             transformer.
         forecast_modules: submodules (dotted paths) whose outputs TaylorSeer forecasts at module
-            granularity.
+            granularity; one that runs twice in a block stands here twice.
         idle_modules: submodules whose outputs only feed forecast ones, and need not run then.
     """
 

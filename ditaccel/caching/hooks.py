@@ -72,7 +72,7 @@ class BlockCache:
                 ("forecast", block.contract.forecast_modules),
                 ("idle", block.contract.idle_modules),
             ):
-                for name in names:
+                for name in dict.fromkeys(names):
                     module = submodule(block.module, name)
                     if module is not None:
                         around = self._around_module(f"{index}.{name}", role)
@@ -378,18 +378,20 @@ class BlockCache:
             if call is None or self.policy.granularity != "module":
                 return inner(*args, **kwargs)
             state = call.state
+            visit = (name, call.visits[name])  # CogView4's MLP runs once for each stream
+            call.visits[name] += 1
             if call.forecasting:
                 if role == "idle":
-                    return state.idle[name]
-                parts = [h.forecast(state.place(call.step)) for h in state.modules[name]]
+                    return state.idle[visit]
+                parts = [h.forecast(state.place(call.step)) for h in state.modules[visit]]
                 return parts[0] if len(parts) == 1 else tuple(parts)
             output = inner(*args, **kwargs)
             if role == "idle":
-                state.idle[name] = placeholder(output)
+                state.idle[visit] = placeholder(output)
                 return output
             parts = [output] if isinstance(output, torch.Tensor) else list(output)
             histories = state.modules.setdefault(
-                name, [History(self.policy.order, self.policy.basis) for _ in parts]
+                visit, [History(self.policy.order, self.policy.basis) for _ in parts]
             )
             for history, part in zip(histories, parts, strict=True):
                 history.push(state.place(call.step), part)

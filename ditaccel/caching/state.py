@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ class BranchState:
     def __init__(self, policy: CachePolicy) -> None:
         self.last = History(policy.order, policy.basis)
         self.first = History(policy.first_order)
-        self.modules: dict[str, list[History]] = {}
-        self.idle: dict[str, Any] = {}
+        self.modules: dict[tuple[str, int], list[History]] = {}
+        self.idle: dict[tuple[str, int], Any] = {}
         self.corrector = GapCorrector()
         self.coordinate = policy.coordinate
         self.samples: list[torch.Tensor] = []
@@ -71,6 +72,7 @@ class Call:
     blocks_run: int = 0
     cost_run: int = 0
     reached_end: bool = False
+    visits: Counter[str] = field(default_factory=Counter)
 
     @property
     def forecasting(self) -> bool:

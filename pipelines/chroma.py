@@ -1,0 +1,39 @@
+"""Chroma (text to image): Flux without guidance distillation, two calls a step and no context.
+
+Masks of the pipeline's own text encoder are numbers that SDPA adds to the scores (diffusers 0.42):
+attention methods then stay dense and say so. They apply where masks are given as booleans.
+"""
+
+from .adapter import (
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    packed_tokens,
+)
+
+ADAPTER = FamilyAdapter(
+    name="chroma",
+    transformers=("ChromaTransformer2DModel",),
+    blocks=(
+        BlockContract(
+            "transformer_blocks",
+            encoder="encoder_hidden_states",
+            returns=("encoder", "hidden"),
+            forecast_modules=("attn", "ff", "ff_context"),
+        ),
+        BlockContract(
+            "single_transformer_blocks",
+            fused="front",
+            forecast_modules=("proj_out",),
+            idle_modules=("attn", "proj_mlp"),
+        ),
+    ),
+    attention=(
+        AttentionContract("transformer_blocks", "attn"),
+        AttentionContract("single_transformer_blocks", "attn"),
+    ),
+    tokens=packed_tokens,
+    text="front",
+    presets=adaptive_presets(warmup=5, guidance="difference"),
+)

@@ -1,0 +1,31 @@
+"""Flux 2 and Klein (text to image, editing): double blocks, then single blocks on one sequence."""
+
+from .adapter import (
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    packed_tokens,
+)
+
+ADAPTER = FamilyAdapter(
+    name="flux2",
+    transformers=("Flux2Transformer2DModel",),
+    blocks=(
+        BlockContract(
+            "transformer_blocks",
+            encoder="encoder_hidden_states",
+            returns=("encoder", "hidden"),
+            forecast_modules=("attn", "ff", "ff_context"),
+        ),
+        # attention and MLP are one module with fused projections
+        BlockContract("single_transformer_blocks", fused="front", forecast_modules=("attn",)),
+    ),
+    attention=(
+        AttentionContract("transformer_blocks", "attn"),
+        AttentionContract("single_transformer_blocks", "attn"),
+    ),
+    tokens=packed_tokens,
+    text="front",
+    presets=adaptive_presets(warmup=5, guidance="difference"),
+)

@@ -1,0 +1,96 @@
+"""Blocks that get text and image as one sequence: the image alone is forecast."""
+
+import pytest
+import torch
+from ditaccel.pipelines import adapters
+from tiny import generate
+from tiny_families import FAMILIES, family_of
+
+import ditaccel
+from ditaccel.caching.hooks import find_blocks
+from ditaccel.session import session_of
+
+FUSED = [n for n in FAMILIES if any(c.fused for c in adapters()[family_of(n)].blocks)]
+
+
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("guidance", ["independent", "follow", "difference"])
+def test_text_of_another_length_in_another_branch_is_no_matter(name, guidance):
+    pipe, call = FAMILIES[name]()
+    dense = generate(pipe, call)
+    spec = f"taylorseer:interval=2,granularity=last_block,guidance={guidance}"
+    with ditaccel.accelerated(pipe, spec):
+        result = generate(pipe, call)
+        assert torch.isfinite(result).all() and not torch.equal(result, dense)
+        assert ditaccel.report(pipe).forecasts > 0
+    assert torch.equal(generate(pipe, call), dense)
+
+
+@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize(
+    "spec", ["taylorseer:interval=2,granularity=last_block", "first_block_residual:threshold=1e9"]
+)
+def test_only_image_tokens_are_remembered(name, spec):
+    pipe, call = FAMILIES[name]()
+    adapter = adapters()[family_of(name)]
+    shapes = set()
+    with ditaccel.accelerated(pipe, spec):
+        cache = session_of({"transformer": pipe.transformer})._caches["transformer"]
+        finish = cache.finish
+
+        def watched(call, output):
+            if len(call.state.last):
+                shapes.add(call.state.last.newest.shape[1])
+            return finish(call, output)
+
+        cache.finish = watched
+        samples = []
+        pipe.transformer.register_forward_pre_hook(
+            lambda _, args, kwargs: samples.append({**kwargs, "0": args[:1]}), with_kwargs=True
+        )
+        generate(pipe, call)
+    first = samples[0]
+    sample = first[adapter.sample] if adapter.sample in first else first["0"][0]
+    assert shapes == {adapter.tokens(pipe.transformer.config, tuple(sample.shape))}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_passing_block_takes_the_image_beside_its_own_text(name):
+    pipe, _ = FAMILIES[name]()
+    contracts = adapters()[family_of(name)].blocks
+    block = find_blocks(pipe.transformer, contracts)[-1]
+    joint = torch.arange(10.0).reshape(1, 5, 2)
+    image, expected = -torch.ones(1, 3, 2), joint.clone()
+    text = slice(0, 2) if block.contract.fused == "front" else slice(3, 5)
+    expected[:] = -1.0
+    expected[:, text] = joint[:, text]
+    kwargs = {block.contract.hidden: joint}
+    assert torch.equal(block.passing(image, (), kwargs), expected)
+    assert block.passing(joint, (), kwargs) is joint
+    assert torch.equal(block.hidden_out(expected, 3), image)
+
+
+def test_what_a_module_gives_twice_in_a_block_is_kept_apart():
+    """CogView4's MLP runs for the image, then for the text, of another length."""
+    pipe, call = FAMILIES["cogview4"]()
+    with ditaccel.accelerated(pipe, "taylorseer:interval=2,order=0,granularity=module"):
+        generate(pipe, call)
+        report = ditaccel.report(pipe)
+        assert {c.blocks_run for c in report.calls if c.action == "forecast"} == {0}
+        assert report.tensors_per_branch == 4 * 3  # per block: attention, and the MLP twice
+
+
+def test_masks_of_numbers_leave_attention_dense_and_say_so():
+    """As Chroma's own text encoder makes them: SDPA adds them to the scores."""
+    pipe, call = FAMILIES["chroma"]()
+    masks = {n: call[n].float() for n in call if n.endswith("attention_mask")}
+    dense = generate(pipe, call, **masks)
+    assert not torch.equal(dense, generate(pipe, call))
+    config = ditaccel.LiteAttentionConfig(min_tokens=0)
+    with (
+        ditaccel.accelerated(pipe, attention=config),
+        pytest.warns(
+            UserWarning, match="its mask adds a bias .* stays dense"
+        ),
+    ):
+        assert torch.equal(generate(pipe, call, **masks), dense)
