@@ -7,7 +7,7 @@ from tiny import generate
 from tiny_families import FAMILIES, family_of
 
 import ditaccel
-from ditaccel.caching.hooks import find_blocks
+from ditaccel.caching.blocks import find_blocks
 from ditaccel.session import session_of
 
 FUSED = [n for n in FAMILIES if any(c.fused for c in adapters()[family_of(n)].blocks)]
@@ -89,8 +89,6 @@ def test_masks_of_numbers_leave_attention_dense_and_say_so():
     config = ditaccel.LiteAttentionConfig(min_tokens=0)
     with (
         ditaccel.accelerated(pipe, attention=config),
-        pytest.warns(
-            UserWarning, match="its mask adds a bias .* stays dense"
-        ),
+        pytest.warns(UserWarning, match="its mask adds a bias .* stays dense"),
     ):
         assert torch.equal(generate(pipe, call, **masks), dense)
