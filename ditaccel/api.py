@@ -14,7 +14,8 @@ from . import config as configs
 from ._compat import refuse_split
 from .config import AccelerationConfig
 from .errors import ConfigError, UnsupportedError, UsageError
-from .pipelines import FamilyAdapter, adapter_for, adapters
+from .families import family_of, known_family
+from .pipelines import FamilyAdapter, adapters
 from .report import Report
 from .session import Session, session_of
 
@@ -36,43 +37,30 @@ def _components(pipe: Any) -> dict[str, nn.Module]:
 
 def _transformers(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
     parts = _components(pipe)
-    for name, part in parts.items():
-        inner = getattr(part, "_orig_mod", None)
-        if inner is not None and adapter_for(type(inner).__name__):
-            raise UnsupportedError(
-                f"{name} is wrapped by torch.compile as a whole, which bakes the block loop into "
-                f"one graph; compile its blocks instead: pipe.{name}.compile_repeated_blocks()"
-            )
-    found = {n: p for n, p in parts.items() if adapter_for(type(p).__name__) is not None}
-    if found:
-        for name, transformer in found.items():
-            refuse_split(name, transformer)
-        adapter = adapter_for(type(next(iter(found.values()))).__name__)
-        assert adapter is not None
-        return found, adapter
-    known = ", ".join(f"{a.name} ({', '.join(a.transformers)})" for a in adapters().values())
-    if "unet" in parts:
+    found = {n: p for n, p in parts.items() if known_family(p) is not None}
+    if not found:
+        found = {
+            n: p
+            for n, p in parts.items()
+            if n.startswith("transformer") or isinstance(pipe, nn.Module)
+        }
+    if not found:
+        has = "a UNet and no transformer" if "unet" in parts else "no transformer"
         raise UnsupportedError(
-            f"{type(pipe).__name__} has a UNet and no transformer; ditaccel accelerates diffusion "
-            f"transformers: {known}"
+            f"{type(pipe).__name__} has {has}; ditaccel accelerates diffusion transformers: "
+            f"{', '.join(adapters())}, and others whose component is called 'transformer'"
         )
-    classes = [
-        type(p).__name__
-        for n, p in parts.items()
-        if n.startswith("transformer") or isinstance(pipe, nn.Module)
-    ]
-    what = f"the transformer {classes[0]}" if classes else "no transformer"
-    raise UnsupportedError(
-        f"{type(pipe).__name__} has {what}, of no family that ditaccel knows: {known}"
-    )
+    for name, transformer in found.items():
+        refuse_split(name, transformer)
+    return found, family_of(next(iter(found.values())))
 
 
 def accelerate(pipe: P, config: Setting = None, *, cache: Any = None, attention: Any = None) -> P:
     """Make a pipeline faster, in place.
 
     Args:
-        pipe: a diffusers pipeline whose transformer(s) belong to a known family, or a bare
-            transformer of one.
+        pipe: a diffusers pipeline, or a bare transformer. One of no known family is recognised by
+            its signature and block lists, which a warning says.
         config: a preset name (`"balanced"` when nothing is given), the path of a config file, an
             inline spec such as `"taylorseer:interval=3"`, or an `AccelerationConfig`.
         cache: config of a caching method, e.g. `TaylorSeerConfig(interval=3)`; replaces the one in
@@ -85,8 +73,8 @@ def accelerate(pipe: P, config: Setting = None, *, cache: Any = None, attention:
 
     Raises:
         ConfigError: an unknown preset, option or method, or a value out of range.
-        UnsupportedError: no transformer of a known family, or one that several ranks compute
-            together (`enable_parallelism`).
+        UnsupportedError: no transformer, or one that this method cannot be applied to, with the
+            reason.
         UsageError: it is accelerated already.
     """
     transformers, adapter = _transformers(pipe)
@@ -99,7 +87,7 @@ def accelerate(pipe: P, config: Setting = None, *, cache: Any = None, attention:
     elif config is None and (cache is not None or attention is not None):
         chosen = AccelerationConfig()
     else:
-        chosen = configs.resolve("balanced" if config is None else config, adapter.name)
+        chosen = configs.resolve("balanced" if config is None else config, adapter)
     if cache is not None:
         chosen = replace(chosen, cache=cache)
     if attention is not None:
@@ -109,7 +97,7 @@ def accelerate(pipe: P, config: Setting = None, *, cache: Any = None, attention:
             "this config accelerates nothing: it names neither a caching method (key 'cache') nor "
             "an attention method (key 'attention')"
         )
-    Session(None if isinstance(pipe, nn.Module) else pipe, transformers, adapter, chosen)
+    Session(None if isinstance(pipe, nn.Module) else pipe, transformers, chosen)
     return pipe
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .errors import UnsupportedError
+from .patching import unwrapped
 
 
 class Arguments:
@@ -24,7 +25,7 @@ class Arguments:
     """
 
     def __init__(self, transformer: nn.Module) -> None:
-        self._names = list(inspect.signature(transformer.forward).parameters)
+        self._names = list(inspect.signature(unwrapped(transformer).forward).parameters)
 
     def get(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], default: Any = None
@@ -34,6 +35,15 @@ class Arguments:
             return kwargs[name]
         place = self._names.index(name) if name in self._names else len(args)
         return args[place] if place < len(args) else default
+
+    def exchanged(
+        self, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a call with one of them exchanged."""
+        if name in kwargs or name not in self._names[: len(args)]:
+            return args, {**kwargs, name: value}
+        place = self._names.index(name)
+        return (*args[:place], value, *args[place + 1 :]), kwargs
 
 
 def as_tensor(sample: Any) -> torch.Tensor:

@@ -20,11 +20,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from .errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from .pipelines import FamilyAdapter
 
 FORMAT = 1
 KINDS = ("cache", "attention")
@@ -256,13 +259,14 @@ def _split(text: str) -> list[str]:
     return [i for i in (*items, item) if i.strip()]
 
 
-def preset(name: str, family: str) -> AccelerationConfig:
+def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
     """Return a family's preset."""
     from .pipelines import adapters
 
-    adapter = adapters().get(family)
+    adapter = adapters().get(family) if isinstance(family, str) else family
     if adapter is None:
-        raise ConfigError(f"unknown family {family!r}{_suggest(family, adapters())}")
+        raise ConfigError(f"unknown family {family!r}{_suggest(str(family), adapters())}")
+    family = adapter.name
     data = adapter.presets.get(name)
     if data is None:
         raise ConfigError(
@@ -273,7 +277,7 @@ def preset(name: str, family: str) -> AccelerationConfig:
     return AccelerationConfig(**{made.kind: made}, label=f"{family} {name}")
 
 
-def resolve(text: str | os.PathLike[str], family: str) -> AccelerationConfig:
+def resolve(text: str | os.PathLike[str], family: str | FamilyAdapter) -> AccelerationConfig:
     """Read a preset name, the path of a config file, or an inline spec.
 
     Args:
@@ -283,6 +287,6 @@ def resolve(text: str | os.PathLike[str], family: str) -> AccelerationConfig:
     name = os.fspath(text)
     if name.endswith((".yaml", ".yml", ".json")) or isinstance(text, os.PathLike):
         return load(name)
-    if ":" in name or name in methods():
+    if ":" in name or "&" in name or name in methods():
         return parse_spec(name)
     return preset(name, family)

@@ -11,7 +11,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from .caching.state import BranchState
 from .config import AccelerationConfig
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import DitaccelError, UnsupportedError, UsageError
+from .patching import unwrapped
 from .pipelines import FamilyAdapter
 from .session import Session, session_of, too_few_steps
 
@@ -46,12 +47,14 @@ class MethodVerdict:
         kind: `cache` or `attention`.
         reason: why it does not apply; empty where it does.
         memory: bytes that its histories take for two guidance branches; None where unknown.
+        note: what remains to be seen where it applies.
     """
 
     name: str
     kind: str
     reason: str = ""
     memory: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class TransformerFacts:
         kind: its class.
         blocks: `(container, class, number)` in the order in which they run.
         attention: `(container.*.module, processor, number)` of self-attention.
-        text: where text tokens stand in the joint sequence: `none`, `front` or `back`.
+        text: where text tokens stand in the joint sequence: `none`, `front`, `back` or `unknown`.
         width: channels of a token, None where the config does not tell.
         tokens: for which memory is estimated.
     """
@@ -138,8 +141,11 @@ def _transformer_lines(facts: TransformerFacts) -> list[str]:
     lines = [f"{facts.component}: {facts.kind}"]
     lines += [f"  blocks     {c}: {n} x {kind}" for c, kind, n in facts.blocks]
     lines += [f"  attention  {path}: {n} x {kind}" for path, kind, n in facts.attention]
-    layout = {"none": "no text in the sequence", "front": "text, then image or video tokens"}
-    text = layout.get(facts.text, "image or video tokens, then text")
+    text = {
+        "none": "no text in the sequence",
+        "front": "text, then image or video tokens",
+        "back": "image or video tokens, then text",
+    }.get(facts.text, "where text stands is seen in a dry run")
     width = f"{facts.width} channels" if facts.width else "unknown width"
     return [*lines, f"  tokens     {text}; {width}; memory below is for {facts.tokens} tokens"]
 
@@ -147,7 +153,7 @@ def _transformer_lines(facts: TransformerFacts) -> list[str]:
 def _method_lines(methods: Iterable[MethodVerdict]) -> list[str]:
     lines = []
     for each in methods:
-        text = each.reason or "works"
+        text = each.reason or f"works{each.note and f', {each.note}'}"
         if not each.reason and each.memory is not None:
             text += f", about {size(each.memory)} of cache"
         lines.append(f"Method {each.name} ({each.kind}): {text}")
@@ -186,24 +192,41 @@ def _output_width(transformer: nn.Module) -> int | None:
 def _facts(
     name: str, transformer: nn.Module, adapter: FamilyAdapter, tokens: int | None
 ) -> TransformerFacts:
-    blocks = find_blocks(transformer, adapter.blocks)
-    attention: list[tuple[str, str]] = []
-    if adapter.attention:
-        for each in find_attention(transformer, adapter.attention):
-            container, _, path = each.name.split(".", 2)
-            processor = getattr(each.module, "processor", None)
-            attention.append((f"{container}.*.{path}", type(processor).__name__))
+    transformer = unwrapped(transformer)
+    lists = {b.container: list(getattr(transformer, b.container, ())) for b in adapter.blocks}
+    if not adapter.provisional:
+        find_blocks(transformer, adapter.blocks)
+    attention = [
+        (f"{container}.*.{path}", type(processor).__name__)
+        for container, path, processor in _attention(transformer, adapter, lists)
+    ]
     kind = type(transformer).__name__
     video = "3D" in kind or "Video" in kind
     return TransformerFacts(
         component=name,
         kind=kind,
-        blocks=_count((b.contract.container, type(b.module).__name__) for b in blocks),
+        blocks=_count((name, type(each).__name__) for name, part in lists.items() for each in part),
         attention=_count(attention),
-        text=adapter.text,
+        text="unknown" if adapter.provisional else adapter.text,
         width=_width(transformer),
         tokens=tokens or _TOKENS["video" if video else "image"],
     )
+
+
+def _attention(
+    transformer: nn.Module, adapter: FamilyAdapter, lists: dict[str, list[nn.Module]]
+) -> Iterator[tuple[str, str, Any]]:
+    """`(container, path, processor)` of self-attention; of all attention where that is unknown."""
+    if adapter.provisional:
+        for container, blocks in lists.items():
+            for block in blocks:
+                for path, module in block.named_modules():
+                    if path and hasattr(module, "processor"):
+                        yield container, path, module.processor
+    elif adapter.attention:
+        for each in find_attention(transformer, adapter.attention):
+            container, _, path = each.name.split(".", 2)
+            yield container, path, getattr(each.module, "processor", None)
 
 
 def first_step(scheduler: Any, steps: int = 20) -> DenoisingStep | None:
@@ -251,19 +274,20 @@ def _memory(
     width = _output_width(transformer) if outputs else facts.width
     if width is None:
         return None
-    count = tensors_per_branch(policy, find_blocks(transformer, adapter.blocks))
+    if adapter.provisional and policy.granularity == "module":
+        return None
+    blocks = [] if adapter.provisional else find_blocks(unwrapped(transformer), adapter.blocks)
+    count = tensors_per_branch(policy, blocks)
     dtype = getattr(transformer, "dtype", torch.float32)
     return 2 * count * facts.tokens * width * dtype.itemsize
 
 
-def try_on(
-    transformers: dict[str, nn.Module], adapter: FamilyAdapter, config: AccelerationConfig
-) -> str:
+def try_on(transformers: dict[str, nn.Module], config: AccelerationConfig) -> str:
     """Put a config on and take it off again; why it does not apply, empty where it does."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Session(None, transformers, adapter, config).restore()
+            Session(None, transformers, config).restore()
     except UnsupportedError as error:
         return str(error)
     return ""
@@ -338,28 +362,29 @@ def doctor(
     chosen = None
     if config is not None:
         chosen = (
-            config
-            if isinstance(config, AccelerationConfig)
-            else configs.resolve(config, adapter.name)
+            config if isinstance(config, AccelerationConfig) else configs.resolve(config, adapter)
         )
         found.config = chosen.label or " & ".join(m.method for m in chosen.methods)
     first = next(iter(transformers.values()))
     tried = chosen.methods if chosen is not None else _all_methods()
     for method in tried:
         setting = AccelerationConfig(**{method.kind: method})
-        reason = try_on(transformers, adapter, setting)
+        reason = try_on(transformers, setting)
         memory = None
+        dry = adapter.provisional
         if method.kind == "cache":
             policy = method.policy()
             reason = reason or _objection(policy, step)
             if not reason and steps is not None:
                 reason = too_few_steps(method.method, policy, steps) or ""
             memory = _memory(policy, first, adapter, found.transformers[0])
-        found.methods.append(MethodVerdict(method.method, method.kind, reason, memory))
+            dry = dry and not policy.outside
+        note = "if a dry run at the first call shows how its blocks work" if dry else ""
+        found.methods.append(MethodVerdict(method.method, method.kind, reason, memory, note))
     if chosen is not None:
         found.problem = next((m.reason for m in found.methods if m.reason), "")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if adapter.attention:
+    if found.transformers[0].attention:
         found.backends = _backends(first, device)
     return found
 

@@ -70,6 +70,16 @@ def is_compiled(module: nn.Module) -> bool:
     return module.__dict__.get(_SEAM) is not None and patch_of(module) is None
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module itself where `torch.compile(module)` has wrapped it."""
+    return getattr(module, "_orig_mod", module)
+
+
+def compiled_as_a_whole(module: nn.Module) -> bool:
+    """Return whether all of `module` is one compiled callable, so that nothing in it is patched."""
+    return unwrapped(module) is not module or is_compiled(module)
+
+
 class PatchLedger:
     """The list of changes, in order."""
 

@@ -16,7 +16,7 @@ from .calls import Arguments
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import UsageError
 from .outputs import tensors_of
-from .patching import PatchLedger
+from .patching import PatchLedger, unwrapped
 from .pipelines import FamilyAdapter
 
 T = TypeVar("T")
@@ -193,7 +193,7 @@ def record(
     if budget < 0:
         raise UsageError(f"memory_budget is {budget}; it must be 0 bytes or more")
     recorder, tracker, ledger = _Recorder(budget), DenoisingTracker(pipe), PatchLedger(object())
-    listener, arguments = ContextListener(transformer), Arguments(transformer)
+    listener, arguments = ContextListener(unwrapped(transformer)), Arguments(transformer)
     ledger.on_undo(listener.detach)
     scheduler = pipe.scheduler
     step, before = scheduler.step, vars(scheduler).get("step")

@@ -82,6 +82,7 @@ class Report:
         tensors: what they are: `hidden states` or `outputs`.
         correction: what became of `correction="auto"`, empty where it was not asked for.
         warnings: lines that were shown.
+        assumed: what was taken for granted, or learnt, of a transformer of no known family.
         attention: the log of each transformer whose attention is replaced.
     """
 
@@ -97,6 +98,7 @@ class Report:
     tensors: str = "hidden states"
     correction: str = ""
     warnings: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
     attention: list[AttentionLog] = field(default_factory=list)
 
     def add(self, record: CallRecord) -> None:
@@ -125,6 +127,7 @@ class Report:
             tensors=self.tensors,
             correction=self.correction,
             warnings=list(self.warnings),
+            assumed=list(self.assumed),
             attention=self.attention,
         )
         for call in self.calls:
@@ -181,6 +184,7 @@ class Report:
             lines += _table(self.last_generation().calls)
         for log in self.attention:
             lines += log.lines()
+        lines += [f"Assumed: {a}" for a in self.assumed]
         lines += [f"Warning: {w}" for w in self.warnings]
         return "\n".join(lines)
 

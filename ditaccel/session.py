@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import config as configs
@@ -19,7 +20,9 @@ from .caching.policy import CachePolicy
 from .calls import Arguments, as_tensor
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import UnsupportedError, UsageError
-from .patching import PatchLedger, patch_of
+from .families import family_of
+from .learning import DryRun
+from .patching import PatchLedger, compiled_as_a_whole, patch_of, unwrapped
 from .pipelines import FamilyAdapter
 from .report import CallRecord, Report
 
@@ -30,7 +33,6 @@ class Session:
     Args:
         pipe: the pipeline, or None for a bare transformer.
         transformers: component name -> transformer.
-        adapter: their family.
         config: what to do.
         planner: in place of the attention method's own (to calibrate it).
     """
@@ -39,7 +41,6 @@ class Session:
         self,
         pipe: Any,
         transformers: dict[str, nn.Module],
-        adapter: FamilyAdapter,
         config: configs.AccelerationConfig,
         planner: Planner | None = None,
     ) -> None:
@@ -49,34 +50,65 @@ class Session:
         self._ledger = PatchLedger(owner=self)
         self._caches: dict[str, BlockCache] = {}
         self._transformers = transformers
+        self._adapters = {name: family_of(part) for name, part in transformers.items()}
+        self._unlearnt: set[str] = set()
         self._attention: dict[str, AttentionRuntime] = {}
         self._generation = -1
         self._warned: set[str] = set()
         self._active = ""
         self._report = Report(
-            adapter.name, " & ".join(m.method for m in config.methods), configs.to_dict(config)
+            next(iter(self._adapters.values())).name,
+            " & ".join(m.method for m in config.methods),
+            configs.to_dict(config),
         )
         try:
             for name, transformer in transformers.items():
-                self._install(name, transformer, adapter)
+                self._install(name, transformer)
         except BaseException:
             self._ledger.undo()
             raise
 
-    def _install(self, name: str, transformer: nn.Module, adapter: FamilyAdapter) -> None:
-        if transformer.__dict__.get("_compiled_call_impl") is not None and not patch_of(
-            transformer
-        ):
+    @property
+    def _outside(self) -> bool:
+        """Whether nothing inside of the transformers is needed."""
+        cache = self.config.cache
+        return self.config.attention is None and cache is not None and cache.policy().outside
+
+    def _install(self, name: str, transformer: nn.Module) -> None:
+        inner, adapter = unwrapped(transformer), self._adapters[name]
+        whole = compiled_as_a_whole(transformer)
+        if whole and not self._outside:
             raise UnsupportedError(
                 f"{name} is compiled as a whole, which bakes the block loop into one graph; "
-                f"compile its blocks instead: pipe.{name}.compile_repeated_blocks()"
+                f"compile its blocks instead (pipe.{name}.compile_repeated_blocks()), or take a "
+                "method that needs nothing inside of it: adaptive_taylor, step_mask, taylorseer or "
+                "reuse with target='output'"
             )
-        listener = ContextListener(transformer)
+        listener = ContextListener(inner)
         self._ledger.on_undo(listener.detach)
-        self._ledger.intercept(transformer, self._around(name, transformer, listener, adapter))
+        self._ledger.intercept(transformer, self._around(name, inner, listener, adapter))
+        if not adapter.provisional:
+            self._install_methods(name, inner, adapter, blocks=not whole)
+            return
+        self._say_assumptions(name, inner, adapter)
+        if self._outside:
+            self._install_methods(name, inner, adapter, blocks=False)
+        elif not adapter.blocks:
+            raise UnsupportedError(
+                f"{type(inner).__name__} is of no known family, and no list of two or more blocks "
+                "of one class stands directly in it; take a method with target='output' "
+                "(adaptive_taylor), or write an adapter in pipelines/"
+            )
+        else:
+            self._unlearnt.add(name)
+
+    def _install_methods(
+        self, name: str, transformer: nn.Module, adapter: FamilyAdapter, blocks: bool = True
+    ) -> None:
         if self.config.cache is not None:
             policy = self.config.cache.policy()
-            cache = BlockCache(find_blocks(transformer, adapter.blocks), policy, self._warn)
+            found = find_blocks(transformer, adapter.blocks) if blocks else []
+            cache = BlockCache(found, policy, self._warn)
             self._caches[name] = cache
             self._report.tensors_per_branch = tensors_per_branch(policy, cache.blocks)
             self._report.tensors = unit(policy)
@@ -87,6 +119,42 @@ class Session:
             self._attention[name] = runtime
             self._report.attention.append(runtime.log)
             runtime.install(self._ledger)
+
+    def _say_assumptions(self, name: str, transformer: nn.Module, adapter: FamilyAdapter) -> None:
+        lists = ", ".join(
+            f"{b.container} ({len(getattr(transformer, b.container))})" for b in adapter.blocks
+        )
+        rest = (
+            "nothing inside of it is touched"
+            if self._outside
+            else f"a dry run at the first call shows how its blocks work: {lists or 'none found'}"
+        )
+        self._report.assumed.append(
+            f"{name}: timestep in {adapter.timestep!r}, latents in {adapter.sample!r}"
+        )
+        self._warn(
+            f"{type(transformer).__name__} is of no family that ditaccel knows; assumed: its "
+            f"timestep is {adapter.timestep!r}, its latents are {adapter.sample!r}; {rest}"
+        )
+
+    def _learn(
+        self, name: str, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Put the methods on a transformer of no known family, from what a dry run shows."""
+        transformer, adapter = unwrapped(self._transformers[name]), self._adapters[name]
+        arguments = Arguments(transformer)
+        sample = arguments.get(adapter.sample, args, kwargs)
+
+        def run(latents: Any) -> None:
+            changed_args, changed = arguments.exchanged(adapter.sample, latents, args, kwargs)
+            inner(*changed_args, **changed)
+
+        wants_attention = self.config.attention is not None
+        with torch.no_grad():
+            learnt, line = DryRun(transformer, adapter).learn(run, sample, wants_attention)
+        self._install_methods(name, transformer, learnt)
+        self._unlearnt.discard(name)
+        self._report.assumed.append(f"{name}: {line}")
 
     def _around(
         self,
@@ -104,6 +172,8 @@ class Session:
             return value
 
         def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+            if name in self._unlearnt:
+                self._learn(name, inner, args, kwargs)
             cache, attention = self._caches.get(name), self._attention.get(name)
             if self._ledger.reinstall() and cache is not None:
                 cache.check_compiled()
@@ -190,8 +260,8 @@ class Session:
                 action="forecast" if verdict.forecast else "compute",
                 reason=verdict.reason,
                 error=verdict.error,
-                blocks_run=call.blocks_run,
-                blocks_total=len(cache.blocks),
+                blocks_run=call.blocks_run if cache.blocks else int(not verdict.forecast),
+                blocks_total=len(cache.blocks) or 1,
                 share=call.cost_run / cache.total_cost,
             )
         )

@@ -123,6 +123,7 @@ class FamilyAdapter:
         preconditioned: whether pipelines mix latents into the output before the scheduler gets it
             (EDM); the error of a forecast is then weighed, but not taken out again.
         guidance: `sequential` (one call per branch) or `batched` (branches side by side).
+        provisional: made by `auto.recognise`: a dry run must show how the blocks work.
     """
 
     name: str
@@ -138,6 +139,7 @@ class FamilyAdapter:
     beside: str | None = None
     preconditioned: bool = False
     guidance: str = "sequential"
+    provisional: bool = False
 
     @property
     def samples(self) -> tuple[str, ...]:

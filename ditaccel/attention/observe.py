@@ -22,11 +22,11 @@ def observed(pipe: Any, planner: Planner) -> Iterator[None]:
         UsageError: the pipeline is accelerated.
         UnsupportedError: no transformer of a known family, or its attention cannot be reached.
     """
-    transformers, adapter = _transformers(pipe)
+    transformers, _ = _transformers(pipe)
     if session_of(transformers) is not None:
         raise UsageError("this needs the dense pipeline; call ditaccel.restore(pipe) first")
     config = AccelerationConfig(attention=LiteAttentionConfig())
-    session = Session(pipe, transformers, adapter, config, planner=planner)
+    session = Session(pipe, transformers, config, planner=planner)
     try:
         yield
     finally:

@@ -35,7 +35,7 @@ class BlockCache:
     """Carries out a policy on the blocks of one transformer.
 
     Args:
-        blocks: from `find_blocks`.
+        blocks: from `find_blocks`; none where the policy works from `outside` alone.
         policy: what to do.
         warn: called with one line when something needs the user's eye.
     """
@@ -45,9 +45,9 @@ class BlockCache:
     ) -> None:
         self.blocks = blocks
         self.policy = policy
-        self.total_cost = sum(b.cost for b in blocks)
+        self.total_cost = sum(b.cost for b in blocks) or 1
         main = [index for index, block in enumerate(blocks) if not block.contract.side]
-        self._first, self._last = main[0], main[-1]
+        self._first, self._last = (main[0], main[-1]) if main else (-1, -1)
         self._last_side = max((i for i, b in enumerate(blocks) if b.contract.side), default=-1)
         self._configured = policy
         self._warn = warn
@@ -68,6 +68,11 @@ class BlockCache:
                 continue
             if patch.compiled is not None:
                 raise UnsupportedError(_INSIDE_COMPILED)
+            if not block.contract.forecast_modules and not block.contract.side:
+                raise UnsupportedError(
+                    f"granularity='module' has no module to forecast in {block.contract.container}"
+                    "; use granularity='last_block'"
+                )
             for role, names in (
                 ("forecast", block.contract.forecast_modules),
                 ("idle", block.contract.idle_modules),
@@ -170,7 +175,15 @@ class BlockCache:
     def replayed(self, call: Call) -> Any:
         """What the transformer returns on a step of which nothing runs, None if it must run."""
         form = call.state.form.get(call.return_dict)
-        if self.policy.target != "output" or not call.forecasting or form is None:
+        if self.policy.target != "output" or not call.forecasting:
+            return None
+        if form is None:
+            if not self.blocks:
+                call.verdict = Verdict(False, "it returns more than latents")
+                self._warn(
+                    "the transformer returns more than latents, or not in the form it did before, "
+                    "so no call of it can be left out; use target='hidden'"
+                )
             return None
         return form(split(call.state.last.newest, call.state.shapes))
 
@@ -179,6 +192,8 @@ class BlockCache:
         self._call = None
         state = call.state
         verdict = call.verdict = call.verdict or Verdict(False, "the first block did not run")
+        if not self.blocks and not verdict.forecast:
+            call.reached_end, call.cost_run = True, self.total_cost
         if not verdict.forecast:
             state.last_index = call.step.index
             state.scratch["since_computed"] = 0

@@ -49,3 +49,8 @@ class CachePolicy:
     correction: str = "never"
     memory_budget: int | None = None
     on_budget: str = "refuse"
+
+    @property
+    def outside(self) -> bool:
+        """Whether whole calls of the transformer are skipped, and nothing inside it is needed."""
+        return self.target == "output" and not self.gate.needs_first_block

@@ -12,7 +12,7 @@ from tiny import generate, tiny_dit, tiny_wan
 from tiny_families import FAMILIES, family_of
 
 import ditaccel
-from ditaccel import cli
+from ditaccel import cli, families
 from ditaccel.diagnosis import _all_methods
 from ditaccel.doctor_command import hollow_pipeline
 
@@ -118,7 +118,7 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, line, tmp_path, capsys
 
 def test_an_accelerated_pipeline_is_refused():
     pipe, call = tiny_dit()
-    ditaccel.accelerate(pipe)
+    ditaccel.accelerate(pipe, "taylorseer & lite_attention")
     with pytest.raises(ditaccel.UsageError, match=r"call ditaccel\.restore"):
         ditaccel.doctor(pipe)
     assert torch.isfinite(generate(pipe, call)).all()
@@ -136,6 +136,28 @@ def test_reasons_come_from_the_pipeline_at_hand():
     assert "linear attention" in found["lite_attention"]
     assert not ditaccel.doctor(pipe, "adaptive_taylor").ok
     assert ditaccel.doctor(pipe, "taylorseer:interval=2").ok
+
+
+def test_a_transformer_of_no_known_family(monkeypatch, capsys):
+    monkeypatch.setattr(families, "adapter_for", lambda name: None)
+    pipe, _ = FAMILIES["flux"]()
+    clean = traces(pipe)
+    found = ditaccel.doctor(pipe)
+    text = str(found)
+    assert found.ok and found.family == "unknown (FluxTransformer2DModel)"
+    assert "single_transformer_blocks.*.attn: 3 x FluxAttnProcessor" in text
+    assert "where text stands is seen in a dry run" in text
+    notes = {m.name: bool(m.note) for m in found.methods if not m.reason}
+    assert notes.pop("adaptive_taylor") is notes.pop("step_mask") is False
+    assert set(notes.values()) == {True} and {"taylorseer", "lite_attention"} <= set(notes)
+    assert traces(pipe) == clean
+
+
+def test_a_transformer_compiled_as_a_whole():
+    pipe, _ = tiny_wan()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    found = {m.name: m.reason for m in ditaccel.doctor(pipe).methods}
+    assert not found["adaptive_taylor"] and "compile_repeated_blocks" in found["taylorseer"]
 
 
 def test_pipelines_without_a_transformer_are_named():
