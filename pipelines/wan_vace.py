@@ -1,0 +1,23 @@
+"""Wan VACE (video editing): Wan's blocks, and side blocks that give hints to some of them."""
+
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+
+_MODULES = ("attn1", "attn2", "ffn")
+
+ADAPTER = FamilyAdapter(
+    name="wan_vace",
+    transformers=("WanVACETransformer3DModel",),
+    blocks=(
+        BlockContract(
+            "vace_blocks",
+            hidden="control_hidden_states",
+            returns=("hint", "hidden"),
+            side=True,
+            forecast_modules=_MODULES,
+        ),
+        BlockContract("blocks", forecast_modules=_MODULES),
+    ),
+    attention=(AttentionContract("vace_blocks"), AttentionContract("blocks")),
+    tokens=patch_tokens,
+    presets=adaptive_presets(warmup=6, guidance="difference"),
+)

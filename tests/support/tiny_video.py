@@ -1,0 +1,175 @@
+"""Tiny random video pipelines: Wan's variants and what shares its blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from tiny_registry import Tiny, embeds_source, quiet, tiny_family
+
+_CALL = {
+    "height": 96,
+    "width": 96,
+    "num_frames": 13,
+    "num_inference_steps": 8,
+    "guidance_scale": 4.0,
+    "output_type": "latent",
+}
+_RESIZED = {"height": 64, "width": 112, "num_frames": 9}
+_WAN = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 32,
+    "ffn_dim": 32,
+    "num_layers": 4,
+    "rope_max_seq_len": 32,
+}
+
+
+def _wan_vae() -> Any:
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+
+
+def _scheduler() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def _prompts() -> dict[str, Any]:
+    embeds = embeds_source()
+    return {"prompt_embeds": embeds(1, 6, 16), "negative_prompt_embeds": embeds(1, 6, 16)}
+
+
+def _image() -> Image.Image:
+    pixels = torch.rand(24, 24, 3, generator=torch.Generator().manual_seed(3))
+    return Image.fromarray((pixels * 255).byte().numpy()).resize((96, 96))
+
+
+def _image_encoder() -> dict[str, Any]:
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=20,
+        intermediate_size=20,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    processor = CLIPImageProcessor(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    )
+    return {"image_encoder": CLIPVisionModel(config), "image_processor": processor}
+
+
+@tiny_family("wan", resized=_RESIZED, resized_tokens=3 * 4 * 7)
+def wan_i2v() -> Tiny:
+    """`WanImageToVideoPipeline` 2.1: the image as channels and as tokens of cross-attention."""
+    from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+
+    call = {**_prompts(), **_CALL, "image": _image()}
+    transformer = WanTransformer3DModel(
+        **{**_WAN, "in_channels": 12}, image_dim=20, added_kv_proj_dim=24
+    )
+    pipe = WanImageToVideoPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        **_image_encoder(),
+        vae=_wan_vae(),
+        scheduler=_scheduler(),
+        transformer=transformer,
+    )
+    return quiet(pipe), call
+
+
+@tiny_family("wan", resized=_RESIZED, resized_tokens=3 * 4 * 7)
+def wan22_i2v() -> Tiny:
+    """`WanImageToVideoPipeline` 2.2: two transformers, the image as channels alone."""
+    from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+
+    call = {**_prompts(), **_CALL, "image": _image(), "num_inference_steps": 10}
+    options = {**_WAN, "in_channels": 12, "num_layers": 2}
+    pipe = WanImageToVideoPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=_wan_vae(),
+        scheduler=_scheduler(),
+        transformer=WanTransformer3DModel(**options),
+        transformer_2=WanTransformer3DModel(**options),
+        boundary_ratio=0.5,
+    )
+    return quiet(pipe), call
+
+
+@tiny_family("wan", resized=_RESIZED, resized_tokens=3 * 4 * 7)
+def wan_5b() -> Tiny:
+    """`WanImageToVideoPipeline` as in 2.2 TI2V-5B: a timestep for each token, 0 for the image's."""
+    from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+
+    call = {**_prompts(), **_CALL, "image": _image()}
+    pipe = WanImageToVideoPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=_wan_vae(),
+        scheduler=_scheduler(),
+        transformer=WanTransformer3DModel(**_WAN),
+        expand_timesteps=True,
+    )
+    return quiet(pipe), call
+
+
+@tiny_family("wan", resized={"height": 64, "width": 112}, resized_tokens=4 * 4 * 7)
+def wan_v2v() -> Tiny:
+    """`WanVideoToVideoPipeline`: starts in the middle of the schedule, no cache context."""
+    from diffusers import WanTransformer3DModel, WanVideoToVideoPipeline
+
+    embeds = embeds_source()
+    call = {
+        "prompt_embeds": embeds(1, 6, 16),
+        "negative_prompt_embeds": embeds(1, 6, 16),
+        "video": list(torch.rand(13, 96, 96, 3).numpy()),
+        **{name: value for name, value in _CALL.items() if name != "num_frames"},
+        "num_inference_steps": 11,
+        "strength": 0.8,
+    }
+    pipe = WanVideoToVideoPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=_wan_vae(),
+        scheduler=_scheduler(),
+        transformer=WanTransformer3DModel(**_WAN),
+    )
+    return quiet(pipe), call
+
+
+@tiny_family(resized=_RESIZED, resized_tokens=3 * 4 * 7)
+def wan_vace() -> Tiny:
+    """`WanVACEPipeline`: side blocks whose hints go to three of four blocks, the last included."""
+    from diffusers import WanVACEPipeline, WanVACETransformer3DModel
+
+    call = {**_prompts(), **_CALL, "conditioning_scale": [1.0, 0.5, 0.8]}
+    transformer = WanVACETransformer3DModel(**_WAN, vace_layers=[0, 2, 3], vace_in_channels=72)
+    pipe = WanVACEPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=_wan_vae(),
+        scheduler=_scheduler(),
+        transformer=transformer,
+    )
+    return quiet(pipe), call
