@@ -14,6 +14,7 @@ COMMANDS = {
     "bench": ("ditaccel.eval.bench.command", "time kernels and overheads, as ratios in one run"),
     "doctor": ("ditaccel.doctor_command", "say what would be accelerated in a model, and why not"),
     "eval": ("ditaccel.eval.command", "measure speed and quality of configs against dense runs"),
+    "generate": ("ditaccel.batch.command", "make the pictures or videos of a job file"),
     "report": ("ditaccel.eval.report_command", "write the HTML report of a run again"),
     "tune": ("ditaccel.eval.tune_command", "search the steps worth computing; write a config"),
 }

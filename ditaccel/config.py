@@ -102,7 +102,8 @@ class AccelerationConfig:
         return tuple(m for m in (self.cache, self.attention) if m is not None)
 
 
-def _suggest(word: str, known: typing.Iterable[str]) -> str:
+def suggest(word: str, known: typing.Iterable[str]) -> str:
+    """The end of a message on an unknown word: the nearest known one, and all of them."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -134,12 +135,12 @@ def method_from_dict(data: Mapping[str, Any]) -> Any:
     name = options.pop("method", None)
     cls = methods().get(str(name))
     if cls is None:
-        raise ConfigError(f"unknown method {name!r}{_suggest(str(name), methods())}")
+        raise ConfigError(f"unknown method {name!r}{suggest(str(name), methods())}")
     hints = typing.get_type_hints(cls)
     fields = [f.name for f in dataclasses.fields(cls)]
     for key in options:
         if key not in fields:
-            raise ConfigError(f"{name} has no option {key!r}{_suggest(str(key), fields)}")
+            raise ConfigError(f"{name} has no option {key!r}{suggest(str(key), fields)}")
     return cls(**{k: _check_type(str(name), k, hints[k], v) for k, v in options.items()})
 
 
@@ -157,7 +158,7 @@ def from_dict(data: Any) -> AccelerationConfig:
     if options:
         unknown = next(iter(options))
         raise ConfigError(
-            f"a config has no key {unknown!r}{_suggest(str(unknown), [*KINDS, 'label'])}"
+            f"a config has no key {unknown!r}{suggest(str(unknown), [*KINDS, 'label'])}"
         )
     for kind, part in parts.items():
         require(
@@ -265,12 +266,12 @@ def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
 
     adapter = adapters().get(family) if isinstance(family, str) else family
     if adapter is None:
-        raise ConfigError(f"unknown family {family!r}{_suggest(str(family), adapters())}")
+        raise ConfigError(f"unknown family {family!r}{suggest(str(family), adapters())}")
     family = adapter.name
     data = adapter.presets.get(name)
     if data is None:
         raise ConfigError(
-            f"{family} has no preset {name!r}{_suggest(name, adapter.presets)} "
+            f"{family} has no preset {name!r}{suggest(name, adapter.presets)} "
             "(or give the path of a config file)"
         )
     made = method_from_dict(data)

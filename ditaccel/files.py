@@ -37,13 +37,21 @@ def unwritten(path: Path, error: OSError) -> UsageError:
     )
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[IO[bytes]], Any], drafts: Path | None = None
+) -> None:
     """Let `write` fill a file that appears under its name when it is complete and on the disk.
+
+    Args:
+        path: the file.
+        write: gets the open draft.
+        drafts: folder of the draft on the same file system, by default the file's own; what a kill
+            leaves there is somebody's to sweep.
 
     Raises:
         UsageError: the disk is full or not writable; nothing is left behind.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}{DRAFT}")
+    draft = (drafts or path.parent) / f".{path.name}.{os.getpid()}{DRAFT}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
@@ -59,10 +67,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         raise
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file as a whole or not at all."""
+def write_json(path: Path, data: Any, drafts: Path | None = None) -> None:
+    """Write a JSON file as a whole or not at all; for `drafts` see `write_atomically`."""
     text = json.dumps(plain(data), indent=1, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()), drafts)
 
 
 def read_json(path: Path) -> Any:

@@ -69,10 +69,11 @@ def read_sheet(model: str | Path) -> Sheet:
             **found,
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path} is damaged ({_line(error)}); get the sample again") from error
+        raise UsageError(f"{path} is damaged ({line_of(error)}); get the sample again") from error
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """The first line of an error, short enough to stand in a message."""
     return (str(error).strip() or type(error).__name__).split("\n")[0][:300]
 
 
@@ -88,7 +89,7 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[str]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as UTF-8 text ({_line(error)})") from error
+        raise UsageError(f"{path} cannot be read as UTF-8 text ({line_of(error)})") from error
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise UsageError(f"{path} holds no prompt; write one a line")
@@ -151,11 +152,11 @@ def load_pipeline(
             advice = "the folder is incomplete or damaged; get it again"
         else:
             advice = "check the name and the network; an interrupted download resumes when rerun"
-        raise UsageError(f"cannot load {model}: {_line(error)} ({advice})") from error
+        raise UsageError(f"cannot load {model}: {line_of(error)} ({advice})") from error
     try:
         pipe = pipe.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {device}: {_line(error)}") from error
+        raise UsageError(f"--device {device}: {line_of(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -19,8 +19,12 @@ _EDGE = 1 << 20
 _PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "cache-dit", "numpy")
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computes the figures; packages that are not installed are left out."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what computes the figures; packages that are not installed are left out.
+
+    Args:
+        *more: packages to name beside the usual ones.
+    """
     import ditaccel
 
     try:
@@ -28,7 +32,7 @@ def versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
         own = getattr(ditaccel, "__version__", "unknown")
     found = {"ditaccel": own, "python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -1,0 +1,312 @@
+"""`ditaccel generate`: a file of rows in, pictures or videos out, on one machine or many."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import yaml
+
+from .. import provenance
+from ..errors import ConfigError, UsageError
+from ..progress import Progress, duration
+from . import names
+from .arguments import add_arguments, choose
+from .claims import Claims
+from .encode import MAX_CRF, check_codec
+from .facts import Facts, read_facts
+from .folder import FAILED, JOB, MANIFEST, RESULTS, JobFolder
+from .jobs import read_rows
+from .local import run_local
+from .manifest import Item, Planner, Settings, write_manifest
+from .ranks import Rank, find_rank
+from .rows import check_call
+from .run import Run, join, new_name, recover
+from .state import describe, summarise
+from .worker import WorkerOptions, part_of
+
+_CRF = {"h264": 18, "av1": 24}
+
+
+def _device_count(device: str) -> tuple[str, int]:
+    """The kind of device, and how many there are of it."""
+    kind = torch.device(device).type if device != "auto" else ""
+    if kind in ("", "cuda") and torch.cuda.is_available():
+        return "cuda", torch.cuda.device_count()
+    if kind == "cuda":
+        raise UsageError(f"--device {device}: torch sees no GPU here")
+    return kind or "cpu", 1
+
+
+def _devices(args: argparse.Namespace, rank: Rank, items: int) -> tuple[str, ...]:
+    """The device of each worker on this machine."""
+    try:
+        kind, count = _device_count(args.device)
+    except RuntimeError as error:
+        raise UsageError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
+    if args.device not in ("auto", "cuda", kind):
+        return (args.device,) * (args.workers or 1)
+    if kind != "cuda":
+        return (kind,) * max(1, min(args.workers or 1, items))
+    if rank.local is not None and args.workers is None:
+        return (f"cuda:{rank.local % count}",)  # the launcher made a process for each GPU
+    workers = max(1, min(args.workers or count, items))
+    return tuple(f"cuda:{index % count}" for index in range(workers))
+
+
+def _settings(args: argparse.Namespace, facts: Facts, device: str) -> Settings:
+    save = args.save or (("mp4",) if facts.is_video else ("png",))
+    if "mp4" in save and not facts.is_video:
+        raise ConfigError(f"{facts.pipeline} makes pictures: --save png, frames or latents")
+    crf = _CRF[args.codec] if args.crf is None else args.crf
+    if crf > MAX_CRF[args.codec]:
+        raise ConfigError(f"--crf {crf}: for {args.codec} it must be 0 to {MAX_CRF[args.codec]}")
+    if "mp4" in save:
+        check_codec(args.codec, crf)
+    if args.fps is not None and not 0.1 <= args.fps <= 1000:
+        raise ConfigError(f"--fps {args.fps}: it must be 0.1 to 1000")
+    call = dict(args.call)
+    if args.steps is not None:
+        call["num_inference_steps"] = args.steps
+    for key in call:
+        if key not in facts.arguments:
+            raise ConfigError(f"--call: {facts.pipeline} takes no argument {key!r}")
+    default = "float32" if device == "cpu" else "bfloat16"
+    return Settings(
+        config=args.config,
+        seeds=args.seeds,
+        call=check_call(call),
+        save=save,
+        codec=args.codec,
+        crf=crf,
+        fps=args.fps,
+        name=names.check_template(args.name),
+        dtype=args.dtype or default,
+        allow_remote=args.allow_remote,
+    )
+
+
+def _plan_lines(
+    facts: Facts, run: Run, config: Any, items: Sequence[Item], ours: Sequence[Item], out: str
+) -> list[str]:
+    settings, options = run.settings, run.options
+    good = [item for item in items if not item.error]
+    lines = [
+        f"model: {facts.model} ({facts.pipeline}, {facts.family or 'no known family'})",
+        "config: " + ("none (dense)" if config is None else json.dumps(config)),
+        f"items: {len(items)}, {len(items) - len(good)} of them bad rows",
+        f"this command: {len(ours)} of them"
+        + (
+            f", shard {run.rank.index}/{run.rank.count} ({run.rank.source})"
+            if run.rank.source
+            else ""
+        ),
+        f"workers: {run.workers} on {', '.join(run.devices)}, {settings.dtype}, "
+        + (f"{options.threads} thread(s) each" if options.threads else "torch's threads")
+        + ("" if options.lanes > 1 else ", no overlap")
+        + (f", batches of {options.batch}" if options.batch > 1 else ""),
+        f"files: {', '.join(settings.save)}"
+        + (f" ({settings.codec}, crf {settings.crf}, yuv420p)" if "mp4" in settings.save else "")
+        + f" in {out}/outputs",
+    ]
+    for item in good[:3]:
+        call = ", ".join(f"{k}={v}" for k, v in item.call.items())
+        lines.append(f"  {item.name}: {item.prompt!r}, seed {item.seed}, {call}")
+    if len(good) > 3:
+        lines.append(f"  … and {len(good) - 3} more")
+    return lines
+
+
+def _make_run(
+    args: argparse.Namespace, facts: Facts, items: list[Item], settings: Settings, rank: Rank
+) -> tuple[Run, list[Item]]:
+    chosen = choose(items, args.filter, args.limit)
+    ours = part_of(chosen, rank.index, rank.count)
+    devices = _devices(args, rank, len(ours))
+    on_cpu = devices[0] == "cpu"
+    options = WorkerOptions(
+        device=devices[0],
+        # Fixed, whatever the machine and the number of workers: sums depend on it.
+        threads=args.threads or (1 if on_cpu else None),
+        lanes=1 if args.no_overlap else 2,
+        batch=args.batch,
+        retry_before=time.time() if args.retry_failed else 0.0,
+        verify=args.verify,
+    )
+    run = Run(
+        name=new_name(),
+        model=facts.model,
+        settings=settings,
+        rank=rank,
+        ids=tuple(item.id for item in chosen),
+        workers=len(devices),
+        devices=devices,
+        options=options,
+    )
+    return run, ours
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `ditaccel generate`.
+
+    Returns:
+        0; 3 where items failed (they are listed); 130 where it was interrupted.
+
+    Raises:
+        DitaccelError: unusable input, in one line.
+    """
+    rank = find_rank(args.shard)
+    rows = read_rows(args.jobs)
+    facts = read_facts(args.model)
+    settings = _settings(args, facts, _device_count(args.device)[0])
+    planner = Planner(facts, settings, args.jobs.expanduser().resolve().parent)
+    items, repeated = planner.plan(rows)
+    work, ours = _make_run(args, facts, items, settings, rank)
+
+    def note(text: str) -> None:
+        if not args.quiet:
+            print(f"generate: {text}", file=sys.stderr, flush=True)
+
+    if repeated:
+        note(f"{repeated} rows repeat earlier ones exactly: made once (--seeds makes more of each)")
+    for item in [item for item in ours if item.error][:10]:
+        note(f"row {item.row} cannot be made: {item.error}")
+    if args.dry_run:
+        config = facts.resolve(settings.config)
+        lines = _plan_lines(facts, work, config, items, ours, str(args.out))
+        if args.json:
+            plan = {"run": asdict(work), "items": [asdict(item) for item in ours]}
+            print(json.dumps(plan, indent=1, default=str))
+        else:
+            print("\n".join(lines))
+        return 3 if any(item.error for item in ours) else 0
+    return _generate(args, facts, work, items, ours, note)
+
+
+def _generate(
+    args: argparse.Namespace,
+    facts: Facts,
+    work: Run,
+    items: list[Item],
+    ours: list[Item],
+    note: Callable[[str], Any],
+) -> int:
+    folder = JobFolder(args.out)
+    folder.make()
+    started = time.time()
+    claims = join(folder, work)
+    try:
+        write_manifest(folder.root / MANIFEST, items, folder.drafts)
+        folder.write(folder.root / JOB, _job(args, facts, work, items))
+        recover(folder, items, claims)
+        before = summarise(folder, ours, folder.merged(ours, args.verify))
+        if before["done"]:
+            note(f"{before['done']} of {before['items']} items are done already")
+        settled = before["done"] + (0 if args.retry_failed else before["failed"])
+        made = _Made(len(ours), settled, args.quiet)
+        if settled < len(ours) or work.rank.count > 1:
+            made.work(args.engine, folder, work, items, claims)
+        folder.write_results(items)
+        summary = summarise(folder, ours, folder.merged(ours))
+        del summary["working"]  # ourselves
+        summary |= {"made": made.done, "wall_seconds": time.time() - started, "run": work.name}
+        folder.write(folder.root / "runs" / f"{work.name}.json", _run_facts(work, summary, started))
+    finally:
+        claims.close()
+    if args.json:
+        print(json.dumps(summary, indent=1))
+    else:
+        print("\n".join(describe(summary)))
+        print(f"made {made.done} in {duration(summary['wall_seconds'])}")
+        others = folder.foreign(items)
+        if others:
+            print(f"{others} outputs of other rows or configs lie in {folder.outputs}, untouched")
+        print(f"results: {folder.root / RESULTS}; gallery: ditaccel report {folder.root}")
+    if made.interrupted:
+        note("interrupted; run the same command again to go on")
+        return 130
+    return 3 if summary["failed"] else 0
+
+
+def _run_facts(work: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
+    return {
+        **{key: value for key, value in summary.items() if key != "failures"},
+        "workers": work.workers,
+        "threads": work.options.threads,
+        "devices": work.devices,
+        "started": started,
+    }
+
+
+def _job(args: argparse.Namespace, facts: Facts, work: Run, items: list[Item]) -> dict[str, Any]:
+    return {
+        "kind": "job",
+        "schema": 1,
+        "model": facts.model,
+        "pipeline": facts.pipeline,
+        "family": facts.family,
+        "fingerprint": facts.fingerprint,
+        "jobs": str(args.jobs),
+        "settings": asdict(work.settings),
+        "config": yaml.safe_load(yaml.safe_dump(facts.resolve(work.settings.config))),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "command": provenance.command(),
+        "items": len(items),
+    }
+
+
+class _Made:
+    """Counts what a command makes, and shows it.
+
+    Args:
+        total: items of the command.
+        settled: those that need nothing any more.
+        quiet: show nothing.
+    """
+
+    def __init__(self, total: int, settled: int, quiet: bool) -> None:
+        self._total, self._settled, self._quiet = total, settled, quiet
+        self._calls = self._forecasts = 0
+        self.done = 0
+        self.interrupted = False
+
+    def work(
+        self, engine: str, folder: JobFolder, work: Run, items: list[Item], claims: Claims
+    ) -> None:
+        """Make what is left."""
+        self._progress = Progress(
+            self._total, self._settled, self._quiet, name="generate", unit="items"
+        )
+        try:
+            if engine == "ray":
+                from .ray_engine import run_ray
+
+                run_ray(folder, work, items, claims, self.book)
+            else:
+                run_local(folder, work, items, claims, self.book)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        finally:
+            self._progress.close()
+
+    def book(self, record: dict[str, Any]) -> None:
+        """One result line."""
+        steps = record.get("steps") or {}
+        self._calls += steps.get("calls", 0)
+        self._forecasts += steps.get("forecast", 0)
+        if record.get("status") == FAILED:
+            self._progress.note(f"row {record.get('row')} failed: {record.get('reason')}")
+        else:
+            self.done += 1
+        share = f"hit rate {100 * self._forecasts / self._calls:.0f} %" if self._calls else ""
+        self._progress.step(share)
+
+
+__all__ = ["add_arguments", "run"]

@@ -1,0 +1,148 @@
+"""What a job must know of a model before any weight is loaded."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from .. import config as configs
+from ..config import AccelerationConfig
+from ..errors import ConfigError, UnsupportedError, UsageError
+from ..models import Sheet, class_label, line_of, read_sheet
+from ..pipelines import adapter_for
+from ..provenance import fingerprint
+
+DENSE = "none"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A model as its `model_index.json`, its `sample.json` and its pipeline class describe it.
+
+    Attributes:
+        model: folder or Hub id, as given.
+        pipeline: name of the diffusers class.
+        family: of its transformer, empty if ditaccel does not know it.
+        transformer: name of the transformer's class.
+        arguments: parameters of the pipeline call -> whether it has a default.
+        labels: class name -> number, for pipelines that are asked by class.
+        sheet: the model's own defaults.
+        fingerprint: hash over its files.
+    """
+
+    model: str
+    pipeline: str
+    family: str
+    transformer: str
+    arguments: dict[str, bool]
+    labels: dict[str, int] = field(default_factory=dict)
+    sheet: Sheet = field(default_factory=Sheet)
+    fingerprint: str = ""
+
+    @property
+    def by_class(self) -> bool:
+        """Whether the pipeline is asked by class number."""
+        return "class_labels" in self.arguments
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it makes clips."""
+        return "num_frames" in self.arguments or self.sheet.fps is not None
+
+    def number_of(self, name: str) -> int:
+        """The number of a class name.
+
+        Raises:
+            UsageError: there is no such class.
+        """
+        return class_label(SimpleNamespace(labels=self.labels), name)
+
+    def resolve(self, config: str) -> dict[str, Any] | None:
+        """A config's text as plain data; None for `none`.
+
+        Raises:
+            ConfigError: no such preset, file or option.
+            UnsupportedError: the model's family is not known.
+        """
+        if config == DENSE:
+            return None
+        if not self.family:
+            raise UnsupportedError(
+                f"{self.pipeline} ({self.transformer or 'no transformer'}) is of no family that "
+                f"ditaccel accelerates; run it dense with --config {DENSE}"
+            )
+        chosen = configs.resolve(config, self.family)
+        if not chosen.methods:
+            raise ConfigError(f"the config {config} names no method; for dense runs: {DENSE}")
+        return configs.to_dict(AccelerationConfig(chosen.cache, chosen.attention))
+
+
+def _index(model: str) -> dict[str, Any]:
+    folder = Path(model).expanduser()
+    if folder.exists():
+        path = folder / "model_index.json"
+        if not path.is_file():
+            raise UsageError(f"{folder} holds no model_index.json: not a diffusers pipeline folder")
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(
+                f"{path} is damaged ({line_of(error)}); get the model again"
+            ) from error
+    from diffusers import DiffusionPipeline
+
+    try:
+        return dict(DiffusionPipeline.load_config(model))
+    except Exception as error:
+        # The Hub client raises a dozen unrelated types here.
+        raise UsageError(
+            f"no model folder at {model}, and the Hub gave none ({line_of(error)})"
+        ) from error
+
+
+def read_facts(model: str) -> Facts:
+    """Look at a model without loading its weights.
+
+    Args:
+        model: folder or Hub id of a diffusers pipeline.
+
+    Raises:
+        UsageError: there is none, or it needs code of its own.
+    """
+    index = _index(model)
+    import diffusers
+
+    name = str(index.get("_class_name"))
+    cls = getattr(diffusers, name, None)
+    if not inspect.isclass(cls) or not issubclass(cls, diffusers.DiffusionPipeline):
+        raise UsageError(
+            f"{model} asks for the pipeline {name}, which this version of diffusers does not have; "
+            "code that comes with a model is never run"
+        )
+    parameters = inspect.signature(cls.__call__).parameters
+    arguments = {
+        key: parameter.default is not inspect.Parameter.empty
+        for key, parameter in parameters.items()
+        if key != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+    transformer = str((index.get("transformer") or ["", ""])[1] or "")
+    adapter = adapter_for(transformer)
+    labels = {
+        part.strip(): int(number)
+        for number, text in (index.get("id2label") or {}).items()
+        for part in str(text).split(",")
+    }
+    return Facts(
+        model=str(model),
+        pipeline=name,
+        family=adapter.name if adapter else "",
+        transformer=transformer,
+        arguments=arguments,
+        labels=labels,
+        sheet=read_sheet(model),
+        fingerprint=fingerprint(model),
+    )

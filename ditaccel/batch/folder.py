@@ -1,0 +1,244 @@
+"""The folder of a job: where things lie, what is done, and the results of all workers together.
+
+    job.json            what the newest command asked for
+    manifest.jsonl      its items, one a line
+    outputs/NAME.mp4    files, complete or not there; NAME.json beside them says how they were made
+    failed/ID.json      why an item failed
+    results/WORKER.jsonl   one line an item, only added to, one file a worker
+    results.jsonl       all of them, one line an item, in the order of the manifest
+    claims/, workers/   who makes what now (see `claims.py`); empty when nobody works
+
+An item is done when its sidecar is there, names its id, and its files have their sizes: the
+sidecar is written last, so nothing else needs to be trusted after a kill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+from ..files import append_line, mend_lines, plain, read_lines, unwritten, write_atomically
+from ..files import write_json as _write_json
+from .manifest import Item, read_manifest
+
+JOB, MANIFEST, RESULTS = "job.json", "manifest.jsonl", "results.jsonl"
+DONE, FAILED = "done", "failed"
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None where there is none or it is damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content; of a folder, over its files' names and contents."""
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(file.name.encode())
+        with file.open("rb") as data:
+            while chunk := data.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; -1 where there is none."""
+    try:
+        if path.is_dir():
+            return sum(file.stat().st_size for file in path.iterdir())
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder's names to the disk, where the system lets one."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class JobFolder:
+    """One job's folder.
+
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser()
+        self.outputs, self.failed = self.root / "outputs", self.root / FAILED
+        self.claims, self.workers = self.root / "claims", self.root / "workers"
+        self.results = self.root / "results"
+        # Set by who joins: drafts lie with their worker, so that they go when it is swept away.
+        self.drafts: Path | None = None
+
+    def make(self) -> None:
+        """Make the folder and try it out.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        try:
+            for folder in (self.outputs, self.failed, self.claims, self.workers, self.results):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.workers / f".probe-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise UsageError(f"--out {self.root}: not writable ({error.strerror})") from error
+
+    @property
+    def exists(self) -> bool:
+        """Whether a job lives here."""
+        return (self.root / MANIFEST).is_file()
+
+    def items(self) -> list[Item]:
+        """The items of the newest command."""
+        return read_manifest(self.root / MANIFEST)
+
+    def job(self) -> dict[str, Any]:
+        """Content of `job.json`, empty if it is missing."""
+        return _load(self.root / JOB) or {}
+
+    def sidecar(self, item: Item) -> Path:
+        """Path of an item's sidecar.
+
+        Raises:
+            UsageError: it lies outside the folder (a link leads out of it).
+        """
+        path = self.outputs / f"{item.name}.json"
+        if not path.resolve().is_relative_to(self.outputs.resolve()):
+            raise UsageError(f"{path} leads out of {self.outputs}; remove the link")
+        return path
+
+    def record(self, item: Item, verify: bool = False) -> dict[str, Any] | None:
+        """How a done item was made; None if it is not done.
+
+        Args:
+            item: of the manifest.
+            verify: compare the files' hashes, not their sizes alone.
+        """
+        if item.error:
+            return None
+        record = _load(self.sidecar(item))
+        if record is None or record.get("id") != item.id:
+            return None
+        files = record.get("files")
+        if not isinstance(files, list) or not files:
+            return None
+        for file in files:
+            path = self.outputs / str(file.get("path"))
+            if size_of(path) != file.get("bytes"):
+                return None
+            if verify and sha256(path) != file.get("sha256"):
+                return None
+        return record
+
+    def failure(self, item: Item) -> dict[str, Any] | None:
+        """Why an item failed; None if it did not."""
+        if item.error:
+            line = {"id": item.id, "row": item.row, "status": FAILED, "reason": item.error}
+            return {**line, "prompt": item.prompt, "kind": "row"}
+        return _load(self.failed / f"{item.id}.json")
+
+    def publish(
+        self, item: Item, parts: Iterable[tuple[Path, str]], record: dict[str, Any]
+    ) -> None:
+        """Give finished files their names, then write the sidecar that makes them count.
+
+        Args:
+            item: of the manifest.
+            parts: each finished file (or folder) and its path relative to `outputs/`.
+            record: content of the sidecar.
+
+        Raises:
+            UsageError: the disk is full or not writable.
+        """
+        sidecar = self.sidecar(item)
+        try:
+            # An older output of this name stops counting before any of its files is replaced.
+            sidecar.unlink(missing_ok=True)
+            for part, name in parts:
+                target = self.outputs / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.is_dir():
+                    shutil.rmtree(target)
+                os.replace(part, target)
+                _sync(target.parent)
+        except OSError as error:
+            raise unwritten(sidecar, error) from error
+        self.write(sidecar, record)
+        (self.failed / f"{item.id}.json").unlink(missing_ok=True)
+
+    def fail(self, item: Item, record: dict[str, Any]) -> None:
+        """Keep the reason of a failure."""
+        self.write(self.failed / f"{item.id}.json", record)
+
+    def add_result(self, worker: str, record: dict[str, Any]) -> None:
+        """Add a line to the worker's results."""
+        append_line(self.results / f"{worker}.jsonl", record)
+
+    def mend(self) -> None:
+        """Cut lines that a kill left half-written; only while no worker of that file lives."""
+        for path in self.results.glob("*.jsonl"):
+            if not (self.workers / path.stem).exists():
+                mend_lines(path)
+
+    def listed(self) -> set[str]:
+        """Ids of all items that some worker's results call done."""
+        return {
+            str(line.get("id"))
+            for path in self.results.glob("*.jsonl")
+            for line in read_lines(path)
+            if line.get("status") == DONE
+        }
+
+    def merged(self, items: Sequence[Item], verify: bool = False) -> list[dict[str, Any]]:
+        """One line for each item that is done or has failed, in the order of the manifest.
+
+        The sidecars decide, not the lines: a line says that an item was made once, the sidecar that
+        it is still there.
+        """
+        found = []
+        for item in items:
+            record = self.record(item, verify) or self.failure(item)
+            if record is not None:
+                found.append(plain(record))
+        return found
+
+    def write_results(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+        """Write `results.jsonl`; returns its lines."""
+        lines = self.merged(items)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomically(self.root / RESULTS, lambda file: file.write(text.encode()), self.drafts)
+        return lines
+
+    def write(self, path: Path, data: dict[str, Any]) -> None:
+        """Write a JSON file of this job, as a whole or not at all."""
+        _write_json(path, data, self.drafts)
+
+    def foreign(self, items: Sequence[Item]) -> int:
+        """Outputs that no item of the manifest asks for (of other rows or configs)."""
+        wanted = {f"{item.name}.json" for item in items}
+        here = (p.relative_to(self.outputs).as_posix() for p in self.outputs.rglob("*.json"))
+        return sum(name not in wanted for name in here)
+
+
+def item_facts(item: Item) -> dict[str, Any]:
+    """What a result line says of the item itself."""
+    return {k: v for k, v in asdict(item).items() if k != "error"}

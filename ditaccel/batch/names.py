@@ -1,0 +1,92 @@
+"""File names of outputs: a template filled in, never evaluated, never a way out of the folder."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError
+
+DEFAULT = "{prompt}-s{seed}-{id}"
+PRESETS = {"vbench": "{text}-{take}"}
+FIELDS = ("id", "row", "prompt", "text", "take", "seed")
+_PART = re.compile(r"\{([^{}]*)\}")
+_SLUG, _LENGTH = 60, 180
+
+
+def check_template(template: str) -> str:
+    """Return the template (a preset's name becomes its text).
+
+    Raises:
+        ConfigError: an unknown field, or one with a format, an index or an attribute.
+    """
+    template = PRESETS.get(template, template)
+    for name in _PART.findall(template):
+        if name not in FIELDS and not re.fullmatch(r"meta\.\w+", name):
+            raise ConfigError(
+                f"--name: unknown field {{{name}}}; known: "
+                f"{', '.join('{' + f + '}' for f in FIELDS)}, {{meta.COLUMN}}; presets: "
+                f"{', '.join(PRESETS)}"
+            )
+    rest = _PART.sub("", template)
+    if "{" in rest or "}" in rest:
+        raise ConfigError(f"--name {template!r}: a brace is not closed")
+    if not template.strip("/ ") or template.startswith("/") or ".." in template.split("/"):
+        raise ConfigError(f"--name {template!r}: it must name a file inside the output folder")
+    return template
+
+
+def slug(text: str) -> str:
+    """Text as part of a file name: letters, digits, `.`, `_` and `-` of any script.
+
+    Args:
+        text: a prompt.
+    """
+    kept = re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", text)).strip("-.")
+    return kept[:_SLUG].rstrip("-.")
+
+
+def _literal(text: str) -> str:
+    """Text with only what a path cannot hold replaced."""
+    return re.sub(r"[\x00-\x1f/\\:]+", " ", unicodedata.normalize("NFC", text)).strip(" .")
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """A path relative to the output folder, without suffix.
+
+    Args:
+        template: of `check_template`.
+        values: of the fields; a missing one becomes nothing.
+
+    Raises:
+        ConfigError: nothing is left of it.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        field = match.group(1)
+        text = str(values.get(field, ""))
+        return _literal(text) if field == "text" else slug(text)
+
+    parts = []
+    # Split before filling in: a value can never add a folder.
+    for part in template.split("/"):
+        filled = _PART.sub(value, part).strip(" .-")
+        filled = filled.encode()[:_LENGTH].decode(errors="ignore").rstrip(" .-")
+        if filled:
+            parts.append(filled)
+    if not parts:
+        raise ConfigError(f"the file name {template!r} comes out empty; add {{id}}")
+    return "/".join(parts)
+
+
+def check_name(name: str) -> str:
+    """The `name` of a row.
+
+    Raises:
+        ConfigError: it is a path, or holds what no file name can.
+    """
+    if not name or name.startswith(".") or re.search(r"[\x00-\x1f/\\]", name):
+        raise ConfigError(f"name {name!r} is no file name: no path, no leading dot")
+    return name

@@ -1,0 +1,105 @@
+"""What has become of a job: counts and times, while it runs and after."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ..progress import duration
+from .claims import host_id, start_ticks
+from .folder import DONE, FAILED, JobFolder
+from .manifest import Item
+
+PARTS = ("denoise", "decode", "encode", "wait")
+
+
+def _active(folder: JobFolder) -> int:
+    """Workers that seem to be at work: of this machine by their process, of others by name."""
+    count = 0
+    for path in folder.workers.glob("*/worker.json"):
+        try:
+            worker = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        here = worker.get("host") == host_id()
+        count += not here or start_ticks(int(worker.get("pid", -1))) == worker.get("began")
+    return count
+
+
+def hit_rate(lines: Sequence[dict[str, Any]]) -> float | None:
+    """Share of transformer calls that were forecast; None where no cache was on."""
+    steps = [line.get("steps") or {} for line in lines]
+    calls = sum(s.get("calls", 0) for s in steps)
+    return sum(s.get("forecast", 0) for s in steps) / calls if calls else None
+
+
+def summarise(
+    folder: JobFolder, items: Sequence[Item], lines: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Counts, times and failures of some items.
+
+    Args:
+        folder: of the job.
+        items: that are meant.
+        lines: their results so far (`JobFolder.merged`).
+
+    Returns:
+        Plain data, as `--json` prints it.
+    """
+    done = [line for line in lines if line.get("status") == DONE]
+    failed = [line for line in lines if line.get("status") == FAILED]
+    seconds = {part: sum(float(line["seconds"].get(part, 0.0)) for line in done) for part in PARTS}
+    each = [sum(float(line["seconds"].get(p, 0.0)) for p in PARTS[:3]) for line in done]
+    return {
+        "out": str(folder.root),
+        "items": len(items),
+        "done": len(done),
+        "failed": len(failed),
+        "left": len(items) - len(done) - len(failed),
+        "working": _active(folder),
+        "seconds": seconds,
+        "seconds_an_item": statistics.median(each) if each else None,
+        "hit_rate": hit_rate(done),
+        "bytes": sum(file["bytes"] for line in done for file in line["files"]),
+        "failures": [
+            {key: line.get(key) for key in ("id", "row", "name", "prompt", "kind", "reason")}
+            for line in failed
+        ],
+    }
+
+
+def where_time_goes(seconds: dict[str, float]) -> str:
+    """One line: how the work of all items divides up."""
+    total = sum(seconds.values())
+    if not total:
+        return "nothing timed"
+    parts = (f"{part} {100 * seconds[part] / total:.0f} %" for part in PARTS if seconds[part])
+    return f"{', '.join(parts)} of {duration(total)}"
+
+
+def describe(summary: dict[str, Any]) -> list[str]:
+    """The summary in plain lines."""
+    lines = [
+        f"{summary['done']} of {summary['items']} items done, {summary['failed']} failed, "
+        f"{summary['left']} left"
+        + (f"; {summary['working']} at work" if summary.get("working") else "")
+    ]
+    if summary["done"]:
+        lines.append(f"work: {where_time_goes(summary['seconds'])}")
+        lines.append(
+            f"an item: {duration(summary['seconds_an_item'])} (median); files: "
+            f"{summary['bytes'] / 1e6:.1f} MB"
+        )
+        if summary["hit_rate"] is not None:
+            lines.append(f"transformer calls forecast: {100 * summary['hit_rate']:.0f} %")
+    reasons = Counter(failure["reason"] for failure in summary["failures"])
+    for reason, count in reasons.most_common(10):
+        rows = [str(f["row"]) for f in summary["failures"] if f["reason"] == reason]
+        which = ", ".join(rows[:5]) + (", …" if count > 5 else "")
+        lines.append(f"failed: row{'s' if count > 1 else ''} {which}: {reason}")
+    if len(reasons) > 10:
+        lines.append(f"failed: {len(reasons) - 10} more reasons in {summary['out']}/results.jsonl")
+    return lines

@@ -1,0 +1,64 @@
+"""SIGKILL at any moment: the same command goes on, and every item is made exactly once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from job_folders import assert_tidy, outputs
+
+from ditaccel.cli import main
+from ditaccel.files import read_lines
+
+Jobs = Callable[..., Path]
+# An item takes hundredths of a second here; kills come while loading, too.
+KILLS, SPAN, ITEMS = 20, 0.4, 200
+
+
+def _start(command: list[str]) -> int:
+    """Run the command in a child: a fork, so that nothing has to be imported again."""
+    child = os.fork()
+    if child == 0:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        os._exit(main(command))
+    return child
+
+
+def _killed_until_done(command: list[str], kills: int) -> tuple[int, int]:
+    """Kill the command again and again, then let it finish; returns hits and code."""
+    moments = random.Random(0)
+    hits = 0
+    for _ in range(kills):
+        child = _start(command)
+        time.sleep(moments.uniform(0.0, SPAN))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        hits += os.WIFSIGNALED(status)
+    _, status = os.waitpid(_start(command), 0)
+    return hits, os.waitstatus_to_exitcode(status)
+
+
+def _assert_once(out: Path, count: int) -> None:
+    assert_tidy(out)
+    assert len(outputs(out)) == 2 * count
+    merged = [line["id"] for line in read_lines(out / "results.jsonl")]
+    assert len(merged) == len(set(merged)) == count
+    made = [line["id"] for path in (out / "results").iterdir() for line in read_lines(path)]
+    assert sorted(made) == sorted(merged)  # one line an item over all workers, dead ones too
+
+
+def test_twenty_kills(jobs: Jobs, model: Path, tmp_path: Path) -> None:
+    command = ["generate", str(model), "--jobs", str(jobs(ITEMS)), "--save", "png,frames"]
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    assert os.waitpid(_start([*command, "--out", str(whole)]), 0)[1] == 0
+    hits, code = _killed_until_done([*command, "--out", str(torn)], KILLS)
+    assert code == 0
+    assert hits == KILLS, "the run ended before some kills: give it more items"
+    assert outputs(torn) == outputs(whole)
+    _assert_once(torn, ITEMS)
