@@ -173,3 +173,98 @@ def wan_vace() -> Tiny:
         transformer=transformer,
     )
     return quiet(pipe), call
+
+
+@tiny_family(resized={"height": 96, "width": 160}, resized_tokens=2 * 6 * 10)
+def chronoedit() -> Tiny:
+    """`ChronoEditPipeline` at 2 x 8 x 8 tokens: guidance in two calls without a cache context."""
+    from diffusers import ChronoEditPipeline, ChronoEditTransformer3DModel
+
+    call = {**_prompts(), **_CALL, "image": _image(), "height": 128, "width": 128}
+    pipe = ChronoEditPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        **_image_encoder(),
+        vae=_wan_vae(),
+        scheduler=_scheduler(),
+        transformer=ChronoEditTransformer3DModel(
+            **{**_WAN, "in_channels": 12}, image_dim=20, added_kv_proj_dim=24
+        ),
+    )
+    return quiet(pipe), call
+
+
+@tiny_family(resized={"height": 64, "width": 112}, resized_tokens=3 * 4 * 7)
+def wan_animate() -> Tiny:
+    """`WanAnimatePipeline`: one segment, adapters of the face behind the first and third block."""
+    from diffusers import WanAnimatePipeline, WanAnimateTransformer3DModel
+
+    frames = list(torch.rand(5, 16, 16, 3, generator=torch.Generator().manual_seed(4)) * 255)
+    videos = [Image.fromarray(frame.byte().numpy()) for frame in frames]
+    call = {
+        **_prompts(),
+        **{name: value for name, value in _CALL.items() if name != "num_frames"},
+        "image": _image(),
+        "pose_video": [frame.resize((96, 96)) for frame in videos],
+        "face_video": videos,
+        "segment_frame_length": 5,
+    }
+    transformer = WanAnimateTransformer3DModel(
+        **{**_WAN, "in_channels": 12},
+        latent_channels=4,
+        image_dim=20,
+        added_kv_proj_dim=24,
+        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
+        motion_encoder_size=16,
+        motion_style_dim=8,
+        motion_dim=4,
+        motion_encoder_dim=8,
+        face_encoder_hidden_dim=8,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+    )
+    pipe = WanAnimatePipeline(
+        tokenizer=None,
+        text_encoder=None,
+        **_image_encoder(),
+        vae=_wan_vae(),
+        scheduler=_scheduler(),
+        transformer=transformer,
+    )
+    return quiet(pipe), call
+
+
+def _skyreels(kind: str, **options: Any) -> Any:
+    import diffusers
+
+    scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return quiet(
+        getattr(diffusers, kind)(
+            tokenizer=None,
+            text_encoder=None,
+            vae=_wan_vae(),
+            scheduler=scheduler,
+            transformer=diffusers.SkyReelsV2Transformer3DModel(**_WAN, **options),
+        )
+    )
+
+
+@tiny_family(resized=_RESIZED, resized_tokens=3 * 4 * 7)
+def skyreels_v2() -> Tiny:
+    """`SkyReelsV2Pipeline`: one timestep for all frames."""
+    return _skyreels("SkyReelsV2Pipeline"), {**_prompts(), **_CALL}
+
+
+@tiny_family("skyreels_v2", resized=_RESIZED, resized_tokens=3 * 4 * 7)
+def skyreels_v2_forcing() -> Tiny:
+    """`SkyReelsV2DiffusionForcingPipeline`, synchronous: a timestep for each frame, all alike."""
+    pipe = _skyreels("SkyReelsV2DiffusionForcingPipeline", inject_sample_info=True)
+    return pipe, {**_prompts(), **_CALL, "prompt": None}
+
+
+def skyreels_v2_in_turn() -> Tiny:
+    """The same, asynchronous: frames start one after the other (`ar_step`)."""
+    pipe = _skyreels("SkyReelsV2DiffusionForcingPipeline", inject_sample_info=True)
+    return pipe, {**_prompts(), **_CALL, "prompt": None, "ar_step": 3, "causal_block_size": 1}

@@ -1,0 +1,12 @@
+"""ChronoEdit (image editing as a short video): Wan's blocks, guidance in two calls."""
+
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+
+ADAPTER = FamilyAdapter(
+    name="chronoedit",
+    transformers=("ChronoEditTransformer3DModel",),
+    blocks=(BlockContract("blocks", forecast_modules=("attn1", "attn2", "ffn")),),
+    attention=(AttentionContract("blocks"),),
+    tokens=patch_tokens,
+    presets=adaptive_presets(warmup=6, guidance="difference"),
+)

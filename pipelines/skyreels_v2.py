@@ -1,0 +1,12 @@
+"""SkyReels-V2 (text, image or video to video, also by diffusion forcing): Wan's blocks."""
+
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+
+ADAPTER = FamilyAdapter(
+    name="skyreels_v2",
+    transformers=("SkyReelsV2Transformer3DModel",),
+    blocks=(BlockContract("blocks", forecast_modules=("attn1", "attn2", "ffn")),),
+    attention=(AttentionContract("blocks"),),
+    tokens=patch_tokens,
+    presets=adaptive_presets(warmup=6, guidance="difference"),
+)

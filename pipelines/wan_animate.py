@@ -1,0 +1,12 @@
+"""Wan 2.2 Animate (a character moves as in a video): Wan's blocks, with adapters for the face."""
+
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+
+ADAPTER = FamilyAdapter(
+    name="wan_animate",
+    transformers=("WanAnimateTransformer3DModel",),
+    blocks=(BlockContract("blocks", forecast_modules=("attn1", "attn2", "ffn")),),
+    attention=(AttentionContract("blocks"),),
+    tokens=patch_tokens,
+    presets=adaptive_presets(warmup=6, guidance="difference"),
+)
