@@ -25,12 +25,17 @@ import torch
 from .attention import Marking, TileCentroids
 from .attention.call import check_call
 from .attention.triton_backend import flags_for
+from .sparse_linear.builds import builds as sparse_linear_builds
 from .tile_map import TileMap
 from .tiling import Tiling
 from .triton_launch import block_of
 
 TABLE = Path(__file__).with_name("aot_table.csv")
 _TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+
+
+# Strides and sizes that are multiples of 16 at run time.
+_ALIGNED = r"s_(q|k|v|out|x|y|a|b|do|dq|dk|dv)_[bhl]|channels?|width"
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,8 @@ def builds(target: str) -> Iterator[Build]:
         (torch.float32, 128, "mark"),
     ):
         yield _attention_build(dtype, dim, kind, arch)
+    for parts in sparse_linear_builds(arch):
+        yield Build(*parts)
     sizes = {"D": 128, "BLOCK_D": block_of(128)}
     yield Build(
         "assign bf16 D128",
@@ -240,11 +247,11 @@ def compile_build(build: Build, target: str) -> Resources:
     signature: dict[str, str] = {}
     for place, name in enumerate(kernel.arg_names):
         kind = build.signature.get(name, "constexpr")
-        if name in ("s_q_d", "s_k_d", "s_v_d", "s_out_d", "s_x_d", "s_order_l"):
+        if re.fullmatch(r"s_\w+_d|s_order_l", name):
             constants[name], kind = 1, "constexpr"
         elif kind == "constexpr" and name not in constants:
             constants[name] = None
-        elif kind.startswith("*") or re.fullmatch(r"s_(q|k|v|out|x)_[bhl]", name):
+        elif kind.startswith("*") or re.fullmatch(_ALIGNED, name):
             attributes[(place,)] = [["tt.divisibility", 16]]
         signature[name] = kind
     source = ASTSource(kernel, signature, constants, attributes)
@@ -336,7 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
             writer.writerows(asdict(row) for row in rows)
     for row in rows:
         print(
-            f"{row.build:28} {row.target:8} {row.registers:4} {row.spills:4} {row.lanes:4} "
+            f"{row.build:36} {row.target:8} {row.registers:4} {row.spills:4} {row.lanes:4} "
             f"{row.shared:7}"
         )
 

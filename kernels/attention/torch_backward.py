@@ -93,12 +93,18 @@ def _head(
 
 
 def _masked(call: AttentionCall, b: int, h: int) -> Tensor | None:
-    """Keys that are masked out, bool `(Tk, tile)`; None without a mask."""
-    if call.mask is None:
+    """Keys that are masked out or past the end, bool `(Tk, tile)`; None where there are none.
+
+    Past the end, keys of 0 have a score of 0, whose exponential is infinite beside a sum that is
+    small enough.
+    """
+    tile, length = call.tile_map.k_tiling.tile or 1, call.k.shape[2]
+    if call.mask is None and length % tile == 0:
         return None
-    masked = ~of_head(call.mask, b, h)[0]
-    tile = call.tile_map.k_tiling.tile or 1
-    return F.pad(masked, (0, -masked.shape[0] % tile), value=True).view(-1, tile)
+    masked = torch.zeros(length, dtype=torch.bool, device=call.k.device)
+    if call.mask is not None:
+        masked = ~of_head(call.mask, b, h)[0]
+    return F.pad(masked, (0, -length % tile), value=True).view(-1, tile)
 
 
 def _batches(call: AttentionCall, b: int, h: int) -> Iterator[tuple[Tensor, Tensor]]:

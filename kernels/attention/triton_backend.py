@@ -35,12 +35,17 @@ class Blocks:
     stages: int
 
 
-def why_not(call: AttentionCall) -> str | None:
-    """Why the kernel cannot run this call, None if it can."""
+def why_not(call: AttentionCall, differentiable: bool = False) -> str | None:
+    """Why the kernel cannot run this call, None if it can.
+
+    Args:
+        call: what is to be run.
+        differentiable: whether the caller has a backward.
+    """
     reason = why_not_triton(call.q.device)
     if reason is not None:
         return reason
-    if call.needs_grad:
+    if call.needs_grad and not differentiable:
         return "it has no backward; call it under torch.no_grad(), or ask for 'naive'"
     if call.q.dtype not in DTYPES:
         return f"it computes in {', '.join(str(d)[6:] for d in DTYPES)}, not {call.q.dtype}"

@@ -10,6 +10,39 @@ import triton.language as tl
 
 
 @triton.jit
+def masked_scores(
+    b_s,
+    p_mask,
+    s_mask_q,
+    s_mask_k,
+    o_rows,
+    o_columns,
+    row_valid,
+    column_valid,
+    MASK: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):
+    """Scores with -inf where there is nothing to attend to.
+
+    MASK is 0 for no mask, 1 for one of the keys only, 2 for one of queries and keys.
+    """
+    # Before any maximum is taken: a row must not see keys that are not there.
+    if not EVEN_K:
+        b_s = tl.where(column_valid[None, :], b_s, float("-inf"))
+    if MASK == 1:
+        allowed = tl.load(p_mask + o_columns * s_mask_k, mask=column_valid, other=0)
+        b_s = tl.where(allowed[None, :] != 0, b_s, float("-inf"))
+    if MASK == 2:
+        allowed = tl.load(
+            p_mask + o_rows[:, None] * s_mask_q + o_columns[None, :] * s_mask_k,
+            mask=row_valid[:, None] & column_valid[None, :],
+            other=0,
+        )
+        b_s = tl.where(allowed != 0, b_s, float("-inf"))
+    return b_s
+
+
+@triton.jit
 def _scores(
     b_q,
     p_keys,
@@ -27,10 +60,7 @@ def _scores(
     EVEN_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Raw scores `[BLOCK_M, BLOCK_N]` of one block of keys; -inf where there is none to attend to.
-
-    MASK is 0 for no mask, 1 for one of the keys only, 2 for one of queries and keys.
-    """
+    """Raw scores `[BLOCK_M, BLOCK_N]` of one block of keys; see `masked_scores`."""
     column_valid = o_columns < k_end
     if EVEN_K and D == BLOCK_D:
         b_k = tl.load(p_keys)
@@ -39,20 +69,18 @@ def _scores(
     else:
         b_k = tl.load(p_keys, mask=mask_d[:, None] & column_valid[None, :], other=0.0)
     b_s = tl.dot(b_q, b_k, input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
-    # Before any maximum is taken: a row must not see keys that are not there.
-    if not EVEN_K:
-        b_s = tl.where(column_valid[None, :], b_s, float("-inf"))
-    if MASK == 1:
-        allowed = tl.load(p_mask + o_columns * s_mask_k, mask=column_valid, other=0)
-        b_s = tl.where(allowed[None, :] != 0, b_s, float("-inf"))
-    if MASK == 2:
-        allowed = tl.load(
-            p_mask + o_rows[:, None] * s_mask_q + o_columns[None, :] * s_mask_k,
-            mask=row_valid[:, None] & column_valid[None, :],
-            other=0,
-        )
-        b_s = tl.where(allowed != 0, b_s, float("-inf"))
-    return b_s
+    return masked_scores(
+        b_s,
+        p_mask,
+        s_mask_q,
+        s_mask_k,
+        o_rows,
+        o_columns,
+        row_valid,
+        column_valid,
+        MASK,
+        EVEN_K,
+    )
 
 
 @triton.jit

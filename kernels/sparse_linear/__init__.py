@@ -75,8 +75,8 @@ def sparse_linear_attention(
         scale: of the scores ahead of the softmax, positive; `1 / sqrt(D)` by default.
         mask: bool `(B, Lk)`, True to attend: keys left out by both branches.
         eps: added to the denominator of the linear branch.
-        backend: `torch` or `naive`; by default the first that can run the call. `why` gives the
-            reasons.
+        backend: `triton`, `torch` or `naive`; by default the first that can run the call. `why`
+            gives the reasons.
 
     Returns:
         Both branches, and what they divide by. Queries without keys are 0.

@@ -19,7 +19,7 @@ from ..attention.call import AttentionCall
 from ..dispatch import Backend, always, choose
 from ..tile_map import TileMap
 from ..tiling import Tiling
-from . import naive, torch_backend
+from . import naive, torch_backend, triton_backend
 from .call import Gradients, SparseLinearCall, SparseLinearOutput
 
 
@@ -30,10 +30,17 @@ class _Ways:
 
 
 _WAYS = {
+    "triton": _Ways(triton_backend.forward, triton_backend.backward),
     "torch": _Ways(torch_backend.forward, torch_backend.backward),
 }
 
 BACKENDS: tuple[Backend[SparseLinearCall], ...] = (
+    Backend(
+        "triton",
+        triton_backend.why_not,
+        triton_backend.forward,
+        by_name_only=lambda call: call.attention.q.device.type == "cpu",
+    ),
     Backend("torch", torch_backend.why_not, torch_backend.forward),
     Backend("naive", naive.why_not, naive.run, by_name_only=always),
 )
