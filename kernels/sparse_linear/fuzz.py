@@ -36,6 +36,7 @@ def draw(
     """
     rng = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
+    sizes: tuple[tuple[int, ...], tuple[int, ...]]
     if small:
         batch, kv_heads, group = rng.choice(((1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)))
         q_len, k_len, dim = rng.randint(1, 40), rng.randint(1, 40), rng.choice((8, 16, 24))

@@ -3,8 +3,23 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from ditaccel.kernels import Marking, TileMap, Tiling, tile_attention
-from ditaccel.kernels.fuzz import TOLERANCE, check, check_clusters, draw, relative_rmse
+from ditaccel.kernels import (
+    Marking,
+    TileMap,
+    Tiling,
+    feature_map,
+    sparse_linear_attention,
+    tile_attention,
+)
+from ditaccel.kernels.fuzz import (
+    TOLERANCE,
+    check,
+    check_clusters,
+    draw,
+    poisoned,
+    relative_rmse,
+)
+from ditaccel.kernels.sparse_linear.fuzz import check_sparse_linear
 
 pytestmark = [
     pytest.mark.gpu,
@@ -75,4 +90,83 @@ def test_a_new_length_compiles_nothing() -> None:
     before = compiled()
     for length in (1003, 1777, 4097):
         call(length)
+    assert compiled() == before
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_random_sparse_linear_calls_agree_with_the_definition(
+    backend: str, dtype: torch.dtype
+) -> None:
+    wrong = {
+        seed: check_sparse_linear(seed, backend, "cuda", dtype, guard=poisoned())
+        for seed in range(100)
+    }
+    assert {seed: text for seed, text in wrong.items() if text} == {}
+
+
+def _sparse_linear(
+    length: int, heads: int, dim: int, backend: str | None = None
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Outputs and gradients of a call at 95 % sparsity."""
+    torch.manual_seed(0)
+    inputs = [
+        torch.randn(1, length, heads, dim, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+        for _ in range(3)
+    ]
+    inputs += feature_map("softmax")(*inputs[:2])
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    tilings = Tiling.fixed(length, 128), Tiling.fixed(length, 64)
+    scores = torch.rand(1, heads, tilings[0].tiles, tilings[1].tiles, device="cuda")
+    critical = TileMap.from_mask(scores > 0.95, *tilings)
+    out = sparse_linear_attention(
+        *(*inputs[:3], critical, (scores > 0.1) & (scores <= 0.95)),
+        q_features=inputs[3],
+        k_features=inputs[4],
+        backend=backend,
+    )
+    weights = [torch.randn_like(x) for x in out[:2]]
+    return list(out[:2]), list(torch.autograd.grad(out[:2], inputs, weights))
+
+
+@pytest.mark.parametrize("dim", [64, 80, 128])
+def test_long_sparse_linear_calls_agree_with_plain_torch(dim: int) -> None:
+    got, wanted = (_sparse_linear(5000, 3, dim, backend) for backend in ("triton", "torch"))
+    for ours, theirs in zip(got, wanted, strict=True):  # outputs, gradients
+        for one, other in zip(ours, theirs, strict=True):
+            assert relative_rmse(one, other) < 2e-2
+
+
+def test_memory_of_the_linear_branch_does_not_grow_with_tiles() -> None:
+    """At 32768 tokens of 12 heads, sums of query tiles alone would be 200 MB, saved or not, and
+    those of key tiles 400 MB; two buffers of 256 MiB together hold them in turn."""
+    _sparse_linear(4096, 2, 128)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    _sparse_linear(32768, 12, 128)
+    tensor = 32768 * 12 * 128 * 2
+    # inputs, outputs, weights and gradients; the gradient of V in float32; lists of tiles
+    allowed = (5 + 2 + 2 + 5 + 2) * tensor + 2 * 256 * 2**20 + 2**27
+    assert torch.cuda.max_memory_allocated() < allowed
+
+
+def test_a_new_length_compiles_no_sparse_linear_kernel() -> None:
+    from ditaccel.kernels.attention import triton_backward_kernel
+    from ditaccel.kernels.sparse_linear import triton_kernels
+
+    kernels = [
+        getattr(module, name)
+        for module in (triton_backward_kernel, triton_kernels)
+        for name in dir(module)
+        if name.endswith("_kernel")
+    ]
+
+    def compiled() -> int:
+        return sum(len(c[0]) for kernel in kernels for c in kernel.device_caches.values())
+
+    _sparse_linear(1001, 2, 64)
+    before = compiled()
+    assert before > 0
+    for length in (1003, 1777, 4097):
+        _sparse_linear(length, 2, 64)
     assert compiled() == before

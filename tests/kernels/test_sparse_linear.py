@@ -346,3 +346,31 @@ def test_slices_of_channels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.allclose(got, whole)
     for one, other in zip(torch.autograd.grad(got.square().sum(), (q, k, v)), wanted, strict=True):
         assert torch.allclose(one, other)
+
+
+def test_padding_of_a_short_last_tile_stays_finite_beside_tiny_sums() -> None:
+    """Scores of -300 have sums whose exponential is beyond float32 beside a padded score of 0."""
+    q, k = torch.full((1, 1, 5, 4), 10.0), torch.full((1, 1, 5, 4), -15.0)
+    v = torch.randn(1, 1, 5, 4)
+    tiling = Tiling.fixed(5, 4)
+    dense = TileMap.dense(tiling, tiling)
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+
+    def gradients(backend: str) -> tuple[Tensor, ...]:
+        out = sparse_linear_attention(
+            *(*inputs, dense, dense), q_features=v.abs(), k_features=v.abs(), backend=backend
+        )
+        return torch.autograd.grad(out.sparse.square().sum(), inputs)
+
+    for got, wanted in zip(gradients("torch"), gradients("naive"), strict=True):
+        assert torch.allclose(got, wanted, atol=1e-4)
+
+
+def test_projection_of_each_head() -> None:
+    q, k, v = _inputs()
+    out = _call(q, k, v, _maps(), "torch")
+    weight, bias = torch.randn(4, 6, 6).double(), torch.randn(6).double()
+    expected = out.sparse + torch.einsum("bhld,hed->bhle", out.linear, weight) + bias
+    assert torch.allclose(out.projected(weight, bias), expected)
+    shared = out.sparse + F.linear(out.linear, weight[0], bias)
+    assert torch.allclose(out.projected(weight[0], bias), shared)

@@ -1,0 +1,196 @@
+"""Sparse-linear attention against dense attention and plain sparse attention, in one run.
+
+    ditaccel bench sparse_linear --lengths 4096 8192 --critical 0.05 --negligible 0.1
+
+Maps are random; every query tile has equally many critical tiles, which plain sparse attention
+computes too. `forward` is the call without gradients (feature maps are timed apart), `backward` the
+gradients of all inputs by both outputs, without the forward. Medians of turns taken by all. On a
+GPU, `…_mb` is the memory that a forward and backward take beyond their inputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import platform
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from ditaccel.kernels import (
+    FEATURE_MAPS,
+    TileMap,
+    Tiling,
+    feature_map,
+    sparse_linear_attention,
+    tile_attention,
+)
+from torch import Tensor
+
+from ditaccel.errors import UsageError
+
+from .attention import DTYPES, in_turns, random_map
+
+TIMES = (
+    "sdpa_forward", "sparse_forward", "forward", "features", "sdpa_backward", "backward",
+)  # fmt: skip
+FIELDS = (
+    "device", "threads", "torch", "backend", "dtype", "heads", "head_dim", "length", "features",
+    "critical", "negligible", *(f"{name}_ms" for name in TIMES), "forward_speedup",
+    "backward_speedup", "sdpa_mb", "mb",
+)  # fmt: skip
+
+
+def maps(
+    heads: int, tilings: tuple[Tiling, Tiling], shares: tuple[float, float], device: torch.device
+) -> tuple[TileMap, Tensor]:
+    """Random critical tiles, and marginal ones: all others but the negligible."""
+    critical = random_map(heads, *tilings, shares[0], device)
+    scores = torch.rand(critical.shape, device=device).masked_fill(critical, -1.0)
+    count = min(
+        round(shares[1] * tilings[1].tiles), tilings[1].tiles - int(critical[0, 0, 0].sum())
+    )
+    negligible = torch.zeros_like(critical).scatter_(-1, scores.topk(count).indices, True)
+    return TileMap.from_mask(critical, *tilings), ~(critical | negligible)
+
+
+def _gradients(output: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor]) -> partial[Any]:
+    """The backward alone of `output(*inputs)`."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    outputs = output(*inputs)
+    weights = [torch.randn_like(x) for x in outputs]
+    return partial(torch.autograd.grad, outputs, inputs, weights, retain_graph=True)
+
+
+def _megabytes(output: Callable[..., tuple[Tensor, ...]], inputs: list[Tensor]) -> float | None:
+    """Peak memory of forward and backward beyond the inputs; None on a CPU."""
+    if inputs[0].device.type != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    _gradients(output, inputs)()
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - before) / 1e6, 1)
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor]:
+    return (F.scaled_dot_product_attention(q, k, v),)
+
+
+def _both(
+    critical: TileMap, marginal: Tensor, backend: str | None, *inputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both branches."""
+    q, k, v, q_features, k_features = inputs
+    out = sparse_linear_attention(
+        *(q, k, v, critical, marginal),
+        q_features=q_features,
+        k_features=k_features,
+        backend=backend,
+    )
+    return out.sparse, out.linear
+
+
+def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    """One row per length and dtype."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+    rows = []
+    for dtype in args.dtype:
+        for length in args.lengths:
+            progress(f"{dtype}, {length} tokens")
+            shape = (1, length, args.heads, args.head_dim)
+            q, k, v = (
+                torch.randn(shape, device=device).to(DTYPES[dtype]).transpose(1, 2)
+                for _ in range(3)
+            )
+            tilings = Tiling.fixed(length, args.q_tile), Tiling.fixed(length, args.k_tile)
+            critical, marginal = maps(args.heads, tilings, (args.critical, args.negligible), device)
+            features = feature_map(args.features)
+
+            ours = partial(_both, critical, marginal, args.backend)
+            inputs = [q, k, v, *features(q, k)]
+            works: dict[str, Callable[[], Any]] = {
+                "sdpa_forward": partial(_dense, q, k, v),
+                "sparse_forward": partial(tile_attention, q, k, v, critical, backend=args.backend),
+                "forward": partial(ours, *inputs),
+                "features": partial(features, q, k),
+                "sdpa_backward": _gradients(_dense, [q, k, v]),
+                "backward": _gradients(ours, inputs),
+            }
+            took = in_turns(device, works, args.repeats)
+            row = {
+                "device": name,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "backend": args.backend or "auto",
+                "dtype": dtype,
+                "heads": args.heads,
+                "head_dim": args.head_dim,
+                "length": length,
+                "features": args.features,
+                "critical": round(critical.density(), 4),
+                "negligible": round(
+                    1 - critical.density(False) - float(marginal.double().mean()), 4
+                ),
+                **{f"{name}_ms": round(took[name], 3) for name in TIMES},
+                "forward_speedup": round(took["sdpa_forward"] / took["forward"], 3),
+                "backward_speedup": round(took["sdpa_backward"] / took["backward"], 3),
+            }
+            del works
+            row["sdpa_mb"] = _megabytes(_dense, [q, k, v])
+            row["mb"] = _megabytes(ours, inputs)
+            rows.append(row)
+    return rows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command line."""
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192])
+    parser.add_argument("--critical", type=float, default=0.05, help="share of critical tiles")
+    parser.add_argument("--negligible", type=float, default=0.1, help="share of skipped tiles")
+    parser.add_argument("--features", choices=FEATURE_MAPS, default="softmax", help="feature map")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--q-tile", type=int, default=128)
+    parser.add_argument("--k-tile", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--backend", choices=("triton", "torch"), help="of the kernels")
+    parser.add_argument("--out", type=Path, help="CSV to append to")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark; prints a table and, with `--out`, writes a CSV."""
+    if not 0 < args.critical <= 1 or not 0 <= args.negligible <= 1 - args.critical:
+        raise UsageError(
+            f"--critical {args.critical} --negligible {args.negligible}: give shares of the tiles, "
+            "critical above 0, and no more than 1 together"
+        )
+    rows = measure(args, lambda line: print(line, file=sys.stderr))
+    first = rows[0]
+    print(
+        f"{first['device']}, {first['threads']} thread(s), torch {first['torch']}, backend "
+        f"{first['backend']}, {args.heads} heads of {args.head_dim}, tiles "
+        f"{args.q_tile}x{args.k_tile}, {args.features} features, medians of {args.repeats}"
+    )
+    head = ("dtype", "length", "critical", "negligible", *(f"{name}_ms" for name in TIMES))
+    head += ("forward_speedup", "backward_speedup", "sdpa_mb", "mb")
+    print("".join(f"{name:>18}" for name in head))
+    for row in rows:
+        print("".join(f"{'' if row[name] is None else row[name]!s:>18}" for name in head))
+    if args.out is not None:
+        new = not args.out.exists()
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with args.out.open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+        print(f"written to {args.out}")
+    return 0
