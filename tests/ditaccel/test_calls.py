@@ -1,13 +1,12 @@
 """Arguments by name, and samples that come as lists, seen as one tensor."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
 import ditaccel
-from ditaccel.calls import Arguments, as_tensor, output_form, sample_of, with_sample
+from ditaccel.calls import Arguments, as_tensor
+from ditaccel.outputs import form_of, tensors_of, with_tensors
 
 
 class Transformer(nn.Module):
@@ -29,23 +28,12 @@ def test_lists_become_one_tensor_and_go_back_as_lists():
     assert joint.shape == (3, 4, 1, 2) and as_tensor(joint) is joint
     nested = [[torch.zeros(4, 1, 9), item] for item in items]  # condition images, then the latents
     assert torch.equal(as_tensor(nested), joint)
-    output = with_sample((items, "more"), joint + 1)
+    output = with_tensors((items, "more"), [joint + 1])
     assert isinstance(output[0], list) and output[1] == "more"
-    assert torch.equal(sample_of(output), joint + 1)
-    assert with_sample((joint,), items[0])[0] is items[0]
-
-
-def test_the_form_of_an_output_is_kept():
-    class Output(SimpleNamespace):
-        def __getitem__(self, place):
-            return (self.sample,)[place]
-
-    joint = torch.arange(6.0).reshape(2, 3)
-    for part in (joint, list(joint)):
-        kept = output_form(Output(sample=part))(joint * 2)
-        assert type(kept) is Output and type(kept.sample) is type(part)
-        assert torch.equal(as_tensor(kept.sample), joint * 2)
-        assert type(output_form((part,))(joint)[0]) is type(part)
+    assert torch.equal(tensors_of(output)[0], joint + 1)
+    assert with_tensors((joint,), [items[0]])[0] is items[0]
+    kept = form_of((items,))([joint * 2])
+    assert isinstance(kept[0], list) and torch.equal(as_tensor(kept[0]), joint * 2)
 
 
 def test_latents_of_different_sizes_in_one_call_are_refused():

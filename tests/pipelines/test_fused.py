@@ -3,6 +3,7 @@
 import pytest
 import torch
 from ditaccel.pipelines import adapters
+from inspection import traces
 from tiny import generate
 from tiny_families import FAMILIES, family_of
 
@@ -92,3 +93,19 @@ def test_masks_of_numbers_leave_attention_dense_and_say_so():
         pytest.warns(UserWarning, match="its mask adds a bias .* stays dense"),
     ):
         assert torch.equal(generate(pipe, call, **masks), dense)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("sana", "its self-attention is linear"),
+        ("omnigen", "its text tokens see only"),
+    ],
+)
+def test_families_without_maps_of_tiles_say_why(name, why):
+    pipe, call = FAMILIES[name]()
+    dense, clean = generate(pipe, call), traces(pipe)
+    for attention in (ditaccel.LiteAttentionConfig(), ditaccel.SVG2Config()):
+        with pytest.raises(ditaccel.UnsupportedError, match=f"do not apply to .*{why}"):
+            ditaccel.accelerate(pipe, "balanced", attention=attention)
+    assert traces(pipe) == clean and torch.equal(generate(pipe, call), dense)

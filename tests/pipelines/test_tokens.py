@@ -11,6 +11,7 @@ from tiny_families import ATTENTION_FAMILIES, FAMILIES, family_of
 
 import ditaccel
 from ditaccel.attention.runtime import find_attention
+from ditaccel.calls import as_tensor
 
 
 class Stop(Exception):
@@ -40,7 +41,7 @@ def test_arguments_are_the_ones_that_carry_latents_and_timestep(name):
     kwargs = first_call(pipe, call)
     assert torch.is_tensor(kwargs[adapter.timestep])
     branches = 2 if adapter.guidance == "batched" else 1
-    assert kwargs[adapter.sample].shape[0] == FAMILIES[name].images * branches
+    assert len(as_tensor(kwargs[adapter.sample])) == FAMILIES[name].images * branches
 
 
 @pytest.mark.parametrize("name", ATTENTION_FAMILIES)
@@ -49,12 +50,14 @@ def test_token_count_and_text_side_are_the_real_ones(name, monkeypatch):
     pipe, call = FAMILIES[name]()
     adapter = adapters()[family_of(name)]
     kwargs = first_call(pipe, call)
-    latents = kwargs[adapter.sample]
+    latents = as_tensor(kwargs[adapter.sample])
+    listed = isinstance(kwargs[adapter.sample], list)
     planner = RecordingPlanner()
     ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
     with torch.no_grad():
         for sample in (latents, latents + torch.randn(latents.shape)):
-            pipe.transformer(**{**kwargs, adapter.sample: sample})
+            given = list(sample) if listed else sample
+            pipe.transformer(**{**kwargs, adapter.sample: given})
     per_call = len(planner.seen) // 2
     (context, before), (_, after) = planner.seen[0], planner.seen[per_call]
     moved = (before != after).any(-1).any(1).all(0)
@@ -72,7 +75,7 @@ def test_token_count_and_text_side_are_the_real_ones(name, monkeypatch):
 def test_token_count_follows_the_size(name):
     pipe, call = FAMILIES[name]()
     adapter = adapters()[family_of(name)]
-    sample = first_call(pipe, call, **FAMILIES[name].resized)[adapter.sample]
+    sample = as_tensor(first_call(pipe, call, **FAMILIES[name].resized)[adapter.sample])
     tokens = adapter.tokens(pipe.transformer.config, tuple(sample.shape))
     assert tokens == FAMILIES[name].resized_tokens
 

@@ -155,5 +155,4 @@ def generate(pipe: Any, call: dict[str, Any], seed: int = 0, **changes: Any) -> 
     """Run a pipeline with a fresh generator; returns its images, frames or latents as a tensor."""
     arguments = {**call, **changes}
     output = pipe(**arguments, generator=torch.Generator().manual_seed(seed))
-    result = output.frames if hasattr(output, "frames") else output.images
-    return torch.as_tensor(result)
+    return torch.as_tensor(output[0])

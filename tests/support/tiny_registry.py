@@ -87,7 +87,7 @@ def quiet(pipe: Any) -> Any:
 
 
 def other_prompt(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The same call with another prompt: embeddings (or class labels) are exchanged."""
+    """The same call with another prompt: embeddings, class labels or words are exchanged."""
     generator = torch.Generator().manual_seed(2)
 
     def other(value: Any) -> Any:
@@ -98,6 +98,8 @@ def other_prompt(call: Mapping[str, Any]) -> dict[str, Any]:
         return value
 
     changed = {name: other(value) if "embeds" in name else value for name, value in call.items()}
+    if "prompt" in call:
+        changed["prompt"] = "a blue square"
     if "class_labels" in call:
         changed["class_labels"] = [label + 2 for label in call["class_labels"]]
     return changed

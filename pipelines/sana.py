@@ -1,0 +1,13 @@
+"""Sana (text to image): linear self-attention, text by cross-attention, guidance batched."""
+
+from .adapter import BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+
+ADAPTER = FamilyAdapter(
+    name="sana",
+    transformers=("SanaTransformer2DModel",),
+    blocks=(BlockContract("transformer_blocks", forecast_modules=("attn1", "attn2", "ff")),),
+    dense="its self-attention is linear, there is no attention matrix to leave tiles out of",
+    tokens=patch_tokens,
+    guidance="batched",
+    presets=adaptive_presets(),
+)
