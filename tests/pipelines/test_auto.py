@@ -20,7 +20,8 @@ LITE = "lite_attention:min_tokens=0,q_tile=16,k_tile=16,threshold=-0.02,dense_st
 SEEN_THROUGH = ("dit", "flux", "hunyuan_video", "ltx", "mochi", "qwen_image", "sd3", "wan", "wan22")
 REASON = (
     "a dry run did not show how its blocks work: .*(do not run|does not take|which of|returns|how"
-    r" \d+ tokens|where text|which attention)|no module to forecast|calls neith|has no self-attention module"
+    r" \d+ tokens|where text|which attention)|no module to forecast|calls neith"
+    "|has no self-attention module"
 )
 
 
