@@ -212,12 +212,14 @@ def _generate(
         made = _Made(len(ours), settled, args.quiet)
         if settled < len(ours) or work.rank.count > 1:
             made.work(args.engine, folder, work, items, claims)
+        recover(folder, items, claims)  # behind workers that died on the way
         folder.write_results(items)
         summary = summarise(folder, ours, folder.merged(ours))
         del summary["working"]  # ourselves
         summary |= {"made": made.done, "wall_seconds": time.time() - started, "run": work.name}
         folder.write(folder.root / "runs" / f"{work.name}.json", _run_facts(work, summary, started))
     finally:
+        claims.sweep()
         claims.close()
     if args.json:
         print(json.dumps(summary, indent=1))

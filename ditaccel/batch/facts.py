@@ -14,6 +14,7 @@ from ..config import AccelerationConfig
 from ..errors import ConfigError, UnsupportedError, UsageError
 from ..models import Sheet, class_label, line_of, read_sheet
 from ..pipelines import adapter_for
+from ..pipelines.adapter import FamilyAdapter, adaptive_presets
 from ..provenance import fingerprint
 
 DENSE = "none"
@@ -61,21 +62,28 @@ class Facts:
         """
         return class_label(SimpleNamespace(labels=self.labels), name)
 
+    def _adapter(self) -> FamilyAdapter:
+        """The family's, or what stands for it until the transformer is loaded and recognised."""
+        name = f"unknown ({self.transformer})"
+        return adapter_for(self.transformer) or FamilyAdapter(
+            name, (self.transformer,), blocks=(), presets=adaptive_presets(), provisional=True
+        )
+
     def resolve(self, config: str) -> dict[str, Any] | None:
         """A config's text as plain data; None for `none`.
 
         Raises:
             ConfigError: no such preset, file or option.
-            UnsupportedError: the model's family is not known.
+            UnsupportedError: the model has no transformer.
         """
         if config == DENSE:
             return None
-        if not self.family:
+        if not self.transformer:
             raise UnsupportedError(
-                f"{self.pipeline} ({self.transformer or 'no transformer'}) is of no family that "
-                f"ditaccel accelerates; run it dense with --config {DENSE}"
+                f"{self.pipeline} has no transformer, which is what ditaccel accelerates; run it "
+                f"dense with --config {DENSE}"
             )
-        chosen = configs.resolve(config, self.family)
+        chosen = configs.resolve(config, self._adapter())
         if not chosen.methods:
             raise ConfigError(f"the config {config} names no method; for dense runs: {DENSE}")
         return configs.to_dict(AccelerationConfig(chosen.cache, chosen.attention))

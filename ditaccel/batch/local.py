@@ -85,6 +85,17 @@ def _alone(
         raise KeyboardInterrupt
 
 
+def spawn(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Start `worker_main` with its result lines in a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "ditaccel.batch.worker_main", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+
+
 class _Crew:
     """Worker processes, watched: one that dies is replaced, and what it held is made again."""
 
@@ -101,16 +112,7 @@ class _Crew:
         environment = dict(os.environ)
         if self.run.options.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.run.options.threads)
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-m", "ditaccel.batch.worker_main"),
-                *(str(self.folder.root), str(self.path), str(slot)),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
+        process = spawn([str(self.folder.root), str(self.path), str(slot)], environment)
         self.processes[slot] = process
         reader = threading.Thread(target=self._read, args=(process,), daemon=True)
         reader.start()

@@ -97,6 +97,10 @@ class Queue:
         self._fresh.extendleft(reversed(other))
         return taken
 
+    def peek(self) -> Item | None:
+        """The item that will probably be next."""
+        return self._fresh[0] if self._fresh else None
+
     def give_back(self, item: Item) -> None:
         """Put an item back whose claim was given back, too."""
         with self._lock:

@@ -102,6 +102,10 @@ class Worker:
         self.pipe = load_pipeline(model, options.device, dtype)
         self.seam = Seam(self.pipe, overlap=options.lanes > 1)
         self.maker = Maker(self.pipe, self.seam, settings.save)
+        first = queue.peek()
+        if first is not None:
+            # What the model refuses, it refuses for every item: say so once, now.
+            self.maker.set_config(first.config)
 
     def stop(self, reason: str = "") -> None:
         """Drop what is being denoised, finish what is being written, and leave `run`."""

@@ -19,6 +19,10 @@ from .run import join, make_worker, read_run
 INTERRUPTED = 130
 
 
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def main(root: str, run_file: str, slot: int) -> int:
     """Work on a job until nothing is left.
 
@@ -45,7 +49,7 @@ def main(root: str, run_file: str, slot: int) -> int:
 
         claims = join(folder, run, lost, os.getppid())
         try:
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
+            signal.signal(signal.SIGTERM, _interrupt)
             worker = make_worker(folder, run, slot, folder.items(), claims, tell)
             told.append(worker)
             signal.signal(signal.SIGTERM, lambda *_: worker.stop())
@@ -56,7 +60,7 @@ def main(root: str, run_file: str, slot: int) -> int:
     except DitaccelError as error:
         print(f"ditaccel: worker {slot}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
+    except (BrokenPipeError, KeyboardInterrupt):
         return INTERRUPTED
 
 

@@ -241,11 +241,17 @@ def test_classes_by_name_and_number(tmp_path: Path) -> None:
     assert "no class 'dog'" in wrong.error and "no class 5" in far.error
 
 
-def test_an_unknown_family_runs_dense_only(tmp_path: Path) -> None:
-    unknown = replace(FACTS, family="")
+def test_a_unet_runs_dense_only(tmp_path: Path) -> None:
+    unet = replace(FACTS, family="", transformer="")
     with pytest.raises(UnsupportedError, match="--config none"):
-        plan(tmp_path, {"prompt": "a"}, facts=unknown)
-    assert plan(tmp_path, {"prompt": "a"}, facts=unknown, config="none")[0].config is None
+        plan(tmp_path, {"prompt": "a"}, facts=unet)
+    assert plan(tmp_path, {"prompt": "a"}, facts=unet, config="none")[0].config is None
+
+
+def test_an_unknown_family_has_the_common_presets(tmp_path: Path) -> None:
+    unknown = replace(FACTS, family="", transformer="MyTransformer")
+    (item,) = plan(tmp_path, {"prompt": "a"}, facts=unknown, config="fast")
+    assert item.config is not None and item.config["cache"]["method"] == "adaptive_taylor"
 
 
 def test_facts_refuse_code_that_comes_with_a_model(tmp_path: Path) -> None:
