@@ -13,8 +13,10 @@ different machines need not agree.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import unwritten, write_json
+from ..files import unwritten
 from .folder import JobFolder
 
 BEAT, STALE = 2.0, 60.0
@@ -36,11 +38,20 @@ def host_id() -> str:
     """This machine as processes see it: containers that share a host name count as several."""
     parts = [socket.gethostname()]
     try:
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8])
-        parts.append(os.readlink("/proc/self/ns/pid").strip("pid:[]"))
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(os.readlink("/proc/self/ns/pid"))
     except OSError:
-        parts.append("0")
-    return "-".join(parts)
+        parts.append("no /proc")
+    return hashlib.sha256("".join(parts).encode()).hexdigest()[:8]
+
+
+def on_this_host(token: str, host: str) -> bool | None:
+    """Whether the process of a worker of this host lives; None for workers of other hosts."""
+    parts = token.rsplit("-", 4)
+    if len(parts) != 5 or parts[1] != host or not parts[2].isdigit():
+        return None
+    began = start_ticks(int(parts[2]))
+    return began is not None and began == parts[3]
 
 
 def start_ticks(pid: int) -> str | None:
@@ -99,23 +110,15 @@ class Claims:
     ) -> None:
         self.folder, self.run, self.stale = folder, run, stale
         self.host = host_id()
-        name = "".join(c if c.isalnum() or c == "-" else "-" for c in socket.gethostname())[:40]
-        self.token = f"{name}-{os.getpid()}-{secrets.token_hex(3)}"
+        name = re.sub(r"[^A-Za-z0-9]+", "-", socket.gethostname())[:40]
+        # The token says where the process is: it is known from the moment that its folder is there.
+        ticks = start_ticks(os.getpid())
+        self.token = f"{name}-{self.host}-{os.getpid()}-{ticks}-{secrets.token_hex(3)}"
         self.home = folder.workers / self.token
         self.on_lost, self._parent = on_lost, parent
         self._stop = threading.Event()
         try:
             self.home.mkdir(parents=True)
-            write_json(
-                self.home / "worker.json",
-                {
-                    "host": self.host,
-                    "pid": os.getpid(),
-                    "began": start_ticks(os.getpid()),
-                    "run": run,
-                    "shard": list(shard),
-                },
-            )
             self._touch()
         except OSError as error:
             raise unwritten(self.home, error) from error
@@ -149,15 +152,13 @@ class Claims:
 
     def is_alive(self, token: str) -> bool:
         """Whether a worker still works."""
-        home = self.folder.workers / token
+        here = on_this_host(token, self.host)
+        if here is not None:
+            return here and (self.folder.workers / token).is_dir()
         try:
-            worker = json.loads((home / "worker.json").read_text())
-            age = self._touch() - (home / "alive").stat().st_mtime
-        except (OSError, ValueError):
-            return self._is_young(home)
-        if worker.get("host") == self.host:
-            began = start_ticks(int(worker.get("pid", -1)))
-            return began is not None and began == worker.get("began")
+            age = self._touch() - (self.folder.workers / token / "alive").stat().st_mtime
+        except OSError:
+            return self._is_young(self.folder.workers / token)
         return age < self.stale
 
     def _is_young(self, path: Path) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from ..progress import duration
-from .claims import host_id, start_ticks
+from .claims import STALE, host_id, on_this_host
 from .folder import DONE, FAILED, JobFolder
 from .manifest import Item
 
@@ -17,15 +17,16 @@ PARTS = ("denoise", "decode", "encode", "wait")
 
 
 def _active(folder: JobFolder) -> int:
-    """Workers that seem to be at work: of this machine by their process, of others by name."""
+    """Processes that seem to be at work: of this machine by number, of others by heartbeat."""
     count = 0
-    for path in folder.workers.glob("*/worker.json"):
-        try:
-            worker = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        here = worker.get("host") == host_id()
-        count += not here or start_ticks(int(worker.get("pid", -1))) == worker.get("began")
+    for home in folder.workers.glob("*/"):
+        alive = on_this_host(home.name, host_id())
+        if alive is None:
+            try:
+                alive = time.time() - (home / "alive").stat().st_mtime < STALE
+            except OSError:
+                alive = False
+        count += alive
     return count
 
 

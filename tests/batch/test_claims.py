@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ditaccel.batch import claims as module
-from ditaccel.batch.claims import Claim, Claims, start_ticks
+from ditaccel.batch.claims import Claim, Claims, on_this_host, start_ticks
 from ditaccel.batch.folder import JobFolder
 
 
@@ -43,16 +42,15 @@ def dead_worker(folder: JobFolder, item: str, run: str = "run") -> str:
         (claims.home / "half.draft").write_text("x")
         os.kill(os.getpid(), signal.SIGKILL if taken else signal.SIGABRT)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    (path,) = folder.workers.glob(f"*-{child}-*")
+    (path,) = folder.workers.glob(f"*-{child}-*-*")
     return path.name
 
 
-def as_another_host(folder: JobFolder, token: str, age: float) -> None:
-    """Make a worker look like one of another machine whose last heartbeat is `age` old."""
-    path = folder.workers / token / "worker.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "host": "elsewhere"}))
+def as_another_host(judge: Claims, other: Claims, age: float) -> None:
+    """Let `judge` take `other` for a worker of another machine, last heard of `age` ago."""
+    judge.host = "elsewhere"
     then = time.time() - age
-    os.utime(folder.workers / token / "alive", (then, then))
+    os.utime(other.home / "alive", (then, then))
 
 
 def test_one_holder(two: tuple[Claims, Claims]) -> None:
@@ -115,22 +113,21 @@ def test_other_hosts_are_judged_by_age(folder: JobFolder, two: tuple[Claims, Cla
     one._thread.join()
     claim = one.take("a")
     assert claim is not None
-    as_another_host(folder, one.token, age=module.STALE / 2)
+    as_another_host(other, one, age=module.STALE / 2)
     assert other.take("a") is None and one.holds(claim)
-    as_another_host(folder, one.token, age=module.STALE * 2)
+    as_another_host(other, one, age=module.STALE * 2)
     assert other.take("a") == Claim("a", 1, deaths=1)
     # The sleeper wakes up: it must not publish.
     assert not one.holds(claim)
 
 
 def test_a_number_used_again_is_not_the_same_process(folder: JobFolder) -> None:
-    one, other = Claims(folder, "run"), Claims(folder, "run")
-    assert one.take("a") is not None
-    path = one.home / "worker.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "began": "1"}))
-    assert other.take("a") is not None
-    for claims in (one, other):
-        claims.close()
+    claims = Claims(folder, "run")
+    ours, ticks = claims.token, start_ticks(os.getpid())
+    assert on_this_host(ours, claims.host) is True
+    assert on_this_host(ours.replace(f"-{ticks}-", "-1-"), claims.host) is False
+    assert on_this_host(ours, "elsewhere") is None
+    claims.close()
 
 
 def test_a_claim_without_text_is_left_to_its_maker_for_a_while(
