@@ -102,7 +102,7 @@ class AttentionRuntime:
         self._masks: dict[str, KeyMask] = {}
         self._now: _Now | None = None
         self._off = ""
-        self._judged = False
+        self._judged = self._reached = False
 
     @property
     def layers(self) -> int:
@@ -119,7 +119,7 @@ class AttentionRuntime:
         self._masks.clear()
         self._now = None
         self._off = ""
-        self._judged = False
+        self._judged = self._reached = False
 
     def begin_generation(self, step: DenoisingStep) -> None:
         """Check what can change between generations."""
@@ -152,6 +152,11 @@ class AttentionRuntime:
         if not self._judged and total and now.step.index >= total // 2 and now.densities:
             self._judge_gain(now.densities)
         if now.step.is_last:
+            if not self._reached:
+                self._warn(
+                    f"{self._name}: its processors called attention in a way that is not seen here "
+                    "(keys and values kept between steps?); attention stayed dense"
+                )
             self._states = {k: s for k, s in self._states.items() if k[0] != now.step.branch}
 
     def _judge_gain(self, densities: list[Tensor]) -> None:
@@ -190,6 +195,7 @@ class AttentionRuntime:
         now = self._now
         if now is None:
             return dense()
+        self._reached = True
         watch = Stopwatch(q.device)
         planned = self._plan(layer, now, q, k, v, mask, scale)
         watch.lap()

@@ -28,6 +28,10 @@ _NOT_ADDITIVE = (
     "correction='always' needs a scheduler that adds its outputs up (flow-matching Euler, Euler, "
     "DDIM without clipping); use correction='auto' or 'never'"
 )
+_OTHER_LENGTH = (
+    "guidance='difference' compares the hidden states of the guidance branches, whose sequences "
+    "differ in length here (their texts do); use target='output', or guidance='follow'"
+)
 _FOLLOWS = Verdict(False, "computed with the first branch")
 
 
@@ -356,6 +360,8 @@ class BlockCache:
         if policy.granularity == "module":
             feature = feature.new_empty(0)  # only its presence counts
         elif call.leader is not None:
+            if call.leader.shape != feature.shape:
+                raise ConfigError(_OTHER_LENGTH)
             feature = feature - call.leader
         state.last.push(state.place(call.step), feature)
         if not call.follows:

@@ -95,6 +95,22 @@ def test_masks_of_numbers_leave_attention_dense_and_say_so():
         assert torch.equal(generate(pipe, call, **masks), dense)
 
 
+def test_differences_of_sequences_of_other_lengths_are_refused():
+    """Lumina 2 has text and image in one sequence from its first block on."""
+    pipe, call = FAMILIES["lumina2"]()
+    dense = generate(pipe, call)
+    options = "interval=2,granularity=last_block,guidance=difference"
+    with (
+        ditaccel.accelerated(pipe, f"taylorseer:{options}"),
+        pytest.raises(ditaccel.ConfigError, match=r"differ in length here .*; use target='output'"),
+    ):
+        generate(pipe, call)
+    with ditaccel.accelerated(pipe, f"taylorseer:{options},target=output"):
+        assert torch.isfinite(generate(pipe, call)).all()
+        assert ditaccel.report(pipe).forecasts > 0
+    assert torch.equal(generate(pipe, call), dense)
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [

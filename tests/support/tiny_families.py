@@ -344,7 +344,9 @@ def _collected() -> dict[str, TinyFamily]:
     return dict(sorted(REGISTRY.items()))
 
 
-FAMILIES = _collected()
+_ALL = _collected()
+FAMILIES = {name: tiny for name, tiny in _ALL.items() if not tiny.variant}
+VARIANTS = {name: tiny for name, tiny in _ALL.items() if tiny.variant}
 ATTENTION_FAMILIES = [name for name, tiny in FAMILIES.items() if tiny.attention]
 
 

@@ -28,6 +28,10 @@ class TinyFamily:
         dispatches: whether attention goes through `dispatch_attention_fn` (else SDPA directly).
         masked: whether attention is handed a mask.
         calls_a_layer: attention calls of each layer in one transformer call.
+        variant: whether it shares all contracts with another one, and only differs in what the
+            transformer is given; tests of all families leave it out (see `test_variants.py`).
+        tokens: image tokens of a variant, those of reference images among them.
+        steps: steps of a variant's denoising loop.
     """
 
     make: Callable[[], Tiny]
@@ -38,6 +42,9 @@ class TinyFamily:
     dispatches: bool = True
     masked: bool = False
     calls_a_layer: int = 1
+    variant: bool = False
+    tokens: int = 0
+    steps: int = 0
 
     def __call__(self) -> Tiny:
         return self.make()

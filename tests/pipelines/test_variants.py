@@ -1,0 +1,98 @@
+"""Pipelines that give a known transformer more: reference images, masks, control, a late start."""
+
+import pytest
+import torch
+from ditaccel.kernels import TileMap, Tiling
+from inspection import traces
+from planners import RecordingPlanner, use
+from tiny import generate
+from tiny_families import VARIANTS
+from tiny_registry import other_prompt
+from tiny_variants import klein_kv
+
+import ditaccel
+from ditaccel.attention.planner import Plan
+
+EXACT = ["adaptive_taylor:tolerance=0", "taylorseer:interval=1,granularity=module"]
+SKIPPING = [
+    "adaptive_taylor:tolerance=1e9,warmup=2",
+    "first_block_residual:threshold=1e9,warmup=2",
+    "taylorseer:interval=3,granularity=module",
+    "taylorseer:interval=3,granularity=last_block,target=output,correction=auto",
+]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_caches_are_exact_skip_and_are_undone(name):
+    pipe, call = VARIANTS[name]()
+    dense, clean = generate(pipe, call), traces(pipe)
+    for spec in EXACT:
+        with ditaccel.accelerated(pipe, spec):
+            assert torch.equal(generate(pipe, call), dense), spec
+    for spec in SKIPPING:
+        with ditaccel.accelerated(pipe, spec):
+            generate(pipe, other_prompt(call))
+            result = generate(pipe, call)
+            report = ditaccel.report(pipe).last_generation()
+            assert report.forecasts > 0 and torch.isfinite(result).all(), spec
+            assert not torch.equal(result, dense), spec
+        fresh, _ = VARIANTS[name]()
+        with ditaccel.accelerated(fresh, spec):
+            assert torch.equal(generate(fresh, call), result), spec
+    assert traces(pipe) == clean and torch.equal(generate(pipe, call), dense)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_steps_and_the_last_one_are_known(name):
+    pipe, call = VARIANTS[name]()
+    with ditaccel.accelerated(pipe, "taylorseer:interval=2,warmup=2,final=1"):
+        for generation in range(2):
+            generate(pipe, call)
+            calls = ditaccel.report(pipe).last_generation().calls
+            assert {c.generation for c in calls} == {generation}
+            steps = list(dict.fromkeys(c.step for c in calls))
+            assert steps == list(range(VARIANTS[name].steps))
+            assert {c.reason for c in calls if c.step == steps[-1]} == {"last step"}
+            sigmas = [c.sigma for c in calls]
+            assert sigmas == sorted(sigmas, reverse=True) and sigmas[0] > sigmas[-1]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_tokens_of_reference_images_are_image_tokens(name, monkeypatch):
+    pipe, call = VARIANTS[name]()
+    dense = generate(pipe, call)
+
+    def all_tiles(q, k, context, state):
+        tilings = [Tiling.fixed(context.length, 16) for _ in range(2)]
+        return Plan(TileMap.dense(*tilings), "all", blind=True)
+
+    planner = RecordingPlanner(all_tiles)
+    with ditaccel.accelerated(pipe, attention=use(monkeypatch, planner)):
+        result = generate(pipe, call)
+    for context, _ in planner.seen:
+        text = 0 if context.text is None else context.text[1] - context.text[0]
+        assert context.length - text == VARIANTS[name].tokens
+    assert any(c.masked for c, _ in planner.seen) == VARIANTS[name].masked
+    error = (result - dense).square().mean().sqrt() / dense.square().mean().sqrt()
+    assert float(error) < 1e-5
+
+
+def test_keys_kept_between_steps_are_cached_over_and_attention_stays_dense_and_says_so():
+    """The first step has reference tokens, the others have their keys and values instead."""
+    pipe, call = klein_kv()
+    dense = generate(pipe, call)
+    for spec in EXACT:
+        with ditaccel.accelerated(pipe, spec):
+            assert torch.equal(generate(pipe, call), dense), spec
+    for spec in SKIPPING:
+        with ditaccel.accelerated(pipe, spec):
+            result = generate(pipe, call)
+            assert torch.equal(generate(pipe, call), result) and torch.isfinite(result).all()
+            assert ditaccel.report(pipe).forecasts > 0, spec
+    config = ditaccel.LiteAttentionConfig(min_tokens=0)
+    with (
+        ditaccel.accelerated(pipe, attention=config),
+        pytest.warns(UserWarning, match=r"not seen here \(keys and values kept .* stayed dense"),
+    ):
+        assert torch.equal(generate(pipe, call), dense)
+    assert torch.equal(generate(pipe, call), dense)
