@@ -125,7 +125,7 @@ class BlockCache:
         state = self._states.setdefault(key, BranchState(self.policy))
         if self._watches_gaps:
             state.samples = [sample.detach() for sample in samples]
-        self._call = call = Call(step, state, None, len(samples), return_dict)
+        self._call = call = Call(step, state, None, len(samples), return_dict, fingerprint)
         self._decide(call)
         return call
 
@@ -138,6 +138,9 @@ class BlockCache:
         leader = self._leader
         leads = leader is None or leader.key != (step.generation, step.index)
         follows = self.policy.guidance != "independent" and leader is not None and not leads
+        if follows and leader is not None and leader.fingerprint != call.fingerprint:
+            # Two branches in one call, then another one alone (LTX 2): nothing to subtract.
+            call.alone, follows = True, False
         by_difference = follows and self.policy.guidance == "difference"
         if state.holds_differences != by_difference and len(state.last):
             # the branch that leads has changed: what it remembers is of another kind
@@ -255,7 +258,8 @@ class BlockCache:
         tensors = tensors_of(output, call.streams)
         state.shapes = [tensor.shape for tensor in tensors]
         sample = join(tensors)
-        leader = self._leader if self.policy.guidance == "difference" else None
+        by_difference = self.policy.guidance == "difference" and not call.alone
+        leader = self._leader if by_difference else None
         base = leader.output if call.follows and leader is not None else None
         tracked = sample if base is None else sample - base
         place, width = float(step.index), step.sigma_next - step.sigma
@@ -384,12 +388,12 @@ class BlockCache:
         return feature
 
     def _lead(self, call: Call, feature: torch.Tensor) -> None:
-        if self.policy.guidance == "independent":
+        if self.policy.guidance == "independent" or call.alone:
             return
         assert call.verdict is not None
         kept = feature if self.policy.guidance == "difference" else None
         key = (call.step.generation, call.step.index)
-        self._leader = Leader(key, call.step.branch, call.verdict, kept)
+        self._leader = Leader(key, call.step.branch, call.fingerprint, call.verdict, kept)
 
     # -- module granularity --
 

@@ -64,10 +64,12 @@ class Call:
     verdict: Verdict | None
     streams: int = 1
     return_dict: bool = True
+    fingerprint: Any = None
     base: torch.Tensor | None = None
     tokens: int | None = None
     leader: torch.Tensor | None = None
     follows: bool = False
+    alone: bool = False
     remembers: bool = True
     blocks_run: int = 0
     cost_run: int = 0
@@ -85,6 +87,7 @@ class Leader:
 
     key: tuple[int, int]
     branch: str
+    fingerprint: Any
     verdict: Verdict
     feature: torch.Tensor | None
     output: torch.Tensor | None = None

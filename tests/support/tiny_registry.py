@@ -32,6 +32,7 @@ class TinyFamily:
             transformer is given; tests of all families leave it out (see `test_variants.py`).
         tokens: image tokens of a variant, those of reference images among them.
         steps: steps of a variant's denoising loop.
+        rounding: relative error up to which another order of summation may move the result.
     """
 
     make: Callable[[], Tiny]
@@ -45,6 +46,7 @@ class TinyFamily:
     variant: bool = False
     tokens: int = 0
     steps: int = 0
+    rounding: float = 1e-5
 
     def __call__(self) -> Tiny:
         return self.make()

@@ -1,0 +1,28 @@
+"""Kandinsky 5 (text or image to video, text to image): text by cross-attention, channels last."""
+
+from typing import Any
+
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets
+
+
+def _tokens(config: Any, shape: tuple[int, ...]) -> int:
+    """Video tokens; the latents are `(B, F, H, W, C)`."""
+    frames, height, width = (n // p for n, p in zip(shape[1:4], config.patch_size, strict=True))
+    return frames * height * width
+
+
+ADAPTER = FamilyAdapter(
+    name="kandinsky5",
+    transformers=("Kandinsky5Transformer3DModel",),
+    blocks=(
+        BlockContract(
+            "visual_transformer_blocks",
+            hidden="visual_embed",
+            forecast_modules=("self_attention", "cross_attention", "feed_forward"),
+        ),
+    ),
+    # With NABLA (a sparse attention of its own) the model masks by blocks: then this stays dense.
+    attention=(AttentionContract("visual_transformer_blocks", "self_attention"),),
+    tokens=_tokens,
+    presets=adaptive_presets(warmup=6, guidance="difference"),
+)
