@@ -59,29 +59,39 @@ def write_run(claims: Claims, run: Run) -> Path:
     return path
 
 
+def parse_run(data: dict[str, Any]) -> Run:
+    """A run from plain data."""
+    settings = dict(data["settings"])
+    for key in ("seeds", "save"):
+        settings[key] = tuple(settings[key])
+    return Run(
+        **{
+            **data,
+            "settings": Settings(**settings),
+            "rank": Rank(**data["rank"]),
+            "options": WorkerOptions(**data["options"]),
+            "ids": tuple(data["ids"]),
+            "devices": tuple(data["devices"]),
+        }
+    )
+
+
 def read_run(path: Path) -> Run:
     """What `write_run` wrote.
 
     Raises:
         UsageError: missing or of another version.
     """
-    data = read_json(path)
     try:
-        settings = data["settings"]
-        for key in ("seeds", "save"):
-            settings[key] = tuple(settings[key])
-        return Run(
-            **{
-                **data,
-                "settings": Settings(**settings),
-                "rank": Rank(**data["rank"]),
-                "options": WorkerOptions(**data["options"]),
-                "ids": tuple(data["ids"]),
-                "devices": tuple(data["devices"]),
-            }
-        )
+        return parse_run(read_json(path))
     except (KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}); run the command again") from None
+
+
+def chosen_items(items: Sequence[Item], run: Run) -> list[Item]:
+    """The items that `--limit` and `--filter` left."""
+    chosen = set(run.ids)
+    return [item for item in items if item.id in chosen]
 
 
 def join(
@@ -109,8 +119,7 @@ def make_queue(
         items: of the manifest.
         claims: of the worker.
     """
-    chosen = set(run.ids)
-    ours = [item for item in items if item.id in chosen]
+    ours = chosen_items(items, run)
     rank = run.rank
     part = part_of(ours, rank.index, rank.count)
     # Every worker begins with another item; all of them may take all.

@@ -120,11 +120,23 @@ class Worker:
         return self._stop.is_set()
 
     def run(self) -> Tally:
-        """Work until nothing is left.
+        """Work until nothing is left, then let go of the pipeline.
 
         Raises:
             UsageError: the disk is full, or the like: nothing is lost, run again.
         """
+        try:
+            return self.drain()
+        finally:
+            self.maker.close()
+
+    def drain(self, queue: Queue | None = None) -> Tally:
+        """Work until nothing is left in the queue, or in another one.
+
+        Raises:
+            UsageError: the disk is full, or the like: nothing is lost, run again.
+        """
+        self.queue = queue or self.queue
         lanes = [
             threading.Thread(target=self._lane, name=f"lane-{i}", daemon=True)
             for i in range(max(1, self.options.lanes))
@@ -135,7 +147,6 @@ class Worker:
         while any(lane.is_alive() for lane in lanes):
             for lane in lanes:
                 lane.join(timeout=0.1)
-        self.maker.close()
         if self.tally.error:
             raise UsageError(self.tally.error)
         return self.tally
