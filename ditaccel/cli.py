@@ -15,7 +15,10 @@ COMMANDS = {
     "doctor": ("ditaccel.doctor_command", "say what would be accelerated in a model, and why not"),
     "eval": ("ditaccel.eval.command", "measure speed and quality of configs against dense runs"),
     "generate": ("ditaccel.batch.command", "make the pictures or videos of a job file"),
-    "report": ("ditaccel.eval.report_command", "write the HTML report of a run again"),
+    "report": (
+        "ditaccel.eval.report_command",
+        "write the page of an evaluation or a batch job",
+    ),
     "tune": ("ditaccel.eval.tune_command", "search the steps worth computing; write a config"),
 }
 

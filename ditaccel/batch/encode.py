@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +23,7 @@ CODECS: dict[str, tuple[str, dict[str, str]]] = {
     "h264": ("libx264", {"preset": "medium", "threads": "1"}),
     "av1": ("libsvtav1", {"preset": "8", "svtav1-params": "lp=1"}),
 }
+THUMBNAIL = 96
 MAX_CRF = {"h264": 51, "av1": 63}
 
 
@@ -136,6 +139,24 @@ def write_tensor(path: Path, name: str, tensor: torch.Tensor, about: str) -> Non
     # Not `save_file`: its errors hide that the disk is full.
     path.write_bytes(save({name: tensor.contiguous().cpu()}, metadata={"about": about}))
     _sync(path)
+
+
+def thumbnail(frames: Frames) -> str:
+    """First, middle and last frame side by side (of a picture: itself), small, as a data URI.
+
+    Args:
+        frames: uint8 (F, H, W, 3).
+    """
+    from PIL import Image
+
+    tiles = []
+    for index in sorted({0, (len(frames) - 1) // 2, len(frames) - 1}):
+        tile = Image.fromarray(frames[index])
+        tile.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        tiles.append(np.asarray(tile))
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(tiles, axis=1)).save(buffer, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def write_files(

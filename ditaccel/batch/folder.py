@@ -30,6 +30,8 @@ from .manifest import Item, read_manifest
 
 JOB, MANIFEST, RESULTS = "job.json", "manifest.jsonl", "results.jsonl"
 DONE, FAILED = "done", "failed"
+# In sidecars alone: lines stay short.
+THUMBNAIL = "thumbnail"
 
 
 def _load(path: Path) -> dict[str, Any] | None:
@@ -218,8 +220,14 @@ class JobFolder:
         for item in items:
             record = self.record(item, verify) or self.failure(item)
             if record is not None:
+                record.pop(THUMBNAIL, None)
                 found.append(plain(record))
         return found
+
+    def thumbnail(self, item: Item) -> str | None:
+        """A small picture of a done item as a data URI, if its sidecar has one."""
+        found = (_load(self.sidecar(item)) or {}).get(THUMBNAIL)
+        return found if isinstance(found, str) and found.startswith("data:image/") else None
 
     def write_results(self, items: Sequence[Item]) -> list[dict[str, Any]]:
         """Write `results.jsonl`; returns its lines."""

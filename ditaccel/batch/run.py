@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import UsageError
 from ..files import read_json, write_json
 from .claims import STALE, Claims
-from .folder import JobFolder
+from .folder import THUMBNAIL, JobFolder
 from .manifest import Item, Settings
 from .queue import Queue
 from .ranks import Rank
@@ -170,6 +170,7 @@ def recover(folder: JobFolder, items: Sequence[Item], claims: Claims) -> int:
         if record is not None or folder.failure(item) is not None:
             settled.add(item.id)
         if record is not None and item.id not in listed:
+            record.pop(THUMBNAIL, None)
             folder.add_result(claims.token, record)
             missing += 1
     claims.clear(settled)

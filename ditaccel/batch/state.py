@@ -14,6 +14,7 @@ from .folder import DONE, FAILED, JobFolder
 from .manifest import Item
 
 PARTS = ("denoise", "decode", "encode", "wait")
+_PACE = 30
 
 
 def _active(folder: JobFolder) -> int:
@@ -64,12 +65,21 @@ def summarise(
         "seconds": seconds,
         "seconds_an_item": statistics.median(each) if each else None,
         "hit_rate": hit_rate(done),
+        "seconds_left": _left(done, len(items) - len(lines)),
         "bytes": sum(file["bytes"] for line in done for file in line["files"]),
         "failures": [
             {key: line.get(key) for key in ("id", "row", "name", "prompt", "kind", "reason")}
             for line in failed
         ],
     }
+
+
+def _left(done: Sequence[dict[str, Any]], left: int) -> float | None:
+    """Seconds to the end at the pace of the newest items, all workers together."""
+    times = sorted(float(line["finished"]) for line in done)[-_PACE:]
+    if len(times) < 3 or not left:
+        return None
+    return left * (times[-1] - times[0]) / (len(times) - 1)
 
 
 def where_time_goes(seconds: dict[str, float]) -> str:
@@ -96,6 +106,8 @@ def describe(summary: dict[str, Any]) -> list[str]:
         )
         if summary["hit_rate"] is not None:
             lines.append(f"transformer calls forecast: {100 * summary['hit_rate']:.0f} %")
+    if summary.get("working") and summary["seconds_left"] is not None:
+        lines.append(f"about {duration(summary['seconds_left'])} left")
     reasons = Counter(failure["reason"] for failure in summary["failures"])
     for reason, count in reasons.most_common(10):
         rows = [str(f["row"]) for f in summary["failures"] if f["reason"] == reason]

@@ -21,8 +21,8 @@ from ..errors import DitaccelError, UsageError
 from ..models import line_of, load_pipeline
 from ..provenance import versions
 from .claims import MAX_DEATHS, Claim, Claims
-from .encode import write_files
-from .folder import DONE, FAILED, JobFolder, item_facts, sha256, size_of
+from .encode import thumbnail, write_files
+from .folder import DONE, FAILED, THUMBNAIL, JobFolder, item_facts, sha256, size_of
 from .making import Made, Maker, is_out_of_memory, release_memory
 from .manifest import Item, Settings
 from .queue import Queue
@@ -331,7 +331,12 @@ class Worker:
                 self.tally.dropped += 1
                 return  # somebody took us for dead, and makes it again
             with self._write:
-                self.folder.publish(item, [(draft, name) for draft, name, _ in parts], record)
+                small = None if made.frames is None else thumbnail(made.frames)
+                self.folder.publish(
+                    item,
+                    [(draft, name) for draft, name, _ in parts],
+                    {**record, THUMBNAIL: small},
+                )
                 self.folder.add_result(self.claims.token, record)
                 self.tally.done += 1
                 for part, seconds in record["seconds"].items():

@@ -74,6 +74,22 @@
     }
   }
 
+  // Cards of a batch job: every word typed must stand in the card's text.
+  for (const input of all("input.filter")) {
+    const section = input.closest("section");
+    const cards = all(".item", section);
+    const shown = section.querySelector("output");
+    input.addEventListener("input", () => {
+      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let count = 0;
+      for (const card of cards) {
+        card.hidden = !words.every((word) => card.dataset.text.includes(word));
+        count += !card.hidden;
+      }
+      shown.textContent = `${count} shown`;
+    });
+  }
+
   // The videos of one sample start together at every round, led by the first.
   const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
   for (const sample of all(".sample")) {

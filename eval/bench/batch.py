@@ -1,0 +1,176 @@
+"""Throughput of `ditaccel generate` against the loop that everybody writes first, caching off.
+
+    ditaccel bench batch samples/models/shapes-wan
+
+The loop is `for prompt in prompts: export(pipe(prompt))` in one process with torch's own threads.
+Every setup runs in processes of its own, in turns, so that noise of the machine hits all alike. Two
+times are taken: of the whole command, and from the first item's start to the last one's end, which
+is what thousands of items take. Caching is off in all of them: this is what overlap and workers
+give, not what a method gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ditaccel.errors import UsageError
+from ditaccel.files import read_lines
+from ditaccel.models import load_pipeline, read_prompts, read_sheet
+from ditaccel.progress import duration
+
+FIELDS = (
+    *("model", "setup", "workers", "threads", "items", "steps", "frames"),
+    *("span_s", "wall_s", "items_per_min", "ratio", "repeats"),
+)
+FPS = 16
+
+
+def setups(cores: int) -> dict[str, dict[str, Any]]:
+    """Name -> options of each way to make the items on a CPU."""
+    return {
+        "loop": {"loop": True, "workers": 1, "threads": cores},
+        "loop, 1 thread": {"loop": True, "workers": 1, "threads": 1},
+        "generate, no overlap": {"workers": 1, "threads": 1, "options": ["--no-overlap"]},
+        "generate": {"workers": 1, "threads": 1},
+        f"generate, {cores} threads": {"workers": 1, "threads": cores},
+        f"generate, {cores} workers": {"workers": cores, "threads": 1},
+    }
+
+
+def plain_loop(model: str, prompts: list[str], call: dict[str, Any], out: Path) -> float:
+    """Make the items as a first script would; returns seconds without loading."""
+    import torch
+    from diffusers.utils import encode_video
+
+    pipe = load_pipeline(model)
+    start = time.perf_counter()
+    for number, prompt in enumerate(prompts):
+        generator = torch.Generator().manual_seed(0)
+        frames = pipe(prompt=prompt, generator=generator, output_type="np", **call).frames[0]
+        # With PyAV as ours: `export_to_video` needs imageio or OpenCV, and does the same after it.
+        encode_video(frames, FPS, str(out / f"{number}.mp4"))
+    return time.perf_counter() - start
+
+
+def _environment(threads: int) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
+
+
+def _run(command: list[str], threads: int) -> tuple[str, float]:
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", *command],
+        capture_output=True,
+        text=True,
+        env=_environment(threads),
+    )
+    if done.returncode:
+        raise UsageError(f"{command[0]} failed: {done.stderr.strip().splitlines()[-1]}")
+    return done.stdout, time.perf_counter() - start
+
+
+def measure(
+    model: str, prompts: list[str], call: dict[str, Any], setup: dict[str, Any], folder: Path
+) -> tuple[float, float]:
+    """Run one setup once; returns seconds from first start to last end, and of the command."""
+    if setup.get("loop"):
+        task = folder / "task.json"
+        task.write_text(json.dumps({"model": model, "prompts": prompts, "call": call}))
+        printed, wall = _run(["ditaccel.eval.bench.batch", str(task)], setup["threads"])
+        return float(printed.strip().splitlines()[-1]), wall
+    jobs = folder / "jobs.txt"
+    jobs.write_text("\n".join(prompts))
+    command = [
+        *("ditaccel", "generate", model, "--jobs", str(jobs), "--out", str(folder / "out")),
+        *("--config", "none", "--fps", str(FPS), "--crf", "23", "--quiet"),
+        *("--workers", str(setup["workers"]), "--threads", str(setup["threads"])),
+        *setup.get("options", []),
+    ]
+    for key, value in call.items():
+        command += ["--call", f"{key}={json.dumps(value)}"]
+    _, wall = _run(command, setup["threads"])
+    lines = read_lines(folder / "out" / "results.jsonl")
+    return max(r["finished"] for r in lines) - min(r["began"] for r in lines), wall
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command line."""
+    parser.add_argument("model", type=Path, help="folder of a sample video model")
+    parser.add_argument("--items", type=int, default=8)
+    parser.add_argument("--steps", type=int, help="default: the model's")
+    parser.add_argument("--frames", type=int, help="default: the model's")
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--only", nargs="*", help="names of setups")
+    parser.add_argument("--out", type=Path, help="CSV to append to")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark; prints a table and, with `--out`, writes a CSV."""
+    sheet = read_sheet(args.model)
+    if sheet.prompts is None or "video" not in sheet.task:
+        raise UsageError(f"{args.model} is no sample video model")
+    call = dict(sheet.call)
+    for key, value in (("num_inference_steps", args.steps), ("num_frames", args.frames)):
+        if value is not None:
+            call[key] = value
+    prompts = list(dict.fromkeys(read_prompts(sheet.prompts)))[: args.items]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    chosen = {n: s for n, s in setups(cores or 1).items() if not args.only or n in args.only}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
+    for repeat in range(args.repeats):
+        for name, setup in chosen.items():
+            print(f"repeat {repeat + 1}: {name}", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                seconds = measure(str(args.model), prompts, call, setup, Path(folder))
+                times[name].append(seconds)
+    rows = []
+    for name, setup in chosen.items():
+        span, wall = (statistics.median(column) for column in zip(*times[name], strict=True))
+        base = statistics.median(t[0] for t in times["loop"]) if "loop" in times else span
+        rows.append(
+            {
+                "model": args.model.name,
+                "setup": name,
+                "workers": setup["workers"],
+                "threads": setup["threads"],
+                "items": len(prompts),
+                "steps": call.get("num_inference_steps"),
+                "frames": call.get("num_frames"),
+                "span_s": round(span, 2),
+                "wall_s": round(wall, 2),
+                "items_per_min": round(60 * len(prompts) / span, 3),
+                "ratio": round(base / span, 3),
+                "repeats": args.repeats,
+            }
+        )
+    print(f"{args.model.name}: {len(prompts)} items, {cores} cores, {platform.processor()}")
+    print(f"{'setup':<26}{'items':>12}{'with loading':>14}{'of the loop':>13}")
+    for row in rows:
+        print(
+            f"{row['setup']:<26}{duration(row['span_s']):>12}{duration(row['wall_s']):>14}"
+            f"{row['ratio']:>12}×"
+        )
+    if args.out is not None:
+        fresh = not args.out.exists()
+        with args.out.open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            if fresh:
+                writer.writeheader()
+            writer.writerows(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    task = json.loads(Path(sys.argv[1]).read_text())
+    print(plain_loop(task["model"], task["prompts"], task["call"], Path(sys.argv[1]).parent))

@@ -1,0 +1,93 @@
+"""`ditaccel report` on a job: its state, and a page that loads nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ditaccel.batch.folder import JobFolder
+from ditaccel.cli import main
+
+Generate = Callable[..., tuple[int, str, str]]
+Jobs = Callable[..., Path]
+
+
+class Page(HTMLParser):
+    """What a page asks a browser for, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.links: list[str] = []
+        self.cards: list[str] = []
+        self.text = ""
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if found.get("src"):
+            self.sources.append(str(found["src"]))
+        if tag == "a":
+            self.links.append(str(found["href"]))
+        if found.get("data-text"):
+            self.cards.append(str(found["data-text"]))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def out(generate: Generate, jobs: Jobs, tmp_path: Path) -> Path:
+    rows: list[dict[str, Any]] = [
+        {"class_label": 3, "seed": 5, "meta": {"split": "Test"}, "prompt": '<b>bold</b> & "x"'},
+        {"class_label": 2, "seed": "<script>alert(1)</script>"},
+    ]
+    assert generate(jobs(3, rows))[0] == 3
+    return tmp_path / "out"
+
+
+def test_state_and_page(out: Path, capsys: Any) -> None:
+    assert main(["report", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "4 of 5 items done, 1 failed, 0 left" in printed and "gallery.html" in printed
+    page = Page(out / "gallery.html")
+    assert page.sources and all(source.startswith("data:image/") for source in page.sources)
+    assert len(page.cards) == 4 and any("seed 5" in c and "test" in c for c in page.cards)
+    for link in page.links:
+        assert link.startswith("#") or (out / link).exists(), link
+    html = (out / "gallery.html").read_text()
+    assert "<script>alert" not in html and "<b>bold" not in html
+    assert "<b>bold</b>" in page.text  # shown as text
+    order = [html.index(f'id="{part}"') for part in ("state", "failures", "outputs", "times")]
+    assert order == sorted(order)
+
+
+def test_state_as_json(out: Path, capsys: Any) -> None:
+    assert main(["report", str(out), "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    assert (state["done"], state["failed"], state["left"], state["working"]) == (4, 1, 0, 0)
+
+
+def test_a_job_at_work_has_a_state(out: Path, capsys: Any) -> None:
+    """As another process sees it: an item is not there yet, and a worker is."""
+    from ditaccel.batch.claims import Claims
+
+    folder = JobFolder(out)
+    claims = Claims(folder, "run")
+    folder.sidecar(folder.items()[0]).unlink()
+    assert main(["report", str(out)]) == 0
+    claims.close()
+    printed = capsys.readouterr().out
+    assert "3 of 5 items done, 1 failed, 1 left; 1 at work" in printed
+    assert "left\n" in printed.split("at work")[1]
+
+
+def test_the_wrong_folder_or_option_is_one_line(out: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(["report", str(out), "--png", str(tmp_path / "x.png")]) == 2
+    assert "--png is for evaluations" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 2
