@@ -78,7 +78,7 @@ def _image_encoder() -> dict[str, Any]:
     return {"image_encoder": CLIPVisionModel(config), "image_processor": processor}
 
 
-@tiny_family("wan", resized=_RESIZED, resized_tokens=3 * 4 * 7)
+@tiny_family("wan", variant=True, tokens=144, steps=8)
 def wan_i2v() -> Tiny:
     """`WanImageToVideoPipeline` 2.1: the image as channels and as tokens of cross-attention."""
     from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
@@ -98,7 +98,7 @@ def wan_i2v() -> Tiny:
     return quiet(pipe), call
 
 
-@tiny_family("wan", resized=_RESIZED, resized_tokens=3 * 4 * 7)
+@tiny_family("wan", variant=True, tokens=144, steps=10)
 def wan22_i2v() -> Tiny:
     """`WanImageToVideoPipeline` 2.2: two transformers, the image as channels alone."""
     from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
@@ -134,7 +134,7 @@ def wan_5b() -> Tiny:
     return quiet(pipe), call
 
 
-@tiny_family("wan", resized={"height": 64, "width": 112}, resized_tokens=4 * 4 * 7)
+@tiny_family("wan", variant=True, tokens=144, steps=8)
 def wan_v2v() -> Tiny:
     """`WanVideoToVideoPipeline`: starts in the middle of the schedule, no cache context."""
     from diffusers import WanTransformer3DModel, WanVideoToVideoPipeline

@@ -55,12 +55,7 @@ def _cogvideox(in_channels: int) -> dict[str, Any]:
     }
 
 
-@tiny_family(
-    "cogvideox",
-    dispatches=False,
-    resized={"height": 80, "width": 48, "num_frames": 9},
-    resized_tokens=3 * 5 * 3,
-)
+@tiny_family("cogvideox", variant=True, tokens=126, steps=7)
 def cogvideox_i2v() -> Tiny:
     """`CogVideoXImageToVideoPipeline`: the image as channels."""
     from diffusers import CogVideoXImageToVideoPipeline
@@ -75,12 +70,7 @@ def cogvideox_i2v() -> Tiny:
     }
 
 
-@tiny_family(
-    "cogvideox",
-    dispatches=False,
-    resized={"height": 80, "width": 48},
-    resized_tokens=2 * 5 * 3,
-)
+@tiny_family("cogvideox", variant=True, tokens=126, steps=7)
 def cogvideox_v2v() -> Tiny:
     """`CogVideoXVideoToVideoPipeline`: starts in the middle of the schedule."""
     from diffusers import CogVideoXVideoToVideoPipeline
