@@ -174,6 +174,11 @@ class DenoisingTracker:
         self._calls: dict[str, int] = {}
         self._fresh = True
 
+    @property
+    def exceeds_flow(self) -> bool:
+        """Whether noise levels go beyond 1, as they do not in flow matching."""
+        return max(self._sigmas, default=0.0) > 1.0
+
     def reset(self) -> None:
         """Forget the loop (after an exception): the next call begins a new generation."""
         self._forget()

@@ -184,7 +184,7 @@ class Session:
             step = self._tracker.observe(
                 name, argument(adapter.timestep, args, kwargs), listener.current()
             )
-            if adapter.preconditioned:
+            if adapter.preconditioned and self._tracker.exceeds_flow:
                 step = step.preconditioned()
             if step.generation != self._generation:
                 self._begin_generation(step)

@@ -31,7 +31,7 @@ _WAN = {
 }
 
 
-def _wan_vae() -> Any:
+def wan_vae() -> Any:
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(
@@ -91,7 +91,7 @@ def wan_i2v() -> Tiny:
         tokenizer=None,
         text_encoder=None,
         **_image_encoder(),
-        vae=_wan_vae(),
+        vae=wan_vae(),
         scheduler=_scheduler(),
         transformer=transformer,
     )
@@ -108,7 +108,7 @@ def wan22_i2v() -> Tiny:
     pipe = WanImageToVideoPipeline(
         tokenizer=None,
         text_encoder=None,
-        vae=_wan_vae(),
+        vae=wan_vae(),
         scheduler=_scheduler(),
         transformer=WanTransformer3DModel(**options),
         transformer_2=WanTransformer3DModel(**options),
@@ -126,7 +126,7 @@ def wan_5b() -> Tiny:
     pipe = WanImageToVideoPipeline(
         tokenizer=None,
         text_encoder=None,
-        vae=_wan_vae(),
+        vae=wan_vae(),
         scheduler=_scheduler(),
         transformer=WanTransformer3DModel(**_WAN),
         expand_timesteps=True,
@@ -151,7 +151,7 @@ def wan_v2v() -> Tiny:
     pipe = WanVideoToVideoPipeline(
         tokenizer=None,
         text_encoder=None,
-        vae=_wan_vae(),
+        vae=wan_vae(),
         scheduler=_scheduler(),
         transformer=WanTransformer3DModel(**_WAN),
     )
@@ -168,7 +168,7 @@ def wan_vace() -> Tiny:
     pipe = WanVACEPipeline(
         tokenizer=None,
         text_encoder=None,
-        vae=_wan_vae(),
+        vae=wan_vae(),
         scheduler=_scheduler(),
         transformer=transformer,
     )
@@ -185,7 +185,7 @@ def chronoedit() -> Tiny:
         tokenizer=None,
         text_encoder=None,
         **_image_encoder(),
-        vae=_wan_vae(),
+        vae=wan_vae(),
         scheduler=_scheduler(),
         transformer=ChronoEditTransformer3DModel(
             **{**_WAN, "in_channels": 12}, image_dim=20, added_kv_proj_dim=24
@@ -227,7 +227,7 @@ def wan_animate() -> Tiny:
         tokenizer=None,
         text_encoder=None,
         **_image_encoder(),
-        vae=_wan_vae(),
+        vae=wan_vae(),
         scheduler=_scheduler(),
         transformer=transformer,
     )
@@ -244,7 +244,7 @@ def _skyreels(kind: str, **options: Any) -> Any:
         getattr(diffusers, kind)(
             tokenizer=None,
             text_encoder=None,
-            vae=_wan_vae(),
+            vae=wan_vae(),
             scheduler=scheduler,
             transformer=diffusers.SkyReelsV2Transformer3DModel(**_WAN, **options),
         )

@@ -142,3 +142,102 @@ def ltx2() -> Tiny:
         "num_inference_steps": 7,
         "output_type": "latent",
     }
+
+
+class _Guardrail(torch.nn.Module):
+    """Stands in for the safety checker, which these pipelines insist on."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def check_text_safety(self, prompt: str) -> bool:
+        return True
+
+
+def _cosmos(**options: Any) -> Any:
+    from diffusers import CosmosTransformer3DModel
+
+    return CosmosTransformer3DModel(
+        **{"in_channels": 4, **options},
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=4,
+        mlp_ratio=2.0,
+        text_embed_dim=16,
+        adaln_lora_dim=4,
+        max_size=(8, 64, 64),
+        concat_padding_mask=False,  # which would need torchvision
+    )
+
+
+def _cosmos_call(**changes: Any) -> dict[str, Any]:
+    embeds = embeds_source()
+    return {
+        "prompt_embeds": embeds(1, 6, 16),
+        "negative_prompt_embeds": embeds(1, 6, 16),
+        "guidance_scale": 3.0,
+        "height": 112,
+        "width": 144,
+        "num_frames": 9,
+        "num_inference_steps": 8,
+        "output_type": "latent",
+        **changes,
+    }
+
+
+@tiny_family(resized={"height": 80, "width": 48, "num_frames": 17}, resized_tokens=3 * 5 * 3)
+def cosmos() -> Tiny:
+    """`CosmosTextToWorldPipeline` at 2 x 7 x 9 tokens: EDM, told apart by timesteps alone."""
+    from diffusers import CosmosTextToWorldPipeline, EDMEulerScheduler
+
+    call = _cosmos_call()
+    pipe = CosmosTextToWorldPipeline(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=_cosmos(),
+        vae=None,
+        scheduler=EDMEulerScheduler(
+            sigma_min=0.002, sigma_max=80, sigma_data=0.5, final_sigmas_type="sigma_min"
+        ),
+        safety_checker=_Guardrail(),
+    )
+    return quiet(pipe), call
+
+
+@tiny_family("cosmos", variant=True, tokens=7 * 18, steps=8)
+def cosmos2() -> Tiny:
+    """`Cosmos2TextToImagePipeline`: flow matching's scheduler, and EDM in the pipeline."""
+    from diffusers import Cosmos2TextToImagePipeline, FlowMatchEulerDiscreteScheduler
+
+    call = _cosmos_call(width=288)
+    del call["num_frames"]
+    pipe = Cosmos2TextToImagePipeline(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=_cosmos(extra_pos_embed_type=None),
+        vae=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        safety_checker=_Guardrail(),
+    )
+    return quiet(pipe), call
+
+
+@tiny_family("cosmos", variant=True, tokens=3 * 7 * 9, steps=8)
+def cosmos25() -> Tiny:
+    """`Cosmos2_5_PredictBasePipeline`: a timestep for each frame, tiny for the given ones."""
+    from diffusers import Cosmos2_5_PredictBasePipeline, UniPCMultistepScheduler
+    from tiny_video import wan_vae
+
+    video = torch.rand(5, 3, 112, 144, generator=torch.Generator().manual_seed(3))
+    call = _cosmos_call(video=video[None].transpose(1, 2) * 2 - 1)
+    pipe = Cosmos2_5_PredictBasePipeline(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=_cosmos(in_channels=5, extra_pos_embed_type=None),
+        vae=wan_vae(),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        safety_checker=_Guardrail(),
+    )
+    return quiet(pipe), call
