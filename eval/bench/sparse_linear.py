@@ -163,6 +163,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--backend", choices=("triton", "torch"), help="of the kernels")
     parser.add_argument("--out", type=Path, help="CSV to append to")
+    parser.add_argument(
+        "--at-least",
+        type=float,
+        nargs=2,
+        metavar=("FORWARD", "BACKWARD"),
+        help="speed-ups over SDPA that every row must reach; exit code 1 otherwise",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -193,4 +200,14 @@ def run(args: argparse.Namespace) -> int:
                 writer.writeheader()
             writer.writerows(rows)
         print(f"written to {args.out}")
-    return 0
+    short = []
+    for row in rows if args.at_least else ():
+        for way, wanted in zip(("forward", "backward"), args.at_least, strict=True):
+            if row[f"{way}_speedup"] < wanted:
+                short.append(
+                    f"{row['dtype']} {row['length']}: {way} {row[f'{way}_speedup']}x, wanted "
+                    f"{wanted}x"
+                )
+    if args.at_least:
+        print("\n".join(short) or "every speed-up reached")
+    return 1 if short else 0

@@ -191,12 +191,12 @@ def _most(call: AttentionCall, arch: int | str) -> Blocks:
     """Each choice is held against registers and shared memory, see `..aot`."""
     dim = call.q.shape[3]
     if call.q.element_size() == 4:
-        return Blocks(32 if dim <= 64 else 16, 32, 8, 1)
+        return Blocks(32, 32, 8, 1) if dim <= 64 else Blocks(16, 32, 4, 1)
     if isinstance(arch, str):
         return Blocks(64, 64, 4, 1)
     if dim <= 64:
         return Blocks(128, 64, 8, 2)
-    return Blocks(128, 64, 8, 2) if 90 <= arch < 120 else Blocks(64, 32, 4, 2)
+    return Blocks(128 if 90 <= arch < 120 else 64, 64, 8, 2)
 
 
 def _most_keys(call: AttentionCall, arch: int | str) -> Blocks:

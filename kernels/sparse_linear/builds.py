@@ -34,7 +34,7 @@ def builds(arch: int | str) -> Iterator[_Parts]:
         name = f"{_TYPES[dtype]} D{dim} {kind}"
         yield _attention(f"attention dq {name}", call, *query_flags_for(call.attention, arch))
         yield _attention(f"attention dkv {name}", call, *key_flags_for(call.attention, arch, True))
-        if kind != "plain":
+        if kind != "plain" or (dtype == torch.float32 and dim < 128):
             continue
         for part, launch in launches(call, arch).items():
             options = {"num_warps": launch.warps, "num_stages": launch.stages}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..attention.triton_backend import SMALL_SHARED
 from ..attention.triton_backward import row_product
 from ..triton_launch import block_of, shared_strides
 from .call import SparseLinearCall
@@ -58,15 +59,18 @@ def launches(call: SparseLinearCall, arch: int | str) -> dict[str, Launch]:
         blocks = {"BLOCK_F": by_f, "BLOCK_C": by_c, "BLOCK_R": min(narrow, rows[side])}
         found[f"sums {side}"] = Launch({**own, **blocks, "SCALED": scaled}, 4, 2)
         blocks = {"BLOCK_F": min(narrow, by_f), "BLOCK_C": by_c, "BLOCK_R": rows[side]}
-        found[f"expand {side}"] = Launch({**own, **blocks, "DIVIDED": scaled}, 4, 2)
+        found[f"expand {side}"] = Launch({**own, **blocks, "DIVIDED": scaled}, 4, 3)
         blocks = {"BLOCK_F": by_f, "BLOCK_C": min(narrow, by_c), "BLOCK_R": rows[side]}
         for add in (False, True):
             name = f"expand_t {side}{' add' if add else ''}"
             found[name] = Launch({**own, **blocks, "SCALED": scaled, "ADD": add}, 4, 2)
-    mix = {"PRECISION": precision, "BLOCK_T": wide, "BLOCK_N": 2 * wide, "BLOCK_S": narrow}
-    group = call.attention.group
-    found["mix"] = Launch({**mix, "SHARE": group, "MEMBERS": 1}, 4, 3)
-    found["mix back"] = Launch({**mix, "SHARE": 1, "MEMBERS": group}, 4, 3)
+    # As many targets as fit, since each block of them reads all sums anew.
+    large = precision == "tf32"
+    mix = {"PRECISION": precision, "BLOCK_T": 128 if large else wide, "BLOCK_N": 2 * wide}
+    mix["BLOCK_S"] = narrow
+    group, options = call.attention.group, (8, 2) if arch in SMALL_SHARED or not large else (8, 3)
+    found["mix"] = Launch({**mix, "SHARE": group, "MEMBERS": 1}, *options)
+    found["mix back"] = Launch({**mix, "SHARE": 1, "MEMBERS": group}, *options)
     return found
 
 
