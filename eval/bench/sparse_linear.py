@@ -36,7 +36,8 @@ from ditaccel.errors import UsageError
 from .attention import DTYPES, in_turns, random_map
 
 TIMES = (
-    "sdpa_forward", "sparse_forward", "forward", "features", "sdpa_backward", "backward",
+    "sdpa_forward", "sparse_forward", "forward", "features", "sdpa_backward", "sparse_backward",
+    "backward",
 )  # fmt: skip
 FIELDS = (
     "device", "threads", "torch", "backend", "dtype", "heads", "head_dim", "length", "features",
@@ -82,6 +83,12 @@ def _dense(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor]:
     return (F.scaled_dot_product_attention(q, k, v),)
 
 
+def _sparse(
+    critical: TileMap, backend: str | None, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor]:
+    return (tile_attention(q, k, v, critical, backend=backend).output,)
+
+
 def _both(
     critical: TileMap, marginal: Tensor, backend: str | None, *inputs: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -115,12 +122,14 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
 
             ours = partial(_both, critical, marginal, args.backend)
             inputs = [q, k, v, *features(q, k)]
+            sparse = partial(_sparse, critical, args.backend)
             works: dict[str, Callable[[], Any]] = {
                 "sdpa_forward": partial(_dense, q, k, v),
-                "sparse_forward": partial(tile_attention, q, k, v, critical, backend=args.backend),
+                "sparse_forward": partial(sparse, q, k, v),
                 "forward": partial(ours, *inputs),
                 "features": partial(features, q, k),
                 "sdpa_backward": _gradients(_dense, [q, k, v]),
+                "sparse_backward": _gradients(sparse, [q, k, v]),
                 "backward": _gradients(ours, inputs),
             }
             took = in_turns(device, works, args.repeats)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..dispatch import Backend, always, choose, reasons
 from ..tile_map import TileMap
-from . import flex_backend, naive, torch_backend, triton_backend
+from . import flex_backend, naive, operator, torch_backend, triton_backend
 from .call import AttentionCall, Marking, TileAttentionOutput, TileCentroids, check_call
 from .merge import merge_attention
 
@@ -65,7 +65,10 @@ def tile_attention(
     centroids: TileCentroids | None = None,
     backend: str | None = None,
 ) -> TileAttentionOutput:
-    """Softmax attention over the tiles of a map; forward only.
+    """Softmax attention over the tiles of a map.
+
+    Autograd follows q, k and v for tiles of fixed size, without marking, centroids and masks that
+    differ from query to query; the backward skips what the forward skips.
 
     Args:
         q: `(B, H, Lq, D)`, any strides: a transposed view of `(B, Lq, H, D)` is not copied.
@@ -91,4 +94,7 @@ def tile_attention(
         ValueError: shapes or devices that do not fit, or a backend that cannot run the call.
     """
     call = check_call(q, k, v, tile_map, scale, mask, return_lse, marking, centroids)
-    return choose("tile_attention", BACKENDS, call, backend).run(call)
+    chosen = choose("tile_attention", BACKENDS, call, backend)
+    if call.needs_grad and chosen.name != "naive":
+        return operator.run(call, chosen.name)
+    return chosen.run(call)

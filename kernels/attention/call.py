@@ -131,6 +131,19 @@ class AttentionCall:
         """Whether autograd wants to follow this call."""
         return torch.is_grad_enabled() and any(t.requires_grad for t in (self.q, self.k, self.v))
 
+    def why_no_gradient(self) -> str | None:
+        """Why the kernels have no backward for this call, None if they have or none is wanted."""
+        if not self.needs_grad:
+            return None
+        reason = None
+        if self.marking is not None or self.centroids is not None:
+            reason = "it has no backward with marking or centroids"
+        elif not self.tile_map.is_fixed:
+            reason = "it has no backward for tiles of variable size"
+        elif self.mask is not None and self.mask.shape[1:3] != (1, 1):
+            reason = "its backward takes a mask of keys only, (B, Lk)"
+        return reason and f"{reason}; call it under torch.no_grad(), or ask for 'naive'"
+
     def first_kept(self) -> Tensor:
         """Marks ahead of any comparison, bool `(B, H, Tq, Tk)`: only the first visited tile stays.
 

@@ -23,7 +23,7 @@ def why_not(call: AttentionCall) -> str | None:
     if call.mask is not None:
         return "a mask would need a function of every pair of tokens, compiled anew for each mask"
     if call.needs_grad:
-        return "tile_attention has no backward; call it under torch.no_grad(), or ask for 'naive'"
+        return "it has no backward here; call it under torch.no_grad(), or ask for 'torch'"
     if call.q.device.type == "cpu" and call.return_lse:
         return "FlexAttention gives no log-sum-exp on a CPU"
     if call.q.device.type not in ("cpu", "cuda"):

@@ -33,9 +33,7 @@ _MARKS_AT_ONCE = 1 << 18
 
 def why_not(call: AttentionCall) -> str | None:
     """Why this backend cannot run, None if it can."""
-    if call.needs_grad:
-        return "it has no backward; call it under torch.no_grad(), or ask for 'naive'"
-    return None
+    return call.why_no_gradient()
 
 
 def run(call: AttentionCall) -> TileAttentionOutput:

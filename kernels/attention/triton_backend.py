@@ -16,6 +16,8 @@ from .centroids import centroid_bias
 
 # Capabilities whose programs may take 99 KiB of shared memory, where others have 163 or more.
 SMALL_SHARED = (86, 89, 120, 121)
+# The kernel that owns keys holds two sums of this width.
+MAX_HEAD_DIM_WITH_GRADIENT = 128
 
 
 @dataclass(frozen=True)
@@ -35,24 +37,20 @@ class Blocks:
     stages: int
 
 
-def why_not(call: AttentionCall, differentiable: bool = False) -> str | None:
-    """Why the kernel cannot run this call, None if it can.
-
-    Args:
-        call: what is to be run.
-        differentiable: whether the caller has a backward.
-    """
-    reason = why_not_triton(call.q.device)
+def why_not(call: AttentionCall) -> str | None:
+    """Why the kernel cannot run this call, None if it can."""
+    reason = why_not_triton(call.q.device) or call.why_no_gradient()
     if reason is not None:
         return reason
-    if call.needs_grad and not differentiable:
-        return "it has no backward; call it under torch.no_grad(), or ask for 'naive'"
     if call.q.dtype not in DTYPES:
         return f"it computes in {', '.join(str(d)[6:] for d in DTYPES)}, not {call.q.dtype}"
     if interpreted() and call.q.dtype == torch.bfloat16:
         return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"
     if call.q.shape[3] > MAX_HEAD_DIM:
         return f"the head dimension is at most {MAX_HEAD_DIM}, got {call.q.shape[3]}"
+    if call.needs_grad and call.q.shape[3] > MAX_HEAD_DIM_WITH_GRADIENT:
+        most = MAX_HEAD_DIM_WITH_GRADIENT
+        return f"with gradients, the head dimension is at most {most}, got {call.q.shape[3]}"
     if call.marking is not None and call.marking.skip_now:
         arch = arch_of(call.q.device)
         if isinstance(arch, int) and 100 <= arch < 120 and triton_version() < (3, 9):

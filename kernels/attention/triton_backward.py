@@ -10,10 +10,18 @@ from torch import Tensor
 from ..dispatch import arch_of
 from ..tile_map import TileMap
 from ..triton_launch import block_of, shared_strides
+from . import triton_backend
 from .call import LOG2_E, AttentionCall
-from .triton_backend import Blocks
+from .triton_backend import MAX_HEAD_DIM_WITH_GRADIENT, Blocks
 
-MAX_HEAD_DIM = 128
+
+def why_not(call: AttentionCall) -> str | None:
+    """Why the kernels cannot run this call with gradients, None if they can."""
+    reason = triton_backend.why_not(call)
+    dim = call.q.shape[3]
+    if reason is None and dim > MAX_HEAD_DIM_WITH_GRADIENT:
+        return f"the head dimension is at most {MAX_HEAD_DIM_WITH_GRADIENT}, got {dim}"
+    return reason
 
 
 def run(

@@ -10,13 +10,7 @@ from .call import Gradients, SparseLinearCall, SparseLinearOutput
 
 def why_not(call: SparseLinearCall) -> str | None:
     """Why the kernels cannot run this call, None if they can."""
-    reason = triton_backend.why_not(call.attention, differentiable=True)
-    if reason is not None:
-        return reason
-    dim = call.attention.q.shape[3]
-    if dim > triton_backward.MAX_HEAD_DIM:
-        return f"the head dimension is at most {triton_backward.MAX_HEAD_DIM}, got {dim}"
-    return None
+    return triton_backward.why_not(call.attention)
 
 
 def forward(call: SparseLinearCall) -> SparseLinearOutput:

@@ -241,15 +241,58 @@ def test_gates_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
         tile_attention(q, k, v, _dense(16), backend="cuda")
 
 
-def test_gradients_are_refused_but_by_the_definition() -> None:
+def test_gradients_agree_with_finite_differences() -> None:
+    q, k, v = (x.double().requires_grad_() for x in _qkv(1, 2, 11, 3, kv_heads=1))
+    mask = torch.tensor([[True, False, True, False], [False] * 4, [True] * 4])[None, None]
+    tile_map = TileMap.from_mask(mask, Tiling.fixed(11, 4), Tiling.fixed(11, 3))
+    keys = torch.ones(1, 11, dtype=torch.bool)
+    keys[0, 4] = False
+
+    def output(*inputs: Tensor) -> Tensor:
+        return tile_attention(*inputs, tile_map, mask=keys).output
+
+    assert torch.autograd.gradcheck(output, (q, k, v))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_gradients_of_all_tiles_are_those_of_dense_attention(kv_heads: int) -> None:
+    inputs = [x.requires_grad_() for x in _qkv(2, 4, 37, 16, kv_heads=kv_heads)]
+    q, k, v = (x.double() for x in inputs)
+    expected = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    lse = (q @ k.repeat_interleave(4 // kv_heads, 1).transpose(-1, -2) / 4).logsumexp(-1)
+    wanted = torch.autograd.grad(expected.square().sum() + lse.square().sum(), inputs)
+    got = tile_attention(*inputs, _dense(37), return_lse=True)
+    assert got.lse is not None
+    gradients = torch.autograd.grad(got.output.square().sum() + got.lse.square().sum(), inputs)
+    for one, other in zip(gradients, wanted, strict=True):
+        assert relative_rmse(one, other) < 1e-5
+
+
+def test_the_operator_keeps_the_rules_of_torch() -> None:
+    q, k, v = (x.requires_grad_() for x in _qkv(1, 2, 40, 16))
+    tile_map = _dense(40)
+    torch.library.opcheck(
+        torch.ops.ditaccel.tile_attention,
+        (q, k, v, tile_map.indices, tile_map.counts, None, 16, 16, 0.25, "torch"),
+    )
+
+
+def test_gradients_that_no_kernel_has_are_refused_but_by_the_definition() -> None:
     q, k, v = _qkv(1, 1, 16, 16)
     q.requires_grad_()
-    with pytest.raises(ValueError, match="no_grad"):
-        tile_attention(q, k, v, _dense(16))
+    marking = Marking(-1.0)
+    with pytest.raises(ValueError, match=r"no backward with marking or centroids; .*no_grad"):
+        tile_attention(q, k, v, _dense(16), marking=marking)
     with torch.no_grad():
-        tile_attention(q, k, v, _dense(16))
-    tile_attention(q, k, v, _dense(16), backend="naive").output.sum().backward()
+        tile_attention(q, k, v, _dense(16), marking=marking)
+    pairs = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    with pytest.raises(ValueError, match="takes a mask of keys only"):
+        tile_attention(q, k, v, _dense(16), mask=pairs)
+    tile_attention(q, k, v, _dense(16), mask=pairs, backend="naive").output.sum().backward()
     assert q.grad is not None
+    ends = Tiling.variable(torch.tensor([[[0, 5, 16]]], dtype=torch.int32), 16)
+    with pytest.raises(ValueError, match="no backward for tiles of variable size"):
+        tile_attention(q, k, v, TileMap.dense(ends, ends))
 
 
 _GOOD: dict[str, Any] = {
