@@ -49,8 +49,8 @@ def why_not(call: AttentionCall) -> str | None:
     if call.q.shape[3] > MAX_HEAD_DIM:
         return f"the head dimension is at most {MAX_HEAD_DIM}, got {call.q.shape[3]}"
     if call.needs_grad and call.q.shape[3] > MAX_HEAD_DIM_WITH_GRADIENT:
-        most = MAX_HEAD_DIM_WITH_GRADIENT
-        return f"with gradients, the head dimension is at most {most}, got {call.q.shape[3]}"
+        limit = MAX_HEAD_DIM_WITH_GRADIENT
+        return f"with gradients, the head dimension is at most {limit}, got {call.q.shape[3]}"
     if call.marking is not None and call.marking.skip_now:
         arch = arch_of(call.q.device)
         if isinstance(arch, int) and 100 <= arch < 120 and triton_version() < (3, 9):

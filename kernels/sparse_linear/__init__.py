@@ -63,6 +63,12 @@ def sparse_linear_attention(
     skipped; a tile in both counts in both branches. SLA's output is `sparse + Proj(linear)`, see
     `SparseLinearOutput.projected`. Autograd follows q, k, v and the features.
 
+    `H_j` of key tiles and `H_i` of query tiles are float32 and held in two buffers of bounded size,
+    some heads (or some channels of one) at a time; one product with the marginal mask turns the
+    one into the other, at the same cost for any number of marginal tiles, where published kernels
+    subtract from a total. None of it is saved for the backward, which forms H anew: what is saved
+    are the arguments and the outputs.
+
     Args:
         q: `(B, H, Lq, D)`, any strides.
         k: `(B, Hkv, Lk, D)`; Hkv divides H, and heads `h * H / Hkv ...` share key head `h`.
