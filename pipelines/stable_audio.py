@@ -17,6 +17,7 @@ ADAPTER = FamilyAdapter(
     attention=(AttentionContract("transformer_blocks"),),
     tokens=_tokens,
     text="front",  # the global token
+    preconditioned=True,  # by its schedulers
     guidance="batched",
     presets=adaptive_presets(),
 )

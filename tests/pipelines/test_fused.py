@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from ditaccel.kernels import TileMap, Tiling
 from ditaccel.pipelines import adapters
 from inspection import traces
+from planners import RecordingPlanner, use
 from tiny import generate
 from tiny_families import FAMILIES, family_of
 
 import ditaccel
+from ditaccel.attention.planner import Plan
 from ditaccel.caching.blocks import find_blocks
 from ditaccel.session import session_of
 
@@ -93,6 +96,49 @@ def test_masks_of_numbers_leave_attention_dense_and_say_so():
         pytest.warns(UserWarning, match="its mask adds a bias .* stays dense"),
     ):
         assert torch.equal(generate(pipe, call, **masks), dense)
+
+
+def _two_prompts(name):
+    """Two prompts of other lengths in one batch, so that the shorter sequence is padded."""
+    pipe, call = FAMILIES[name]()
+    source = torch.Generator().manual_seed(3)
+    if name == "z_image":  # padded to 32 and 64 tokens
+        for key, lengths in (("prompt_embeds", (6, 40)), ("negative_prompt_embeds", (4, 33))):
+            call[key] = [torch.randn(length, 16, generator=source) for length in lengths]
+    else:
+        for key, lengths in (("prompt", (5, 8)), ("negative_prompt", (3, 4))):
+            call[f"{key}_embeds"] = torch.randn(2, 8, 16, generator=source)
+            mask = torch.arange(8) < torch.tensor(lengths)[:, None]
+            call[f"{key}_attention_mask"] = mask.long()
+    return pipe, call
+
+
+@pytest.mark.parametrize("name", ["lumina2", "z_image"])
+def test_texts_of_other_lengths_in_one_batch(name, monkeypatch):
+    pipe, call = _two_prompts(name)
+    dense = generate(pipe, call)
+    assert len(dense) == 2
+
+    def all_tiles(q, k, context, state):
+        assert context.masked and context.text is not None
+        tilings = [Tiling.fixed(context.length, 16) for _ in range(2)]
+        return Plan(TileMap.dense(*tilings), "all", blind=True)
+
+    planner = RecordingPlanner(all_tiles)
+    with (
+        monkeypatch.context() as patched,
+        ditaccel.accelerated(pipe, attention=use(patched, planner)),
+    ):
+        result = generate(pipe, call)
+    error = (result - dense).square().mean().sqrt() / dense.square().mean().sqrt()
+    assert planner.seen and float(error) < 1e-5
+    sparse = "lite_attention:threshold=-0.5,min_tokens=0,q_tile=16,k_tile=16,break_even=1"
+    for spec in ("taylorseer:interval=2,granularity=last_block", f"adaptive_taylor & {sparse}"):
+        with ditaccel.accelerated(pipe, spec):
+            result = generate(pipe, call)
+            assert torch.isfinite(result).all() and torch.equal(generate(pipe, call), result)
+    with ditaccel.accelerated(pipe, "adaptive_taylor:tolerance=0"):
+        assert torch.equal(generate(pipe, call), dense)
 
 
 def test_differences_of_sequences_of_other_lengths_are_refused():
