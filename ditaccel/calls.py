@@ -46,6 +46,11 @@ class Arguments:
         return (*args[:place], value, *args[place + 1 :]), kwargs
 
 
+def has_conditions(sample: Any) -> bool:
+    """Whether each item of the batch is a list: condition images, then what is denoised."""
+    return isinstance(sample, (list, tuple)) and any(isinstance(p, (list, tuple)) for p in sample)
+
+
 def as_tensor(sample: Any) -> torch.Tensor:
     """Return latents or outputs as one tensor `(B, …)`.
 

@@ -17,7 +17,7 @@ from .caching.blocks import find_blocks
 from .caching.budget import tensors_per_branch, unit
 from .caching.hooks import BlockCache
 from .caching.policy import CachePolicy
-from .calls import Arguments, as_tensor
+from .calls import Arguments, as_tensor, has_conditions
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import UnsupportedError, UsageError
 from .families import family_of
@@ -188,11 +188,12 @@ class Session:
                 step = step.preconditioned()
             if step.generation != self._generation:
                 self._begin_generation(step)
-            samples = [as_tensor(argument(key, args, kwargs)) for key in adapter.samples]
+            given = [argument(key, args, kwargs) for key in adapter.samples]
+            samples = [as_tensor(sample) for sample in given]
             call = output = None
             try:
                 if attention is not None:
-                    attention.begin(step, samples[0])
+                    attention.begin(step, samples[0], has_conditions(given[0]))
                 if cache is not None:
                     wanted = arguments.get("return_dict", args, kwargs, True)
                     call = cache.begin(step, samples, wanted)

@@ -137,8 +137,19 @@ class AttentionRuntime:
                 f"{self._planner.least_steps}); attention stays dense"
             )
 
-    def begin(self, step: DenoisingStep, sample: Tensor) -> None:
-        """A transformer call begins."""
+    def begin(self, step: DenoisingStep, sample: Tensor, conditions: bool = False) -> None:
+        """A transformer call begins.
+
+        Args:
+            step: where it stands.
+            sample: the latents.
+            conditions: whether condition images come with them, in an order that is not known.
+        """
+        if conditions and not self._off:
+            self._turn_off(
+                "condition images are in one sequence with the text, and where is not known; "
+                "attention stays dense"
+            )
         grid = self._adapter.tokens
         self._now = _Now(step, None if grid is None else grid(self._config, sample.shape))
 

@@ -6,7 +6,7 @@ from ditaccel.kernels import TileMap, Tiling
 from inspection import traces
 from planners import RecordingPlanner, use
 from tiny import generate
-from tiny_families import VARIANTS
+from tiny_families import FAMILIES, VARIANTS
 from tiny_registry import other_prompt
 from tiny_variants import klein_kv
 
@@ -96,3 +96,32 @@ def test_keys_kept_between_steps_are_cached_over_and_attention_stays_dense_and_s
     ):
         assert torch.equal(generate(pipe, call), dense)
     assert torch.equal(generate(pipe, call), dense)
+
+
+def test_condition_images_among_the_latents_leave_attention_dense_and_say_so():
+    """Z-Image's omni mode: `[text, conditions, latents]`, where the plain one has text behind."""
+    transformer = FAMILIES["z_image"]()[0].transformer
+    source = torch.Generator().manual_seed(1)
+
+    def noise(*shape):
+        return torch.randn(*shape, generator=source)
+
+    call = {
+        "x": [[noise(4, 1, 8, 8), noise(4, 1, 22, 22)]],
+        "cap_feats": [[noise(6, 16), noise(6, 16)]],
+        "siglip_feats": [None],
+        "image_noise_mask": [[0, 1]],
+    }
+    config = ditaccel.LiteAttentionConfig(min_tokens=0, dense_steps=0)
+    with torch.no_grad():
+        dense = [transformer(t=torch.tensor([t]), **call).sample[0] for t in (0.0, 0.3, 0.6)]
+        ditaccel.accelerate(transformer, "taylorseer:interval=1,warmup=1", attention=config)
+        with pytest.warns(UserWarning, match="where is not known; attention stays dense"):
+            seen = [transformer(t=torch.tensor([t]), **call).sample[0] for t in (0.0, 0.3, 0.6)]
+        assert all(map(torch.equal, seen, dense))
+        ditaccel.restore(transformer)
+        ditaccel.accelerate(transformer, "taylorseer:interval=2,warmup=2,granularity=last_block")
+        seen = [transformer(t=torch.tensor([t]), **call).sample[0] for t in (0.0, 0.3, 0.6)]
+    assert ditaccel.report(transformer).forecasts == 1
+    assert torch.equal(seen[1], dense[1]) and not torch.equal(seen[2], dense[2])
+    assert seen[2].shape == dense[2].shape and torch.isfinite(seen[2]).all()
