@@ -120,9 +120,9 @@ class FamilyAdapter:
         timestep: argument of the transformer that carries the timestep.
         sample: argument of the transformer that carries the latents.
         beside: argument that carries a second stream of latents, which it returns as second.
-        preconditioned: whether, at noise levels beyond 1, latents are mixed into the output (EDM), by
-            the pipeline or by its scheduler; the error of a forecast is then weighed, but not taken
-            out again.
+        preconditioned: whether, at noise levels beyond 1, latents are mixed into the output (EDM),
+            by the pipeline or by its scheduler; the error of a forecast is then weighed, but not
+            taken out again.
         guidance: `sequential` (one call per branch) or `batched` (branches side by side).
         provisional: made by `auto.recognise`: a dry run must show how the blocks work.
     """
