@@ -67,6 +67,22 @@ def kandinsky5() -> Tiny:
     return _kandinsky5()
 
 
+def kandinsky5_nabla() -> Tiny:
+    """The same with NABLA: flex attention over blocks of 64 tokens."""
+    pipe, call = _kandinsky5(
+        attention_type="nabla",
+        attention_P=0.5,
+        attention_wT=1,
+        attention_wH=1,
+        attention_wW=1,
+        attention_add_sta=True,
+        attention_method="topcdf",
+    )
+    for block in pipe.transformer.visual_transformer_blocks:
+        block.self_attention.processor._attention_backend = "flex"
+    return pipe, {**call, "height": 256, "width": 128, "num_inference_steps": 5}
+
+
 @tiny_family(resized={"height": 96, "width": 160, "num_frames": 17}, resized_tokens=3 * 3 * 5)
 def ltx2() -> Tiny:
     """`LTX2Pipeline` at 2 x 7 x 9 tokens and 9 of sound: guidance batched, and one call more."""
