@@ -25,6 +25,7 @@ import torch
 from .attention import Marking, TileCentroids
 from .attention.call import check_call
 from .attention.triton_backend import flags_for
+from .sparse_linear.builds import builds as sparse_linear_builds
 from .tile_map import TileMap
 from .tiling import Tiling
 from .triton_launch import block_of
@@ -126,6 +127,8 @@ def builds(target: str) -> Iterator[Build]:
         (torch.float32, 128, "mark"),
     ):
         yield _attention_build(dtype, dim, kind, arch)
+    for parts in sparse_linear_builds(arch):
+        yield Build(*parts)
     sizes = {"D": 128, "BLOCK_D": block_of(128)}
     yield Build(
         "assign bf16 D128",

@@ -99,7 +99,7 @@ class _Linear:
         features = call.q_features.shape[3]
         widest = max(p.groups * features * (p.channels + 1) for p in self.parts)
         self.sums = {
-            side: call.attention.q.new_empty(widest * count, dtype=torch.float32)
+            side: torch.empty(widest * count, dtype=torch.float32, device=call.attention.q.device)
             for side, count in (("k", self.tiles["k"]), ("q", self.tiles["q"] * self.group))
         }
 

@@ -374,3 +374,15 @@ def test_projection_of_each_head() -> None:
     assert torch.allclose(out.projected(weight, bias), expected)
     shared = out.sparse + F.linear(out.linear, weight[0], bias)
     assert torch.allclose(out.projected(weight[0], bias), shared)
+
+
+def test_gradients_are_the_same_each_time() -> None:
+    inputs = [x.detach().requires_grad_() for x in _inputs(torch.float32)]
+    maps = _maps()
+
+    def gradients() -> tuple[Tensor, ...]:
+        out = _call(*inputs, maps, "torch")
+        return torch.autograd.grad((out.sparse + out.linear).square().sum(), inputs)
+
+    for one, other in zip(gradients(), gradients(), strict=True):
+        assert torch.equal(one, other)
