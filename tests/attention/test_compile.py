@@ -38,11 +38,13 @@ GRAPHS = {
     "cogvideox": 2,
     "dit": 2,
     "flux": 3,
+    "flux2": 2,
     "hunyuan_video": 5,
     "ltx": 1,
     "qwen_image": 1,
     "sd3": 3,
     "wan": 1,
+    "z_image": 3,
 }
 
 
