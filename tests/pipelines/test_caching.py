@@ -67,14 +67,21 @@ def test_every_preset_runs(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_modules_forecast_from_their_own_outputs(name):
-    """Order 0 at module granularity repeats the computed step: modules, not blocks, are skipped."""
+    """Order 0 at module granularity repeats the computed step: modules, not blocks, are skipped.
+
+    And every step is known, the last one too, whatever timesteps the family is given.
+    """
     pipe, call = FAMILIES[name]()
-    with ditaccel.accelerated(pipe, "taylorseer:interval=2,order=0,granularity=module"):
+    with ditaccel.accelerated(pipe, "taylorseer:interval=2,order=0,granularity=module,final=1"):
         report = ditaccel.report(pipe)
         generate(pipe, call)
         forecast = [c for c in report.calls if c.action == "forecast"]
         assert forecast and {c.blocks_run for c in forecast} == {0}
         assert report.tensors_per_branch == sum(1 for _ in _forecast_modules(pipe.transformer))
+        steps = list(dict.fromkeys(c.step for c in report.calls))
+        assert steps == list(range(len(pipe.scheduler.timesteps)))
+        assert {c.generation for c in report.calls} == {0}
+        assert {c.reason for c in report.calls if c.step == steps[-1]} == {"last step"}
 
 
 def _forecast_modules(transformer):
