@@ -197,9 +197,9 @@ def run(args: argparse.Namespace) -> int:
     )
     head = ("dtype", "length", "critical", "negligible", *(f"{name}_ms" for name in TIMES))
     head += ("forward_speedup", "backward_speedup", "sdpa_mb", "mb")
-    print("".join(f"{name:>18}" for name in head))
+    print("".join(f"{name:>20}" for name in head))
     for row in rows:
-        print("".join(f"{'' if row[name] is None else row[name]!s:>18}" for name in head))
+        print("".join(f"{'' if row[name] is None else row[name]!s:>20}" for name in head))
     if args.out is not None:
         new = not args.out.exists()
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -67,28 +67,28 @@ def backward(
     for b, group, heads in _groups(call):
         k_features, values = (_k_tiles(call, x, b, group) for x in (call.k_features, v))
         z = k_features.sum(1)
-        d_z = torch.zeros_like(z)
-        d_keys, d_values = torch.zeros_like(k_features), torch.zeros_like(values)
+        d_z, d_values = torch.zeros_like(z), torch.empty_like(values)
         marginal = {h: _weights(call, b, h) for h in heads}
         q_features = {h: _q_tiles(call, call.q_features, b, h) for h in heads}
         d_queries = {}
         for h in heads:
             own = _q_tiles(call, d_m, b, h)
-            d_queries[h] = own * (marginal[h] @ z)[:, None]
-            d_z += marginal[h].T @ (q_features[h].transpose(1, 2) @ own)[..., 0]
+            d_queries[h] = own @ (marginal[h] @ z)[:, None]
+            d_z.addmm_(marginal[h].T, (q_features[h].transpose(1, 2) @ own)[..., 0])
+        d_keys = d_z[:, None].expand_as(k_features).contiguous()
         for part in _slices(call, values.shape[-1], len(z)):
             sums = k_features.transpose(1, 2) @ values[..., part]
             d_sums = torch.zeros_like(sums)
             for h in heads:
                 own = _q_tiles(call, d_n[..., part], b, h)
-                d_queries[h] += own @ _mixed(marginal[h], sums).transpose(1, 2)
-                d_sums += _mixed(marginal[h].T, q_features[h].transpose(1, 2) @ own)
+                d_queries[h].baddbmm_(own, _mixed(marginal[h], sums).transpose(1, 2))
+                of_query_tiles = (q_features[h].transpose(1, 2) @ own).flatten(1)
+                d_sums.flatten(1).addmm_(marginal[h].T, of_query_tiles)
             d_values[..., part] = k_features @ d_sums
-            d_keys += values[..., part] @ d_sums.transpose(1, 2)
+            d_keys.baddbmm_(values[..., part], d_sums.transpose(1, 2))
         for h in heads:
-            d_q[b, h] = _rows(d_queries[h], d_q).to(d_q.dtype)
-        d_k[b, group] = _rows(d_keys + d_z[:, None], d_k).to(d_k.dtype)
-        d_v[b, group] = _rows(d_values, d_v).to(d_v.dtype)
+            d_q[b, h] = _rows(d_queries[h], d_q)
+        d_k[b, group], d_v[b, group] = _rows(d_keys, d_k), _rows(d_values, d_v)
     return d_q, d_k, d_v
 
 
