@@ -275,3 +275,81 @@ def sana_video() -> Tiny:
         "frames": 5,
         "use_resolution_binning": False,
     }
+
+
+_HUNYUAN = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "num_refiner_layers": 1,
+    "mlp_ratio": 2.0,
+    "text_embed_dim": 16,
+    "pooled_projection_dim": 8,
+    "rope_axes_dim": (4, 6, 6),
+}
+
+
+def _hunyuan_vae() -> Any:
+    from diffusers import AutoencoderKLHunyuanVideo
+
+    return AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        block_out_channels=(4, 4, 4, 4),
+        layers_per_block=1,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    )
+
+
+def _hunyuan_call(**changes: Any) -> dict[str, Any]:
+    embeds = embeds_source()
+    return {
+        "image": _frames(1)[0],
+        "prompt_embeds": embeds(1, 8, 16),
+        "pooled_prompt_embeds": embeds(1, 8),
+        "prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 1, 0, 0, 0]]),
+        "negative_prompt_embeds": embeds(1, 8, 16),
+        "negative_pooled_prompt_embeds": embeds(1, 8),
+        "negative_prompt_attention_mask": torch.tensor([[1, 1, 1, 1, 1, 1, 1, 0]]),
+        "true_cfg_scale": 3.0,
+        **_SIZE,
+        "num_inference_steps": 8,
+        "num_frames": 5,
+        **changes,
+    }
+
+
+@tiny_family(
+    "hunyuan_video",
+    masked=True,
+    resized={"height": 80, "width": 48, "num_frames": 13},
+    resized_tokens=4 * 5 * 3,
+)
+def hunyuan_i2v() -> Tiny:
+    """`HunyuanVideoImageToVideoPipeline`: the image's tokens take the place of the first frame's.
+
+    Its blocks are classes of their own; branches are told apart by timesteps alone.
+    """
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        HunyuanVideoImageToVideoPipeline,
+        HunyuanVideoTransformer3DModel,
+    )
+
+    call = _hunyuan_call()
+    pipe = HunyuanVideoImageToVideoPipeline(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=HunyuanVideoTransformer3DModel(
+            **_HUNYUAN, image_condition_type="token_replace"
+        ),
+        vae=_hunyuan_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=None,
+        tokenizer_2=None,
+        image_processor=None,
+    )
+    return quiet(pipe), call
