@@ -193,7 +193,8 @@ class Session:
             call = output = None
             try:
                 if attention is not None:
-                    attention.begin(step, samples[0], has_conditions(given[0]))
+                    shapes = arguments.shapes(args, kwargs)
+                    attention.begin(step, samples[0], has_conditions(given[0]), shapes)
                 if cache is not None:
                     wanted = arguments.get("return_dict", args, kwargs, True)
                     call = cache.begin(step, samples, wanted)

@@ -115,6 +115,8 @@ class FamilyAdapter:
         tokens: number of image or video tokens, from the transformer's config and the shape of
             the latents it is given (stacked, where they come as a list); needed where text tokens
             are in the same sequence.
+        given: number of tokens of given frames in front of those of the latents, from the
+            transformer's config and the shapes of its arguments; None where there are none.
         text: where text tokens stand in the sequence: `none`, `front` or `back`.
         presets: preset name -> config as `AccelerationConfig.to_dict` writes it.
         timestep: argument of the transformer that carries the timestep.
@@ -133,6 +135,7 @@ class FamilyAdapter:
     attention: tuple[AttentionContract, ...] = ()
     dense: str = ""
     tokens: Callable[[Any, tuple[int, ...]], int] | None = None
+    given: Callable[[Any, Mapping[str, tuple[int, ...]]], int] | None = None
     text: str = "none"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     timestep: str = "timestep"

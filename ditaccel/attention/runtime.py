@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,21 +137,31 @@ class AttentionRuntime:
                 f"{self._planner.least_steps}); attention stays dense"
             )
 
-    def begin(self, step: DenoisingStep, sample: Tensor, conditions: bool = False) -> None:
+    def begin(
+        self,
+        step: DenoisingStep,
+        sample: Tensor,
+        conditions: bool = False,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         """A transformer call begins.
 
         Args:
             step: where it stands.
             sample: the latents.
             conditions: whether condition images come with them, in an order that is not known.
+            shapes: of the transformer's arguments.
         """
         if conditions and not self._off:
             self._turn_off(
                 "condition images are in one sequence with the text, and where is not known; "
                 "attention stays dense"
             )
-        grid = self._adapter.tokens
-        self._now = _Now(step, None if grid is None else grid(self._config, sample.shape))
+        adapter = self._adapter
+        tokens = None if adapter.tokens is None else adapter.tokens(self._config, sample.shape)
+        if tokens is not None and adapter.given is not None:
+            tokens += adapter.given(self._config, shapes or {})
+        self._now = _Now(step, tokens)
 
     def finish(self) -> None:
         """The transformer call has returned."""

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from ditaccel.pipelines import adapters
+from planners import RecordingPlanner, use
 from tiny import generate
 from tiny_families import FAMILIES, VARIANTS
 from tiny_video import skyreels_v2_in_turn
@@ -244,3 +245,34 @@ def test_a_sparse_attention_of_the_models_own_stays_and_caches_apply():
         ditaccel.accelerate(pipe, attention=ditaccel.LiteAttentionConfig(min_tokens=0))
     with pytest.warns(UserWarning, match="it has a BlockMask, a sparse attention of its own"):
         assert torch.equal(generate(pipe, call), dense)
+
+
+# -- FramePack: several denoising loops in one call, with tokens of the past --
+
+
+def test_sections_of_one_call_are_generations_of_their_own():
+    pipe, call = FAMILIES["framepack"]()
+    call = {**call, "num_frames": 17}
+    dense = generate(pipe, call)
+    with ditaccel.accelerated(pipe, "taylorseer:interval=2,final=1,granularity=last_block"):
+        result = generate(pipe, call)
+        calls = list(ditaccel.report(pipe).calls)
+        assert torch.isfinite(result).all() and not torch.equal(result, dense)
+        assert torch.equal(generate(pipe, call), result)
+    places = list(dict.fromkeys((c.generation, c.step) for c in calls))
+    assert places == [(g, s) for g in range(2) for s in range(8)]
+    for generation in range(2):
+        own = [c for c in calls if c.generation == generation]
+        assert [c.action for c in own[:2]] == ["compute"] * 2, "a section has no history"
+        assert {c.reason for c in own[-2:]} == {"last step"}
+
+
+def test_text_stands_behind_tokens_of_the_past_and_of_the_latents(monkeypatch):
+    pipe, call = FAMILIES["framepack"]()
+    planner = RecordingPlanner()
+    with ditaccel.accelerated(pipe, attention=use(monkeypatch, planner)):
+        generate(pipe, call)
+    past = 2 * 7 * 9 + 1 * 4 * 5 + 4 * 2 * 3  # clean, a quarter of the size, a sixteenth
+    texts = {c.length - (past + 3 * 7 * 9): c.text for c, _ in planner.seen}
+    assert set(texts) == {4 + 5, 4 + 7}, "tokens of the image, and of the prompts"
+    assert {start for start, _ in texts.values()} == {past + 3 * 7 * 9}

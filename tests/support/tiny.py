@@ -155,4 +155,7 @@ def generate(pipe: Any, call: dict[str, Any], seed: int = 0, **changes: Any) -> 
     """Run a pipeline with a fresh generator; returns its images, frames or latents as a tensor."""
     arguments = {**call, **changes}
     output = pipe(**arguments, generator=torch.Generator().manual_seed(seed))
-    return torch.as_tensor(output[0])
+    result = output[0]
+    if isinstance(result, list) and torch.is_tensor(result[0]):
+        result = result[-1]  # FramePack: what there was after each section
+    return torch.as_tensor(result)

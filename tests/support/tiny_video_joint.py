@@ -353,3 +353,38 @@ def hunyuan_i2v() -> Tiny:
         image_processor=None,
     )
     return quiet(pipe), call
+
+
+@tiny_family(resized={"height": 96, "width": 80}, resized_tokens=3 * 6 * 5)
+def framepack() -> Tiny:
+    """`HunyuanVideoFramepackPipeline`, one section of 3 x 7 x 9 tokens behind those of the past."""
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        HunyuanVideoFramepackPipeline,
+        HunyuanVideoFramepackTransformer3DModel,
+    )
+    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+    call = _hunyuan_call(num_frames=9, latent_window_size=3, image_latents=None)
+    encoder = SiglipVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=16,
+        patch_size=8,
+    )
+    pipe = HunyuanVideoFramepackPipeline(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=HunyuanVideoFramepackTransformer3DModel(
+            **_HUNYUAN, has_image_proj=True, image_proj_dim=8, has_clean_x_embedder=True
+        ),
+        vae=_hunyuan_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        text_encoder_2=None,
+        tokenizer_2=None,
+        image_encoder=SiglipVisionModel(encoder),
+        feature_extractor=SiglipImageProcessor(size={"height": 16, "width": 16}),
+    )
+    return quiet(pipe), call
