@@ -172,7 +172,8 @@ def _width(transformer: nn.Module) -> int | None:
     heads, dim = options.get("num_attention_heads"), options.get("attention_head_dim")
     if isinstance(heads, int) and isinstance(dim, int):
         return heads * dim
-    width = getattr(transformer, "inner_dim", None) or options.get("hidden_size")
+    named = options.get("hidden_size") or options.get("dim")
+    width = getattr(transformer, "inner_dim", None) or named
     return width if isinstance(width, int) else None
 
 

@@ -100,6 +100,7 @@ class AttentionRuntime:
         self._seam = ProcessorSeam(self._modules, self._attend)
         self._states: dict[tuple[str, int, int], State] = {}
         self._masks: dict[str, KeyMask] = {}
+        self._first_with: dict[str, str] = {}  # layers with masks that nothing can be done with
         self._now: _Now | None = None
         self._off = ""
         self._judged = self._reached = False
@@ -277,7 +278,8 @@ class AttentionRuntime:
             try:
                 keys = self._key_mask(now.step.branch, mask)
             except NotKeyPadding as error:
-                self._warn(f"{self._modules[layer].name}: {error}; attention stays dense")
+                first = self._first_with.setdefault(str(error), self._modules[layer].name)
+                self._warn(f"{first} (and layers like it): {error}; attention stays dense")
                 return Dense("mask")
         state = self._state((now.step.branch, layer, now.calls[layer]), q, k)
         now.calls[layer] += 1
