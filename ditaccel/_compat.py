@@ -7,13 +7,14 @@ rewrites `forward`, which does not survive a deepcopy, nor offloading that is sw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from .errors import UnsupportedError
+from .ranks import Ranks
 
 _NAME = "ditaccel_context"
 
@@ -90,34 +91,61 @@ class ContextListener:
         self._read = lambda: None
 
 
-def _is_split(transformer: nn.Module) -> bool:
+def _split_configs(transformer: nn.Module) -> Iterator[Any]:
+    """Whatever says that several ranks compute a transformer together."""
     if getattr(transformer, "_parallel_config", None) is not None:
-        return True
+        yield transformer._parallel_config
     for module in transformer.modules():
-        if getattr(getattr(module, "processor", None), "_parallel_config", None) is not None:
-            return True
+        config = getattr(getattr(module, "processor", None), "_parallel_config", None)
+        if config is not None:
+            yield config
         hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
-        if any(name.startswith(("cp_input---", "cp_output---")) for name in hooks):
-            return True
-    return False
+        for name, hook in hooks.items():
+            if name.startswith(("cp_input---", "cp_output---")):
+                yield getattr(hook, "parallel_config", None)
 
 
-def refuse_split(name: str, transformer: nn.Module) -> None:
-    """Refuse a transformer that several ranks compute together.
-
-    A gate sees its rank's tokens only: the ranks would decide differently, and one that computes
-    would wait for ever for another that forecasts.
+def ranks_of(name: str, transformer: nn.Module) -> Ranks | None:
+    """The ranks that compute a transformer together by context parallelism, None for a whole one.
 
     Args:
         name: component name, for the message.
         transformer: the transformer.
 
     Raises:
-        UnsupportedError: `enable_parallelism` was called on it.
+        UnsupportedError: it is split in another way.
     """
-    if _is_split(transformer):
+    split = False
+    for config in _split_configs(transformer):
+        split = True
+        config = getattr(config, "context_parallel_config", config)
+        mesh = getattr(config, "_flattened_mesh", None)
+        if mesh is not None:
+            return Ranks(mesh.get_group())
+    if split:
         raise UnsupportedError(
-            f"{name} is split over several ranks (enable_parallelism), and each rank would decide "
-            "on its own which steps to compute; run one whole pipeline per rank instead: load it "
-            "again without enable_parallelism"
+            f"{name} is split over several ranks, and not by context parallelism that is set up "
+            "(enable_parallelism(config=ContextParallelConfig(...)) in an initialised process "
+            "group): ranks could decide differently which steps to compute; run one whole pipeline "
+            "per rank instead"
+        )
+    return None
+
+
+def refuse_split(name: str, transformer: nn.Module, what: str) -> None:
+    """Refuse a transformer that several ranks compute together.
+
+    Args:
+        name: component name, for the message.
+        transformer: the transformer.
+        what: that cannot work with parts of a sequence.
+
+    Raises:
+        UnsupportedError: it is split.
+    """
+    if ranks_of(name, transformer) is not None:
+        raise UnsupportedError(
+            f"{name} is split over several ranks (enable_parallelism), where {what} cannot work: "
+            "each rank sees a part of the sequence. Use a caching method alone, or run one whole "
+            "pipeline per rank"
         )

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from torch import nn
 
 from . import config as configs
-from ._compat import refuse_split
 from .config import AccelerationConfig
 from .errors import ConfigError, UnsupportedError, UsageError
 from .families import family_of, known_family
@@ -50,8 +49,6 @@ def _transformers(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
             f"{type(pipe).__name__} has {has}; ditaccel accelerates diffusion transformers: "
             f"{', '.join(adapters())}, and others whose component is called 'transformer'"
         )
-    for name, transformer in found.items():
-        refuse_split(name, transformer)
     return found, family_of(next(iter(found.values())))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from . import config as configs
-from ._compat import ContextListener, refuse_split
+from ._compat import ContextListener, ranks_of, refuse_split
 from .attention.planner import Planner
 from .attention.runtime import AttentionRuntime
 from .caching.blocks import find_blocks
@@ -25,6 +26,8 @@ from .learning import DryRun
 from .patching import PatchLedger, compiled_as_a_whole, patch_of, unwrapped
 from .pipelines import FamilyAdapter
 from .report import CallRecord, Report
+
+_FORECAST = "forecast"
 
 
 class Session:
@@ -54,6 +57,7 @@ class Session:
         self._unlearnt: set[str] = set()
         self._attention: dict[str, AttentionRuntime] = {}
         self._generation = -1
+        self._reasons: Counter[str] = Counter()
         self._warned: set[str] = set()
         self._active = ""
         self._report = Report(
@@ -84,6 +88,7 @@ class Session:
                 "method that needs nothing inside of it: adaptive_taylor, step_mask, taylorseer or "
                 "reuse with target='output'"
             )
+        self._note_ranks(name, inner)
         listener = ContextListener(inner)
         self._ledger.on_undo(listener.detach)
         self._ledger.intercept(transformer, self._around(name, inner, listener, adapter))
@@ -101,6 +106,14 @@ class Session:
             )
         else:
             self._unlearnt.add(name)
+
+    def _note_ranks(self, name: str, transformer: nn.Module) -> None:
+        """Look at which ranks compute a transformer, and whether the methods can work with them."""
+        if self.config.attention is not None:
+            refuse_split(name, transformer, "an attention method")
+        ranks = ranks_of(name, transformer)
+        if name in self._caches:
+            self._caches[name].computed_by(ranks)
 
     def _install_methods(
         self, name: str, transformer: nn.Module, adapter: FamilyAdapter, blocks: bool = True
@@ -220,8 +233,9 @@ class Session:
 
     def _begin_generation(self, step: DenoisingStep) -> None:
         self._generation = step.generation
+        self._reasons.clear()
         for name, transformer in self._transformers.items():
-            refuse_split(name, transformer)  # it may have been split since `accelerate`
+            self._note_ranks(name, transformer)  # it may have been split since `accelerate`
         for name in {**self._caches, **self._attention}:
             self._clear(name)
         for attention in self._attention.values():
@@ -248,6 +262,12 @@ class Session:
                 f"{name} produced non-finite features at step {step.index} ({step.branch}): the "
                 "step was computed in full; check weights and dtype"
             )
+        if verdict.forecast:
+            self._reasons[_FORECAST] += 1
+        else:
+            self._reasons[verdict.reason] += 1
+        if step.is_last:
+            self._say_no_hits(step, cache)
         self._report.cache_bytes = max(
             self._report.cache_bytes, sum(c.peak_bytes for c in self._caches.values())
         )
@@ -266,6 +286,19 @@ class Session:
                 blocks_total=len(cache.blocks) or 1,
                 share=call.cost_run / cache.total_cost,
             )
+        )
+
+    def _say_no_hits(self, step: DenoisingStep, cache: BlockCache) -> None:
+        """A whole generation without a forecast, which nobody asked for, is said."""
+        policy = cache.policy
+        asked_for = policy.gate.skips_nothing(step.total)
+        too_few = too_few_steps("", policy, step.total) is not None
+        if self._reasons[_FORECAST] or asked_for or too_few:
+            return
+        (reason, _), *_ = self._reasons.most_common(1)
+        self._warn(
+            f"a whole generation was computed and nothing forecast (mostly: {reason}); raise "
+            "the threshold, tolerance or interval, use more steps, or leave this model uncached"
         )
 
     def _warn(self, line: str) -> None:

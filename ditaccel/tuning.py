@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ._compat import refuse_split
 from .api import _transformers, accelerated
 from .api import report as report_of
 from .attention.calibration import calibrate
@@ -189,6 +190,8 @@ class Tuner:
             if given:
                 raise UsageError(f"tune sets {given[0]} itself; leave it out of the call")
         transformers, adapter = _transformers(pipe)
+        for name, transformer in transformers.items():
+            refuse_split(name, transformer, "tune")
         if session_of(transformers) is not None:
             raise UsageError("tune needs the dense pipeline; call ditaccel.restore(pipe) first")
         if len(transformers) > 1:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ..denoising import DenoisingStep
 from ..errors import UnsupportedError
-from ..kernels import inverse_permute, permute, tile_attention
+from ..kernels import TileMap, inverse_permute, permute, tile_attention
+from ..kernels.attention import why
 from ..patching import PatchLedger
 from ..pipelines import submodule
 from .masks import KeyMask, NotKeyPadding
@@ -24,6 +25,9 @@ from .records import AttentionLog, AttentionRecord, Stopwatch, thumbnail
 # more than its part of dense attention, most at short sequences.
 _BREAK_EVEN = {"cpu": 0.7}
 _BREAK_EVEN_ELSEWHERE = 0.97
+_WITHOUT_TRITON = ("cpu",)
+# Reasons for which a call is dense that a warning of their own goes with.
+_SAID = frozenset({"turned off", "short sequence", "mask"})
 _RESTS = 6  # steps that such a layer is dense, before it is looked at again
 
 
@@ -103,7 +107,9 @@ class AttentionRuntime:
         self._first_with: dict[str, str] = {}  # layers with masks that nothing can be done with
         self._now: _Now | None = None
         self._off = ""
-        self._judged = self._reached = False
+        self._looked_at_backend = False
+        self._reasons: set[str] = set()
+        self._judged = self._reached = self._sparse = False
 
     @property
     def layers(self) -> int:
@@ -120,7 +126,8 @@ class AttentionRuntime:
         self._masks.clear()
         self._now = None
         self._off = ""
-        self._judged = self._reached = False
+        self._judged = self._reached = self._sparse = False
+        self._reasons.clear()
 
     def begin_generation(self, step: DenoisingStep) -> None:
         """Check what can change between generations."""
@@ -179,6 +186,12 @@ class AttentionRuntime:
                     f"{self._name}: its processors called attention in a way that is not seen here "
                     "(keys and values kept between steps?); attention stayed dense"
                 )
+            elif not self._sparse and not _SAID.issuperset(self._reasons):
+                self._warn(
+                    f"{self._name}: no attention call of a whole generation was sparse "
+                    f"({', '.join(sorted(self._reasons))}); lower dense_steps or dense_layers, or "
+                    "leave attention alone for this model"
+                )
             self._states = {k: s for k, s in self._states.items() if k[0] != now.step.branch}
 
     def _judge_gain(self, densities: list[Tensor]) -> None:
@@ -225,10 +238,12 @@ class AttentionRuntime:
         if isinstance(planned, Dense):
             out = dense()
             reason, sparse = planned.reason, False
+            self._reasons.add(reason)
         else:
             plan, keys, state = planned
             out = self._run(plan, q, k, v, keys, scale, state)
             reason, sparse = plan.reason, True
+            self._sparse = True
             density = kept = plan.tile_map.densities().mean()
             if not plan.blind:
                 now.densities.append(kept)
@@ -312,6 +327,17 @@ class AttentionRuntime:
             state = self._states[key] = {"fingerprint": fingerprint}
         return state
 
+    def _say_backend(self, q: Tensor, k: Tensor, v: Tensor, tile_map: TileMap) -> None:
+        """A slower backend than the device is meant for is said, once."""
+        if self._looked_at_backend:
+            return
+        self._looked_at_backend = True
+        reason = why(q, k, v, tile_map)["triton"]
+        if reason is not None:
+            self._warn(
+                f"{self._name}: the Triton kernel cannot run here ({reason}); a slower backend does"
+            )
+
     def _run(
         self,
         plan: Plan,
@@ -322,6 +348,8 @@ class AttentionRuntime:
         scale: float | None,
         state: State,
     ) -> Tensor:
+        if self._planner.backend is None and q.device.type not in _WITHOUT_TRITON:
+            self._say_backend(q, k, v, plan.tile_map)
         if plan.q_order is not None:
             q = permute(q, plan.q_order)
         if plan.k_order is not None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from ..ranks import Ranks
 
 Coefficients = list[float]
 
@@ -110,9 +111,25 @@ def combine(snapshots: Sequence[torch.Tensor], weights: Sequence[float]) -> torc
     return total.to(dtype)
 
 
-def relative_l1(forecast: torch.Tensor, actual: torch.Tensor, per_sample: bool = False) -> Any:
-    """Return mean|forecast - actual| / mean|actual| as a 0-d tensor, or `(B,)` per sample."""
+def relative_l1(
+    forecast: torch.Tensor,
+    actual: torch.Tensor,
+    per_sample: bool = False,
+    ranks: Ranks | None = None,
+) -> Any:
+    """Return mean|forecast - actual| / mean|actual| as a 0-d tensor, or `(B,)` per sample.
+
+    Args:
+        forecast: `(B, …)`.
+        actual: the same.
+        per_sample: one figure for each item of the batch.
+        ranks: that have the other tokens, where several compute together.
+    """
     dims = tuple(range(1, actual.ndim)) if per_sample else tuple(range(actual.ndim))
+    if ranks is not None:
+        sums = [x.abs().sum(dims, dtype=torch.float32) for x in (forecast - actual, actual)]
+        difference, size = ranks.total(torch.stack(sums))
+        return difference / size.clamp_min(1e-12)
     difference = (forecast - actual).abs().mean(dims, dtype=torch.float32)
     return difference / actual.abs().mean(dims, dtype=torch.float32).clamp_min(1e-12)
 

@@ -79,6 +79,9 @@ class Gate(Protocol):
 
     needs_first_block: bool
 
+    def skips_nothing(self, total: int | None) -> bool:
+        """Whether its options ask for nothing to be skipped, in a loop of so many steps."""
+
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         """Decide before any block has run (asked where `needs_first_block` is False)."""
 
@@ -96,6 +99,9 @@ class ScheduleGate:
     """Base of the gates that decide from the step alone."""
 
     needs_first_block: bool = field(default=False, init=False)
+
+    def skips_nothing(self, total: int | None) -> bool:
+        return False
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         raise TypeError(f"{type(self).__name__} decides nothing before the first block")
@@ -115,6 +121,9 @@ class IntervalGate(ScheduleGate):
 
     interval: int
 
+    def skips_nothing(self, total: int | None) -> bool:
+        return self.interval == 1
+
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         if step.index - state.last_index >= self.interval:
             return Verdict(False, f"every {self.interval} steps")
@@ -127,6 +136,9 @@ class MaskGate(ScheduleGate):
 
     steps: frozenset[int]
     total: int | None = None
+
+    def skips_nothing(self, total: int | None) -> bool:
+        return total is not None and self.steps.issuperset(range(total))
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         if self.total is not None and step.total is not None and step.total != self.total:
@@ -158,6 +170,9 @@ class StepSizeGate(ScheduleGate):
     max_interval: int
     safety: float = 0.9
 
+    def skips_nothing(self, total: int | None) -> bool:
+        return self.tolerance == 0.0 or self.max_interval == 1
+
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         if step.sigma is None or step.sigma_next is None:
             raise ConfigError(
@@ -175,7 +190,8 @@ class StepSizeGate(ScheduleGate):
         errors = split(end.error, state.shapes)
         relative = [_relative_size(e, s) for e, s in zip(errors, state.samples, strict=True)]
         # the worst sample decides, and of a video and its sound the worse one
-        error = float(torch.stack(relative).max() / step.latent_scale)
+        worst = torch.stack(relative).max() / step.latent_scale
+        error = float(worst if state.ranks is None else state.ranks.largest(worst))
         gap = 1
         if self.tolerance > 0.0 and math.isfinite(error):
             ideal = (
@@ -211,6 +227,9 @@ class FirstBlockGate:
     worst_sample: bool = False
     needs_first_block: bool = field(default=True, init=False)
 
+    def skips_nothing(self, total: int | None) -> bool:
+        return self.threshold == 0.0
+
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         raise TypeError(f"{type(self).__name__} decides after the first block")
 
@@ -233,7 +252,8 @@ class FirstBlockGate:
     ) -> torch.Tensor:
         """Relative L1 of each stream: the loud one must not drown the other."""
         pairs = zip(*(split(x, state.hidden_shapes) for x in (expected, actual)), strict=True)
-        return torch.stack([relative_l1(e, a, self.worst_sample) for e, a in pairs])
+        errors = [relative_l1(e, a, self.worst_sample, state.ranks) for e, a in pairs]
+        return torch.stack(errors)
 
 
 class ForecastErrorGate(FirstBlockGate):

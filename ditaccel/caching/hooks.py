@@ -13,6 +13,7 @@ from ..errors import ConfigError, UnsupportedError
 from ..outputs import form_of, join, split, tensors_of, with_tensors
 from ..patching import PatchLedger
 from ..pipelines import submodule
+from ..ranks import Ranks
 from .blocks import Block, placeholder, regrouped
 from .budget import within_budget
 from .forecast import History
@@ -61,6 +62,7 @@ class BlockCache:
         self._budget_checked = False
         self._finite: torch.Tensor | None = None
         self.peak_bytes = 0
+        self.ranks: Ranks | None = None
 
     # -- set-up --
 
@@ -96,6 +98,19 @@ class BlockCache:
         self._budget_checked = False
         self.policy = self._configured
 
+    def computed_by(self, ranks: Ranks | None) -> None:
+        """Take note of the ranks that compute the transformer together, None for one alone.
+
+        Raises:
+            ConfigError: ranks would choose different bases.
+        """
+        if ranks is not None and self.policy.basis == "auto" and self.policy.target != "output":
+            raise ConfigError(
+                "basis='auto' chooses by what each rank sees, and several compute this transformer "
+                "together; use basis='taylor', or target='output'"
+            )
+        self.ranks = ranks
+
     def check_compiled(self) -> None:
         """Refuse what compiling after `accelerate` would make silently wrong."""
         if self.policy.granularity == "module":
@@ -122,7 +137,7 @@ class BlockCache:
         key = (step.branch, fingerprint)
         for stale in [k for k in self._states if k[0] == step.branch and k != key]:
             del self._states[stale]  # another size or batch: nothing old applies
-        state = self._states.setdefault(key, BranchState(self.policy))
+        state = self._states.setdefault(key, BranchState(self.policy, self.ranks))
         if self._watches_gaps:
             state.samples = [sample.detach() for sample in samples]
         self._call = call = Call(step, state, None, len(samples), return_dict, fingerprint)
@@ -320,8 +335,10 @@ class BlockCache:
                 call.blocks_run += 1
                 call.cost_run += block.cost
             if before is not None:
+                after = block.hidden_out(output)
+                before = self._part(before, after)
                 call.tokens = before.shape[1]
-                self._after_first(call, before, block.hidden_out(output))
+                self._after_first(call, before, after)
             if last:
                 call.reached_end = True
                 if through_blocks and not call.forecasting:
@@ -384,8 +401,14 @@ class BlockCache:
         if not call.follows:
             self._lead(call, feature)
         if self.policy.target == "residual" and call.base is not None and shape is not None:
-            return feature + self._as_last(call.base, shape)
+            return feature + self._as_last(self._part(call.base, feature), shape)
         return feature
+
+    def _part(self, tokens: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """This rank's part, where the first block is the one in which tokens are shared out."""
+        if self.ranks is None or tokens.shape == like.shape:
+            return tokens
+        return self.ranks.part(tokens)
 
     def _lead(self, call: Call, feature: torch.Tensor) -> None:
         if self.policy.guidance == "independent" or call.alone:
@@ -430,6 +453,10 @@ class BlockCache:
         if self._budget_checked:
             return
         self._budget_checked = True
+        if self.ranks is not None and self.policy.memory_budget is not None:
+            # parts may differ by a token, and what they make of the budget must not
+            count = self.ranks.largest(torch.tensor(float(feature.numel()), device=feature.device))
+            feature = feature.new_empty(int(count), device="meta")
         policy = within_budget(self.policy, self.blocks, feature, self._warn)
         if policy is not self.policy:
             self.policy = policy

@@ -11,6 +11,7 @@ import torch
 
 from ..denoising import DenoisingStep
 from ..errors import ConfigError
+from ..ranks import Ranks
 from .correction import GapCorrector
 from .forecast import History
 from .gate import Verdict
@@ -20,7 +21,8 @@ from .policy import CachePolicy
 class BranchState:
     """All that is remembered of one guidance branch of one generation."""
 
-    def __init__(self, policy: CachePolicy) -> None:
+    def __init__(self, policy: CachePolicy, ranks: Ranks | None = None) -> None:
+        self.ranks = ranks
         self.last = History(policy.order, policy.basis)
         self.first = History(policy.first_order)
         self.modules: dict[tuple[str, int], list[History]] = {}

@@ -1,0 +1,281 @@
+"""Every way to end with no effect ends in an error or a warning that says what to do.
+
+`WAYS` lists them. Unknown options, presets and methods are in `test_config.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from planners import RecordingPlanner, use
+from tiny import generate, tiny_dit, tiny_flux, tiny_wan
+from tiny_families import FAMILIES
+from torch import nn
+
+import ditaccel
+from ditaccel.attention import runtime
+
+LITE = "lite_attention:min_tokens=0,q_tile=16,k_tile=16,break_even=1"
+WAYS = {}
+
+
+def way(line, error=None):
+    """Register a way; it must warn with `line`, or raise `error` with it."""
+
+    def register(function):
+        WAYS[function.__name__] = (function, line, error)
+        return function
+
+    return register
+
+
+def run(pipe, call, spec, **changes):
+    ditaccel.accelerate(pipe, spec)
+    generate(pipe, call, **changes)
+    return ditaccel.report(pipe)
+
+
+@way("has a UNet and no transformer", ditaccel.UnsupportedError)
+def no_transformer():
+    ditaccel.accelerate(SimpleNamespace(components={"unet": nn.Linear(2, 2)}))
+
+
+@way("no argument for the timestep", ditaccel.UnsupportedError)
+def no_diffusion_transformer():
+    ditaccel.accelerate(nn.Linear(2, 2))
+
+
+@way("names neither a caching method .* nor an attention method", ditaccel.ConfigError)
+def a_config_without_a_method():
+    ditaccel.accelerate(tiny_dit()[0], ditaccel.AccelerationConfig())
+
+
+@way(r"has 1 block\(s\); caching needs at least two", ditaccel.UnsupportedError)
+def one_block_to_hook():
+    ditaccel.accelerate(tiny_wan(layers=1)[0])
+
+
+@way("attention methods do not apply to .*, caching does", ditaccel.UnsupportedError)
+def no_attention_module_to_replace():
+    name = next(n for n, family in FAMILIES.items() if not family.attention)
+    ditaccel.accelerate(FAMILIES[name]()[0], LITE)
+
+
+@way("calls neither dispatch_attention_fn nor", ditaccel.UnsupportedError)
+def a_processor_without_attention():
+    from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
+
+    pipe, _ = tiny_dit()
+    pipe.transformer.transformer_blocks[0].attn1.processor = SanaLinearAttnProcessor2_0()
+    ditaccel.accelerate(pipe, LITE)
+
+
+@way("no module to forecast in", ditaccel.UnsupportedError)
+def no_module_to_forecast():
+    from ditaccel.pipelines import BlockContract
+
+    from ditaccel.caching.blocks import find_blocks
+    from ditaccel.caching.hooks import BlockCache
+    from ditaccel.patching import PatchLedger
+
+    blocks = find_blocks(tiny_dit()[0].transformer, (BlockContract("transformer_blocks"),))
+    policy = ditaccel.TaylorSeerConfig().policy()
+    BlockCache(blocks, policy, print).install(PatchLedger(None))
+
+
+@way("compile its blocks instead", ditaccel.UnsupportedError)
+def blocks_inside_one_compiled_graph():
+    pipe, _ = tiny_dit()
+    pipe.transformer.compile(backend="eager")
+    ditaccel.accelerate(pipe, "taylorseer")
+
+
+@way("4 steps are too few for adaptive_taylor")
+def too_few_steps_to_skip_one():
+    run(*tiny_dit(), "adaptive_taylor", num_inference_steps=4)
+
+
+@way(
+    r"a whole generation was computed and nothing forecast \(mostly: error above threshold\); raise"
+)
+def a_threshold_that_never_fires():
+    run(*tiny_dit(), "confidence_gated_taylor:threshold=1e-12")
+
+
+@way(r"nothing forecast \(mostly: gap of 1 reached\)")
+def a_tolerance_that_is_never_met():
+    run(*tiny_wan(), "adaptive_taylor:tolerance=1e-12")
+
+
+@way("non-finite features in generation 0")
+def features_that_are_not_finite():
+    pipe, call = tiny_wan()
+    with torch.no_grad():
+        pipe.transformer.blocks[3].ffn.net[2].weight.fill_(float("nan"))
+    run(pipe, call, "taylorseer:interval=2,granularity=last_block")
+
+
+@way("over the budget of .* going on with granularity='last_block'")
+def a_budget_that_leaves_less():
+    run(*tiny_dit(), "taylorseer:memory_budget=100kB,on_budget=downgrade")
+
+
+@way("needs a scheduler that adds its outputs up", ditaccel.ConfigError)
+def a_correction_that_cannot_be_made():
+    from diffusers import UniPCMultistepScheduler
+
+    pipe, call = tiny_dit(scheduler=UniPCMultistepScheduler())
+    run(pipe, call, "taylorseer:interval=2,correction=always")
+
+
+@way("in stages .Heun.", ditaccel.ConfigError)
+def a_scheduler_without_noise_levels_to_weigh_by():
+    from diffusers import HeunDiscreteScheduler
+
+    pipe, call = tiny_dit(scheduler=HeunDiscreteScheduler())
+    run(pipe, call, "adaptive_taylor")
+
+
+@way("the last block did not run on a computed step")
+def a_last_block_that_is_left_out():
+    pipe, call = tiny_wan()
+    blocks = pipe.transformer.blocks
+    ditaccel.accelerate(pipe, "taylorseer:interval=2,granularity=last_block")
+    last = blocks[3]
+    del blocks[3]
+    generate(pipe, call)
+    assert last is not None
+
+
+@way("the transformer returns more than latents")
+def outputs_that_cannot_be_made_up():
+    class Two(nn.Module):
+        def forward(self, x, timestep):
+            return x * 2, "more"
+
+    model = Two()
+    ditaccel.accelerate(model, "reuse:interval=2,target=output")
+    for t in (3.0, 2.0, 1.0):
+        model(torch.ones(1, 4, 4), torch.tensor([t]))
+
+
+@way("4 attention processors were replaced after")
+def processors_that_were_replaced():
+    from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
+    pipe, call = FAMILIES["wan"]()
+    ditaccel.accelerate(pipe, LITE)
+    pipe.transformer.set_attn_processor(WanAttnProcessor())
+    generate(pipe, call, num_inference_steps=2)
+
+
+@way("4 steps are too few for this attention method")
+def too_few_steps_for_attention():
+    run(*FAMILIES["dit"](), LITE, num_inference_steps=4)
+
+
+@way("sequences of 121 tokens are too short")
+def a_short_sequence():
+    run(*FAMILIES["dit"](), "lite_attention", num_inference_steps=5)
+
+
+class BiasedProcessor:
+    """Self-attention with a bias on the scores."""
+
+    def __call__(self, attn, hidden_states, *args, **kwargs):
+        length = hidden_states.shape[1]
+        q, k, v = (getattr(attn, n)(hidden_states) for n in ("to_q", "to_k", "to_v"))
+        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
+        bias = torch.full((1, 1, length, length), 0.5)
+        return attn.to_out[0](dispatch_attention_fn(q, k, v, attn_mask=bias).flatten(2, 3))
+
+
+@way("its mask adds a bias to the scores; attention stays dense")
+def a_mask_that_forces_dense():
+    pipe, call = FAMILIES["wan"]()
+    for block in pipe.transformer.blocks:
+        block.attn1.processor = BiasedProcessor()
+    run(pipe, call, LITE, num_inference_steps=5)
+
+
+@way(r"after half of the steps .* not worth its cost")
+def maps_that_keep_nearly_all():
+    run(*FAMILIES["dit"](), "lite_attention:min_tokens=0,q_tile=16,k_tile=16,threshold=-30")
+
+
+@way(r"no attention call of a whole generation was sparse \(dense first steps\); lower dense_steps")
+def dense_steps_that_cover_the_run():
+    run(*FAMILIES["dit"](), f"{LITE},dense_steps=8")
+
+
+@way(r"no attention call of a whole generation was sparse \(dense first layers\); lower dense_")
+def dense_layers_that_cover_the_model():
+    run(*FAMILIES["dit"](), f"{LITE},dense_steps=0,dense_layers=4")
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_it_is_said(name):
+    function, line, error = WAYS[name]
+    torch._dynamo.reset()
+    if error is None:
+        with pytest.warns(UserWarning, match=line):
+            function()
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(error, match=line):
+            function()
+
+
+def test_a_slower_backend_is_said_where_triton_is_meant(monkeypatch):
+    pipe, call = FAMILIES["dit"]()
+    monkeypatch.setattr(runtime, "_WITHOUT_TRITON", ())
+    with pytest.warns(UserWarning, match="the Triton kernel cannot run here .*; a slower backend"):
+        run(pipe, call, f"{LITE},dense_steps=0")
+    ditaccel.restore(pipe)
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*Triton kernel.*")
+        run(pipe, call, f"{LITE},dense_steps=0")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "confidence_gated_taylor:threshold=0",
+        "first_block_residual:threshold=0",
+        "adaptive_taylor:tolerance=0",
+        "reuse:interval=1",
+        "step_mask:steps=[0,1,2,3,4,5,6,7]",
+        "confidence_gated_taylor:threshold=1e9",
+    ],
+)
+def test_what_was_asked_for_is_not_warned_of(spec):
+    pipe, call = tiny_flux()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="ditaccel.*")
+        run(pipe, call, spec)
+
+
+def test_the_report_says_it_too():
+    pipe, call = tiny_dit()
+    ditaccel.accelerate(pipe, "confidence_gated_taylor:threshold=1e-12")
+    assert "No transformer call was seen" in str(ditaccel.report(pipe))
+    with pytest.warns(UserWarning, match="nothing forecast"):
+        generate(pipe, call)
+    text = str(ditaccel.report(pipe))
+    assert "Nothing was skipped: all 8" in text and "Warning: a whole generation" in text
+
+
+def test_attention_that_is_not_reached_is_said(monkeypatch):
+    pipe, call = FAMILIES["dit"]()
+    planner = RecordingPlanner()
+    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    for block in pipe.transformer.transformer_blocks:
+        block.attn1.processor._ditaccel_layer.attend = lambda layer, dense, *rest: dense()
+    with pytest.warns(UserWarning, match="called attention in a way that is not seen here"):
+        generate(pipe, call)

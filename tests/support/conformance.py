@@ -1,0 +1,285 @@
+"""What every family must satisfy with every method, as checks that a test and a table share.
+
+A check returns `WORKS`, or the reason that ditaccel itself gives for not working; whatever else
+goes wrong is an assertion.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import inspect
+import pickle
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from inspection import traces
+from tiny import generate
+from tiny_registry import TinyFamily, other_prompt
+
+import ditaccel
+
+WORKS = "works"
+_ALL_STEPS = ",".join(map(str, range(20)))
+_TILES = "min_tokens=0,dense_steps=0,break_even=1"
+
+
+@dataclass(frozen=True)
+class Specs:
+    """A method as the checks use it.
+
+    Attributes:
+        exact: a spec under which nothing may be skipped.
+        skipping: one under which much must be.
+        rounding: relative RMSE that `exact` may differ by, 0 for bit-identical: another kernel
+            adds up in another order.
+    """
+
+    exact: str
+    skipping: str
+    rounding: float = 0.0
+
+
+METHODS = {
+    "adaptive_taylor": Specs(
+        "adaptive_taylor:tolerance=0", "adaptive_taylor:tolerance=1e9,warmup=2"
+    ),
+    "confidence_gated_taylor": Specs(
+        "confidence_gated_taylor:threshold=0", "confidence_gated_taylor:threshold=1e9,warmup=2"
+    ),
+    "first_block_residual": Specs(
+        "first_block_residual:threshold=0", "first_block_residual:threshold=1e9"
+    ),
+    "taylorseer": Specs("taylorseer:interval=1", "taylorseer:interval=3"),
+    "taylorseer last_block": Specs(
+        "taylorseer:interval=1,granularity=last_block",
+        "taylorseer:interval=3,granularity=last_block",
+    ),
+    "reuse": Specs("reuse:interval=1", "reuse:interval=2"),
+    "step_mask": Specs(f"step_mask:steps=[{_ALL_STEPS}]", "step_mask:steps=[0,2]"),
+    "lite_attention": Specs(
+        f"lite_attention:threshold=-.inf,q_tile=16,k_tile=16,{_TILES}",
+        f"lite_attention:threshold=-0.02,skip_now=true,q_tile=16,k_tile=16,{_TILES}",
+        rounding=1e-5,
+    ),
+    "svg2": Specs(
+        f"svg2:top_p=1,q_clusters=4,k_clusters=8,dense_layers=0,{_TILES}",
+        f"svg2:top_p=0.3,min_share=0,q_clusters=4,k_clusters=8,dense_layers=0,{_TILES}",
+        rounding=1e-5,
+    ),
+}
+
+
+def skipped(pipe: Any) -> bool:
+    """Whether the report counts anything skipped since `accelerate`."""
+    report = ditaccel.report(pipe)
+    return report.forecasts > 0 or any(log.density < 1 for log in report.attention)
+
+
+def relative_rmse(result: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root of the mean squared error, by that of what is expected; in float64."""
+    error = (result.double() - expected.double()).square().mean().sqrt()
+    return float(error / expected.double().square().mean().sqrt())
+
+
+class Subject:
+    """One tiny pipeline under test, with its dense result.
+
+    Args:
+        family: of `FAMILIES`.
+        steps: scheduler steps of a generation (two more where it begins in the middle of the
+            schedule); by default the pipeline's own.
+    """
+
+    def __init__(self, family: TinyFamily, steps: int | None = None) -> None:
+        self.family = family
+        self.pipe, call = family()
+        if steps is not None:
+            call = {**call, "num_inference_steps": steps + 2 * ("strength" in call)}
+        self.call = call
+        self.dense = self.run()
+        # (diffusers itself leaves a hook registry on the first run)
+        self.clean = traces(self.pipe)
+
+    def run(self, call: Mapping[str, Any] | None = None, **changes: Any) -> torch.Tensor:
+        """One generation."""
+        return generate(self.pipe, dict(call or self.call), **changes)
+
+    def transformers(self) -> dict[str, torch.nn.Module]:
+        """Its transformers by component name."""
+        parts = self.pipe.components.items()
+        return {n: p for n, p in parts if n.startswith("transformer") and p is not None}
+
+    def fresh(self) -> Any:
+        """Another pipeline with the same weights."""
+        return self.family()[0]
+
+    def assert_as_found(self, what: str) -> None:
+        """Nothing is left on the pipeline, and it runs dense."""
+        assert traces(self.pipe) == self.clean, f"{what} left something"
+        assert torch.equal(self.run(), self.dense), f"{what} is not undone"
+
+
+def check_method(subject: Subject, method: str, thorough: bool = False) -> str:
+    """Exact when nothing may be skipped; counted, finite, changed and undone when it was.
+
+    Args:
+        subject: the pipeline.
+        method: a key of `METHODS`.
+        thorough: also run it twice, and dense afterwards.
+
+    Returns:
+        `WORKS`, or why `accelerate` refuses the method for this family.
+    """
+    specs, pipe, dense = METHODS[method], subject.pipe, subject.dense
+    try:
+        ditaccel.accelerate(pipe, specs.exact)
+    except ditaccel.UnsupportedError as error:
+        subject.assert_as_found(f"{method}, refused,")
+        return str(error)
+    result = subject.run()
+    if specs.rounding:
+        assert relative_rmse(result, dense) < specs.rounding, f"{method} is not exact"
+    else:
+        assert torch.equal(result, dense), f"{method} is not exact"
+    assert not skipped(pipe), f"{method} skipped what it must not"
+    ditaccel.restore(pipe)
+    ditaccel.accelerate(pipe, specs.skipping)
+    result = subject.run()
+    assert skipped(pipe), f"{method} skipped nothing"
+    assert torch.isfinite(result).all(), f"{method} made something that is not finite"
+    assert not torch.equal(result, dense), f"{method} says it skipped, but nothing changed"
+    if thorough:
+        assert torch.equal(subject.run(), result), f"{method}: state outlived its generation"
+    ditaccel.restore(pipe)
+    assert traces(pipe) == subject.clean, f"{method} left something"
+    if thorough:
+        subject.assert_as_found(method)
+    return WORKS
+
+
+class BoomError(RuntimeError):
+    """Raised in the middle of a run."""
+
+
+def check_isolation(subject: Subject, spec: str) -> None:
+    """State leaks neither from a broken run, nor to or from another pipeline or a copy."""
+    pipe = subject.pipe
+    ditaccel.accelerate(pipe, spec)
+    expected = subject.run()
+    assert skipped(pipe)
+    _break_off(subject)
+    assert torch.equal(subject.run(), expected), "a broken run left state"
+    other = subject.fresh()
+    assert torch.equal(generate(other, subject.call), subject.dense), "another pipeline is patched"
+    ditaccel.accelerate(other, "reuse:interval=2,target=output")
+    generate(other, subject.call)
+    assert torch.equal(subject.run(), expected), "another pipeline's run changed this one"
+    ditaccel.restore(other)
+    assert torch.equal(generate(other, subject.call), subject.dense)
+    twin = copy.deepcopy(pipe)
+    assert torch.equal(generate(twin, subject.call), subject.dense), "a copy is accelerated"
+    for name, part in subject.transformers().items():
+        setattr(other, name, pickle.loads(pickle.dumps(part)))
+    assert torch.equal(generate(other, subject.call), subject.dense), "a pickle is accelerated"
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in subject.transformers().items():
+            part.save_pretrained(folder)
+            loaded = type(part).from_pretrained(folder).state_dict()
+            assert loaded.keys() == part.state_dict().keys(), f"{name} is saved with other names"
+            assert all(torch.equal(loaded[key], value) for key, value in part.state_dict().items())
+    assert torch.equal(subject.run(), expected), "a copy reached back"
+    ditaccel.restore(pipe)
+    subject.assert_as_found(spec)
+
+
+def _break_off(subject: Subject) -> None:
+    """A run that raises in its third transformer call."""
+    calls: list[int] = []
+
+    def explode(module: Any, args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise BoomError
+
+    parts = subject.transformers().values()
+    handles = [part.register_forward_pre_hook(explode) for part in parts]
+    try:
+        subject.run()
+    except BoomError:
+        return
+    finally:
+        for handle in handles:
+            handle.remove()
+    raise AssertionError("the run was not broken off")
+
+
+def batched(pipe: Any, call: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The same call with two prompts, and with two samples of one prompt where that is offered."""
+    other = other_prompt(call)
+
+    def two(name: str, value: Any) -> Any:
+        if name == "class_labels":
+            return value + other[name]
+        if "prompt" not in name and "image" not in name:
+            return value
+        if isinstance(value, torch.Tensor):
+            return torch.cat([value, other[name]])
+        return value + other[name] if isinstance(value, list) else value
+
+    calls = [{name: two(name, value) for name, value in call.items()}]
+    offered = inspect.signature(type(pipe).__call__).parameters
+    for name in ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt"):
+        if name in offered:
+            calls.append({**call, name: 2})
+    return calls
+
+
+def check_batches(subject: Subject, exact: str, skipping: str) -> str:
+    """Exact and skipping with several samples side by side.
+
+    Returns:
+        `WORKS`, or why the dense pipeline itself makes no batch.
+    """
+    reason = ""
+    sizes = []
+    for call in batched(subject.pipe, subject.call):
+        try:
+            dense = subject.run(call)
+        except (RuntimeError, ValueError) as error:
+            # some pipelines do not repeat all of the embeddings that they are given
+            reason = f"the dense pipeline makes no batch: {error}"
+            continue
+        if len(dense) == len(subject.dense):
+            continue  # CogVideoX offers several videos of a prompt, and makes one
+        sizes.append(len(dense))
+        with ditaccel.accelerated(subject.pipe, exact):
+            assert torch.equal(subject.run(call), dense)
+        with ditaccel.accelerated(subject.pipe, skipping):
+            result = subject.run(call)
+            assert skipped(subject.pipe) and torch.isfinite(result).all()
+            assert not torch.equal(result, dense)
+    if not sizes:
+        return reason or "the dense pipeline makes one sample whatever it is given"
+    subject.assert_as_found("a batch")
+    return WORKS
+
+
+def check_memory(subject: Subject, spec: str, rounds: int = 50) -> None:
+    """Accelerating and restoring over and over leaves no object behind."""
+
+    def one() -> None:
+        ditaccel.restore(ditaccel.accelerate(subject.pipe, spec))
+
+    for _ in range(3):
+        one()
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(rounds):
+        one()
+    gc.collect()
+    assert len(gc.get_objects()) - before < rounds, "each round leaves something"
+    assert traces(subject.pipe) == subject.clean

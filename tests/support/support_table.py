@@ -1,0 +1,126 @@
+"""The support table: measured results as JSON, and their form in the README.
+
+    python tests/support/support_table.py            # the families that have no results yet
+    python tests/support/support_table.py flux wan   # these anew
+    python tests/support/support_table.py --all      # all anew (minutes)
+
+The README's table is written from the results and from nothing else; `tests/conformance` holds the
+results against what the checks give, and the README against the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from compositions import COMPOSITIONS
+from conformance import METHODS, WORKS, Subject, check_method
+from tiny_families import FAMILIES
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "tests" / "conformance" / "support.json"
+BEGIN, END = "<!-- support table: begin (generated) -->", "<!-- support table: end -->"
+STEPS = 5
+SHORT = {
+    "adaptive_taylor": "AT",
+    "confidence_gated_taylor": "CG",
+    "first_block_residual": "FB",
+    "taylorseer": "TS",
+    "taylorseer last_block": "TL",
+    "reuse": "R",
+    "step_mask": "SM",
+    "lite_attention": "LA",
+    "svg2": "S2",
+    "compiled blocks": "cb",
+    "compiled as a whole": "cw",
+    "group offload": "go",
+    "model offload": "mo",
+    "sequential offload": "so",
+    "fp8 storage": "f8",
+    "fused QKV": "fq",
+    "LoRA": "lo",
+    "int8 weights": "i8",
+}
+
+
+def columns() -> list[str]:
+    """Methods, then compositions."""
+    return [*METHODS, *COMPOSITIONS]
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Run all checks of one tiny pipeline; a fault is an exception."""
+    family = FAMILIES[name]
+    subject = Subject(family, STEPS)
+    cells = {method: check_method(subject, method) for method in METHODS}
+    cells |= {what: check(family) for what, check in COMPOSITIONS.items()}
+    return {"pipeline": type(subject.pipe).__name__, "family": family.family, "cells": cells}
+
+
+def read() -> dict[str, Any]:
+    """The committed results by tiny pipeline."""
+    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+
+
+def write(results: dict[str, Any]) -> None:
+    """Write the results, and the README's table from them."""
+    ordered = {name: results[name] for name in FAMILIES if name in results}
+    RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
+    readme = ROOT / "README.md"
+    readme.write_text(with_table(readme.read_text(), render(ordered)))
+
+
+def with_table(text: str, table: str) -> str:
+    """A text with the part between the marks exchanged."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
+
+
+def render(results: dict[str, Any]) -> str:
+    """The table in Markdown, with a note for every cell that is not `works`."""
+    notes: dict[str, int] = {}
+
+    def cell(text: str) -> str:
+        if text == WORKS:
+            return "✓"
+        # one note for all transformers with the same reason
+        return f"[{notes.setdefault(text, len(notes) + 1)}]"
+
+    keys = columns()
+    lines = [
+        "| pipeline (tiny) | " + " | ".join(SHORT[key] for key in keys) + " |",
+        "|---|" + ":-:|" * len(keys),
+    ]
+    for name, row in results.items():
+        cells = " | ".join(cell(row["cells"][key]) for key in keys)
+        lines.append(f"| {row['pipeline']} ({name}) | {cells} |")
+    legend = ", ".join(f"{SHORT[key]} {key}" for key in keys)
+    lines += ["", f"{legend}.", ""]
+    lines += [f"[{number}] {text}  " for text, number in notes.items()]
+    return "\n".join(lines).rstrip()
+
+
+def main() -> int:
+    """Measure and write; the results are kept family by family."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="tiny pipelines to measure anew")
+    parser.add_argument("--all", action="store_true", help="measure all of them anew")
+    args = parser.parse_args()
+    unknown = [name for name in args.names if name not in FAMILIES]
+    if unknown:
+        parser.error(f"no tiny pipeline {unknown[0]!r}; known: {', '.join(FAMILIES)}")
+    wanted = list(FAMILIES) if args.all else args.names or [n for n in FAMILIES if n not in read()]
+    warnings.simplefilter("ignore")
+    for name in wanted:
+        print(name, flush=True)
+        write({**read(), name: measure(name)})
+    write(read())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
