@@ -1,6 +1,7 @@
 """Adapters are plain data that fits the installed diffusers."""
 
 import functools
+import inspect
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ from ditaccel.pipelines import adapter_for, adapters, submodule
 from tiny_families import FAMILIES, family_of
 
 from ditaccel import config as configs
+from ditaccel.attention.processor import check_processor
+from ditaccel.attention.runtime import find_attention
 from ditaccel.caching.blocks import find_blocks
 
 
@@ -90,6 +93,51 @@ def test_blocks_run_in_the_order_of_the_contracts(name):
     pipe(**{**call, "num_inference_steps": 2})
     per_call = max(order) + 1
     assert order == list(range(per_call)) * (len(order) // per_call)
+
+
+# What classes need beside their defaults, which are the published sizes.
+PUBLISHED = {
+    "HiDreamImageTransformer2DModel": {
+        "patch_size": 2,
+        "in_channels": 16,
+        "out_channels": 16,
+        "caption_channels": [4096, 4096],
+        "llama_layers": list(range(48)),
+    },
+    "LatteTransformer3DModel": {
+        "in_channels": 4,
+        "out_channels": 8,
+        "patch_size": 2,
+        "sample_size": 64,
+        "num_layers": 28,
+        "cross_attention_dim": 1152,
+        "num_attention_heads": 16,
+        "attention_head_dim": 72,
+        "caption_channels": 4096,
+        "norm_type": "ada_norm_single",
+    },
+    "OmniGenTransformer2DModel": {
+        "rope_scaling": {"short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
+    },
+}
+
+
+@pytest.mark.slow  # seconds, for 34 classes
+@pytest.mark.parametrize("transformer", [t for a in adapters().values() for t in a.transformers])
+def test_contracts_fit_the_published_sizes(transformer):
+    """On the meta device: nothing is computed, and no weight is held."""
+    adapter = adapter_for(transformer)
+    with torch.device("meta"):
+        model = getattr(diffusers, transformer)(**PUBLISHED.get(transformer, {}))
+    blocks = find_blocks(model, adapter.blocks)
+    parameters = sum(p.numel() for p in model.parameters())
+    assert len(blocks) >= 16 and sum(b.cost for b in blocks) > 0.85 * parameters
+    found = find_attention(model, adapter.attention) if adapter.attention else []
+    assert len(found) >= 16 or adapter.dense
+    for each in found:
+        check_processor(each)
+    names = inspect.signature(model.forward).parameters
+    assert {adapter.timestep, *adapter.samples} <= set(names)
 
 
 def test_pipelines_and_kernels_import_nothing_of_the_plugins_other_rooms():
