@@ -42,7 +42,8 @@ def versions(*more: str) -> dict[str, str]:
 
 def command() -> str:
     """The command line of this process, its program by name alone."""
-    return shlex.join([Path(sys.argv[0] or "python").name, *sys.argv[1:]])
+    name = Path(sys.argv[0] or "python").name
+    return shlex.join(["ditaccel" if name == "__main__.py" else name, *sys.argv[1:]])
 
 
 def commit() -> str:

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import yaml
 
 from .. import provenance
 from ..errors import ConfigError, UsageError
@@ -256,7 +255,7 @@ def _job(args: argparse.Namespace, facts: Facts, work: Run, items: list[Item]) -
         "fingerprint": facts.fingerprint,
         "jobs": str(args.jobs),
         "settings": asdict(work.settings),
-        "config": yaml.safe_load(yaml.safe_dump(facts.resolve(work.settings.config))),
+        "config": facts.resolve(work.settings.config),
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "command": provenance.command(),
