@@ -111,8 +111,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--name", default=DEFAULT, help=f"template of file names (default {DEFAULT}), or vbench")
     add("--engine", choices=("local", "ray"), default="local", help="what runs the workers")
-    add("--workers", type=whole("--workers", 1), help="processes (default: one a GPU; 1 on a CPU)")
-    add("--threads", type=whole("--threads", 1), help="CPU threads a worker (default 1 on a CPU)")
+    add(
+        "--workers",
+        type=whole("--workers", 1),
+        help="processes (default: a GPU or core each)",
+    )
+    add("--threads", type=whole("--threads", 1), help="CPU threads a worker (default: 1 on a CPU)")
     add("--device", default="auto", help="torch device (default: GPUs where there are some)")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on a CPU")
     add("--batch", type=whole("--batch", 1), default=1, help="items of one shape in a call (1)")

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from .. import provenance
-from ..errors import ConfigError, UsageError
+from ..errors import ConfigError
 from ..progress import Progress, duration
 from . import names
 from .arguments import add_arguments, choose
 from .claims import Claims
+from .devices import choose_devices, kind_of
 from .encode import MAX_CRF, check_codec
 from .facts import Facts, read_facts
 from .folder import FAILED, JOB, MANIFEST, RESULTS, JobFolder
@@ -31,32 +30,6 @@ from .state import describe, summarise
 from .worker import WorkerOptions, part_of
 
 _CRF = {"h264": 18, "av1": 24}
-
-
-def _device_count(device: str) -> tuple[str, int]:
-    """The kind of device, and how many there are of it."""
-    kind = torch.device(device).type if device != "auto" else ""
-    if kind in ("", "cuda") and torch.cuda.is_available():
-        return "cuda", torch.cuda.device_count()
-    if kind == "cuda":
-        raise UsageError(f"--device {device}: torch sees no GPU here")
-    return kind or "cpu", 1
-
-
-def _devices(args: argparse.Namespace, rank: Rank, items: int) -> tuple[str, ...]:
-    """The device of each worker on this machine."""
-    try:
-        kind, count = _device_count(args.device)
-    except RuntimeError as error:
-        raise UsageError(f"--device {args.device}: {str(error).splitlines()[0]}") from None
-    if args.device not in ("auto", "cuda", kind):
-        return (args.device,) * (args.workers or 1)
-    if kind != "cuda":
-        return (kind,) * max(1, min(args.workers or 1, items))
-    if rank.local is not None and args.workers is None:
-        return (f"cuda:{rank.local % count}",)  # the launcher made a process for each GPU
-    workers = max(1, min(args.workers or count, items))
-    return tuple(f"cuda:{index % count}" for index in range(workers))
 
 
 def _settings(args: argparse.Namespace, facts: Facts, device: str) -> Settings:
@@ -106,7 +79,7 @@ def _plan_lines(
             if run.rank.source
             else ""
         ),
-        f"workers: {run.workers} on {', '.join(run.devices)}, {settings.dtype}, "
+        f"workers: {run.workers or 'as many as fit'} on {', '.join(run.devices)}, {settings.dtype}, "
         + (f"{options.threads} thread(s) each" if options.threads else "torch's threads")
         + ("" if options.lanes > 1 else ", no overlap")
         + (f", batches of {options.batch}" if options.batch > 1 else ""),
@@ -127,7 +100,11 @@ def _make_run(
 ) -> tuple[Run, list[Item]]:
     chosen = choose(items, args.filter, args.limit)
     ours = part_of(chosen, rank.index, rank.count)
-    devices = _devices(args, rank, len(ours))
+    if args.engine == "ray":  # which places what it has where it likes
+        devices, workers = (kind_of(args.device, remote=True),), args.workers or 0
+    else:
+        devices = choose_devices(args.device, args.workers, rank, len(ours), facts.model)
+        workers = len(devices)
     on_cpu = devices[0] == "cpu"
     options = WorkerOptions(
         device=devices[0],
@@ -144,7 +121,7 @@ def _make_run(
         settings=settings,
         rank=rank,
         ids=tuple(item.id for item in chosen),
-        workers=len(devices),
+        workers=workers,
         devices=devices,
         options=options,
     )
@@ -163,7 +140,8 @@ def run(args: argparse.Namespace) -> int:
     rank = find_rank(args.shard)
     rows = read_rows(args.jobs)
     facts = read_facts(args.model)
-    settings = _settings(args, facts, _device_count(args.device)[0])
+    kind = kind_of(args.device, remote=args.engine == "ray")
+    settings = _settings(args, facts, kind)
     planner = Planner(facts, settings, args.jobs.expanduser().resolve().parent)
     items, repeated = planner.plan(rows)
     work, ours = _make_run(args, facts, items, settings, rank)

@@ -87,7 +87,7 @@ def run_ray(
 
     Args:
         folder: of the job; all nodes must share it.
-        run: what to do; `workers` is the number of actors.
+        run: what to do; `workers` is the number of actors, 0 for all that the cluster can hold.
         items: of the manifest.
         claims: of this process.
         on_result: told each result line, in short.
@@ -101,6 +101,12 @@ def run_ray(
     # Shards, workers and devices are Ray's business: an actor sees its own GPU as the first.
     on_gpu = run.options.device.startswith("cuda")
     device = "cuda:0" if on_gpu else run.options.device
+    threads = run.options.threads or 1
+    resources = ray.cluster_resources()
+    fit = resources.get("GPU", 0) if on_gpu else resources.get("CPU", 1) // threads
+    if fit < 1:
+        raise UsageError(f"the Ray cluster has no free {'GPU' if on_gpu else 'CPU'} for an actor")
+    workers = min(run.workers or int(fit), int(fit), len(rows))
     one = dataclasses.replace(
         run, workers=1, devices=(device,), options=dataclasses.replace(run.options, device=device)
     )
@@ -109,16 +115,18 @@ def run_ray(
     rows = [{"item": json.dumps(asdict(item))} for item in ours if queue.is_open(item)]
     if not rows:
         return
-    chunk = max(1, min(_CHUNK, len(rows) // (4 * run.workers)))
+    chunk = max(1, min(_CHUNK, len(rows) // (4 * workers)))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // chunk)).map_batches(
         RayWorker,
         batch_size=chunk,
-        compute=ray.data.ActorPoolStrategy(size=run.workers, max_tasks_in_flight_per_actor=1),
+        compute=ray.data.ActorPoolStrategy(
+            size=min(workers, len(rows)), max_tasks_in_flight_per_actor=1
+        ),
         fn_constructor_args=(str(folder.root.resolve()), json.dumps(asdict(one))),
         num_gpus=1 if on_gpu else None,
-        num_cpus=None if on_gpu else run.options.threads or 1,
+        num_cpus=None if on_gpu else threads,
     )
     tokens = set()
     try:

@@ -43,8 +43,17 @@ def generate(model: Path, tmp_path: Path, capsys: Any) -> Callable[..., tuple[in
 
     def run(jobs: Path, *options: str, out: Path | None = None) -> tuple[int, str, str]:
         capsys.readouterr()
-        target = str(out or tmp_path / "out")
-        code = main(["generate", str(model), "--jobs", str(jobs), "--out", target, *options])
+        command = [
+            "generate",
+            str(model),
+            "--jobs",
+            str(jobs),
+            "--out",
+            str(out or tmp_path / "out"),
+        ]
+        if "--workers" not in options:
+            command += ["--workers", "1"]  # in this process
+        code = main([*command, *options])
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 

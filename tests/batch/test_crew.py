@@ -105,7 +105,7 @@ def test_an_item_that_kills_its_workers_fails_in_the_end(
     path = jobs(3)
     arguments = ["generate", str(model), "--jobs", str(path), "--out", str(out), "--quiet"]
     # The run's worker as the crew starts it, in a fork; the item with seed 1 kills it.
-    main([*arguments, "--limit", "1"])
+    main([*arguments, "--limit", "1", "--workers", "1"])
     folder = JobFolder(out)
     items = folder.items()
     settings = folder.job()["settings"]
