@@ -276,3 +276,20 @@ def test_text_stands_behind_tokens_of_the_past_and_of_the_latents(monkeypatch):
     texts = {c.length - (past + 3 * 7 * 9): c.text for c, _ in planner.seen}
     assert set(texts) == {4 + 5, 4 + 7}, "tokens of the image, and of the prompts"
     assert {start for start, _ in texts.values()} == {past + 3 * 7 * 9}
+
+
+# -- attention methods, where sequences are laid out in a way of their own --
+
+
+@pytest.mark.parametrize(
+    "name", ["cosmos", "framepack", "hunyuan_video15", "kandinsky5", "latte", "ltx2", "wan_5b"]
+)
+def test_clusters_of_tokens_are_skipped_the_same_each_time_and_undone(name):
+    pipe, call = FAMILIES[name]()
+    dense = generate(pipe, call)
+    with ditaccel.accelerated(pipe, "svg2:top_p=0.5,min_tokens=0,break_even=1,dense_steps=1"):
+        result = generate(pipe, call)
+        assert 0.2 < ditaccel.report(pipe).attention[0].density < 0.7
+        assert torch.isfinite(result).all() and not torch.equal(result, dense)
+        assert torch.equal(generate(pipe, call), result)
+    assert torch.equal(generate(pipe, call), dense)

@@ -125,7 +125,7 @@ def ltx2() -> Tiny:
     )
     vae = AutoencoderKLLTX2Video(
         latent_channels=4,
-        block_out_channels=(4,) * 4,
+        block_out_channels=(8,) * 4,
         decoder_block_out_channels=(4,) * 3,
         layers_per_block=(1,) * 5,
         decoder_layers_per_block=(1,) * 4,
