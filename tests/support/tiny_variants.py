@@ -1,4 +1,4 @@
-"""Tiny pipelines that share all contracts with another one, and give the transformer other inputs.
+"""Tiny pipelines that share all contracts with another one, and differ in what goes in.
 
 Reference images add tokens, masks and control images add channels, and a given image starts the
 loop in the middle of the schedule.
@@ -184,3 +184,94 @@ def klein_kv() -> Tiny:
     pipe = Flux2KleinKVPipeline(**made.components)
     del call["negative_prompt_embeds"]
     return quiet(pipe), {**call, "image": [_picture(96)]}
+
+
+def _like_flux(transformer: str, **more: Any) -> Any:
+    import diffusers
+
+    return getattr(diffusers, transformer)(
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 4, 8),
+        **more,
+    )
+
+
+def _without_text_encoder(transformer: Any, **more: Any) -> dict[str, Any]:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+        "vae": None,
+        "text_encoder": None,
+        "tokenizer": None,
+        "transformer": transformer,
+        **more,
+    }
+
+
+@tiny_family(variant=True, tokens=121, steps=8)
+def ovis_image() -> Tiny:
+    """`OvisImagePipeline`: the blocks of Flux, two branches."""
+    from diffusers import OvisImagePipeline
+
+    embeds = embeds_source()
+    transformer = _like_flux("OvisImageTransformer2DModel", out_channels=64)
+    pipe = OvisImagePipeline(**_without_text_encoder(transformer))
+    return quiet(pipe), {
+        "prompt_embeds": embeds(1, 6, 16),
+        "negative_prompt": None,
+        "negative_prompt_embeds": embeds(1, 4, 16),
+        "height": 176,
+        "width": 176,
+        "num_inference_steps": 8,
+        "output_type": "latent",
+    }
+
+
+@tiny_family(variant=True, tokens=121, steps=8)
+def longcat_image() -> Tiny:
+    """`LongCatImagePipeline`: the blocks of Flux, two branches; it takes words only."""
+    from diffusers import LongCatImagePipeline
+
+    def encode(prompts: list[str]) -> torch.Tensor:
+        words = prompts[0].split() or ["nothing"]
+        source = torch.Generator().manual_seed(sum(map(ord, prompts[0])))
+        return torch.randn(1, len(words), 16, generator=source)
+
+    embeds_source()
+    transformer = _like_flux("LongCatImageTransformer2DModel", pooled_projection_dim=16)
+    pipe = LongCatImagePipeline(**_without_text_encoder(transformer, text_processor=None))
+    pipe._encode_prompt = encode
+    return quiet(pipe), {
+        "prompt": "a red circle",
+        "enable_prompt_rewrite": False,
+        "height": 176,
+        "width": 176,
+        "num_inference_steps": 8,
+        "output_type": "latent",
+    }
+
+
+@tiny_family(variant=True, tokens=121, steps=8)
+def bria() -> Tiny:
+    """`BriaPipeline`: the blocks of Flux, guidance batched."""
+    from diffusers import AutoencoderKL, BriaPipeline
+
+    embeds = embeds_source()
+    vae = AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=4, latent_channels=16, shift_factor=0.0
+    )
+    parts = _without_text_encoder(_like_flux("BriaTransformer2DModel"), vae=vae)
+    return quiet(BriaPipeline(**parts)), {
+        "prompt_embeds": embeds(1, 6, 16),
+        "negative_prompt_embeds": embeds(1, 6, 16),
+        "height": 22,
+        "width": 22,
+        "num_inference_steps": 8,
+        "output_type": "latent",
+    }
