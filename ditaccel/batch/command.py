@@ -79,7 +79,7 @@ def _plan_lines(
             if run.rank.source
             else ""
         ),
-        f"workers: {run.workers or 'as many as fit'} on {', '.join(run.devices)}, {settings.dtype}, "
+        f"workers: {run.workers or 'all that fit'} on {', '.join(run.devices)}, {settings.dtype}, "
         + (f"{options.threads} thread(s) each" if options.threads else "torch's threads")
         + ("" if options.lanes > 1 else ", no overlap")
         + (f", batches of {options.batch}" if options.batch > 1 else ""),
@@ -100,6 +100,7 @@ def _make_run(
 ) -> tuple[Run, list[Item]]:
     chosen = choose(items, args.filter, args.limit)
     ours = part_of(chosen, rank.index, rank.count)
+    devices: tuple[str, ...]
     if args.engine == "ray":  # which places what it has where it likes
         devices, workers = (kind_of(args.device, remote=True),), args.workers or 0
     else:

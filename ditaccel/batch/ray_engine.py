@@ -96,6 +96,11 @@ def run_ray(
         UsageError: Ray is missing, or every actor would run into the same.
     """
     ray = _ray()
+    queue = make_queue(folder, run, 0, items, claims)
+    ours = part_of(chosen_items(items, run), run.rank.index, run.rank.count)
+    rows = [{"item": json.dumps(asdict(item))} for item in ours if queue.is_open(item)]
+    if not rows:
+        return
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     # Shards, workers and devices are Ray's business: an actor sees its own GPU as the first.
@@ -103,27 +108,20 @@ def run_ray(
     device = "cuda:0" if on_gpu else run.options.device
     threads = run.options.threads or 1
     resources = ray.cluster_resources()
-    fit = resources.get("GPU", 0) if on_gpu else resources.get("CPU", 1) // threads
+    fit = int(resources.get("GPU", 0) if on_gpu else resources.get("CPU", 1) // threads)
     if fit < 1:
         raise UsageError(f"the Ray cluster has no free {'GPU' if on_gpu else 'CPU'} for an actor")
-    workers = min(run.workers or int(fit), int(fit), len(rows))
+    workers = min(run.workers or fit, fit, len(rows))
     one = dataclasses.replace(
         run, workers=1, devices=(device,), options=dataclasses.replace(run.options, device=device)
     )
-    queue = make_queue(folder, run, 0, items, claims)
-    ours = part_of(chosen_items(items, run), run.rank.index, run.rank.count)
-    rows = [{"item": json.dumps(asdict(item))} for item in ours if queue.is_open(item)]
-    if not rows:
-        return
     chunk = max(1, min(_CHUNK, len(rows) // (4 * workers)))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // chunk)).map_batches(
         RayWorker,
         batch_size=chunk,
-        compute=ray.data.ActorPoolStrategy(
-            size=min(workers, len(rows)), max_tasks_in_flight_per_actor=1
-        ),
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
         fn_constructor_args=(str(folder.root.resolve()), json.dumps(asdict(one))),
         num_gpus=1 if on_gpu else None,
         num_cpus=None if on_gpu else threads,
