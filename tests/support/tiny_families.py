@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny import tiny_flux, tiny_wan, tiny_wan22
@@ -348,6 +349,20 @@ _ALL = _collected()
 FAMILIES = {name: tiny for name, tiny in _ALL.items() if not tiny.variant}
 VARIANTS = {name: tiny for name, tiny in _ALL.items() if tiny.variant}
 ATTENTION_FAMILIES = [name for name, tiny in FAMILIES.items() if tiny.attention]
+
+
+def families_tested() -> set[str]:
+    """Families of `FAMILIES`, and those of `VARIANTS` with the very contracts of one of them."""
+    from ditaccel.pipelines import adapters
+
+    def contracts(family: str) -> tuple[Any, ...]:
+        adapter = adapters()[family]
+        return adapter.blocks, adapter.attention, adapter.tokens, adapter.text
+
+    tested = {tiny.family for tiny in FAMILIES.values()}
+    known = [contracts(family) for family in tested]
+    twins = {tiny.family for tiny in VARIANTS.values() if contracts(tiny.family) in known}
+    return tested | twins
 
 
 def family_of(name: str) -> str:
