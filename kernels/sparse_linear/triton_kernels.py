@@ -16,6 +16,16 @@ import triton
 import triton.language as tl
 
 
+@triton.jit
+def _rounded(x, PRECISION: tl.constexpr):
+    """Round to what a TF32 product reads, which would cut the last 13 bits off: no bias to 0."""
+    if PRECISION == "tf32":
+        bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        # a NaN may have all bits set, and must not become a number
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x
+
+
 @triton.jit(do_not_specialize=["heads", "first", "length", "tiles"])
 def sums_kernel(
     p_x,
@@ -86,7 +96,7 @@ def sums_kernel(
         if SCALED:
             b_x = b_x.to(tl.float32)
             b_r = tl.load(p_r + i_bh * length + o_l, mask=valid, other=0.0)
-            b_y = b_y.to(tl.float32) * b_r[:, None]
+            b_y = _rounded(b_y.to(tl.float32) * b_r[:, None], PRECISION)
             b_w = tl.load(p_w + i_bh * length + o_l, mask=valid, other=0.0)
             total += tl.sum(b_x * b_w[None, :], 1)
         else:
@@ -95,11 +105,11 @@ def sums_kernel(
     p_sums += (i_slot * tiles + i_tile) * (F * channels + F)
     tl.store(
         p_sums + o_f[:, None] * channels + o_c[None, :],
-        acc,
+        _rounded(acc, PRECISION),
         mask=mask_f[:, None] & mask_c[None, :],
     )
     if i_c == 0:
-        tl.store(p_sums + F * channels + o_f, total, mask=mask_f)
+        tl.store(p_sums + F * channels + o_f, _rounded(total, PRECISION), mask=mask_f)
 
 
 @triton.jit(
@@ -164,7 +174,7 @@ def mix_kernel(
         acc = tl.dot(b_m.to(tl.float32), b_x, acc, input_precision=PRECISION)
     tl.store(
         p_out + (i_slot * targets + o_t)[:, None] * width + o_n[None, :],
-        acc,
+        _rounded(acc, PRECISION),
         mask=mask_t[:, None] & mask_n[None, :],
     )
 
