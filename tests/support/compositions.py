@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from conformance import METHODS, WORKS, Subject, skipped
+from conformance import METHODS, WORKS, Subject, short, skipped
 from tiny import generate
 from tiny_registry import TinyFamily
 
@@ -41,7 +41,7 @@ def in_either_order(
     family: TinyFamily,
     apply: Apply,
     exact: str = CACHE.exact,
-    skipping: str | None = None,
+    skipping: str = CACHE.skipping,
     tolerance: float = 0.0,
 ) -> str:
     """`apply`, with and without `accelerate`, before and after it.
@@ -53,25 +53,23 @@ def in_either_order(
         skipping: spec that must skip and give the same in both orders.
         tolerance: absolute and relative, where something else adds up in another order.
     """
-    skipping = skipping or both(family)
     results, kinds = [], []
     for order in ("before", "after"):
-        subject = Subject(family, STEPS)
-        pipe = subject.pipe
+        pipe, call = family()
+        call = short(call)
         if order == "before":
             apply(pipe)
-            changed = subject.run()
+            changed = generate(pipe, call)
             with ditaccel.accelerated(pipe, exact):
-                _close(subject.run(), changed, tolerance)
+                _close(generate(pipe, call), changed, tolerance)
         ditaccel.accelerate(pipe, skipping)
         if order == "after":
-            subject.run()
             apply(pipe)
-        results.append(subject.run())
-        kinds.append([c.action for c in ditaccel.report(pipe).last_generation().calls])
+        results.append(generate(pipe, call))
+        kinds.append([c.action for c in ditaccel.report(pipe).calls])
         assert skipped(pipe), f"nothing is skipped when it is done {order} accelerate"
         ditaccel.restore(pipe)
-        _close(subject.run(), changed, tolerance)
+        _close(generate(pipe, call), changed, tolerance)
     _close(results[0], results[1], tolerance)
     assert kinds[0] == kinds[1]
     return WORKS
@@ -99,7 +97,7 @@ def compiled_blocks(family: TinyFamily) -> str:
                     block.compile(backend="eager")
 
     try:
-        return in_either_order(family, apply, tolerance=1e-4)
+        return in_either_order(family, apply, skipping=both(family), tolerance=1e-4)
     finally:
         torch._dynamo.reset()
 
@@ -184,7 +182,7 @@ def fused_qkv(family: TinyFamily) -> str:
             part.fuse_qkv_projections()
 
     # families that fuse by other processors lose the wrappers, which a warning says: caching alone
-    return in_either_order(family, apply, skipping=CACHE.skipping, tolerance=1e-5)
+    return in_either_order(family, apply, tolerance=1e-5)
 
 
 def lora(family: TinyFamily) -> str:
@@ -203,7 +201,6 @@ def lora(family: TinyFamily) -> str:
                 LoraConfig(r=2, init_lora_weights=False, target_modules=r".*blocks.*(to_q|to_k)")
             )
 
-    in_either_order(family, put_on)
     ditaccel.accelerate(pipe, both(family))
     plain = subject.run()
     put_on(pipe)

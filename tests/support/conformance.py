@@ -85,6 +85,11 @@ def relative_rmse(result: torch.Tensor, expected: torch.Tensor) -> float:
     return float(error / expected.double().square().mean().sqrt())
 
 
+def short(call: Mapping[str, Any], steps: int = 5) -> dict[str, Any]:
+    """The same call with few steps; two more where it begins in the middle of the schedule."""
+    return {**call, "num_inference_steps": steps + 2 * ("strength" in call)}
+
+
 class Subject:
     """One tiny pipeline under test, with its dense result.
 
@@ -97,9 +102,7 @@ class Subject:
     def __init__(self, family: TinyFamily, steps: int | None = None) -> None:
         self.family = family
         self.pipe, call = family()
-        if steps is not None:
-            call = {**call, "num_inference_steps": steps + 2 * ("strength" in call)}
-        self.call = call
+        self.call = call if steps is None else short(call, steps)
         self.dense = self.run()
         # (diffusers itself leaves a hook registry on the first run)
         self.clean = traces(self.pipe)

@@ -1,8 +1,8 @@
 """The support table: measured results as JSON, and their form in the README.
 
-    python tests/support/support_table.py            # the families that have no results yet
-    python tests/support/support_table.py flux wan   # these anew
-    python tests/support/support_table.py --all      # all anew (minutes)
+    make support-table                   # the families that have no results yet
+    make support-table ARGS="flux wan"   # these anew
+    make support-table ARGS=--all        # all anew (half an hour on one core)
 
 The README's table is written from the results and from nothing else; `tests/conformance` holds the
 results against what the checks give, and the README against the results.
@@ -57,21 +57,30 @@ def measure(name: str) -> dict[str, Any]:
     family = FAMILIES[name]
     subject = Subject(family, STEPS)
     cells = {method: check_method(subject, method) for method in METHODS}
-    cells |= {what: check(family) for what, check in COMPOSITIONS.items()}
+    for what, check in COMPOSITIONS.items():
+        try:
+            cells[what] = check(family)
+        except Exception as error:
+            error.add_note(what)
+            raise
     return {"pipeline": type(subject.pipe).__name__, "family": family.family, "cells": cells}
 
 
-def read() -> dict[str, Any]:
-    """The committed results by tiny pipeline."""
-    return json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+def read(path: Path = RESULTS) -> dict[str, Any]:
+    """Results by tiny pipeline."""
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def write(results: dict[str, Any]) -> None:
-    """Write the results, and the README's table from them."""
+def write(results: dict[str, Any], path: Path = RESULTS) -> None:
+    """Write the results, in the order of the families."""
     ordered = {name: results[name] for name in FAMILIES if name in results}
-    RESULTS.write_text(json.dumps(ordered, indent=1) + "\n")
+    path.write_text(json.dumps(ordered, indent=1) + "\n")
+
+
+def write_readme() -> None:
+    """Write the README's table from the results."""
     readme = ROOT / "README.md"
-    readme.write_text(with_table(readme.read_text(), render(ordered)))
+    readme.write_text(with_table(readme.read_text(), render(read())))
 
 
 def with_table(text: str, table: str) -> str:
@@ -109,17 +118,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="tiny pipelines to measure anew")
     parser.add_argument("--all", action="store_true", help="measure all of them anew")
+    parser.add_argument("--readme", action="store_true", help="only write the README's table")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="another file of results")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in FAMILIES]
     if unknown:
         parser.error(f"no tiny pipeline {unknown[0]!r}; known: {', '.join(FAMILIES)}")
-    wanted = list(FAMILIES) if args.all else args.names or [n for n in FAMILIES if n not in read()]
+    missing = [name for name in FAMILIES if name not in read(args.results)]
+    wanted = list(FAMILIES) if args.all else args.names or missing
     warnings.simplefilter("ignore")
-    for name in wanted:
+    faults = 0
+    for name in [] if args.readme else wanted:
         print(name, flush=True)
-        write({**read(), name: measure(name)})
-    write(read())
-    return 0
+        try:
+            write({**read(args.results), name: measure(name)}, args.results)
+        except Exception as error:
+            faults += 1
+            what = ", ".join(getattr(error, "__notes__", []))
+            print(f"{name}: {what}: {type(error).__name__}: {error}", flush=True)
+    if args.results == RESULTS:
+        write_readme()
+    return int(faults > 0)
 
 
 if __name__ == "__main__":
