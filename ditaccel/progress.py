@@ -74,7 +74,8 @@ class Progress:
             self._shown = now
             each = (now - self._start) / (self._done - self._first)
             left = duration(each * (self._total - self._done))
-            self.note(f"{self._done}/{self._total} {self._unit}, about {left} left")
+            more = f", {text}" if text else ""
+            self.note(f"{self._done}/{self._total} {self._unit}, about {left} left{more}")
 
     def close(self) -> None:
         """End the bar."""
