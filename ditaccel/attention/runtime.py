@@ -109,7 +109,8 @@ class AttentionRuntime:
         self._off = ""
         self._looked_at_backend = False
         self._reasons: set[str] = set()
-        self._judged = self._reached = self._sparse = False
+        self._judged = self._sparse = False
+        self._reached: set[str] = set()  # branches
 
     @property
     def layers(self) -> int:
@@ -126,7 +127,8 @@ class AttentionRuntime:
         self._masks.clear()
         self._now = None
         self._off = ""
-        self._judged = self._reached = self._sparse = False
+        self._judged = self._sparse = False
+        self._reached.clear()
         self._reasons.clear()
 
     def begin_generation(self, step: DenoisingStep) -> None:
@@ -181,11 +183,13 @@ class AttentionRuntime:
         if not self._judged and total and now.step.index >= total // 2 and now.densities:
             self._judge_gain(now.densities)
         if now.step.is_last:
-            if not self._reached:
-                self._warn(
-                    f"{self._name}: its processors called attention in a way that is not seen here "
-                    "(keys and values kept between steps?); attention stayed dense"
-                )
+            if now.step.branch not in self._reached:
+                if not self._seam.replaced():  # which was said
+                    self._warn(
+                        f"{self._name} ({now.step.branch}): its processors called attention in a way "
+                        "that is not seen here (keys and values kept between steps?); attention "
+                        "stayed dense"
+                    )
             elif not self._sparse and not _SAID.issuperset(self._reasons):
                 self._warn(
                     f"{self._name}: no attention call of a whole generation was sparse "
@@ -230,7 +234,7 @@ class AttentionRuntime:
         now = self._now
         if now is None:
             return dense()
-        self._reached = True
+        self._reached.add(now.step.branch)
         watch = Stopwatch(q.device)
         planned = self._plan(layer, now, q, k, v, mask, scale)
         watch.lap()
