@@ -183,20 +183,23 @@ class AttentionRuntime:
         if not self._judged and total and now.step.index >= total // 2 and now.densities:
             self._judge_gain(now.densities)
         if now.step.is_last:
-            if now.step.branch not in self._reached:
-                if not self._seam.replaced():  # which was said
-                    self._warn(
-                        f"{self._name} ({now.step.branch}): its processors called attention in a way "
-                        "that is not seen here (keys and values kept between steps?); attention "
-                        "stayed dense"
-                    )
-            elif not self._sparse and not _SAID.issuperset(self._reasons):
-                self._warn(
-                    f"{self._name}: no attention call of a whole generation was sparse "
-                    f"({', '.join(sorted(self._reasons))}); lower dense_steps or dense_layers, or "
-                    "leave attention alone for this model"
-                )
+            self._say_no_effect(now.step.branch)
             self._states = {k: s for k, s in self._states.items() if k[0] != now.step.branch}
+
+    def _say_no_effect(self, branch: str) -> None:
+        """Say at the end of a generation that nothing of a branch was sparse, and why."""
+        if branch not in self._reached:
+            if not self._seam.replaced():  # which was said
+                self._warn(
+                    f"{self._name} ({branch}): its processors called attention in a way that is "
+                    "not seen here (keys and values kept between steps?); attention stayed dense"
+                )
+        elif not self._sparse and not _SAID.issuperset(self._reasons):
+            self._warn(
+                f"{self._name}: no attention call of a whole generation was sparse "
+                f"({', '.join(sorted(self._reasons))}); lower dense_steps or dense_layers, or "
+                "leave attention alone for this model"
+            )
 
     def _judge_gain(self, densities: list[Tensor]) -> None:
         """Give up, half-way, what has found nothing to skip."""
