@@ -41,8 +41,10 @@ def run(
     delta = (d_output.to(dtype) * output).sum(-1)
     if d_lse is not None:
         delta = delta - d_lse
-    # A row without keys: exp2(score - inf) is 0, whatever the score.
-    log2_sum = (lse.to(dtype) * LOG2_E).masked_fill(lse == -torch.inf, torch.inf)
+    # A row without keys: exp2(score - inf) is 0, whatever the score and the gradient of its lse.
+    empty = lse == -torch.inf
+    delta = delta.masked_fill(empty, 0.0)
+    log2_sum = (lse.to(dtype) * LOG2_E).masked_fill(empty, torch.inf)
     d_q, d_k, d_v = (torch.empty_like(x) for x in (call.q, call.k, call.v))
     k_tile = call.tile_map.k_tiling.tile
     for b in range(call.q.shape[0]):

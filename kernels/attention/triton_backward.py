@@ -49,8 +49,10 @@ def run(
     delta = row_product(output, d_output)
     if d_lse is not None:
         delta -= d_lse
-    # A row without keys: 2^(score - inf) is 0, whatever the score.
-    log2_sum = (lse * LOG2_E).masked_fill_(lse == -torch.inf, torch.inf)
+    # A row without keys: 2^(score - inf) is 0, whatever the score and the gradient of its lse.
+    empty = lse == -torch.inf
+    delta.masked_fill_(empty, 0.0)
+    log2_sum = (lse * LOG2_E).masked_fill_(empty, torch.inf)
     d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
     mask = None if call.mask is None else call.mask.view(torch.uint8)
     mask_strides = (*shared_strides(mask, 1), 0 if mask is None else mask.stride(3))

@@ -268,6 +268,21 @@ def test_gradients_of_all_tiles_are_those_of_dense_attention(kv_heads: int) -> N
         assert relative_rmse(one, other) < 1e-5
 
 
+def test_a_row_without_keys_has_no_gradient_whatever_becomes_of_its_lse() -> None:
+    q, k, v = (x.requires_grad_() for x in _qkv(1, 1, 20, 8))
+    keys = torch.ones(1, 20, dtype=torch.bool)
+    keys[0, 16:] = False
+    rows = torch.tensor([[True, False], [False, True]])[None, None]
+    tile_map = TileMap.from_mask(rows, Tiling.fixed(20, 16), Tiling.fixed(20, 16))
+    out = tile_attention(q, k, v, tile_map, mask=keys, return_lse=True)
+    assert out.lse is not None and bool((out.lse[:, :, 16:] == -torch.inf).all())
+    # -inf - -inf: the gradient of these rows' lse is NaN
+    shares = (out.lse - out.lse.detach()).exp()
+    gradients = torch.autograd.grad(out.output.sum() + shares.sum(), (q, k, v))
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    assert float(gradients[0][:, :, 16:].abs().max()) == 0.0
+
+
 def test_the_operator_keeps_the_rules_of_torch() -> None:
     q, k, v = (x.requires_grad_() for x in _qkv(1, 2, 40, 16))
     tile_map = _dense(40)
