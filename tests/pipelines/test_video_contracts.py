@@ -12,6 +12,7 @@ from tiny_video import skyreels_v2_in_turn
 from tiny_video_more import kandinsky5_nabla
 
 import ditaccel
+from ditaccel.caching.blocks import find_blocks
 from ditaccel.caching.correction import GapEnd
 from ditaccel.caching.gate import FirstBlockResidualGate, StepSizeGate
 from ditaccel.caching.state import BranchState
@@ -293,3 +294,29 @@ def test_clusters_of_tokens_are_skipped_the_same_each_time_and_undone(name):
         assert torch.isfinite(result).all() and not torch.equal(result, dense)
         assert torch.equal(generate(pipe, call), result)
     assert torch.equal(generate(pipe, call), dense)
+
+
+_COMPILED = ("allegro", "cosmos", "framepack", "kandinsky5", "latte", "ltx2", "wan_5b", "wan_vace")
+
+
+@pytest.mark.parametrize(
+    "name", ["hunyuan_video15", *(pytest.param(n, marks=pytest.mark.slow) for n in _COMPILED)]
+)
+def test_compiled_blocks_do_what_eager_ones_do(name):
+    """Without a break of the graph, in attention methods and in caches."""
+    pipe, call = FAMILIES[name]()
+    call = {**call, "num_inference_steps": 4}
+    specs = [
+        "svg2:top_p=0.5,min_tokens=0,break_even=1,dense_steps=1",
+        "taylorseer:interval=2,granularity=last_block",
+    ]
+    expected = []
+    for spec in specs:
+        with ditaccel.accelerated(pipe, spec):
+            expected.append(generate(pipe, call))
+    torch._dynamo.reset()
+    for block in find_blocks(pipe.transformer, adapters()[FAMILIES[name].family].blocks):
+        block.module.compile(fullgraph=True, backend="eager")
+    for spec, eager in zip(specs, expected, strict=True):
+        with ditaccel.accelerated(pipe, spec):
+            assert torch.equal(generate(pipe, call), eager), spec

@@ -175,7 +175,7 @@ def wan_vace() -> Tiny:
     return quiet(pipe), call
 
 
-@tiny_family(resized={"height": 96, "width": 160}, resized_tokens=2 * 6 * 10)
+@tiny_family(variant=True, tokens=2 * 8 * 8, steps=8)
 def chronoedit() -> Tiny:
     """`ChronoEditPipeline` at 2 x 8 x 8 tokens: guidance in two calls without a cache context."""
     from diffusers import ChronoEditPipeline, ChronoEditTransformer3DModel
@@ -194,7 +194,7 @@ def chronoedit() -> Tiny:
     return quiet(pipe), call
 
 
-@tiny_family(resized={"height": 64, "width": 112}, resized_tokens=3 * 4 * 7)
+@tiny_family(variant=True, tokens=3 * 6 * 6, steps=8)
 def wan_animate() -> Tiny:
     """`WanAnimatePipeline`: one segment, adapters of the face behind the first and third block."""
     from diffusers import WanAnimatePipeline, WanAnimateTransformer3DModel
@@ -251,7 +251,7 @@ def _skyreels(kind: str, **options: Any) -> Any:
     )
 
 
-@tiny_family(resized=_RESIZED, resized_tokens=3 * 4 * 7)
+@tiny_family(variant=True, tokens=4 * 6 * 6, steps=8)
 def skyreels_v2() -> Tiny:
     """`SkyReelsV2Pipeline`: one timestep for all frames."""
     return _skyreels("SkyReelsV2Pipeline"), {**_prompts(), **_CALL}

@@ -322,12 +322,7 @@ def _hunyuan_call(**changes: Any) -> dict[str, Any]:
     }
 
 
-@tiny_family(
-    "hunyuan_video",
-    masked=True,
-    resized={"height": 80, "width": 48, "num_frames": 13},
-    resized_tokens=4 * 5 * 3,
-)
+@tiny_family("hunyuan_video", variant=True, tokens=2 * 7 * 9, steps=8, masked=True)
 def hunyuan_i2v() -> Tiny:
     """`HunyuanVideoImageToVideoPipeline`: the image's tokens take the place of the first frame's.
 
