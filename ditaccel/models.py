@@ -42,6 +42,11 @@ class Sheet:
     fps: int | None = None
 
 
+def is_hub_id(model: str) -> bool:
+    """Whether a name has the form of a Hub id, `owner/name`."""
+    return _HUB_ID.match(model) is not None
+
+
 def read_sheet(model: str | Path) -> Sheet:
     """The `sample.json` of a model folder; an empty sheet where there is none.
 
@@ -137,7 +142,7 @@ def load_pipeline(
                 f"{folder} holds no model_index.json: not a diffusers pipeline folder "
                 "(or its download was interrupted; get it again)"
             )
-    elif not _HUB_ID.match(str(model)):
+    elif not is_hub_id(str(model)):
         raise UsageError(f"no model folder at {model}, and it is no Hub id (owner/name) either")
     try:
         with _quiet_loading():

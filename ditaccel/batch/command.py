@@ -21,7 +21,7 @@ from .encode import MAX_CRF, check_codec
 from .facts import Facts, read_facts
 from .folder import FAILED, JOB, MANIFEST, RESULTS, JobFolder
 from .jobs import read_rows
-from .local import run_local
+from .local import plain_warnings, run_local
 from .manifest import Item, Planner, Settings, write_manifest
 from .ranks import Rank, find_rank
 from .rows import check_call
@@ -189,7 +189,8 @@ def _generate(
         settled = before["done"] + (0 if args.retry_failed else before["failed"])
         made = _Made(len(ours), settled, args.quiet)
         if settled < len(ours) or work.rank.count > 1:
-            made.work(args.engine, folder, work, items, claims)
+            with plain_warnings():
+                made.work(args.engine, folder, work, items, claims)
         recover(folder, items, claims)  # behind workers that died on the way
         folder.write_results(items)
         summary = summarise(folder, ours, folder.merged(ours))

@@ -73,6 +73,7 @@ def write_mp4(path: Path, frames: Frames, fps: float, codec: str, crf: int) -> d
     from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
     name, options = CODECS[codec]
+    os.environ.setdefault("SVT_LOG", "1")  # errors: its default is a page on every video
     even = _even(frames)
     height, width = even.shape[1:3]
     # Averaged chroma over whole pixels, rounded: swscale's defaults trade both for speed.
@@ -149,10 +150,12 @@ def thumbnail(frames: Frames) -> str:
     """
     from PIL import Image
 
-    tiles = []
+    tiles: list[Frames] = []
     for index in sorted({0, (len(frames) - 1) // 2, len(frames) - 1}):
         tile = Image.fromarray(frames[index])
         tile.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        if tiles:
+            tiles.append(np.full((tile.height, 1, 3), 127, np.uint8))
         tiles.append(np.asarray(tile))
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(tiles, axis=1)).save(buffer, "WEBP", quality=80)

@@ -12,7 +12,7 @@ from typing import Any
 from .. import config as configs
 from ..config import AccelerationConfig
 from ..errors import ConfigError, UnsupportedError, UsageError
-from ..models import Sheet, class_label, line_of, read_sheet
+from ..models import Sheet, class_label, is_hub_id, line_of, read_sheet
 from ..pipelines import adapter_for
 from ..pipelines.adapter import FamilyAdapter, adaptive_presets
 from ..provenance import fingerprint
@@ -101,6 +101,8 @@ def _index(model: str) -> dict[str, Any]:
             raise UsageError(
                 f"{path} is damaged ({line_of(error)}); get the model again"
             ) from error
+    if not is_hub_id(model):
+        raise UsageError(f"no model folder at {model}, and it is no Hub id (owner/name) either")
     from diffusers import DiffusionPipeline
 
     try:

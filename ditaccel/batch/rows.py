@@ -184,6 +184,17 @@ def check_row(number: int, values: Mapping[str, Any], base: Path, allow_remote: 
     """
     found = _canonical(values)
     made: dict[str, Any] = {"call": {}, "inputs": {}, "meta": {}}
+    said = {ALIASES[key.strip()]: key for key in values if key.strip() in ALIASES}
+    try:
+        _fill(made, found, base, allow_remote)
+    except ConfigError as error:
+        # In the file's own words.
+        name, _, rest = str(error).partition(" ")
+        raise ConfigError(f"{said.get(name, name)} {rest}") from None
+    return Row(number, **made)
+
+
+def _fill(made: dict[str, Any], found: dict[str, Any], base: Path, allow_remote: bool) -> None:
     for key, value in found.items():
         if key in _PLAIN:
             made[key] = _PLAIN[key](key, value)
@@ -200,4 +211,3 @@ def check_row(number: int, values: Mapping[str, Any], base: Path, allow_remote: 
             raise ConfigError(f"unknown column {key!r}{hint} (your own: meta.NAME)")
     extra = check_call(_mapping("call", found["call"])) if "call" in found else {}
     made["call"] = extra | {k: _CALL[k](k, v) for k, v in found.items() if k in _CALL}
-    return Row(number, **made)

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def main(root: str, run_file: str, slot: int) -> int:
         lines.write(json.dumps(record) + "\n")
 
     folder = JobFolder(root)
+    warnings.formatwarning = lambda message, *_, **__: f"generate: warning: {message}\n"
     try:
         run = read_run(Path(run_file))
         told: list[Any] = []
