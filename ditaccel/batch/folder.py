@@ -93,8 +93,10 @@ class JobFolder:
         """Make the folder and try it out.
 
         Raises:
-            UsageError: it cannot be written.
+            UsageError: it cannot be written, or holds an evaluation.
         """
+        if (self.root / "run.json").exists():
+            raise UsageError(f"--out {self.root} holds an evaluation; choose another folder")
         try:
             for folder in (self.outputs, self.failed, self.claims, self.workers, self.results):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -214,6 +214,14 @@ def test_an_unwritable_folder_is_one_line(generate: Run, jobs: Jobs, tmp_path: P
     assert code == 2 and noted.strip().splitlines()[-1].startswith("ditaccel: error: --out")
 
 
+def test_the_folder_of_an_evaluation_is_refused(generate: Run, jobs: Jobs, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text("{}")
+    code, _, noted = generate(jobs(1))
+    assert code == 2 and "holds an evaluation" in noted
+    assert os.listdir(tmp_path / "out") == ["run.json"]
+
+
 def test_a_link_out_of_the_folder_is_not_followed(
     generate: Run, jobs: Jobs, tmp_path: Path
 ) -> None:
