@@ -174,17 +174,16 @@ class DenoisingTracker:
         self._calls: dict[str, int] = {}
         self._fresh = True
 
-    @property
-    def exceeds_flow(self) -> bool:
-        """Whether noise levels go beyond 1, as they do not in flow matching."""
-        return max(self._sigmas, default=0.0) > 1.0
-
     def reset(self) -> None:
         """Forget the loop (after an exception): the next call begins a new generation."""
         self._forget()
 
     def observe(
-        self, transformer: str, timestep: Any, context: NamedContext | None = None
+        self,
+        transformer: str,
+        timestep: Any,
+        context: NamedContext | None = None,
+        preconditioned: bool = False,
     ) -> DenoisingStep:
         """Place one transformer call.
 
@@ -192,6 +191,7 @@ class DenoisingTracker:
             transformer: name of the component that is called (`transformer`, `transformer_2`).
             timestep: the timestep argument: a number or a tensor of any shape.
             context: the cache context that the pipeline set, if any.
+            preconditioned: `FamilyAdapter.preconditioned`.
         """
         reading = _read(timestep, self._each, self._direction)
         now = reading.progress
@@ -224,7 +224,7 @@ class DenoisingTracker:
         sigma = self._sigma(self._index)
         if context is not None and context.sigma is not None:
             sigma = context.sigma
-        return DenoisingStep(
+        step = DenoisingStep(
             generation=self.generation,
             index=self._index,
             branch=self._branch(transformer, context),
@@ -235,6 +235,9 @@ class DenoisingTracker:
             additive=self._additive,
             latent_scale=1.0 if self._flow or sigma is None else math.hypot(1.0, sigma),
         )
+        # noise levels of flow matching end at 1
+        beyond = preconditioned and max(self._sigmas, default=0.0) > 1.0
+        return step.preconditioned() if beyond else step
 
     def _begins_generation(
         self,

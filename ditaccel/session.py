@@ -194,11 +194,8 @@ class Session:
                 # Wan 2.2 has moved on to its other transformer for good
                 self._clear(self._active)
                 self._active = name
-            step = self._tracker.observe(
-                name, argument(adapter.timestep, args, kwargs), listener.current()
-            )
-            if adapter.preconditioned and self._tracker.exceeds_flow:
-                step = step.preconditioned()
+            timestep = argument(adapter.timestep, args, kwargs)
+            step = self._tracker.observe(name, timestep, listener.current(), adapter.preconditioned)
             if step.generation != self._generation:
                 self._begin_generation(step)
             given = [argument(key, args, kwargs) for key in adapter.samples]

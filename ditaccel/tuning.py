@@ -99,7 +99,7 @@ def _trajectories(
     if not all(s.additive and s.sigma is not None and s.sigma_next is not None for s in steps):
         raise UnsupportedError(
             "tune needs a scheduler that adds its outputs up (flow-matching Euler, Euler, DDIM "
-            "without clipping); with this one, use adaptive_taylor"
+            "without clipping), and gets them as they are (no EDM); here, use adaptive_taylor"
         )
     widths = np.array([(s.sigma_next or 0.0) - (s.sigma or 0.0) for s in steps])
     scales = np.array([s.latent_scale for s in steps])

@@ -9,6 +9,8 @@ from torch import Tensor
 
 # Additive masks mean "out" by numbers from here down.
 _MINUS_INFINITY = -1e4
+# Elements of a mask of all pairs of tokens that are compared at a time.
+_AT_ONCE = 1 << 26
 
 
 class NotKeyPadding(ValueError):
@@ -48,11 +50,20 @@ class KeyMask:
             mask = mask[:, :1]
         keys = mask.any(dim=-2)[:, 0]
         if mask.shape[-2] != 1:
-            # rows of padding tokens may see anything: nobody reads them
-            rows = keys[:, None, :, None] if mask.shape[-2] == keys.shape[-1] else True
-            if not bool(((mask == keys[:, None, None, :]) | ~torch.as_tensor(rows)).all()):
+            # rows of padding tokens may see less: nobody reads them
+            rows = keys if mask.shape[-2] == keys.shape[-1] else torch.ones_like(mask[:, 0, :, 0])
+            if not self._rows_agree(mask[:, 0], keys, rows):
                 raise NotKeyPadding("its mask differs between queries")
         self.keys: Tensor | None = None if bool(keys.all()) else keys
+
+    @staticmethod
+    def _rows_agree(mask: Tensor, keys: Tensor, rows: Tensor) -> bool:
+        """Whether those rows of `(B, Lq, L)` are all `keys`; beside the mask little is held."""
+        step = max(1, _AT_ONCE // keys.numel())
+        agree = torch.ones((), dtype=torch.bool, device=mask.device)
+        for part, real in zip(mask.split(step, 1), rows.split(step, 1), strict=True):
+            agree &= ((part == keys[:, None]) | ~real[..., None]).all()
+        return bool(agree)
 
     def covers(self, mask: Tensor) -> bool:
         """Whether this is the mask it was made from, or a copy: some blocks make their own."""

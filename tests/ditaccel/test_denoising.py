@@ -343,8 +343,17 @@ def test_preconditioned_steps_start_where_the_schedule_does():
     assert float(pipe.scheduler.sigmas[0]) == pytest.approx(80.0)
     for index in range(6):
         sigma = pipe.scheduler.sigmas[index]
-        seen = tracker.observe("transformer", (sigma / (1 + sigma)).expand(2))
-        step = seen.preconditioned()
+        timestep = (sigma / (1 + sigma)).expand(2)
+        step = tracker.observe("transformer", timestep, preconditioned=True)
         assert (step.index, step.total, step.additive) == (index, 6, False)
         assert step.sigma == pytest.approx(float(sigma))
         assert step.latent_scale == pytest.approx(1 + float(sigma) ** 2)
+
+
+def test_flow_matching_is_not_taken_for_preconditioned():
+    """Cosmos 2.5 shares the transformer's class with 1 and 2."""
+    pipe = Pipe(scheduler=FlowMatchEulerDiscreteScheduler())
+    pipe.scheduler.set_timesteps(4)
+    tracker = DenoisingTracker(pipe)
+    step = tracker.observe("transformer", pipe.scheduler.timesteps[0], preconditioned=True)
+    assert step.additive and step.latent_scale == 1.0

@@ -1,0 +1,60 @@
+"""Masks that models hand to attention are reduced to key padding, or refused with a reason."""
+
+import pytest
+import torch
+
+from ditaccel.attention import masks
+from ditaccel.attention.masks import KeyMask, NotKeyPadding
+
+KEYS = torch.tensor([[1, 1, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 0, 0]]).bool()
+PAIRS = (KEYS[:, None, :, None] & KEYS[:, None, None, :]).clone()
+
+
+@pytest.fixture(params=[None, 7, 20], ids=["at once", "row by row", "in parts"])
+def parts(request, monkeypatch):
+    """However few elements are compared at a time, the answer is the same."""
+    if request.param:
+        monkeypatch.setattr(masks, "_AT_ONCE", request.param)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        KEYS,
+        KEYS[:, None],
+        KEYS[:, None, None],
+        KEYS[:, None, None].expand(2, 3, 7, 7),
+        torch.where(KEYS, 0.0, -1e4)[:, None, None],
+        torch.where(KEYS, 0.0, float("-inf"))[:, None],
+        PAIRS,  # as HunyuanVideo 1.5 makes it in every block
+    ],
+)
+def test_key_padding_in_all_its_forms(mask, parts):
+    found = KeyMask(mask)
+    assert torch.equal(found.keys, KEYS)
+    assert found.covers(mask) and found.covers(mask.clone())
+    assert not found.covers(~mask if mask.dtype == torch.bool else mask - 1)
+
+
+def test_a_mask_of_nothing_is_none(parts):
+    assert KeyMask(torch.ones(2, 1, 7, 7).bool()).keys is None
+    assert KeyMask(torch.zeros(2, 7)).keys is None
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_one_real_row_that_differs_is_found_wherever_it_is(row, parts):
+    mask = PAIRS.clone()
+    mask[1, 0, row, 2] = False
+    with pytest.raises(NotKeyPadding, match="differs between queries"):
+        KeyMask(mask)
+
+
+def test_what_is_no_key_padding_says_what_it_is(parts):
+    with pytest.raises(NotKeyPadding, match="differs between queries"):
+        KeyMask(torch.ones(7, 7).tril().bool()[None, None])
+    with pytest.raises(NotKeyPadding, match="differs between heads"):
+        KeyMask(torch.stack([PAIRS[:, 0], ~PAIRS[:, 0]], 1))
+    with pytest.raises(NotKeyPadding, match="adds a bias"):
+        KeyMask(torch.full((2, 1, 1, 7), -0.5))
+    with pytest.raises(NotKeyPadding, match="it has a str, a sparse attention of its own"):
+        KeyMask("blocks")
