@@ -109,8 +109,10 @@ class _Linear:
         of_channel = held * self.call.q_features.shape[3] * 4
         together = max(1, BYTES // (of_channel * (dim + 1)))
         width = dim
-        if together == 1:
-            width = max(1, BYTES // of_channel // _FEWEST_CHANNELS) * _FEWEST_CHANNELS
+        if together == 1:  # one column more holds z
+            fits = (BYTES // of_channel - 1) // _FEWEST_CHANNELS
+            slices = -(-dim // (max(1, fits) * _FEWEST_CHANNELS))
+            width = -(-dim // (slices * _FEWEST_CHANNELS)) * _FEWEST_CHANNELS  # of about one size
         for first in range(0, batch * kv_heads, together):
             groups = min(together, batch * kv_heads - first)
             for channel in range(0, dim, width):

@@ -386,3 +386,25 @@ def test_gradients_are_the_same_each_time() -> None:
 
     for one, other in zip(gradients(), gradients(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("length", "heads", "kv_heads"), [(4096, 3, 3), (32768, 12, 4), (131072, 2, 1)]
+)
+def test_buffers_of_the_kernels_are_bounded_and_their_parts_cover_all(
+    length: int, heads: int, kv_heads: int
+) -> None:
+    from ditaccel.kernels.sparse_linear import triton_linear
+    from ditaccel.kernels.sparse_linear.call import check_call
+
+    q = torch.empty(2, heads, length, 128, device="meta", dtype=torch.bfloat16)
+    k = torch.empty(2, kv_heads, length, 128, device="meta", dtype=torch.bfloat16)
+    dense = TileMap.dense(Tiling.fixed(length, 128), Tiling.fixed(length, 64), "meta")
+    call = check_call(q, k, k, dense, dense.to_mask(), q, k, None, None, 1e-6)
+    run = triton_linear._Linear(call, 90)
+    assert sum(4 * x.numel() for x in run.sums.values()) <= triton_linear.BYTES
+    seen = torch.zeros(2 * kv_heads, 128)
+    for part in run.parts:
+        channels = slice(part.channel, part.channel + part.channels)
+        seen[part.first : part.first + part.groups, channels] += 1
+    assert bool((seen == 1).all())
