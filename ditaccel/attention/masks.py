@@ -42,6 +42,11 @@ class KeyMask:
         if mask.dtype != torch.bool:
             kept, out = mask == 0, mask <= _MINUS_INFINITY
             if not bool((kept | out).all()):
+                if bool((kept | (mask == 1)).all()):
+                    raise NotKeyPadding(
+                        "its mask adds ones and zeros to the scores (if it is meant to leave keys "
+                        "out, give the pipeline booleans)"
+                    )
                 raise NotKeyPadding("its mask adds a bias to the scores")
             mask = kept
         if mask.shape[1] != 1:
