@@ -56,7 +56,7 @@ def test_what_is_no_key_padding_says_what_it_is(parts):
         KeyMask(torch.stack([PAIRS[:, 0], ~PAIRS[:, 0]], 1))
     with pytest.raises(NotKeyPadding, match="adds a bias"):
         KeyMask(torch.full((2, 1, 1, 7), -0.5))
-    with pytest.raises(NotKeyPadding, match="adds ones and zeros .* give the pipeline booleans"):
+    with pytest.raises(NotKeyPadding, match=r"ones and zeros .* give the pipeline booleans"):
         KeyMask(PAIRS.float())  # as Chroma's own text encoder makes it
     with pytest.raises(NotKeyPadding, match="it has a str, a sparse attention of its own"):
         KeyMask("blocks")
