@@ -74,6 +74,18 @@ def test_lanes_order_batches_and_shards_do_not_change_a_byte(
         assert_tidy(tmp_path / other)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_shard_helps_those_that_work_in_its_folder(
+    generate: Run, jobs: Jobs, tmp_path: Path, shared: bool
+) -> None:
+    if shared:  # shard 0 was here, and died
+        (tmp_path / "out" / "shards").mkdir(parents=True)
+        (tmp_path / "out" / "shards" / "0-of-2").touch()
+    code, printed, _ = generate(jobs(6), "--shard", "1/2")
+    assert code == 0 and f"made {6 if shared else 3}" in printed
+    assert len(outputs(tmp_path / "out")) == (6 if shared else 3)
+
+
 def test_the_same_command_again_makes_nothing(generate: Run, jobs: Jobs, tmp_path: Path) -> None:
     path = jobs(3)
     generate(path)

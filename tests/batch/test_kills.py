@@ -53,6 +53,17 @@ def _assert_once(out: Path, count: int) -> None:
     assert sorted(made) == sorted(merged)  # one line an item over all workers, dead ones too
 
 
+def test_two_commands_at_once_share_the_work(jobs: Jobs, model: Path, tmp_path: Path) -> None:
+    """As on two nodes of a cluster: shards of one folder, started at the same time."""
+    command = ["generate", str(model), "--jobs", str(jobs(80)), "--out", str(tmp_path / "out")]
+    command += ["--workers", "1", "--save", "png,frames", "--quiet", "--shard"]
+    children = [_start([*command, f"{index}/2"]) for index in range(2)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    # The one that was done first helped the other, so its own file is not the last word.
+    assert os.waitpid(_start([*command, "0/1"]), 0)[1] == 0
+    _assert_once(tmp_path / "out", 80)
+
+
 def test_twenty_kills(jobs: Jobs, model: Path, tmp_path: Path) -> None:
     command = ["generate", str(model), "--jobs", str(jobs(ITEMS)), "--save", "png,frames"]
     command += ["--workers", "1"]
