@@ -67,13 +67,18 @@ def draw(
     mask = None
     if rng.random() < 0.3:
         mask = (torch.rand((batch, k_len), generator=generator) < 0.7).to(device)
+    tile_map = TileMap.from_mask(draw < critical, *tilings)
+    if rng.random() < 0.3:
+        tile_map = tile_map.reversed()
+    if rng.random() < 0.2:  # as in the public code: linear attention over all keys
+        marginal = torch.ones_like(marginal)
     return {
         "q": q,
         "k": k,
         "v": v,
         "q_features": q_features,
         "k_features": k_features,
-        "critical": TileMap.from_mask(draw < critical, *tilings),
+        "critical": tile_map,
         "marginal": marginal,
         "mask": mask,
         "scale": rng.choice((None, None, 0.3)),
