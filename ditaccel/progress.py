@@ -47,7 +47,7 @@ class Progress:
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, unit=unit[:3], dynamic_ncols=True)
+            self._bar = tqdm(total=total, initial=done, unit=f" {unit}", dynamic_ncols=True)
 
     def begin(self) -> None:
         """Start the clock of the time left: warm-ups do not count as progress."""

@@ -21,6 +21,8 @@ def _active(folder: JobFolder) -> int:
     """Processes that seem to be at work: of this machine by number, of others by heartbeat."""
     count = 0
     for home in folder.workers.glob("*/"):
+        if (home / "run.json").exists():
+            continue  # a command that only watches its workers
         alive = on_this_host(home.name, host_id())
         if alive is None:
             try:

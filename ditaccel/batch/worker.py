@@ -209,9 +209,12 @@ class Worker:
                 continue
             except Exception as error:
                 trouble = error
-                if not is_out_of_memory(error) or attempt:
+                if not is_out_of_memory(error):
                     break
-            release_memory()  # outside of `except`: the traceback holds tensors
+                trouble = error.with_traceback(None)  # its frames hold tensors
+                if attempt:
+                    break
+            release_memory()
         if made is None and len(work) > 1:
             # Together they failed: alone the good ones will not.
             for pair in work:
