@@ -104,6 +104,7 @@ PUBLISHED = {
         "caption_channels": [4096, 4096],
         "llama_layers": list(range(48)),
     },
+    "EasyAnimateTransformer3DModel": {"in_channels": 16, "out_channels": 16, "patch_size": 2},
     "HunyuanDiT2DModel": {"in_channels": 4, "patch_size": 2, "hidden_size": 1408, "num_layers": 40},
     "LatteTransformer3DModel": {
         "in_channels": 4,
