@@ -11,6 +11,7 @@ ditaccel.restore(pipe)
 
 from .api import accelerate, accelerated, report, restore
 from .attention.lite_attention import LiteAttentionConfig
+from .attention.sla import SLAConfig
 from .attention.svg2 import SVG2Config
 from .caching.adaptive_taylor import AdaptiveTaylorConfig
 from .caching.confidence_gated_taylor import ConfidenceGatedTaylorConfig
@@ -21,6 +22,7 @@ from .caching.taylorseer import TaylorSeerConfig
 from .config import AccelerationConfig
 from .diagnosis import Diagnosis, doctor
 from .errors import ConfigError, DitaccelError, UnsupportedError, UsageError
+from .finetuning import finetune
 from .report import Report
 from .tuning import Target, tune
 
@@ -37,6 +39,7 @@ __all__ = [
     "LiteAttentionConfig",
     "Report",
     "ReuseConfig",
+    "SLAConfig",
     "SVG2Config",
     "StepMaskConfig",
     "Target",
@@ -46,6 +49,7 @@ __all__ = [
     "accelerate",
     "accelerated",
     "doctor",
+    "finetune",
     "report",
     "restore",
     "tune",

@@ -14,6 +14,7 @@ COMMANDS = {
     "bench": ("ditaccel.eval.bench.command", "time kernels and overheads, as ratios in one run"),
     "doctor": ("ditaccel.doctor_command", "say what would be accelerated in a model, and why not"),
     "eval": ("ditaccel.eval.command", "measure speed and quality of configs against dense runs"),
+    "finetune": ("ditaccel.finetune_command", "train an adapter for sparse-linear attention"),
     "generate": ("ditaccel.batch.command", "make the pictures or videos of a job file"),
     "report": (
         "ditaccel.eval.report_command",

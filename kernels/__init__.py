@@ -9,6 +9,7 @@ from .attention import (
     why,
 )
 from .clustering import Clusters, kmeans
+from .moments import TileMoments, moment_attention, score_variance, tile_moments
 from .permutation import inverse_permute, order_by_label, permute
 from .pooling import pool_tiles, pooled_scores
 from .sparse_linear import (
@@ -30,6 +31,7 @@ __all__ = [
     "TileAttentionOutput",
     "TileCentroids",
     "TileMap",
+    "TileMoments",
     "Tiling",
     "feature_map",
     "inverse_permute",
@@ -37,13 +39,16 @@ __all__ = [
     "keep_queries",
     "kmeans",
     "merge_attention",
+    "moment_attention",
     "order_by_label",
     "pack_mask",
     "permute",
     "pool_tiles",
     "pooled_scores",
+    "score_variance",
     "sparse_linear_attention",
     "tile_attention",
+    "tile_moments",
     "unpack_mask",
     "why",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,15 +13,19 @@ def packed_tokens(config: Any, shape: tuple[int, ...]) -> int:
     return shape[1]
 
 
-def patch_tokens(config: Any, shape: tuple[int, ...]) -> int:
-    """Image or video tokens of latents `(B, C, [F,] H, W)` that are cut into patches."""
+def patch_grid(config: Any, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Frames, rows and columns of the tokens of latents `(B, C, [F,] H, W)` cut into patches."""
     patch = config.patch_size
     if isinstance(patch, int):
         patch = (getattr(config, "patch_size_t", None) or 1, patch, patch)
-    tokens = 1
-    for size, step in zip(reversed(shape[2:]), reversed(patch), strict=False):
-        tokens *= size // step
-    return tokens
+    pairs = zip(reversed(shape[2:]), reversed(patch), strict=False)
+    columns, rows, frames = (*(size // step for size, step in pairs), 1, 1)[:3]
+    return frames, rows, columns
+
+
+def patch_tokens(config: Any, shape: tuple[int, ...]) -> int:
+    """Image or video tokens of latents `(B, C, [F,] H, W)` that are cut into patches."""
+    return math.prod(patch_grid(config, shape))
 
 
 def submodule(module: Any, path: str) -> Any:
@@ -149,3 +154,12 @@ class FamilyAdapter:
     def samples(self) -> tuple[str, ...]:
         """Arguments that carry latents."""
         return (self.sample,) if self.beside is None else (self.sample, self.beside)
+
+    def grid(self, config: Any, shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+        """Frames, rows and columns of the image or video tokens; None where latents come packed.
+
+        Args:
+            config: of the transformer.
+            shape: of the latents that it is given.
+        """
+        return patch_grid(config, shape) if self.tokens is patch_tokens else None

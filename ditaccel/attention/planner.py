@@ -7,13 +7,15 @@ the kernel and keeps the planner's state, one per layer and guidance branch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..denoising import DenoisingStep
 from ..kernels import Marking, TileAttentionOutput, TileCentroids, TileMap
+from ..patching import PatchLedger
 
 State = dict[Any, Any]
 
@@ -29,6 +31,7 @@ class LayerContext:
         length: tokens of the sequence L.
         text: `(start, end)` of the text tokens in a joint sequence, None without text.
         masked: whether some keys are masked out.
+        grid: frames, rows and columns of the image or video tokens; None where unknown.
     """
 
     step: DenoisingStep
@@ -37,6 +40,7 @@ class LayerContext:
     length: int
     text: tuple[int, int] | None = None
     masked: bool = False
+    grid: tuple[int, int, int] | None = None
 
     @property
     def fraction(self) -> float:
@@ -68,6 +72,8 @@ class Plan:
         k_order: the same for keys and values.
         centroids: what stands for skipped tiles under the same softmax.
         blind: whether too little is known yet for the map to be judged by its density.
+        attend: carries the plan out in place of `tile_attention`, on q, k, v as they are and the
+            keys that count (bool `(B, L)` or None); `update` is not called then.
         extra: what the planner wants to find again in `update`.
     """
 
@@ -78,6 +84,7 @@ class Plan:
     k_order: Tensor | None = None
     centroids: TileCentroids | None = None
     blind: bool = False
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -114,4 +121,22 @@ class Planner(Protocol):
 
     def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
         """Learn from what the kernel saw."""
+        ...
+
+
+@runtime_checkable
+class Attaching(Protocol):
+    """A planner that must see the transformer first: it has weights for it."""
+
+    def attach(self, name: str, transformer: nn.Module, ledger: PatchLedger) -> None:
+        """Get ready for a transformer; whatever changes on it is undone by the ledger.
+
+        Args:
+            name: component name of the transformer.
+            transformer: the module.
+            ledger: of the session.
+
+        Raises:
+            ConfigError: the planner does not fit this transformer.
+        """
         ...

@@ -17,7 +17,7 @@ from ..kernels.attention import why
 from ..patching import PatchLedger
 from ..pipelines import submodule
 from .masks import KeyMask, NotKeyPadding
-from .planner import Dense, LayerContext, Plan, Planner, State
+from .planner import Attaching, Dense, LayerContext, Plan, Planner, State
 from .processor import AttentionModule, ProcessorSeam
 from .records import AttentionLog, AttentionRecord, Stopwatch, thumbnail
 
@@ -68,12 +68,14 @@ class _Now:
     Attributes:
         step: where it stands.
         tokens: image or video tokens, None where the family does not tell.
+        grid: their frames, rows and columns, likewise.
         calls: attention calls so far, by layer (Mochi makes one for each item of the batch).
         densities: of the maps so far that know what to leave out.
     """
 
     step: DenoisingStep
     tokens: int | None
+    grid: tuple[int, int, int] | None = None
     calls: Counter[int] = field(default_factory=Counter)
     densities: list[Tensor] = field(default_factory=list)
 
@@ -87,6 +89,9 @@ class AttentionRuntime:
         adapter: its family.
         planner: of the attention method.
         warn: called with one line when something needs the user's eye.
+
+    Attributes:
+        planner: as given; another one may take its place between two transformer calls.
     """
 
     def __init__(
@@ -97,7 +102,9 @@ class AttentionRuntime:
         planner: Planner,
         warn: Callable[[str], None],
     ) -> None:
-        self._name, self._adapter, self._planner, self._warn = name, adapter, planner, warn
+        self._name, self._adapter, self._warn = name, adapter, warn
+        self.planner = planner
+        self._transformer = transformer
         self._config = getattr(transformer, "config", None)
         self._modules = find_attention(transformer, adapter.attention, adapter.dense)
         self.log = AttentionLog(name, [m.name for m in self._modules])
@@ -119,6 +126,12 @@ class AttentionRuntime:
 
     def install(self, ledger: PatchLedger) -> None:
         """Wrap the attention processors."""
+        if isinstance(self.planner, Attaching):
+            self.planner.attach(self._name, self._transformer, ledger)
+        self.install_seam(ledger)
+
+    def install_seam(self, ledger: PatchLedger) -> None:
+        """Wrap the attention processors, for a planner that is attached already."""
         self._seam.install(ledger)
 
     def clear(self) -> None:
@@ -141,10 +154,10 @@ class AttentionRuntime:
                 f"{replaced[0]}); they run dense. Call restore() before loading adapters, then "
                 "accelerate() again"
             )
-        if step.total is not None and step.total < self._planner.least_steps:
+        if step.total is not None and step.total < self.planner.least_steps:
             self._turn_off(
                 f"{step.total} steps are too few for this attention method (it needs "
-                f"{self._planner.least_steps}); attention stays dense"
+                f"{self.planner.least_steps}); attention stays dense"
             )
 
     def begin(
@@ -171,7 +184,7 @@ class AttentionRuntime:
         tokens = None if adapter.tokens is None else adapter.tokens(self._config, sample.shape)
         if tokens is not None and adapter.given is not None:
             tokens += adapter.given(self._config, shapes or {})
-        self._now = _Now(step, tokens)
+        self._now = _Now(step, tokens, adapter.grid(self._config, sample.shape))
 
     def finish(self) -> None:
         """The transformer call has returned."""
@@ -213,8 +226,8 @@ class AttentionRuntime:
             )
 
     def _break_even(self, density: Tensor) -> float:
-        if self._planner.break_even is not None:
-            return self._planner.break_even
+        if self.planner.break_even is not None:
+            return self.planner.break_even
         return _BREAK_EVEN.get(density.device.type, _BREAK_EVEN_ELSEWHERE)
 
     def _turn_off(self, why: str) -> None:
@@ -288,10 +301,10 @@ class AttentionRuntime:
         if self._off:
             return Dense("turned off")
         length = q.shape[2]
-        if length < self._planner.least_tokens:
+        if length < self.planner.least_tokens:
             self._warn(
                 f"{self._name}: sequences of {length} tokens are too short for this attention "
-                f"method (min_tokens={self._planner.least_tokens}); attention stays dense"
+                f"method (min_tokens={self.planner.least_tokens}); attention stays dense"
             )
             return Dense("short sequence")
         text = self._text(length, now.tokens)
@@ -309,9 +322,11 @@ class AttentionRuntime:
         if now.step.index <= awake and kept is not None:
             now.densities.append(kept)
             return Dense("rests: not sparse enough to pay")
-        context = LayerContext(now.step, layer, self.layers, length, text, masked=keys is not None)
+        context = LayerContext(
+            now.step, layer, self.layers, length, text, masked=keys is not None, grid=now.grid
+        )
         factor = q.shape[-1] ** -0.5 if scale is None else scale
-        plan = self._planner.plan(q, k, v, factor, context, state)
+        plan = self.planner.plan(q, k, v, factor, context, state)
         return plan if isinstance(plan, Dense) else (plan, keys, state)
 
     def _text(self, length: int, tokens: int | None) -> tuple[int, int] | None:
@@ -355,8 +370,10 @@ class AttentionRuntime:
         scale: float | None,
         state: State,
     ) -> Tensor:
-        if self._planner.backend is None and q.device.type not in _WITHOUT_TRITON:
+        if self.planner.backend is None and q.device.type not in _WITHOUT_TRITON:
             self._say_backend(q, k, v, plan.tile_map)
+        if plan.attend is not None:
+            return plan.attend(q, k, v, keys)
         if plan.q_order is not None:
             q = permute(q, plan.q_order)
         if plan.k_order is not None:
@@ -374,10 +391,10 @@ class AttentionRuntime:
             mask=keys,
             marking=plan.marking,
             centroids=plan.centroids,
-            backend=self._planner.backend,
+            backend=self.planner.backend,
         )
         out = result.output
         if plan.q_order is not None:
             out = inverse_permute(out, plan.q_order)
-        self._planner.update(plan, result, state)
+        self.planner.update(plan, result, state)
         return out

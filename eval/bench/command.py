@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, batch, overhead, sparse_linear, sparsity
+from . import attention, batch, overhead, sla, sparse_linear, sparsity
 
 BENCHES = {
     "attention": (attention, "tile attention by dense attention, over lengths and densities"),
     "sparse_linear": (sparse_linear, "sparse-linear attention by dense attention, both ways"),
+    "sla": (sla, "error of what may stand for tiles that are not computed"),
     "batch": (batch, "a batch job by the plain loop, caching off"),
     "overhead": (overhead, "what a cache costs on a computed and on a forecast step"),
     "sparsity": (sparsity, "how much of a model's attention carries its mass, per head"),

@@ -1,0 +1,305 @@
+"""SLA: softmax over critical tiles, something cheaper over marginal ones, nothing for the rest.
+
+Each query tile sorts the key tiles by a map of pooled queries and keys: the first few are critical
+and are computed exactly, the last few are negligible and are skipped, and those between are
+marginal. Published (arXiv 2509.24006): marginal tiles go through linear attention, whose output is
+added through a projection that is trained, `sparse + Proj(linear)`; at 0, where it starts, nothing
+is left of it.
+
+Training-free mode is ours: marginal tiles stand under one softmax with the critical ones, each
+through its moments. The derivation is in `kernels/moments`. In short, a tile of n keys adds to a
+query's softmax n exp(s q.mean_k) E[exp(s q.d) (mean_v + e, 1)], `d` and `e` being what its keys and
+values are away from their means; to second order in `d` that is one key of the logit
+s q.mean_k + log n + log(1 + u/2) with the value mean_v + s Cov(v, k) q / (1 + u/2), where u is the
+variance of its scores. The covariances of a query tile's marginal tiles add up to one matrix that
+its queries are multiplied with, as the state of linear attention, but nothing has to be trained:
+the logits say how much each tile counts beside the critical ones.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import choice, method, require
+from ..kernels import FEATURE_MAPS, TileAttentionOutput, TileMap
+from ..patching import PatchLedger
+from ._options import check_backend, check_dense, in_dense_part
+from .cubes import cube_order
+from .planner import Dense, LayerContext, Plan, State
+from .sla_adapter import SHARED, SLAAdapter
+from .sla_heads import HeadGroup, Order
+
+TRAINED = ("sla", "combined")
+MODES = ("training_free", "sla", "combined", "sparse")
+# What an option is where neither the config nor an adapter says it.
+DEFAULTS: dict[str, Any] = {
+    "critical": 5.0,
+    "negligible": 0.0,
+    "feature_map": "softmax",
+    "cube": [16, 2, 2],
+    "q_tile": 128,
+    "k_tile": 64,
+}
+# ... and in the modes `sla` and `sparse`.
+PUBLISHED: dict[str, Any] = {"negligible": 10.0, "cube": []}
+_REFRESH = 5  # steps that a choice of orders serves
+_SAMPLE = 8  # one query tile in so many is looked at for it
+
+
+@method("sla", kind="attention")
+@dataclass(frozen=True)
+class SLAConfig:
+    """Sparse-linear attention.
+
+    Options that are None take the value that the adapter in `weights` was trained with, or their
+    default.
+
+    Args:
+        critical: percent of the key tiles that each query tile computes exactly, at least one tile
+            (k_h of the paper); 5 by default. This is the density that `report` shows.
+        negligible: percent that it skips (k_l); by default 10 in the modes `sla` and `sparse`, and
+            0 in the others, where a marginal tile costs next to nothing.
+        mode: `training_free`: marginal tiles under one softmax with the critical ones, the default
+            without weights; `sla`: as published, needs weights and is the default for an adapter
+            of that mode; `combined`: training-free, and the trained projection of the linear
+            branch on top; `sparse`: marginal tiles skipped too, to compare with.
+        weights: safetensors file that `ditaccel.finetune` wrote.
+        choose_by: what makes a tile critical: `mass`, the published rule, pooled queries times
+            pooled keys; or `error`, what its moments would get wrong, mass times the spread of
+            scores and values. None: `error` where marginal tiles go through their moments, else
+            `mass`. (The published option smooth-k, keys less their mean, moves all scores of a row
+            alike and changes no map.)
+        feature_map: of the linear branch: `softmax` (default), `elu`, `relu`, `hedgehog` or
+            `norm_aware`.
+        cube: frames, rows and columns of the neighbourhood that a tile of keys should be; tokens
+            are put in that order in the heads which it serves. (16, 2, 2) by default, in the modes
+            `sla` and `sparse` (), the order of the model. Families that hand packed latents over
+            (Flux, LTX, Qwen-Image) keep their order.
+        qk: precision of the scores; only "model", the model's own.
+        dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
+        dense_layers: first layers that stay dense, likewise.
+        q_tile: query tokens per tile; 128 by default.
+        k_tile: key tokens per tile; 64 by default.
+        min_tokens: shorter sequences stay dense.
+        break_even: kept share of the attention matrix above which a layer is dense for some steps;
+            None for 0.7 on a CPU and 0.97 elsewhere, 1 for never.
+        backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
+    """
+
+    critical: float | None = None
+    negligible: float | None = None
+    mode: str | None = None
+    weights: str | None = None
+    choose_by: str | None = None
+    feature_map: str | None = None
+    cube: tuple | None = None
+    qk: str = "model"
+    dense_steps: int | float = 0.2
+    dense_layers: int | float = 0
+    q_tile: int | None = None
+    k_tile: int | None = None
+    min_tokens: int = 1024
+    break_even: float | None = None
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("critical", "negligible"):
+            value = getattr(self, name)
+            require(
+                value is None or 0.0 <= value <= 100.0,
+                f"{name} is {value}; it is a percentage of the key tiles, from 0 to 100",
+            )
+        if self.critical is not None and self.negligible is not None:
+            _check_sum(self.critical, self.negligible)
+        if self.mode is not None:
+            choice("mode", self.mode, MODES)
+        if self.choose_by is not None:
+            choice("choose_by", self.choose_by, ("mass", "error"))
+        if self.feature_map is not None:
+            choice("feature_map", self.feature_map, tuple(FEATURE_MAPS))
+        require(
+            self.qk == "model",
+            f"qk is {self.qk!r}; scores are computed in the model's own precision, leave it out",
+        )
+        if self.cube is not None:
+            whole = all(
+                isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in self.cube
+            )
+            require(
+                whole and len(self.cube) in (0, 3),
+                f"cube is {self.cube}; give frames, rows and columns, such as [4, 4, 4], or []",
+            )
+        for name in ("q_tile", "k_tile"):
+            value = getattr(self, name)
+            require(
+                value is None or value >= 16, f"{name} is {value}; tiles have at least 16 tokens"
+            )
+        check_dense(self)
+        check_backend(self.backend)
+
+    def planner(self) -> SLAPlanner:
+        """What the seam carries out.
+
+        Raises:
+            UsageError: the file of `weights` cannot be read.
+            ConfigError: it is no adapter, or was trained with other options than those given; or
+                the mode needs one and there is none.
+        """
+        require(
+            self.weights is not None or self.mode not in TRAINED,
+            f"mode={self.mode!r} needs weights=FILE of a projection that ditaccel.finetune has "
+            "trained (untrained it adds nothing); or choose mode='training_free'",
+        )
+        if self.weights is None:
+            return SLAPlanner(self, None)
+        return SLAPlanner(self, SLAAdapter.load(self.weights))
+
+
+def _check_sum(critical: float, negligible: float) -> None:
+    require(
+        critical + negligible <= 100.0,
+        f"critical={critical} and negligible={negligible} sum over 100; they are percentages of "
+        "the same key tiles",
+    )
+
+
+class SLAPlanner:
+    """Makes the map anew from each call's queries and keys; keeps nothing between steps.
+
+    Args:
+        config: the options.
+        adapter: trained projections, or None.
+
+    Attributes:
+        options: all of `DEFAULTS` and the mode, as they hold: given, the adapter's, or default.
+    """
+
+    def __init__(self, config: SLAConfig, adapter: SLAAdapter | None) -> None:
+        self.config, self.adapter = config, adapter
+        self.least_tokens = config.min_tokens
+        self.least_steps = 1
+        self.break_even = config.break_even
+        self.backend = None if config.backend == "auto" else config.backend
+        self.options: dict[str, Any] = {}
+        trained = adapter.options if adapter is not None else {}
+        for name in SHARED:
+            given = getattr(config, name)
+            given = list(given) if isinstance(given, tuple) else given
+            require(
+                given is None or name not in trained or given == trained[name],
+                f"{name}={given!r}, but {config.weights} was trained with {name}="
+                f"{trained.get(name)!r}; leave {name} out, or train for it",
+            )
+            default = DEFAULTS.get(name, "training_free")
+            if self.options.get("mode") in ("sla", "sparse"):
+                default = PUBLISHED.get(name, default)
+            self.options[name] = trained.get(name, default if given is None else given)
+        _check_sum(self.options["critical"], self.options["negligible"])
+        self.mode: str = self.options["mode"]
+        moments = self.mode in ("training_free", "combined")
+        self.choose_by = config.choose_by or ("error" if moments else "mass")
+        self._component = ""
+
+    def attach(self, name: str, transformer: nn.Module, ledger: PatchLedger) -> None:
+        """Check the adapter against a transformer, and put its weights in place until undone."""
+        self.attached_to(name)
+        if self.adapter is not None:
+            self.adapter.attach(name, transformer, ledger)
+
+    def attached_to(self, name: str) -> None:
+        """Take the weights of one component of the adapter."""
+        self._component = name
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> Plan | Dense:
+        """See `Planner`."""
+        dense = in_dense_part(self.config, context)
+        if dense is not None:
+            return dense
+        with torch.no_grad():
+            orders = self._orders(q, k, v, scale, context, state)
+            heads = [HeadGroup(self, own, order, q, k, v, scale, context) for own, order in orders]
+        critical = torch.cat([h.critical.to_mask() for h in heads], 1)
+        place = torch.tensor([i for h in heads for i in h.heads], device=q.device).argsort()
+        tilings = heads[0].critical.q_tiling, heads[0].critical.k_tiling
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
+            parts = [h.attend(q, k, v, keys) for h in heads]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, 1).index_select(1, place)
+
+        tile_map = TileMap.from_mask(critical[:, place], *tilings)
+        extra = {"groups": heads, "place": place}
+        return Plan(tile_map, self.mode.replace("_", "-"), attend=attend, extra=extra)
+
+    def _orders(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> list[tuple[list[int], Order | None]]:
+        """Heads, and the order in which their tokens are put: that of the model, or of cubes.
+
+        Some heads look along time and some around a place. Which order serves a head is measured:
+        on one query tile in eight, against dense attention.
+        """
+        every = list(range(q.shape[1]))
+        cubes = self._cubes(context, q.device)
+        if cubes is None:
+            return [(every, None)]
+        if context.step.index - state.get("ordered", -math.inf) >= _REFRESH:
+            candidates = (None, cubes)
+            errors = torch.stack(
+                [self._sampled(q, k, v, scale, context, order) for order in candidates]
+            )
+            state["cubed"] = (errors[1] < errors[0]).tolist()
+            state["ordered"] = context.step.index
+        cubed = [h for h in every if state["cubed"][h]]
+        plain = [h for h in every if not state["cubed"][h]]
+        return [(h, order) for h, order in ((plain, None), (cubed, cubes)) if h]
+
+    def _cubes(self, context: LayerContext, device: torch.device) -> Order | None:
+        cube = tuple(self.options["cube"])
+        if not cube or context.grid is None:
+            return None
+        tokens, text = math.prod(context.grid), context.text or (0, 0)
+        if tokens != context.length - (text[1] - text[0]):
+            return None  # something else stands in the sequence too
+        start = text[1] if text[0] == 0 else 0
+        return cube_order(context.grid, cube, context.length, start, device)
+
+    def _sampled(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        context: LayerContext,
+        order: Order | None,
+    ) -> Tensor:
+        """Relative error of each head in an order, `(H,)`; heads that share keys get one value."""
+        tile, length = self.options["q_tile"], q.shape[2]
+        rows = torch.arange(length, device=q.device)
+        rows = rows[rows // tile % _SAMPLE == _SAMPLE // 2 % -(-length // tile)]
+        every = list(range(q.shape[1]))
+        group = HeadGroup(self, every, order, q, k, v, scale, context, rows)
+        out = group.attend(q, k, v, None)
+        queries = q.index_select(2, rows if order is None else order[0][rows])
+        shared = q.shape[1] != k.shape[1]
+        dense = torch.nn.functional.scaled_dot_product_attention(
+            queries, k, v, scale=scale, enable_gqa=shared
+        )
+        off = (out - dense).float().square().sum((0, 2, 3)) / dense.float().square().sum((0, 2, 3))
+        groups = off.unflatten(0, (k.shape[1], -1)).mean(1, keepdim=True)
+        return groups.expand(-1, q.shape[1] // k.shape[1]).flatten()
+
+    def projection(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Weight `(H, D, D)` and bias `(H, D)` of a layer; None where none was trained."""
+        if self.adapter is None:
+            return None
+        return self.adapter.projection(self._component, layer)
+
+    def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
+        """Nothing to learn: the map is made anew from the next queries and keys."""

@@ -1,0 +1,66 @@
+"""SLA's map: which key tiles of a query tile are critical, marginal and negligible."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..kernels import Tiling, score_variance, tile_moments
+
+
+def tile_classes(
+    mass: Tensor, critical: float, negligible: float, rank: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sort the key tiles of each query tile into critical, marginal and negligible ones.
+
+    Args:
+        mass: `(B, H, Tq, Tk)`, share of each key tile in the row's softmax.
+        critical: percent of the key tiles that are critical, rounded down, but at least one tile.
+        negligible: percent that are negligible, rounded down: those of the least mass that are not
+            critical.
+        rank: what makes tiles critical, the largest first; the mass by default.
+
+    Returns:
+        critical and marginal, bool like mass.
+    """
+    tiles = mass.shape[-1]
+    first = max(1, math.floor(critical * tiles / 100 + 1e-9))
+    last = min(math.floor(negligible * tiles / 100 + 1e-9), tiles - first)
+    rank = mass if rank is None else rank
+    chosen = rank.sort(dim=-1, descending=True, stable=True).indices[..., :first]
+    is_critical = torch.zeros_like(mass, dtype=torch.bool).scatter_(-1, chosen, True)
+    left = mass.masked_fill(is_critical, torch.inf)
+    dropped = left.sort(dim=-1, stable=True).indices[..., :last]
+    is_negligible = torch.zeros_like(is_critical).scatter_(-1, dropped, True)
+    return is_critical, ~(is_critical | is_negligible)
+
+
+def moment_errors(
+    q_means: Tensor, k: Tensor, v: Tensor, tiling: Tiling, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Mass of each key tile by its moments, and how much of the output they would get wrong.
+
+    By Cauchy-Schwarz the value of a tile is off by at most sqrt(u) times the spread of its values,
+    and a part of its own size u/2 stands for what is left of the second order.
+
+    Args:
+        q_means: mean query of each query tile, `(B, H, Tq, D)`.
+        k: `(B, Hkv, L, D)`.
+        v: like k.
+        tiling: of the keys.
+        scale: of the softmax.
+
+    Returns:
+        mass and error, `(B, H, Tq, Tk)`.
+    """
+    moments = tile_moments(k, v, tiling)
+    group = q_means.shape[1] // k.shape[1]
+    half = score_variance(q_means, moments, scale) / 2
+    k_means = moments.keys.repeat_interleave(group, 1)
+    logits = q_means @ k_means.transpose(-1, -2) * scale + half.log1p()
+    mass = (logits + moments.sizes.log()[:, :, None]).softmax(-1)
+    spread = moments.value_spread.repeat_interleave(group, 1)[:, :, None]
+    size = moments.values.norm(dim=-1).repeat_interleave(group, 1)[:, :, None]
+    return mass, mass * ((2 * half).sqrt() * spread + half * size)

@@ -1,0 +1,220 @@
+"""What may stand for tiles that are not computed? Output error of each way, at equal density.
+
+    ditaccel bench sla samples/models/shapes-wan --steps 20
+
+Watches a dense run. At sampled steps and layers every way computes its own output from the same
+queries, keys and values, and is held against the dense one: the relative root mean square error
+over all channels of a call, mean over calls. The critical tiles are those of the published map, in
+the order of the model, but for the last two rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from ditaccel.kernels import (
+    FEATURE_MAPS,
+    TileCentroids,
+    TileMap,
+    feature_map,
+    pool_tiles,
+    score_variance,
+    sparse_linear_attention,
+    tile_attention,
+    tile_moments,
+)
+from torch import Tensor
+
+from ditaccel.attention.observe import observed
+from ditaccel.attention.planner import Dense, LayerContext, Plan, State
+from ditaccel.attention.sla import SLAConfig
+from ditaccel.errors import UsageError
+
+FIELDS = ("model", "critical", "way", "density", "error", "calls")
+_RIDGE = 1e-4
+
+
+def relative(out: Tensor, dense: Tensor) -> float:
+    """Root mean square error by the root mean square of the dense output."""
+    return float((out - dense).float().norm() / dense.float().norm())
+
+
+def best_projection(linear: Tensor, wanted: Tensor) -> Tensor:
+    """`linear` through the D x D matrix and offset of each head that fit `wanted` best."""
+    x = torch.nn.functional.pad(linear.double(), (0, 1), value=1.0)
+    products = x.mT @ x
+    size = products.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    ridge = _RIDGE * size * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    return (x @ torch.linalg.solve(products + ridge, x.mT @ wanted.double())).to(linear.dtype)
+
+
+class _Watcher:
+    """A planner that leaves all calls dense, and tries every way on some of them."""
+
+    least_tokens = 0
+    least_steps = 0
+    break_even: float | None = 1.0
+    backend: str | None = None
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        # (critical, way) -> [errors], [densities]
+        self.seen: dict[tuple[float, str], list[list[float]]] = defaultdict(lambda: [[], []])
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> Plan | Dense:
+        sampled = context.step.index % self._args.every == self._args.every // 2
+        if sampled and context.layer % self._args.layers == self._args.layers // 2:
+            with torch.no_grad():
+                self._try(q, k, v, scale, context)
+        return Dense("watched")
+
+    def _try(self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext) -> None:
+        grouped = q.shape[1] != k.shape[1]
+        dense = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, scale=scale, enable_gqa=grouped
+        )
+        for critical in self._args.critical:
+
+            def add(way: str, out: Tensor, tile_map: TileMap, critical: float = critical) -> None:
+                row = self.seen[critical, way]
+                row[0].append(relative(out, dense))
+                row[1].append(tile_map.density())
+
+            shared = {
+                "critical": critical,
+                "negligible": 0,
+                "dense_steps": 0,
+                "q_tile": self._args.q_tile,
+                "k_tile": self._args.k_tile,
+            }
+
+            def planned(shared: dict[str, Any] = shared, **options: Any) -> Plan:
+                plan = SLAConfig(**shared, **options).planner().plan(q, k, v, scale, context, {})
+                assert isinstance(plan, Plan) and plan.attend is not None
+                return plan
+
+            plan = planned(mode="sparse", cube=())
+            assert plan.attend is not None
+            sparse = plan.attend(q, k, v, None)
+            add("plain sparse", sparse, plan.tile_map)
+            self._linear(q, k, v, scale, plan.tile_map, sparse, dense, add)
+            self._means(q, k, v, scale, plan.tile_map, add)
+            for way, options in (
+                ("moments", {"cube": (), "choose_by": "mass"}),
+                ("moments, chosen by error", {"cube": ()}),
+                ("moments, chosen by error, cubes", {}),
+            ):
+                plan = planned(mode="training_free", **options)
+                assert plan.attend is not None
+                add(way, plan.attend(q, k, v, None), plan.tile_map)
+
+    def _linear(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        tile_map: TileMap,
+        sparse: Tensor,
+        dense: Tensor,
+        add: Any,
+    ) -> None:
+        """Published SLA: its projection the identity, and the best one of each single call."""
+        for name in FEATURE_MAPS:
+            features = feature_map(name)(q, k)
+            linear = sparse_linear_attention(
+                *(q, k, v, tile_map, ~tile_map.to_mask()),
+                q_features=features[0],
+                k_features=features[1],
+                scale=scale,
+            ).linear
+            add(f"SLA, projection 1, {name}", sparse + linear, tile_map)
+            fitted = sparse + best_projection(linear, dense - sparse)
+            add(f"SLA, projection fitted to the call, {name}", fitted, tile_map)
+
+    def _means(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, tile_map: TileMap, add: Any
+    ) -> None:
+        """Mean keys and values of marginal tiles under the softmax, with and without their bias."""
+        moments = tile_moments(k, v, tile_map.k_tiling)
+        half = score_variance(pool_tiles(q, tile_map.q_tiling), moments, scale) / 2
+        for way, bias in (("means", None), ("means, spread of keys", half.log1p())):
+            stand_in = TileCentroids(moments.keys, moments.values, bias)
+            out = tile_attention(q, k, v, tile_map, scale=scale, centroids=stand_in).output
+            add(way, out, tile_map)
+
+    def update(self, plan: Plan, result: Any, state: State) -> None:
+        """Never called."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command line."""
+    parser.add_argument("model", type=Path, help="folder of a sample model")
+    parser.add_argument("--prompts", type=int, default=1, help="dense generations to watch")
+    parser.add_argument("--steps", type=int, help="scheduler steps")
+    parser.add_argument("--every", type=int, default=5, help="look at every n-th step")
+    parser.add_argument("--layers", type=int, default=2, help="look at every n-th layer")
+    parser.add_argument(
+        "--critical", type=float, nargs="+", default=[5, 10, 20, 30], help="percent of the tiles"
+    )
+    parser.add_argument("--size", type=int, help="height and width in pixels")
+    parser.add_argument("--q-tile", type=int, default=128)
+    parser.add_argument("--k-tile", type=int, default=64)
+    parser.add_argument("--out", type=Path, help="CSV to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Watch dense runs; prints a table of errors."""
+    from ditaccel.models import load_pipeline, read_prompts, read_sheet
+
+    sheet = read_sheet(args.model)
+    if sheet.prompts is None:
+        raise UsageError(f"{args.model} names no prompts of its own: this needs a sample model")
+    pipe = load_pipeline(str(args.model))
+    pipe.set_progress_bar_config(disable=True)
+    call = dict(sheet.call)
+    if args.steps is not None:
+        call["num_inference_steps"] = args.steps
+    if args.size is not None:
+        call["height"] = call["width"] = args.size
+    if sheet.negative_prompt is not None:
+        call["negative_prompt"] = sheet.negative_prompt
+    watcher = _Watcher(args)
+    with observed(pipe, watcher):
+        for i, prompt in enumerate(read_prompts(sheet.prompts, args.prompts)):
+            print(f"dense run {i + 1} of {args.prompts}", file=sys.stderr)
+            pipe(prompt=prompt, generator=torch.Generator().manual_seed(i), **call)
+    if not watcher.seen:
+        raise UsageError("no attention call was looked at; lower --every or --layers")
+    rows = [
+        {
+            "model": args.model.name,
+            "critical": critical,
+            "way": way,
+            "density": round(statistics.mean(values[1]), 4),
+            "error": round(statistics.mean(values[0]), 4),
+            "calls": len(values[0]),
+        }
+        for (critical, way), values in watcher.seen.items()
+    ]
+    ways = list(dict.fromkeys(r["way"] for r in rows))
+    print(f"{args.model.name}: relative error of attention's output, {rows[0]['calls']} calls")
+    print(f"{'critical tiles, percent':<46}" + "".join(f"{c:>9g}" for c in args.critical))
+    for way in ways:
+        errors = [r["error"] for r in rows if r["way"] == way]
+        print(f"{way:<46}" + "".join(f"{e:>9.3f}" for e in errors))
+    if args.out is not None:
+        with args.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+    return 0

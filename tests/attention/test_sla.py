@@ -1,0 +1,358 @@
+"""SLA: the map worked out by hand, dense where all is critical, state, adapters, messages."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ditaccel.kernels import Tiling
+from tiny import generate
+from tiny_families import ATTENTION_FAMILIES, FAMILIES, peaked
+
+import ditaccel
+from ditaccel import ConfigError, SLAConfig, UsageError
+from ditaccel.attention.cubes import cube_order
+from ditaccel.attention.planner import Dense, LayerContext, Plan
+from ditaccel.attention.sla import SLAPlanner
+from ditaccel.attention.sla_adapter import SLAAdapter, fingerprint
+from ditaccel.attention.sla_map import moment_errors, tile_classes
+from ditaccel.denoising import DenoisingStep
+
+WIDTH = 16
+SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "dense_steps": 0}
+
+
+def _context(length=128, index=4, text=None, grid=None, layer=2):
+    step = DenoisingStep(0, index, "cond", 500.0, sigma=0.5, total=10)
+    return LayerContext(step, layer=layer, layers=4, length=length, text=text, grid=grid)
+
+
+def _tensors(heads=2, kv_heads=2, length=128, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(1, h, length, WIDTH, generator=generator) for h in (heads, kv_heads, kv_heads)
+    ]
+
+
+def _run(config, q, k, v, context=None, keys=None):
+    plan = config.planner().plan(q, k, v, WIDTH**-0.5, context or _context(q.shape[2]), {})
+    assert isinstance(plan, Plan) and plan.attend is not None
+    return plan, plan.attend(q, k, v, keys)
+
+
+def _dense(q, k, v, mask=None):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+
+
+def _error(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+# -- the map --
+
+
+def test_classes_by_hand():
+    mass = torch.tensor([[[[0.05, 0.4, 0.1, 0.2, 0.01, 0.04, 0.06, 0.04, 0.03, 0.07]]]])
+    critical, marginal = tile_classes(mass, 20.0, 30.0)
+    assert critical[0, 0, 0].nonzero().flatten().tolist() == [1, 3]
+    # the least three are 4, 8, and the first of the two of 0.04
+    assert (~critical & ~marginal)[0, 0, 0].nonzero().flatten().tolist() == [4, 5, 8]
+
+
+def test_the_published_map_in_float64():
+    """Softmax of pooled queries times pooled keys, sorted within each row; ragged tiles too."""
+    q, k, v = _tensors(heads=4, kv_heads=2, length=75)
+    config = SLAConfig(mode="sparse", critical=30, negligible=40, cube=(), **SMALL)
+    plan, _ = _run(config, q, k, v)
+    bounds = [(i, min(i + 16, 75)) for i in range(0, 75, 16)]
+    for head in range(4):
+        means = [
+            torch.stack([x[0, h, a:b].double().mean(0) for a, b in bounds])
+            for x, h in ((q, head), (k, head // 2))
+        ]
+        scores = means[0] @ means[1].T / WIDTH**0.5
+        for i in range(5):
+            # 30 % of 5 tiles: one
+            expected = [j == int(scores[i].argmax()) for j in range(5)]
+            assert plan.tile_map.to_mask()[0, head, i].tolist() == expected
+
+
+def test_at_least_one_tile_is_critical_however_few_there_are():
+    q, k, v = _tensors(length=40)
+    plan, out = _run(SLAConfig(critical=1, **SMALL), q, k, v)
+    assert plan.tile_map.counts.unique().tolist() == [1]
+    assert bool(torch.isfinite(out).all())
+
+
+def test_negligible_never_takes_what_is_critical():
+    mass = torch.rand(1, 1, 3, 4, generator=torch.Generator().manual_seed(0))
+    critical, marginal = tile_classes(mass, 1.0, 99.0, rank=-mass)
+    assert critical.sum(-1).unique().tolist() == [1]
+    assert bool((critical == (mass == mass.amin(-1, keepdim=True))).all())
+    assert marginal.sum().item() == 0
+
+
+def test_errors_of_moments_by_hand():
+    q, k, v = (x.double() for x in _tensors(heads=1, kv_heads=1, length=8))
+    mean = q.mean(2, keepdim=True)
+    mass, error = moment_errors(mean, k, v, Tiling.fixed(8, 4), 0.25)
+    logits, losses = [], []
+    for j in range(2):
+        keys, values = k[0, 0, 4 * j : 4 * j + 4], v[0, 0, 4 * j : 4 * j + 4]
+        u = 0.0625 * (mean[0, 0, 0].square() * keys.var(0, correction=0)).sum()
+        logits.append(0.25 * mean[0, 0, 0] @ keys.mean(0) + torch.log(4 * (1 + u / 2)))
+        spread = values.var(0, correction=0).sum().sqrt()
+        losses.append(u.sqrt() * spread + u / 2 * values.mean(0).norm())
+    expected = torch.stack(logits).softmax(0)
+    torch.testing.assert_close(mass[0, 0, 0], expected)
+    torch.testing.assert_close(error[0, 0, 0], expected * torch.stack(losses))
+
+
+# -- what is computed --
+
+
+@pytest.mark.parametrize("mode", ["training_free", "sparse"])
+@pytest.mark.parametrize("cube", [(), (4, 2, 2)])
+def test_all_critical_is_dense(mode, cube):
+    q, k, v = _tensors(heads=4, kv_heads=2, length=123 + 5)
+    keys = torch.ones(1, 128, dtype=torch.bool)
+    keys[:, 100:] = False
+    config = SLAConfig(critical=100, negligible=0, mode=mode, cube=cube, **SMALL)
+    plan, out = _run(config, q, k, v, _context(128, grid=(8, 4, 4)), keys)
+    assert plan.tile_map.density() == 1.0
+    assert _error(out, _dense(q, k, v, keys[:, None, None])) < 1e-6
+
+
+def test_training_free_beats_plain_sparse_at_the_same_map():
+    q, k, v = _tensors(length=256)
+    k = k + 2 * k[:, :, ::16].repeat_interleave(16, 2)  # tiles that differ
+    dense = _dense(q, k, v)
+    options = {"critical": 20, "negligible": 0, "cube": (), "choose_by": "mass", **SMALL}
+    errors = {}
+    for mode in ("training_free", "sparse"):
+        plan, out = _run(SLAConfig(mode=mode, **options), q, k, v)
+        errors[mode] = _error(out, dense), plan.tile_map.density()
+    assert errors["training_free"][1] == errors["sparse"][1] < 0.25
+    assert errors["training_free"][0] < 0.7 * errors["sparse"][0]
+
+
+def test_cubes_by_hand_with_text_in_front():
+    order, inverse = cube_order((2, 2, 4), (2, 1, 2), 18, start=2)
+    first = [2, 3, 10, 11]  # both frames of the first row, columns 0 and 1
+    assert order.tolist()[:6] == [0, 1, *first]
+    assert order.tolist()[6:10] == [4, 5, 12, 13]
+    assert order[inverse].tolist() == list(range(18))
+    ragged, _ = cube_order((3, 3, 5), (2, 2, 2), 45)
+    assert sorted(ragged.tolist()) == list(range(45))
+    assert ragged.tolist()[:4] == [0, 1, 5, 6]
+
+
+def test_heads_take_the_order_that_serves_them():
+    """One head looks along time, the other within its frame."""
+    grid, length = (16, 4, 4), 256
+    generator = torch.Generator().manual_seed(0)
+    frame = torch.arange(length) // 16
+    place = torch.arange(length) % 16
+    codes = 4 * torch.randn(16, WIDTH, generator=generator)
+    marks = torch.stack([codes[place], codes[frame]])[None]
+    q, k = (marks + 0.1 * torch.randn(1, 2, length, WIDTH, generator=generator) for _ in range(2))
+    v = torch.randn(1, 2, length, WIDTH, generator=generator)
+    config = SLAConfig(critical=7, mode="sparse", cube=(16, 1, 1), **SMALL)
+    state: dict = {}
+    plan = config.planner().plan(q, k, v, 0.25, _context(length, grid=grid), state)
+    assert state["cubed"] == [True, False]
+    assert _error(plan.attend(q, k, v, None), _dense_scaled(q, k, v)) < 0.05
+
+
+def _dense_scaled(q, k, v):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.25)
+
+
+@pytest.mark.parametrize("text", [(0, 20), (108, 128)])
+def test_text_attends_to_all_and_is_attended_to(text):
+    q, k, v = _tensors()
+    grid = (3, 6, 6)
+    plan, out = _run(SLAConfig(critical=10, **SMALL), q, k, v, _context(text=text, grid=grid))
+    rows = slice(*text)
+    assert _error(out[:, :, rows], _dense(q, k, v)[:, :, rows]) < 1e-5
+    mask = plan.tile_map.to_mask()
+    touched = Tiling.fixed(128, 16).touched([text], "cpu")[0, 0]
+    assert bool(mask[..., touched].all()) and not bool(mask.all())
+
+
+def test_first_steps_and_layers_stay_dense():
+    q, k, v = _tensors()
+    planner = SLAConfig(q_tile=16, k_tile=16, dense_steps=0.3, dense_layers=1).planner()
+    for context in (_context(index=2), _context(layer=0)):
+        assert isinstance(planner.plan(q, k, v, 0.25, context, {}), Dense)
+    assert isinstance(planner.plan(q, k, v, 0.25, _context(index=3), {}), Plan)
+
+
+# -- pipelines --
+
+
+@pytest.mark.parametrize("name", ATTENTION_FAMILIES)
+def test_every_family_dense_at_100_percent_and_undone(name):
+    pipe, call = FAMILIES[name]()
+    call = {**call, "num_inference_steps": 3}
+    dense = generate(pipe, call)
+    config = SLAConfig(critical=100, break_even=1.0, **SMALL)
+    with ditaccel.accelerated(pipe, attention=config):
+        result = generate(pipe, call)
+        assert any(r["reason"] == "training-free" for r in _log(pipe).rows())
+    assert _error(torch.as_tensor(result), torch.as_tensor(dense)) < 2e-5
+    assert torch.equal(generate(pipe, call), dense)
+
+
+@pytest.mark.parametrize("name", ["wan", "wan22", "flux", "hunyuan_video", "sd3", "mochi"])
+def test_sparse_generations_are_alike_and_leave_no_state(name):
+    pipe, call = peaked(name)
+    dense = generate(pipe, call)
+    config = SLAConfig(critical=30, break_even=1.0, cube=(2, 2, 4), **SMALL)
+    with ditaccel.accelerated(pipe, attention=config):
+        first, second = generate(pipe, call), generate(pipe, call)
+        assert torch.equal(first, second), "state outlived its generation"
+        assert torch.isfinite(first).all() and not torch.equal(first, dense)
+        assert _log(pipe).density < 0.97
+        other = generate(pipe, call, seed=9)
+        assert not torch.equal(other, first)
+    assert torch.equal(generate(pipe, call), dense)
+
+
+def _log(pipe):
+    return ditaccel.report(pipe).attention[0]
+
+
+def test_compiled_blocks_give_what_eager_ones_do():
+    torch._dynamo.reset()
+    pipe, call = peaked("wan")
+    config = SLAConfig(critical=30, break_even=1.0, **SMALL)
+    with ditaccel.accelerated(pipe, attention=config):
+        expected = generate(pipe, call, num_inference_steps=4)
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    with ditaccel.accelerated(pipe, attention=config):
+        assert torch.equal(generate(pipe, call, num_inference_steps=4), expected)
+
+
+# -- adapters --
+
+
+def _adapter(pipe, path, mode="sla", scale=0.1, **options):
+    config = SLAConfig(critical=30, mode=mode, **{**SMALL, **options})
+    transformer = pipe.transformer
+    made = SLAAdapter(SLAPlanner(config, None).options, {"transformer": fingerprint(transformer)})
+    module = transformer.blocks[0].attn1
+    heads, dim = module.heads, module.to_q.out_features // module.heads
+    generator = torch.Generator().manual_seed(3)
+    made.projections["transformer"] = [
+        (scale * torch.randn(heads, dim, dim, generator=generator), torch.zeros(heads, dim))
+        for _ in transformer.blocks
+    ]
+    made.changes["transformer"] = {
+        "blocks.0.attn1.to_q.weight": scale * torch.ones_like(module.to_q.weight)
+    }
+    made.save(path)
+    return str(path)
+
+
+def test_an_adapter_is_put_on_and_taken_off(tmp_path):
+    pipe, call = peaked("wan")
+    dense = generate(pipe, call)
+    weight = pipe.transformer.blocks[0].attn1.to_q.weight
+    before = weight.detach().clone()
+    path = _adapter(pipe, tmp_path / "a.safetensors")
+    options = {"min_tokens": 0, "dense_steps": 0, "break_even": 1.0}
+    plain = SLAConfig(critical=30, mode="sparse", q_tile=16, k_tile=16, **options)
+    with ditaccel.accelerated(pipe, attention=plain):
+        untrained = generate(pipe, call)
+    with ditaccel.accelerated(pipe, attention=SLAConfig(weights=path, **options)):
+        trained = generate(pipe, call)
+        assert {r["reason"] for r in _log(pipe).rows()} == {"sla"}
+        assert _error(weight.detach(), before + 0.1) < 1e-3
+    assert not torch.equal(trained, untrained) and torch.isfinite(trained).all()
+    assert torch.equal(weight, before) and torch.equal(generate(pipe, call), dense)
+
+
+def test_a_projection_of_zero_is_plain_sparse(tmp_path):
+    pipe, call = peaked("wan")
+    path = _adapter(pipe, tmp_path / "a.safetensors", scale=0.0)
+    options = {"min_tokens": 0, "dense_steps": 0, "break_even": 1.0}
+    results = []
+    for config in (
+        SLAConfig(critical=30, mode="sparse", q_tile=16, k_tile=16, **options),
+        SLAConfig(weights=path, **options),
+    ):
+        with ditaccel.accelerated(pipe, attention=config):
+            results.append(generate(pipe, call))
+    assert _error(*results) < 1e-5
+
+
+def test_adapters_of_other_models_and_configs_are_refused(tmp_path):
+    pipe, _ = peaked("wan")
+    path = _adapter(pipe, tmp_path / "a.safetensors")
+    with pytest.raises(
+        ConfigError, match=r"critical=10, but .*a.safetensors was trained with .*30"
+    ):
+        ditaccel.accelerate(pipe, attention=SLAConfig(weights=path, critical=10))
+    with pytest.raises(ConfigError, match=r"mode='training_free', but .* trained with mode='sla'"):
+        ditaccel.accelerate(pipe, attention=SLAConfig(weights=path, mode="training_free"))
+    with torch.no_grad():
+        for block in pipe.transformer.blocks:
+            block.ffn.net[2].weight.normal_()
+            block.attn1.to_q.weight.normal_()
+    with pytest.raises(ConfigError, match=r"trained for another transformer: its weights differ"):
+        ditaccel.accelerate(pipe, attention=SLAConfig(weights=path))
+    other, _ = FAMILIES["flux"]()
+    with pytest.raises(ConfigError, match="its parameters have other names or shapes"):
+        ditaccel.accelerate(other, attention=SLAConfig(weights=path))
+    with pytest.raises(UsageError, match="not accelerated"):
+        ditaccel.report(other)
+    (tmp_path / "b.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(UsageError, match=r"b.safetensors is no readable safetensors file"):
+        ditaccel.accelerate(pipe, attention=SLAConfig(weights=str(tmp_path / "b.safetensors")))
+    with pytest.raises(UsageError, match=r"no adapter at .*c.safetensors"):
+        ditaccel.accelerate(pipe, attention=SLAConfig(weights=str(tmp_path / "c.safetensors")))
+    with pytest.raises(ConfigError, match="mode='sla' needs weights=FILE"):
+        ditaccel.accelerate(pipe, attention=SLAConfig(mode="sla"))
+
+
+def test_fingerprints_survive_half_precision():
+    pipe, _ = peaked("wan")
+    known = fingerprint(pipe.transformer)
+    path_free = SLAAdapter({}, {"transformer": known})
+    from ditaccel.patching import PatchLedger
+
+    path_free.attach("transformer", pipe.transformer.half(), PatchLedger(owner=None))
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"critical": 101}, "critical is 101; it is a percentage"),
+        ({"negligible": -1}, "negligible is -1; it is a percentage"),
+        ({"critical": 60, "negligible": 50}, "critical=60 and negligible=50 sum over 100"),
+        ({"mode": "fast"}, "mode is 'fast'"),
+        ({"choose_by": "luck"}, "choose_by is 'luck'"),
+        ({"feature_map": "cosine"}, "feature_map is 'cosine'"),
+        ({"qk": "int8"}, "qk is 'int8'; scores are computed in the model's own precision"),
+        ({"cube": (1, 2)}, "give frames, rows and columns"),
+        ({"cube": (0, 2, 2)}, "give frames, rows and columns"),
+        ({"q_tile": 8}, "q_tile is 8; tiles have at least 16 tokens"),
+        ({"dense_steps": -1}, "dense_steps is -1"),
+    ],
+)
+def test_bad_options_are_named(options, line):
+    with pytest.raises(ConfigError, match=line):
+        SLAConfig(**options)
+
+
+def test_defaults_that_sum_over_100_with_an_option_are_named():
+    with pytest.raises(ConfigError, match=r"critical=95 and negligible=10.0 sum over 100"):
+        SLAConfig(critical=95, mode="sparse").planner()
+
+
+def test_a_config_reads_back():
+    config = ditaccel.AccelerationConfig(attention=SLAConfig(critical=8.0, cube=(4, 4, 4)))
+    from ditaccel import config as configs
+
+    assert configs.from_dict(configs.to_dict(config)) == config
+    assert configs.parse_spec("sla:critical=8,cube=[4,4,4]").attention == config.attention
