@@ -70,6 +70,11 @@ METHODS = {
         f"svg2:top_p=0.3,min_share=0,q_clusters=4,k_clusters=8,dense_layers=0,{_TILES}",
         rounding=1e-5,
     ),
+    "sla": Specs(
+        f"sla:critical=100,q_tile=16,k_tile=16,{_TILES}",
+        f"sla:critical=20,q_tile=16,k_tile=16,{_TILES}",
+        rounding=1e-5,
+    ),
 }
 
 

@@ -35,6 +35,7 @@ SHORT = {
     "step_mask": "SM",
     "lite_attention": "LA",
     "svg2": "S2",
+    "sla": "SL",
     "compiled blocks": "cb",
     "compiled as a whole": "cw",
     "group offload": "go",
