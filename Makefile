@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all support-table lint format clean
+.PHONY: help setup demo test test-all support-table versions lint format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ test-all: $(STAMP) ## all tests, slow ones too (those for a GPU skip where there
 support-table: $(STAMP) ## measure families without results, then write the README's support table
 	PYTHONPATH=tests/support OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 	  $(PY) -P tests/support/support_table.py $(ARGS)
+
+versions: $(STAMP) ## the tests that depend on diffusers, under each version that is promised
+	$(PY) -P tests/support/version_matrix.py $(ARGS)
 
 lint: $(STAMP) ## ruff check, ruff format --check and mypy
 	$(PY) -P -m ruff check .

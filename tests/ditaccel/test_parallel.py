@@ -92,7 +92,7 @@ def test_two_ranks_decide_as_one(both_ranks):
             continue
         result, actions, errors = alone(name, spec)
         assert one["actions"] == actions and set(actions) == {"compute", "forecast"}, what
-        torch.testing.assert_close(one["result"], result, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(one["result"], result, rtol=1e-4, atol=1e-4)
         for here, there in zip(one["errors"], errors, strict=True):
             assert (here is None) == (there is None)
             assert here is None or here == pytest.approx(there, rel=1e-3), what
