@@ -107,7 +107,7 @@ def other_prompt(call: Mapping[str, Any]) -> dict[str, Any]:
         return value
 
     changed = {name: other(value) if "embeds" in name else value for name, value in call.items()}
-    if "prompt" in call:
+    if call.get("prompt") is not None:
         changed["prompt"] = "a blue square"
     if "class_labels" in call:
         changed["class_labels"] = [label + 2 for label in call["class_labels"]]
