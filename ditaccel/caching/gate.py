@@ -173,13 +173,17 @@ class StepSizeGate(ScheduleGate):
     def skips_nothing(self, total: int | None) -> bool:
         return self.tolerance == 0.0 or self.max_interval == 1
 
-    def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
+    def check(self, step: DenoisingStep) -> None:
+        """Raise ConfigError where a step has no width."""
         if step.sigma is None or step.sigma_next is None:
             raise ConfigError(
                 "adaptive_taylor weighs errors by sigmas, and this scheduler has none, takes its "
                 "steps in stages (Heun) or gives each frame its own; use "
                 "confidence_gated_taylor or taylorseer"
             )
+
+    def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
+        self.check(step)
         gap = state.scratch.get("gap", 1)
         error = state.scratch.get("error")
         if step.index - state.last_index >= gap:

@@ -138,6 +138,8 @@ class BlockCache:
         for stale in [k for k in self._states if k[0] == step.branch and k != key]:
             del self._states[stale]  # another size or batch: nothing old applies
         state = self._states.setdefault(key, BranchState(self.policy, self.ranks))
+        if isinstance(self.policy.gate, StepSizeGate) and not step.is_last:
+            self.policy.gate.check(step)  # at once, not after a costly warm-up
         if self._watches_gaps:
             state.samples = [sample.detach() for sample in samples]
         self._call = call = Call(step, state, None, len(samples), return_dict, fingerprint)

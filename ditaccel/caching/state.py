@@ -42,7 +42,8 @@ class BranchState:
     def nbytes(self) -> int:
         """Bytes of all histories."""
         modules = sum(h.nbytes for histories in self.modules.values() for h in histories)
-        return self.last.nbytes + self.first.nbytes + modules + self.corrector.nbytes
+        hint = sum(t.numel() * t.element_size() for t in self.hint or ())
+        return self.last.nbytes + self.first.nbytes + modules + self.corrector.nbytes + hint
 
     def place(self, step: DenoisingStep) -> float:
         """Return where on the forecasts' coordinate a step lies."""
