@@ -45,6 +45,7 @@ def setups(cores: int) -> dict[str, dict[str, Any]]:
         "loop, 1 thread": {"loop": True, "workers": 1, "threads": 1},
         "generate, no overlap": {"workers": 1, "threads": 1, "options": ["--no-overlap"]},
         "generate": {"workers": 1, "threads": 1},
+        "generate, batches of 4": {"workers": 1, "threads": 1, "options": ["--batch", "4"]},
         f"generate, {cores} threads": {"workers": 1, "threads": cores},
         f"generate, {cores} workers": {"workers": cores, "threads": 1},
     }
