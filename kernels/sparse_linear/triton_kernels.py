@@ -112,17 +112,14 @@ def sums_kernel(
         tl.store(p_sums + F * channels + o_f, _rounded(total, PRECISION), mask=mask_f)
 
 
-@triton.jit(
-    do_not_specialize=["heads", "first", "targets", "sources", "s_m_b", "s_m_h", "s_m_t", "s_m_s"]
-)
+@triton.jit(do_not_specialize=["heads", "first", "targets", "sources", "s_m_b", "s_m_h", "s_m_l"])
 def mix_kernel(
     p_marginal,
     p_sums,
     p_out,
     s_m_b,
     s_m_h,
-    s_m_t,
-    s_m_s,
+    s_m_l,
     heads,
     first,
     targets,
@@ -133,12 +130,14 @@ def mix_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    BACK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """`out[t] = sum over s of marginal[t, s] sums[s]`: a matrix product by rows of `width`.
 
     `first` and `heads` count query heads. Forward, SHARE query heads read the sums of one key head;
-    backward, MEMBERS query heads are added up.
+    BACK reads the mask transposed, and MEMBERS query heads are added up. The mask's key tiles lie
+    side by side.
     """
     t_blocks = (targets + BLOCK_T - 1) // BLOCK_T
     i_t = tl.program_id(0) % t_blocks
@@ -157,12 +156,13 @@ def mix_kernel(
         i_h = (first + i_query) % heads
         o_source = (i_visit % s_blocks) * BLOCK_S + o_s
         mask_s = o_source < sources
+        p_head = p_marginal + i_b * s_m_b + i_h * s_m_h
+        if BACK:
+            p_pairs = p_head + o_source.to(tl.int64)[None, :] * s_m_l + o_t[:, None]
+        else:
+            p_pairs = p_head + o_t.to(tl.int64)[:, None] * s_m_l + o_source[None, :]
         b_m = tl.load(
-            p_marginal
-            + i_b * s_m_b
-            + i_h * s_m_h
-            + o_t.to(tl.int64)[:, None] * s_m_t
-            + o_source.to(tl.int64)[None, :] * s_m_s,
+            p_pairs,
             mask=mask_t[:, None] & mask_s[None, :],
             other=0,
         )

@@ -69,8 +69,8 @@ def launches(call: SparseLinearCall, arch: int | str) -> dict[str, Launch]:
     mix = {"PRECISION": precision, "BLOCK_T": 128 if large else wide, "BLOCK_N": 2 * wide}
     mix["BLOCK_S"] = narrow
     group, options = call.attention.group, (8, 2) if arch in SMALL_SHARED or not large else (8, 3)
-    found["mix"] = Launch({**mix, "SHARE": group, "MEMBERS": 1}, *options)
-    found["mix back"] = Launch({**mix, "SHARE": 1, "MEMBERS": group}, *options)
+    found["mix"] = Launch({**mix, "SHARE": group, "MEMBERS": 1, "BACK": False}, *options)
+    found["mix back"] = Launch({**mix, "SHARE": 1, "MEMBERS": group, "BACK": True}, *options)
     return found
 
 
@@ -94,7 +94,10 @@ class _Linear:
         self.heads = call.attention.q.shape[1]
         tile_map = call.attention.tile_map
         self.tiles = {"q": tile_map.q_tiles, "k": tile_map.k_tiles}
-        self.marginal = call.marginal.view(torch.uint8)
+        marginal = call.marginal
+        self.marginal = (marginal if marginal.stride(3) == 1 else marginal.contiguous()).view(
+            torch.uint8
+        )
         self.parts = list(self._split())
         features = call.q_features.shape[3]
         widest = max(p.groups * features * (p.channels + 1) for p in self.parts)
@@ -165,7 +168,6 @@ class _Linear:
 
         launch = self.by_name["mix back" if back else "mix"]
         source, target = ("q", "k") if back else ("k", "q")
-        s_b, s_h, s_t, s_s = (*shared_strides(self.marginal, 2), *self.marginal.stride()[2:])
         width = self.call.q_features.shape[3] * (part.channels + 1)
         blocks = -(-self.tiles[target] // launch.flags["BLOCK_T"])
         blocks *= -(-width // launch.flags["BLOCK_N"])
@@ -173,9 +175,8 @@ class _Linear:
             self.marginal,
             self.sums[source],
             self.sums[target],
-            s_b,
-            s_h,
-            *((s_s, s_t) if back else (s_t, s_s)),
+            *shared_strides(self.marginal, 2),
+            self.marginal.stride(2),
             self.heads,
             part.first * self.group,
             self.tiles[target],
