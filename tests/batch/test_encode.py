@@ -118,3 +118,33 @@ def test_inputs(tmp_path: Path) -> None:
     for name in ("image", "video"):
         with pytest.raises(UsageError, match=rf"{name} .*b\.png cannot be read"):
             load_inputs({name: str(tmp_path / "b.png")})
+
+
+def test_remote_inputs_and_their_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    from PIL import Image
+
+    from ditaccel.batch import inputs
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            """Say nothing."""
+
+    Image.fromarray(clip(1)[0]).save(tmp_path / "a.png")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/a.png"
+        made = load_inputs({"image": url})
+        assert np.array_equal(np.asarray(made["image"]), clip(1)[0])
+        with pytest.raises(UsageError, match="cannot be read .*404"):
+            load_inputs({"image": url.replace("a.png", "b.png")})
+        monkeypatch.setattr(inputs, "MAX_BYTES", 100)
+        with pytest.raises(UsageError, match="larger than"):
+            load_inputs({"image": url})
+    finally:
+        server.shutdown()
+        server.server_close()
