@@ -140,7 +140,7 @@ def test_remote_inputs_and_their_limit(tmp_path: Path, monkeypatch: pytest.Monke
         url = f"http://127.0.0.1:{server.server_port}/a.png"
         made = load_inputs({"image": url})
         assert np.array_equal(np.asarray(made["image"]), clip(1)[0])
-        with pytest.raises(UsageError, match="cannot be read .*404"):
+        with pytest.raises(UsageError, match=r"cannot be read .*404"):
             load_inputs({"image": url.replace("a.png", "b.png")})
         monkeypatch.setattr(inputs, "MAX_BYTES", 100)
         with pytest.raises(UsageError, match="larger than"):
