@@ -239,6 +239,25 @@ def cosmos2() -> Tiny:
 
 
 @tiny_family("cosmos", variant=True, tokens=3 * 7 * 9, steps=8)
+def cosmos2_v2w() -> Tiny:
+    """`Cosmos2VideoToWorldPipeline`: branches are given latents of their own, frames timesteps."""
+    from diffusers import Cosmos2VideoToWorldPipeline, FlowMatchEulerDiscreteScheduler
+    from tiny_video import wan_vae
+
+    frames = torch.rand(5, 112, 144, 3, generator=torch.Generator().manual_seed(3))
+    call = _cosmos_call(video=list(frames.numpy()))
+    pipe = Cosmos2VideoToWorldPipeline(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=_cosmos(in_channels=5, extra_pos_embed_type=None),
+        vae=wan_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        safety_checker=_Guardrail(),
+    )
+    return quiet(pipe), call
+
+
+@tiny_family("cosmos", variant=True, tokens=3 * 7 * 9, steps=8)
 def cosmos25() -> Tiny:
     """`Cosmos2_5_PredictBasePipeline`: a timestep for each frame, tiny for the given ones."""
     from diffusers import Cosmos2_5_PredictBasePipeline, UniPCMultistepScheduler
