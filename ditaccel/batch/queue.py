@@ -101,6 +101,11 @@ class Queue:
         """The item that will probably be next."""
         return self._fresh[0] if self._fresh else None
 
+    def is_uniform(self) -> bool:
+        """Whether all items ask for the same acceleration."""
+        first = self.peek()
+        return first is None or all(item.config == first.config for item in self._fresh)
+
     def give_back(self, item: Item) -> None:
         """Put an item back whose claim was given back, too."""
         with self._lock:

@@ -103,7 +103,7 @@ class Worker:
         self.seam = Seam(self.pipe, overlap=options.lanes > 1)
         self.maker = Maker(self.pipe, self.seam, settings.save)
         first = queue.peek()
-        if first is not None:
+        if first is not None and queue.is_uniform():
             # What the model refuses, it refuses for every item: say so once, now.
             self.maker.set_config(first.config)
 

@@ -17,9 +17,10 @@ from job_folders import assert_tidy, outputs, sidecars
 from PIL import Image
 
 import ditaccel
-from ditaccel.batch import encode, worker
+from ditaccel.batch import encode, making, worker
 from ditaccel.batch.claims import Claims
 from ditaccel.batch.seam import Seam
+from ditaccel.errors import UnsupportedError
 from ditaccel.files import read_lines
 from ditaccel.frames import to_uint8
 from ditaccel.models import load_pipeline
@@ -308,6 +309,24 @@ def test_configs_of_rows(generate: Run, jobs: Jobs, tmp_path: Path) -> None:
     assert generate(jobs(0, rows), "--config", "reuse:interval=3")[0] == 0
     found = {r["seed"]: r["steps"].get("forecast", 0) for r in sidecars(tmp_path / "out").values()}
     assert found[0] == found[2] == 0 < found[1]
+
+
+def test_a_config_that_the_model_refuses(
+    generate: Run, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, plain = "taylorseer:interval=9", making.api.accelerate
+
+    def accelerate(pipe: Any, config: Any) -> Any:
+        if config.cache.method == "taylorseer":
+            raise UnsupportedError("this model takes no taylorseer")
+        return plain(pipe, config)
+
+    monkeypatch.setattr(making.api, "accelerate", accelerate)
+    code, _, noted = generate(jobs(2), "--config", refused)
+    assert code == 2 and "takes no taylorseer" in noted and outputs(tmp_path / "out") == {}
+    # of one row alone, it fails that row
+    code, printed, _ = generate(jobs(2, [{"class_label": 1, "config": refused}]))
+    assert code == 3 and "2 of 3 items done, 1 failed" in printed
 
 
 def test_batches_give_every_item_its_own_noise(generate: Run, jobs: Jobs, tmp_path: Path) -> None:
