@@ -325,7 +325,8 @@ def test_a_config_that_the_model_refuses(
     code, _, noted = generate(jobs(2), "--config", refused)
     assert code == 2 and "takes no taylorseer" in noted and outputs(tmp_path / "out") == {}
     # of one row alone, it fails that row
-    code, printed, _ = generate(jobs(2, [{"class_label": 1, "config": refused}]))
+    rows = jobs(2, [{"class_label": 1, "config": refused}])
+    code, printed, _ = generate(rows, "--config", "reuse:interval=2")
     assert code == 3 and "2 of 3 items done, 1 failed" in printed
 
 
