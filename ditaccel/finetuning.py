@@ -142,6 +142,8 @@ def finetune(
             f"item {i} of data is a {type(item).__name__}; give prompts, or mappings of arguments "
             "of the pipeline call",
         )
+    if isinstance(pipe, torch.nn.Module):
+        raise UsageError("finetune needs the pipeline: a transformer alone makes no noisy latents")
     transformers, adapter = _transformers(pipe)
     if session_of(transformers) is not None:
         raise UsageError("finetune needs the dense pipeline; call ditaccel.restore(pipe) first")

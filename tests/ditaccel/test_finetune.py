@@ -184,6 +184,8 @@ def test_what_is_refused_says_why(tmp_path):
     ):
         with pytest.raises(ConfigError, match=wanted):
             start(**options)
+    with pytest.raises(UsageError, match="finetune needs the pipeline"):
+        finetune(pipe.transformer, data, CONFIG, out=tmp_path / "a", quiet=True, **call)
     _train(tmp_path / "run", steps=1)
     with pytest.raises(UsageError, match="holds a run with other settings; choose another folder"):
         _train(tmp_path / "run", steps=2)
