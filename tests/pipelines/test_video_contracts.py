@@ -275,10 +275,10 @@ def test_text_stands_behind_tokens_of_the_past_and_of_the_latents(monkeypatch):
     planner = RecordingPlanner()
     with ditaccel.accelerated(pipe, attention=use(monkeypatch, planner)):
         generate(pipe, call)
-    past = 2 * 7 * 9 + 1 * 4 * 5 + 4 * 2 * 3  # clean, a quarter of the size, a sixteenth
-    texts = {c.length - (past + 3 * 7 * 9): c.text for c, _ in planner.seen}
+    past = 2 * 6 * 6 + 1 * 3 * 3 + 4 * 2 * 2  # clean, at half of the resolution, at a quarter
+    texts = {c.length - (past + 3 * 6 * 6): c.text for c, _ in planner.seen}
     assert set(texts) == {4 + 5, 4 + 7}, "tokens of the image, and of the prompts"
-    assert {start for start, _ in texts.values()} == {past + 3 * 7 * 9}
+    assert {start for start, _ in texts.values()} == {past + 3 * 6 * 6}
 
 
 # -- attention methods, where sequences are laid out in a way of their own --

@@ -92,7 +92,7 @@ def cogvideox_v2v() -> Tiny:
     resized_tokens=4 * 10 * 6,
 )
 def hunyuan_video15() -> Tiny:
-    """`HunyuanVideo15Pipeline` at 3 x 7 x 9 tokens, valid text and then padding behind them."""
+    """`HunyuanVideo15Pipeline` at 2 x 7 x 9 tokens, valid text and then padding behind them."""
     from diffusers import (
         AutoencoderKLHunyuanVideo15,
         ClassifierFreeGuidance,
@@ -141,7 +141,7 @@ def hunyuan_video15() -> Tiny:
         "height": 112,
         "width": 144,
         "num_inference_steps": 8,
-        "num_frames": 9,
+        "num_frames": 5,
     }
 
 
@@ -350,9 +350,9 @@ def hunyuan_i2v() -> Tiny:
     return quiet(pipe), call
 
 
-@tiny_family(resized={"height": 96, "width": 80}, resized_tokens=3 * 6 * 5)
+@tiny_family(resized={"height": 80, "width": 112}, resized_tokens=3 * 5 * 7)
 def framepack() -> Tiny:
-    """`HunyuanVideoFramepackPipeline`, one section of 3 x 7 x 9 tokens behind those of the past."""
+    """`HunyuanVideoFramepackPipeline`, one section of 3 x 6 x 6 tokens behind those of the past."""
     from diffusers import (
         FlowMatchEulerDiscreteScheduler,
         HunyuanVideoFramepackPipeline,
@@ -360,7 +360,7 @@ def framepack() -> Tiny:
     )
     from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
-    call = _hunyuan_call(num_frames=9, latent_window_size=3, image_latents=None)
+    call = _hunyuan_call(num_frames=9, latent_window_size=3, height=96, width=96)
     encoder = SiglipVisionConfig(
         hidden_size=8,
         intermediate_size=8,
