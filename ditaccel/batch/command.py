@@ -158,6 +158,10 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         config = facts.resolve(settings.config)
         lines = _plan_lines(facts, work, config, items, ours, str(args.out))
+        folder = JobFolder(args.out)
+        if folder.exists:
+            done = sum(folder.record(item, args.verify) is not None for item in ours)
+            lines.append(f"done already: {done} of {len(ours)}")
         if args.json:
             plan = {"run": asdict(work), "items": [asdict(item) for item in ours]}
             print(json.dumps(plan, indent=1, default=str))

@@ -7,6 +7,8 @@
     results/WORKER.jsonl   one line an item, only added to, one file a worker
     results.jsonl       all of them, one line an item, in the order of the manifest
     claims/, workers/   who makes what now (see `claims.py`); empty when nobody works
+    shards/             which shards have ever worked here: with those the folder is shared
+    runs/               what each command made, and how long it took
 
 An item is done when its sidecar is there, names its id, and its files have their sizes: the
 sidecar is written last, so nothing else needs to be trusted after a kill.

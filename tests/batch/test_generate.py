@@ -93,6 +93,7 @@ def test_the_same_command_again_makes_nothing(generate: Run, jobs: Jobs, tmp_pat
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "outputs").iterdir()}
     code, printed, noted = generate(path)
     assert code == 0 and "made 0" in printed and "3 of 3 items are done already" in noted
+    assert "done already: 3 of 3" in generate(path, "--dry-run")[1]
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "outputs").iterdir()} == before
 
 
@@ -269,6 +270,7 @@ def test_dry_run_loads_and_writes_nothing(
     code, printed, _ = generate(path, "--dry-run", "--limit", "4", "--shard", "1/2")
     assert code == 0 and not (tmp_path / "out").exists()
     assert "items: 5, 0 of them bad" in printed and "2 of them, shard 1/2 (--shard)" in printed
+    assert "done already" not in printed
     code, printed, _ = generate(path, "--dry-run", "--json")
     assert len(json.loads(printed)["items"]) == 5
     code, _, noted = generate(jobs(1, [{"class_label": -1}]), "--dry-run")
