@@ -71,7 +71,12 @@ class KeyMask:
         return bool(agree)
 
     def covers(self, mask: Tensor) -> bool:
-        """Whether this is the mask it was made from, or a copy: some blocks make their own."""
+        """Whether this is the mask it was made from, or a copy: some blocks make their own.
+
+        Many only look at one mask in another shape, which is seen without waiting for the device.
+        """
         source = self._source
-        same = mask.shape == source.shape and mask.dtype == source.dtype
-        return mask is source or (same and torch.equal(mask, source))
+        if mask.shape != source.shape or mask.dtype != source.dtype or mask.device != source.device:
+            return False
+        same = mask.data_ptr() == source.data_ptr() and mask.stride() == source.stride()
+        return same or torch.equal(mask, source)

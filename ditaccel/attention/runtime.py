@@ -112,6 +112,7 @@ class AttentionRuntime:
         self._states: dict[tuple[str, int, int], State] = {}
         self._masks: dict[str, KeyMask] = {}
         self._first_with: dict[str, str] = {}  # layers with masks that nothing can be done with
+        self._refused: set[tuple[str, int]] = set()  # the same, in this generation, by branch
         self._now: _Now | None = None
         self._off = ""
         self._looked_at_backend = False
@@ -138,6 +139,7 @@ class AttentionRuntime:
         """Forget everything: a new generation begins, or the last one broke off."""
         self._states.clear()
         self._masks.clear()
+        self._refused.clear()
         self._now = None
         self._off = ""
         self._judged = self._sparse = False
@@ -310,9 +312,13 @@ class AttentionRuntime:
         text = self._text(length, now.tokens)
         keys = mask
         if mask is not None:
+            place = (now.step.branch, layer)
+            if place in self._refused:
+                return Dense("mask")  # looking at it again would wait for the device
             try:
                 keys = self._key_mask(now.step.branch, mask)
             except NotKeyPadding as error:
+                self._refused.add(place)
                 first = self._first_with.setdefault(str(error), self._modules[layer].name)
                 self._warn(f"{first} (and layers like it): {error}; attention stays dense")
                 return Dense("mask")

@@ -36,6 +36,16 @@ def test_key_padding_in_all_its_forms(mask, parts):
     assert not found.covers(~mask if mask.dtype == torch.bool else mask - 1)
 
 
+def test_views_of_one_mask_are_known_without_a_comparison(monkeypatch):
+    """A comparison waits for the device, which blocks that reshape a mask would pay for each."""
+    found = KeyMask(KEYS[:, None, None])
+    monkeypatch.setattr(torch, "equal", None)
+    assert found.covers(KEYS[:, None, None]) and found.covers(KEYS.view(2, 1, 1, 7))
+    assert not found.covers(KEYS)
+    with pytest.raises(TypeError):
+        found.covers(KEYS.clone()[:, None, None])
+
+
 def test_a_mask_of_nothing_is_none(parts):
     assert KeyMask(torch.ones(2, 1, 7, 7).bool()).keys is None
     assert KeyMask(torch.zeros(2, 7)).keys is None

@@ -10,6 +10,8 @@ from tiny import generate
 from tiny_families import FAMILIES, family_of
 
 import ditaccel
+from ditaccel.attention import runtime
+from ditaccel.attention.masks import KeyMask
 from ditaccel.attention.planner import Plan
 from ditaccel.caching.blocks import find_blocks
 from ditaccel.session import session_of
@@ -84,8 +86,16 @@ def test_what_a_module_gives_twice_in_a_block_is_kept_apart():
         assert report.tensors_per_branch == 4 * 3  # per block: attention, and the MLP twice
 
 
-def test_masks_of_numbers_leave_attention_dense_and_say_so():
+def test_masks_of_numbers_leave_attention_dense_and_say_so(monkeypatch):
     """As Chroma's own text encoder makes them: SDPA adds them to the scores."""
+    looks = []
+
+    class CountedMask(KeyMask):
+        def __init__(self, mask):
+            looks.append(mask)
+            super().__init__(mask)
+
+    monkeypatch.setattr(runtime, "KeyMask", CountedMask)
     pipe, call = FAMILIES["chroma"]()
     masks = {n: call[n].float() for n in call if n.endswith("attention_mask")}
     dense = generate(pipe, call, **masks)
@@ -98,7 +108,10 @@ def test_masks_of_numbers_leave_attention_dense_and_say_so():
         ) as caught,
     ):
         assert torch.equal(generate(pipe, call, **masks), dense)
+        log = ditaccel.report(pipe).attention[0]
     assert len([w for w in caught if "adds ones" in str(w.message)]) == 1
+    # once for each layer and branch, not at each step: it makes the CPU wait for the GPU
+    assert len(looks) == len(log.layers) * len({r.branch for r in log.records})
 
 
 def _two_prompts(name):
