@@ -230,18 +230,24 @@ def _attention(
             yield container, path, getattr(each.module, "processor", None)
 
 
-def first_step(scheduler: Any, steps: int = 20) -> DenoisingStep | None:
-    """The first step of a loop of this scheduler; None where it cannot be set up."""
+def first_step(scheduler: Any, steps: int | None = None) -> DenoisingStep | None:
+    """The first step of a loop of this scheduler; None where it cannot be set up.
+
+    Args:
+        scheduler: of the pipeline; it is left alone.
+        steps: of the loop; where they are not known, its length is not either.
+    """
     scheduler = copy.deepcopy(scheduler)
     options = getattr(scheduler, "config", None) or {}
     extra = {"mu": 0.5} if options.get("use_dynamic_shifting") else {}
     try:
-        scheduler.set_timesteps(steps, **extra)
+        scheduler.set_timesteps(steps or 20, **extra)
     except Exception:
         # schedulers raise many types where a pipeline would hand more over
         return None
     holder = type("Holder", (), {"scheduler": scheduler})()
-    return DenoisingTracker(holder).observe("transformer", scheduler.timesteps[0])
+    step = DenoisingTracker(holder).observe("transformer", scheduler.timesteps[0])
+    return step if steps is not None else dataclasses.replace(step, total=None)
 
 
 def _scheduler_facts(scheduler: Any, step: DenoisingStep | None) -> dict[str, str]:
@@ -357,7 +363,7 @@ def doctor(
         found.problem = str(error)
         return found
     scheduler = getattr(pipe, "scheduler", None)
-    step = None if scheduler is None else first_step(scheduler)
+    step = None if scheduler is None else first_step(scheduler, steps)
     if scheduler is not None:
         found.scheduler = _scheduler_facts(scheduler, step)
     chosen = None

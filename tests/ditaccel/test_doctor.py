@@ -138,6 +138,14 @@ def test_reasons_come_from_the_pipeline_at_hand():
     assert ditaccel.doctor(pipe, "taylorseer:interval=2").ok
 
 
+def test_a_mask_is_held_against_the_steps_that_are_told():
+    pipe, _ = tiny_dit()
+    config = "step_mask:steps=[0, 1, 2, 20],total=30"
+    assert ditaccel.doctor(pipe, config).ok
+    assert ditaccel.doctor(pipe, config, steps=30).ok
+    assert "this run has 40" in ditaccel.doctor(pipe, config, steps=40).problem
+
+
 def test_a_transformer_of_no_known_family(monkeypatch, capsys):
     monkeypatch.setattr(families, "adapter_for", lambda name: None)
     pipe, _ = FAMILIES["flux"]()
