@@ -115,9 +115,10 @@ class DryRun:
 
 
 def _others(sample: Any) -> Any:
-    """Other latents of the same size."""
+    """Other latents of the same size, without drawing from the user's random numbers."""
     if isinstance(sample, Tensor):
-        return sample + torch.randn_like(sample)
+        noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(0))
+        return sample + noise.to(sample)
     return [_others(part) for part in sample]
 
 

@@ -120,8 +120,13 @@ class PatchLedger:
             patch.install()
         return bool(moved)
 
-    def undo(self) -> None:
-        """Undo all changes, the latest first. A second call does nothing."""
-        while self._undo:
+    @property
+    def changes(self) -> int:
+        """How many there are to undo."""
+        return len(self._undo)
+
+    def undo(self, keep: int = 0) -> None:
+        """Undo all changes but the first `keep`, the latest first. A second call does nothing."""
+        while len(self._undo) > keep:
             self._undo.pop()()
-        self._patches.clear()
+        self._patches = [patch for patch in self._patches if patch.remove in self._undo]

@@ -165,7 +165,16 @@ class Session:
         wants_attention = self.config.attention is not None
         with torch.no_grad():
             learnt, line = DryRun(transformer, adapter).learn(run, sample, wants_attention)
-        self._install_methods(name, transformer, learnt)
+        before = self._ledger.changes
+        try:
+            self._install_methods(name, transformer, learnt)
+        except BaseException:
+            # the next call must find it as this one did, and give the same reason
+            self._ledger.undo(keep=before)
+            self._caches.pop(name, None)
+            if name in self._attention:
+                self._report.attention.remove(self._attention.pop(name).log)
+            raise
         self._unlearnt.discard(name)
         self._report.assumed.append(f"{name}: {line}")
 
@@ -195,13 +204,13 @@ class Session:
                 self._clear(self._active)
                 self._active = name
             timestep = argument(adapter.timestep, args, kwargs)
-            step = self._tracker.observe(name, timestep, listener.current(), adapter.preconditioned)
-            if step.generation != self._generation:
-                self._begin_generation(step)
-            given = [argument(key, args, kwargs) for key in adapter.samples]
-            samples = [as_tensor(sample) for sample in given]
-            call = output = None
+            context, call, output = listener.current(), None, None
             try:
+                step = self._tracker.observe(name, timestep, context, adapter.preconditioned)
+                if step.generation != self._generation:
+                    self._begin_generation(step)
+                given = [argument(key, args, kwargs) for key in adapter.samples]
+                samples = [as_tensor(sample) for sample in given]
                 if attention is not None:
                     shapes = arguments.shapes(args, kwargs)
                     attention.begin(step, samples[0], has_conditions(given[0]), shapes)

@@ -174,6 +174,18 @@ def test_splitting_after_accelerate_is_seen_by_the_next_generation(split):
     ditaccel.restore(pipe)
 
 
+def test_a_bare_transformer_is_refused_at_every_call():
+    """The second call has the timestep of the first, and would pass for its second branch."""
+    pipe, call = tiny_wan()
+    transformer = pipe.transformer
+    ditaccel.accelerate(transformer, "taylorseer:interval=2")
+    by_config(transformer)
+    for _ in range(2):
+        with pytest.raises(ditaccel.UnsupportedError, match=MESSAGE):
+            transformer(torch.randn(1, 4, 2, 8, 8), torch.tensor([900.0]), call["prompt_embeds"])
+    ditaccel.restore(transformer)
+
+
 def set_up(transformer):
     """As if by `enable_parallelism`, without its effect on tokens."""
     config = ContextParallelConfig(ulysses_degree=2)

@@ -13,6 +13,7 @@ from torch import nn
 
 import ditaccel
 from ditaccel import families
+from ditaccel.attention.runtime import AttentionRuntime
 from ditaccel.session import session_of
 
 LITE = "lite_attention:min_tokens=0,q_tile=16,k_tile=16,threshold=-0.02,dense_steps=0"
@@ -257,3 +258,36 @@ def test_a_dry_run_that_raises_leaves_nothing(unknown):
     ditaccel.restore(pipe)
     assert traces(pipe) == clean
     assert torch.equal(generate(pipe, call), dense)
+
+
+def test_a_method_that_does_not_fit_after_a_dry_run_says_so_at_every_call(unknown, monkeypatch):
+    """Half of its patches must not stay: the next dry run would take them for somebody else's."""
+
+    def unfit(self, ledger):
+        raise ditaccel.ConfigError("made for another transformer")
+
+    pipe, call = tiny_wan()
+    dense = generate(pipe, call)
+    clean = traces(pipe)
+    install = AttentionRuntime.install
+    monkeypatch.setattr(AttentionRuntime, "install", unfit)
+    accelerated(pipe, f"taylorseer:interval=2 & {LITE}")
+    for _ in range(2):
+        with pytest.raises(ditaccel.ConfigError, match="made for another transformer"):
+            generate(pipe, call)
+        assert not ditaccel.report(pipe).attention
+    monkeypatch.setattr(AttentionRuntime, "install", install)
+    assert not torch.equal(generate(pipe, call), dense)
+    ditaccel.restore(pipe)
+    assert traces(pipe) == clean
+    assert torch.equal(generate(pipe, call), dense)
+
+
+def test_a_dry_run_draws_no_random_numbers(unknown):
+    pipe, call = FAMILIES["flux"]()
+    accelerated(pipe, LITE)
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    generate(pipe, call)
+    assert torch.equal(torch.rand(3), expected)
