@@ -173,7 +173,7 @@ class _Run:
     ) -> None:
         self._folder, self._student, self._teacher = folder, student, teacher
         self._data, self._config, self._settings, self._quiet = data, config, settings, quiet
-        self._accelerator = _accelerator()
+        self._accelerator = _accelerator(student.projections()[0].device)
         self._rank = self._accelerator.process_index if self._accelerator else 0
         self._world = self._accelerator.num_processes if self._accelerator else 1
         groups: list[dict[str, Any]] = [
@@ -435,13 +435,20 @@ def _load(path: Path) -> dict[str, Any]:
     return state
 
 
-def _accelerator() -> Any:
+def _accelerator(device: torch.device) -> Any:
     """Accelerate's state where a launcher started several processes; None for one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started < 2:
         return None
     from accelerate import Accelerator
 
-    return Accelerator()
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    if accelerator.num_processes != started:
+        raise UsageError(
+            f"{started} processes were started, but accelerate sees {accelerator.num_processes}; "
+            "each would train alone. Start them with `accelerate launch` or torchrun"
+        )
+    return accelerator
 
 
 def draw_curve(folder: Path) -> Path | None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -207,3 +211,41 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     assert cli.main([*command, "--skip", "5"]) == 2
     assert "leaves no prompt" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+_RANK = """
+import os, sys
+sys.path.insert(0, sys.argv[2])
+import torch
+torch.set_num_threads(1)
+from tiny import tiny_wan
+from ditaccel import SLAConfig, finetune
+pipe, call = tiny_wan(layers=1)
+data = [{k: call.pop(k) for k in list(call) if "embeds" in k}]
+call |= {"height": 64, "width": 64, "num_inference_steps": 3, "output_type": "latent"}
+config = SLAConfig(
+    critical=20, mode="sla", q_tile=16, k_tile=16, min_tokens=0, dense_steps=0
+)
+made = finetune(pipe, data, config, out=sys.argv[1], steps=3, lr=1e-2, quiet=True, **call)
+print("rank", os.environ["RANK"], made.error_before, made.error_after, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_weights(tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(_RANK)
+    support = Path(__file__).resolve().parents[1] / "support"
+    launcher = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launcher, "--nproc_per_node", "2", str(script), str(tmp_path / "run"), str(support)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    told = sorted(line.split() for line in done.stdout.splitlines() if line.startswith("rank"))
+    assert [line[1] for line in told] == ["0", "1"]
+    assert told[0][2:] == told[1][2:] and float(told[0][3]) < float(told[0][2])
+    assert len(read_lines(tmp_path / "run" / LOSSES)) == 3
