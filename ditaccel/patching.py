@@ -109,16 +109,10 @@ class PatchLedger:
         """Run `action` when its turn comes in `undo`."""
         self._undo.append(action)
 
-    def reinstall(self) -> bool:
-        """Take the front place again where `Module.compile()` was called after `intercept`.
-
-        Returns:
-            Whether that was the case anywhere.
-        """
-        moved = [patch for patch in self._patches if not patch.in_place]
-        for patch in moved:
+    def reinstall(self) -> None:
+        """Take the front place again where `Module.compile()` was called after `intercept`."""
+        for patch in self._patches:
             patch.install()
-        return bool(moved)
 
     @property
     def changes(self) -> int:

@@ -197,7 +197,8 @@ class Session:
             if name in self._unlearnt:
                 self._learn(name, inner, args, kwargs)
             cache, attention = self._caches.get(name), self._attention.get(name)
-            if self._ledger.reinstall() and cache is not None:
+            self._ledger.reinstall()
+            if cache is not None:
                 cache.check_compiled()
             if self._active != name:
                 # Wan 2.2 has moved on to its other transformer for good

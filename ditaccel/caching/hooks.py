@@ -11,7 +11,7 @@ import torch
 from ..denoising import DenoisingStep
 from ..errors import ConfigError, UnsupportedError
 from ..outputs import form_of, join, split, tensors_of, with_tensors
-from ..patching import PatchLedger
+from ..patching import PatchLedger, patch_of
 from ..pipelines import submodule
 from ..ranks import Ranks
 from .blocks import Block, placeholder, regrouped
@@ -113,7 +113,10 @@ class BlockCache:
 
     def check_compiled(self) -> None:
         """Refuse what compiling after `accelerate` would make silently wrong."""
-        if self.policy.granularity == "module":
+        if self.policy.granularity != "module":
+            return
+        patches = [patch_of(block.module) for block in self.blocks]
+        if any(patch is not None and patch.compiled is not None for patch in patches):
             raise UnsupportedError(_INSIDE_COMPILED)
 
     @property

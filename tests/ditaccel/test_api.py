@@ -333,8 +333,9 @@ def test_module_granularity_refuses_blocks_compiled_later():
     torch._dynamo.reset()
     ditaccel.accelerate(pipe, "taylorseer:interval=3")
     pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
-    with pytest.raises(ditaccel.UnsupportedError, match="cannot look into compiled blocks"):
-        generate(pipe, call)
+    for _ in range(2):  # patches are in front again after the first call, which changes nothing
+        with pytest.raises(ditaccel.UnsupportedError, match="cannot look into compiled blocks"):
+            generate(pipe, call)
     torch._dynamo.reset()
 
 
