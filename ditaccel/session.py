@@ -16,6 +16,7 @@ from .attention.planner import Planner
 from .attention.runtime import AttentionRuntime
 from .caching.blocks import find_blocks
 from .caching.budget import tensors_per_branch, unit
+from .caching.gate import NON_FINITE
 from .caching.hooks import BlockCache
 from .caching.policy import CachePolicy
 from .calls import Arguments, as_tensor, has_conditions
@@ -266,8 +267,9 @@ class Session:
         cache, verdict = self._caches[name], call.verdict
         if verdict.error is not None and verdict.error != verdict.error:
             self._warn(
-                f"{name} produced non-finite features at step {step.index} ({step.branch}): the "
-                "step was computed in full; check weights and dtype"
+                f"{name} produced non-finite features at step {step.index} ({step.branch}): such "
+                "steps are computed in full; check weights and dtype",
+                once=f"{name}: {NON_FINITE}",
             )
         if verdict.forecast:
             self._reasons[_FORECAST] += 1
@@ -303,15 +305,18 @@ class Session:
         if self._reasons[_FORECAST] or asked_for or too_few:
             return
         (reason, _), *_ = self._reasons.most_common(1)
+        if reason == NON_FINITE:
+            return  # which was said, and no threshold helps
         self._warn(
             f"a whole generation was computed and nothing forecast (mostly: {reason}); raise "
             "the threshold, tolerance or interval, use more steps, or leave this model uncached"
         )
 
-    def _warn(self, line: str) -> None:
-        if line in self._warned:
+    def _warn(self, line: str, once: str = "") -> None:
+        """Show a line, unless it, or one of the same kind, was shown."""
+        if (once or line) in self._warned:
             return
-        self._warned.add(line)
+        self._warned.add(once or line)
         self._report.warnings.append(line)
         warnings.warn(f"ditaccel: {line}", stacklevel=3)
 

@@ -41,6 +41,7 @@ class Verdict:
 
 COMPUTE_WARMUP = Verdict(False, "warm-up")
 COMPUTE_LAST = Verdict(False, "last step")
+NON_FINITE = "non-finite features"
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,7 @@ class FirstBlockResidualGate(FirstBlockGate):
 def _below(errors: torch.Tensor, threshold: float) -> Verdict:
     error = float(errors.max())
     if not math.isfinite(error):
-        return Verdict(False, "non-finite features", error)
+        return Verdict(False, NON_FINITE, error)
     if error < threshold:
         return Verdict(True, "error below threshold", error)
     return Verdict(False, "error above threshold", error)

@@ -237,6 +237,9 @@ def test_non_finite_features_are_said_and_computed():
         pytest.warns(UserWarning, match="non-finite features at step 3"),
     ):
         generate(pipe, call)
+        lines = ditaccel.report(pipe).warnings
+    assert len([line for line in lines if "produced non-finite" in line]) == 1  # not at each step
+    assert not [line for line in lines if "raise the threshold" in line]  # that would not help
 
 
 def test_difference_is_the_first_branch_plus_the_forecast_difference():
