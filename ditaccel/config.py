@@ -92,7 +92,7 @@ class AccelerationConfig:
             if value is not None and type(value) not in known:
                 what = "a caching" if kind == "cache" else "an attention"
                 raise ConfigError(
-                    f"{kind}={value!r} is no config of {what} method; known: "
+                    f"{kind}= is a {type(value).__name__}, no config of {what} method; known: "
                     f"{', '.join(c.__name__ for c in known)}"
                 )
 
@@ -106,7 +106,7 @@ def suggest(word: str, known: typing.Iterable[str]) -> str:
     """The end of a message on an unknown word: the nearest known one, and all of them."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     return f"{hint} Known: {', '.join(known) or 'none'}"
 
 
@@ -285,7 +285,14 @@ def resolve(text: str | os.PathLike[str], family: str | FamilyAdapter) -> Accele
         text: `balanced`, `fast.yaml`, or `taylorseer:interval=4`.
         family: whose presets are meant.
     """
-    name = os.fspath(text)
+    try:
+        name = os.fspath(text)
+    except TypeError:
+        what = type(text).__name__
+        usage = "a preset name, a config file, an inline spec or an AccelerationConfig"
+        if type(text) in methods().values():
+            usage += f"; give a method's config as {getattr(text, 'kind', 'cache')}="
+        raise ConfigError(f"config is a {what}; it must be {usage}") from None
     if name.endswith((".yaml", ".yml", ".json")) or isinstance(text, os.PathLike):
         return load(name)
     if ":" in name or "&" in name or name in methods():

@@ -88,6 +88,8 @@ def _class(name: Any, path: Path) -> Any:
     import diffusers
 
     kind = getattr(diffusers, str(name), None)
+    if name is None:
+        raise UsageError(f"{path} names no class: not a folder of diffusers")
     if kind is None:
         raise UsageError(
             f"{path} is a {name}, which diffusers {diffusers.__version__} does not have; update "
@@ -96,12 +98,17 @@ def _class(name: Any, path: Path) -> Any:
     return kind
 
 
+def _cast(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    # nn.Module's own: that of diffusers warns of modules kept in float32, which have no values here
+    return torch.nn.Module.to(module, dtype)
+
+
 def _hollow(name: Any, path: Path, dtype: torch.dtype) -> Any:
     kind = _class(name, path)
     config = _read(path / "config.json")
     try:
         with torch.device("meta"):
-            return kind.from_config(config).to(dtype).eval()
+            return _cast(kind.from_config(config), dtype).eval()
     except Exception as error:
         # model constructors raise many types
         line = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -159,7 +159,8 @@ class Report:
             reasons = Counter(c.reason for c in self.calls).most_common(1)
             return (
                 f"Nothing was skipped: all {self.total_calls} transformer calls were computed "
-                f"(mostly: {reasons[0][0]}). Raise the threshold or interval, or use more steps."
+                f"(mostly: {reasons[0][0]}). Raise the threshold, tolerance or interval, or use "
+                "more steps."
             )
         return (
             f"{self.forecasts} of {self.total_calls} transformer calls were forecast; blocks did "

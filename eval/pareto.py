@@ -178,8 +178,13 @@ def _verdict(point: Point, fewer: Sequence[Point], floor: float | None) -> str:
     head = f"{point.label}: x{point.speedup:.2f} {quality}"
     if floor is not None and point.psnr <= floor + 1.0:
         return f"{head}: as far from dense as another seed is; the picture is another one."
+    if point.speedup < 1 + _CLOSE_SPEED and point.psnr >= CAP:
+        return (
+            f"{head}: nothing was skipped, and its warning says why (too few steps, too short a "
+            "sequence); else loosen its options."
+        )
     if point.speedup < 1 + _CLOSE_SPEED:
-        return f"{head}: no faster than dense; raise its threshold or interval."
+        return f"{head}: no faster than dense; loosen its options, or leave it off."
     if not fewer:
         return f"{head}: no fewer-steps row to compare with."
     here = psnr_at(fewer, point.speedup)

@@ -145,7 +145,7 @@ def choose(
     """The items that `--filter` and `--limit` leave.
 
     Raises:
-        ConfigError: no such column.
+        ConfigError: no such column, or no item is left.
     """
     known = ("id", "row", "name", "prompt", "negative_prompt", "class_label", "seed", "fps")
 
@@ -164,4 +164,7 @@ def choose(
         for item in items
         if all(fnmatch.fnmatchcase(value(item, key), pattern) for key, pattern in filters)
     ]
+    if items and not found:
+        wanted = " ".join(f"{key}={pattern}" for key, pattern in filters)
+        raise ConfigError(f"--filter {wanted}: no item matches; --dry-run without it lists them")
     return found[:limit] if limit else found

@@ -130,7 +130,10 @@ def load_evaluation(folder: str | Path) -> Evaluation:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: name one that `ditaccel eval --out` wrote")
+        raise UsageError(
+            f"{folder} is not a folder: name one that `ditaccel eval --out` or "
+            "`ditaccel generate --out` wrote"
+        )
     run = _object(folder / RUN)
     if run.get("schema") != SCHEMA:
         raise UsageError(

@@ -276,3 +276,5 @@ def test_filter_and_limit(tmp_path: Path) -> None:
     assert [i.row for i in choose(items, [("height", "64")], 3)] == [1, 2, 3]
     with pytest.raises(ConfigError, match="unknown column 'promt'"):
         choose(items, [("promt", "*")], None)
+    with pytest.raises(ConfigError, match="prompt=zzz: no item matches"):
+        choose(items, [("prompt", "zzz")], None)

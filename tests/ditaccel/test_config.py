@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ditaccel
+from ditaccel import cli
 from ditaccel import config as configs
 from ditaccel.config import AccelerationConfig
 from ditaccel.errors import ConfigError, UsageError
@@ -129,3 +130,27 @@ def test_unknown_presets_and_families_are_named():
 def test_a_config_of_no_method_is_refused():
     with pytest.raises(ConfigError, match="no config of a caching method"):
         AccelerationConfig(cache="taylorseer")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (5, "config is a int; it must be a preset name"),
+        (ditaccel.TaylorSeerConfig(), "TaylorSeerConfig.*give a method's config as cache="),
+        ("", "no preset ''. Known: "),
+    ],
+)
+def test_a_config_of_a_wrong_kind_is_one_clear_line(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        configs.resolve(wrong, "flux")
+
+
+def test_a_mistake_on_the_command_line_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["doctor", "anywhere", "--tokens", "x"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert said.count("\n") == 1 and "--tokens" in said and "doctor --help" in said
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0 and ditaccel.__version__ in capsys.readouterr().out
