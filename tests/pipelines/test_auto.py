@@ -19,6 +19,13 @@ from ditaccel.session import session_of
 LITE = "lite_attention:min_tokens=0,q_tile=16,k_tile=16,threshold=-0.02,dense_steps=0"
 # For these a dry run must find out all; of others it may say what it did not find.
 SEEN_THROUGH = ("dit", "flux", "hunyuan_video", "ltx", "mochi", "qwen_image", "sd3", "wan", "wan22")
+
+
+def some(names):
+    """Names as parameters; those that need not be seen through are slow, minutes together."""
+    return [n if n in SEEN_THROUGH else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
 REASON = (
     "a dry run did not show how its blocks work: .*(do not run|does not take|which of|returns|how"
     r" \d+ tokens|where text|which attention)|no module to forecast|calls neith"
@@ -67,7 +74,7 @@ def test_two_outputs_are_not_taken_for_one(name, unknown):
     assert ditaccel.report(pipe).forecasts == 0
 
 
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n not in TWO_OUTPUTS])
+@pytest.mark.parametrize("name", some(n for n in FAMILIES if n not in TWO_OUTPUTS))
 def test_presets_need_nothing_inside(name, unknown):
     pipe, call = FAMILIES[name]()
     dense = generate(pipe, call)
@@ -85,7 +92,7 @@ def test_presets_need_nothing_inside(name, unknown):
     assert torch.equal(generate(pipe, call), dense)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", some(FAMILIES))
 def test_a_dry_run_finds_the_contract_of_the_hand_written_adapter(name, unknown):
     """Then exact, skipping, repeatable and undone like any other, and equal to the known family."""
     pipe, call = FAMILIES[name]()
@@ -115,7 +122,7 @@ def test_a_dry_run_finds_the_contract_of_the_hand_written_adapter(name, unknown)
     assert torch.equal(generate(pipe, call), dense)
 
 
-@pytest.mark.parametrize("name", [n for n, f in FAMILIES.items() if f.attention])
+@pytest.mark.parametrize("name", some(n for n, f in FAMILIES.items() if f.attention))
 def test_a_dry_run_finds_self_attention_and_text(name, monkeypatch):
     pipe, call = FAMILIES[name]()
     dense = generate(pipe, call)

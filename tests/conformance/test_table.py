@@ -1,0 +1,55 @@
+"""The README's support table says what the checks gave, and says it of all families."""
+
+import pytest
+import support_table
+from compositions import COMPOSITIONS
+from conformance import METHODS, WORKS
+from tiny_families import FAMILIES
+
+MEND = "run: make support-table"
+
+
+def test_every_row_is_complete():
+    for name, row in support_table.read().items():
+        assert list(row["cells"]) == support_table.columns(), f"{MEND} ARGS={name}"
+        assert all(row["cells"].values())
+
+
+@pytest.mark.slow
+def test_all_families_have_results():
+    assert list(support_table.read()) == list(FAMILIES), MEND
+
+
+def test_the_readme_shows_the_results():
+    text = (support_table.ROOT / "README.md").read_text()
+    table = support_table.render(support_table.read())
+    assert support_table.with_table(text, table) == text, MEND
+
+
+def test_every_cell_that_is_not_works_has_its_reason():
+    cells = dict.fromkeys(support_table.columns(), WORKS)
+    cells["svg2"] = cells["reuse"] = "it is Sunday"
+    cells["LoRA"] = "it rains"
+    row = {"pipeline": "APipeline", "family": "a", "cells": cells}
+    table = support_table.render({"a": row, "b": row})
+    assert table.count("| [1] |") + table.count("[1] | ") >= 2 and "[3]" not in table
+    assert "[1] it is Sunday" in table and "[2] it rains" in table
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_results_are_what_the_checks_give(name):
+    assert support_table.measure(name) == support_table.read()[name]
+
+
+@pytest.mark.parametrize("what", COMPOSITIONS)
+def test_compositions(what):
+    """Of one family; `test_results_are_what_the_checks_give` has all of them."""
+    if what == "int8 weights":
+        pytest.importorskip("torchao", reason="torchao is an extra of its own")
+    assert COMPOSITIONS[what](FAMILIES["flux"]) == WORKS
+
+
+def test_every_column_has_a_short_name():
+    assert set(support_table.SHORT) == {*METHODS, *COMPOSITIONS}
+    assert len(set(support_table.SHORT.values())) == len(support_table.SHORT)
