@@ -194,7 +194,8 @@ def fused_qkv(family: TinyFamily) -> str:
 def lora(family: TinyFamily) -> str:
     """An adapter on the blocks: put on before or after, switched off, fused, taken away.
 
-    Unfusing subtracts what fusing added, which leaves weights equal up to rounding.
+    Unfusing subtracts what fusing added, which leaves weights equal up to rounding; clusters of
+    attention methods would turn that into another picture, so a cache alone is on.
     """
     from peft import LoraConfig
 
@@ -210,7 +211,7 @@ def lora(family: TinyFamily) -> str:
                 LoraConfig(r=2, init_lora_weights=False, target_modules=r".*(to_q|to_k|to_query)")
             )
 
-    ditaccel.accelerate(pipe, both(family))
+    ditaccel.accelerate(pipe, CACHE.skipping)
     plain = subject.run()
     put_on(pipe)
     adapted = subject.run()
@@ -234,7 +235,7 @@ def lora(family: TinyFamily) -> str:
     _close(generate(pipe, subject.call), subject.dense, 1e-4)
     before = subject.fresh()
     put_on(before)
-    ditaccel.accelerate(before, both(family))
+    ditaccel.accelerate(before, CACHE.skipping)
     assert torch.equal(generate(before, subject.call), adapted)
     return WORKS
 

@@ -240,11 +240,13 @@ def _skyreels(kind: str, **options: Any) -> Any:
     scheduler = diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
+    vae = wan_vae()
+    embeds_source()  # the same weights each time
     return quiet(
         getattr(diffusers, kind)(
             tokenizer=None,
             text_encoder=None,
-            vae=wan_vae(),
+            vae=vae,
             scheduler=scheduler,
             transformer=diffusers.SkyReelsV2Transformer3DModel(**_WAN, **options),
         )
