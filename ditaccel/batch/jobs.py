@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from .rows import check_columns
 
 SUFFIXES = (".txt", ".csv", ".jsonl", ".parquet")
 
@@ -37,15 +38,18 @@ def read_rows(path: str | Path) -> list[RawRow]:
             (an object a line) or `.parquet`.
 
     Raises:
-        UsageError: no such file, another format, not UTF-8, or no row in it.
+        UsageError: no such file, another format, not UTF-8, a header with an unknown column, or no
+            row in it.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise UsageError(f"no job file at {path}; give --jobs FILE ({', '.join(SUFFIXES)})")
-    readers = {".txt": _txt, ".csv": _csv, ".jsonl": _jsonl}
+    readers = {".txt": _txt, ".jsonl": _jsonl}
     try:
         if path.suffix == ".parquet":
             rows = list(_parquet(path))
+        elif path.suffix == ".csv":
+            rows = list(_csv(path, path.read_text(encoding="utf-8-sig")))
         elif path.suffix in readers:
             rows = list(readers[path.suffix](path.read_text(encoding="utf-8-sig")))
         else:
@@ -63,7 +67,7 @@ def _txt(text: str) -> Iterator[RawRow]:
             yield RawRow(number, {"prompt": line.strip()})
 
 
-def _csv(text: str) -> Iterator[RawRow]:
+def _csv(path: Path, text: str) -> Iterator[RawRow]:
     reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
     if not reader.fieldnames:
         return
@@ -72,6 +76,7 @@ def _csv(text: str) -> Iterator[RawRow]:
         raise UsageError(
             f"the csv's header must name every column once: {', '.join(map(repr, names))}"
         )
+    check_columns(path, names)
     reader.fieldnames = names
     number = 0
     while True:
@@ -115,10 +120,12 @@ def _parquet(path: Path) -> Iterator[RawRow]:
             f"{path}: reading parquet needs pyarrow: pip install pyarrow (or give a .jsonl)"
         ) from None
     try:
-        table = parquet.read_table(path).to_pylist()
+        table = parquet.read_table(path)
+        names, values_of = table.column_names, table.to_pylist()
     except Exception as error:
         # pyarrow's own errors share no base class beside Exception.
         first = str(error).splitlines()[0]
         raise UsageError(f"{path} is no readable parquet file ({first})") from error
-    for number, values in enumerate(table, 1):
+    check_columns(path, names)
+    for number, values in enumerate(values_of, 1):
         yield RawRow(number, {k: v for k, v in values.items() if v is not None})

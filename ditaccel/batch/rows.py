@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from .. import config as configs
-from ..errors import ConfigError
+from ..errors import ConfigError, UsageError
 from .names import check_name
 
 ALIASES = {
@@ -170,6 +170,29 @@ def _input(name: str, value: Any, base: Path, allow_remote: bool) -> str:
     return str(path.resolve())
 
 
+def check_columns(path: Path, names: Iterable[str]) -> None:
+    """Refuse a header with a column that nobody knows, before each row fails for it alone.
+
+    Args:
+        path: of the job file.
+        names: its columns.
+
+    Raises:
+        UsageError: one is unknown.
+    """
+    for name in names:
+        try:
+            _known(ALIASES.get(name, name))
+        except ConfigError as error:
+            raise UsageError(f"{path}: {error}") from None
+
+
+def _known(key: str) -> None:
+    if key not in FIELDS and not key.startswith("meta."):
+        hint = configs.suggest(key, FIELDS)
+        raise ConfigError(f"unknown column {key!r}{hint} (your own: meta.NAME)")
+
+
 def check_row(number: int, values: Mapping[str, Any], base: Path, allow_remote: bool) -> Row:
     """One row, checked.
 
@@ -206,8 +229,7 @@ def _fill(made: dict[str, Any], found: dict[str, Any], base: Path, allow_remote:
             made["meta"] |= _mapping(key, value)
         elif key.startswith("meta."):
             made["meta"][key.removeprefix("meta.")] = value
-        elif key not in _CALL and key != "call":
-            hint = configs.suggest(key, FIELDS)
-            raise ConfigError(f"unknown column {key!r}{hint} (your own: meta.NAME)")
+        else:
+            _known(key)
     extra = check_call(_mapping("call", found["call"])) if "call" in found else {}
     made["call"] = extra | {k: _CALL[k](k, v) for k, v in found.items() if k in _CALL}

@@ -73,6 +73,7 @@ def test_txt_takes_prompts_and_leaves_comments(tmp_path: Path) -> None:
         ("j.txt", "# nothing\n", "holds no row"),
         ("j.yaml", "a: 1", "a job file ends in"),
         ("j.csv", "prompt,prompt\na,b\n", "name every column once"),
+        ("j.csv", "promt,seed\na,1\n", r"j\.csv: unknown column 'promt'.*prompt"),
         ("j.parquet", "no parquet", "no readable parquet"),
         ("j.jsonl", b"\xff\xfe", "UTF-8"),
     ],
@@ -81,6 +82,14 @@ def test_unusable_files_are_one_line(tmp_path: Path, name: str, text: Any, words
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UsageError, match=words):
         read_rows(tmp_path / name)
+
+
+def test_a_misspelt_column_of_a_parquet_file_is_one_line(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").Table.from_pylist([{"prompt": "a", "sede": 1}])
+    parquet.write_table(table, tmp_path / "j.parquet")
+    with pytest.raises(UsageError, match=r"unknown column 'sede'.*seed"):
+        read_rows(tmp_path / "j.parquet")
 
 
 def test_a_broken_line_is_a_broken_row(tmp_path: Path) -> None:
