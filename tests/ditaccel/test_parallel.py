@@ -16,6 +16,7 @@ from tiny import generate, tiny_dit, tiny_flux, tiny_wan
 from two_ranks import build
 
 import ditaccel
+from ditaccel import config as configs
 from ditaccel.ranks import Ranks
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
@@ -205,7 +206,8 @@ def test_what_sees_parts_of_a_sequence_only_is_refused():
     with pytest.raises(ditaccel.ConfigError, match="basis='auto' chooses by what each rank sees"):
         generate(pipe, call)
     ditaccel.restore(pipe)
-    assert {m.name for m in ditaccel.doctor(pipe).methods if m.reason} == {"lite_attention", "svg2"}
+    attention = {name for name, kind in configs.methods().items() if kind.kind == "attention"}
+    assert {m.name for m in ditaccel.doctor(pipe).methods if m.reason} == attention
 
 
 def test_whole_pipelines_are_not_refused():
