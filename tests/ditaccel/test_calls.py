@@ -11,7 +11,7 @@ from ditaccel.outputs import form_of, tensors_of, with_tensors
 
 class Transformer(nn.Module):
     def forward(self, x, t, cap_feats, return_dict=True):
-        raise NotImplementedError
+        return x, t, cap_feats, return_dict
 
 
 def test_arguments_by_position_by_name_and_left_out():
