@@ -103,16 +103,21 @@ def tile_moments(k: Tensor, v: Tensor, tiling: Tiling, mask: Tensor | None = Non
         mask: bool `(B, L)`, True for keys that count.
     """
     counted = _counted(k, tiling, mask)
+    return _moments(_centred(k, tiling, counted), _centred(v, tiling, counted), counted)
+
+
+def _moments(
+    keys: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor], counted: Tensor
+) -> TileMoments:
+    """Moments from what `_centred` gives of keys and values."""
     sizes = counted.sum(3).squeeze(-1)
-    keys, key_part = _centred(k, tiling, counted)
-    values, value_part = _centred(v, tiling, counted)
     least = sizes.clamp(min=1)
     return TileMoments(
         sizes,
-        keys,
-        values,
-        key_part.square().sum(3) / least[..., None],
-        (value_part.square().sum((3, 4)) / least).sqrt(),
+        keys[0],
+        values[0],
+        keys[1].square().sum(3) / least[..., None],
+        (values[1].square().sum((3, 4)) / least).sqrt(),
     )
 
 
@@ -180,9 +185,9 @@ def moment_attention(
     marginal = marginal.expand(q.shape[0], q.shape[1], *tiles)
     outputs, sums = [], []
     for head in range(k.shape[1]):
-        keys, values = k[:, head : head + 1], v[:, head : head + 1]
-        moments = tile_moments(keys, values, k_tiling, mask)
-        covariance = _covariance(keys, values, k_tiling, counted)
+        keys, values = (_centred(x[:, head : head + 1], k_tiling, counted) for x in (k, v))
+        moments = _moments(keys, values, counted)
+        covariance = _covariance(keys[1], values[1], counted)
         for at in range(head * group, (head + 1) * group):
             part = _head(
                 *(q[:, at : at + 1], moments, covariance),
@@ -193,10 +198,8 @@ def moment_attention(
     return torch.cat(outputs, 1), torch.cat(sums, 1)
 
 
-def _covariance(k: Tensor, v: Tensor, tiling: Tiling, counted: Tensor) -> Tensor:
+def _covariance(key_part: Tensor, value_part: Tensor, counted: Tensor) -> Tensor:
     """Cov(v, k) of each tile, `(B, 1, T, D, D)`: value channels down, key channels across."""
-    _, key_part = _centred(k, tiling, counted)
-    _, value_part = _centred(v, tiling, counted)
     return value_part.transpose(-1, -2) @ key_part / counted.sum(3).clamp(min=1)[..., None]
 
 
