@@ -5,26 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..tiling import Tiling
+from .call import MomentCall
 
 
-def moment_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    marginal: Tensor,
-    q_tiling: Tiling,
-    k_tiling: Tiling,
-    *,
-    scale: float | None = None,
-    mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """See `ditaccel.kernels.moment_attention`."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+def why_not(call: MomentCall) -> str | None:
+    """Why the definition cannot run this call, None if it can."""
+    return None
+
+
+def run(call: MomentCall) -> tuple[Tensor, Tensor]:
+    """See `moment_attention`; float64 whatever comes in."""
+    q, k, v, scale, mask = call.q, call.k, call.v, call.scale, call.mask
+    q_tiling, k_tiling, marginal = call.q_tiling, call.k_tiling, call.marginal
     output = torch.zeros(q.shape, dtype=torch.float64)
     lse = torch.full(q.shape[:3], -torch.inf, dtype=torch.float64)
     q_bounds, k_bounds = (t.bounds("cpu")[0, 0].tolist() for t in (q_tiling, k_tiling))
-    marginal = marginal.expand(q.shape[0], q.shape[1], -1, -1)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
             for i in range(q_tiling.tiles):
