@@ -1,4 +1,4 @@
-"""Attention to moments in plain torch: some heads, and some query tiles, at a time; differentiable."""
+"""Attention to moments in plain torch, some heads and query tiles at a time; differentiable."""
 
 from __future__ import annotations
 
