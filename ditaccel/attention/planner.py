@@ -30,7 +30,7 @@ class LayerContext:
         layers: attention layers of the transformer.
         length: tokens of the sequence L.
         text: `(start, end)` of the text tokens in a joint sequence, None without text.
-        masked: whether some keys are masked out.
+        keys: bool `(B, L)`, True for keys that take part; None where all do.
         grid: frames, rows and columns of the image or video tokens; None where unknown.
     """
 
@@ -39,7 +39,7 @@ class LayerContext:
     layers: int
     length: int
     text: tuple[int, int] | None = None
-    masked: bool = False
+    keys: Tensor | None = None
     grid: tuple[int, int, int] | None = None
 
     @property

@@ -328,9 +328,7 @@ class AttentionRuntime:
         if now.step.index <= awake and kept is not None:
             now.densities.append(kept)
             return Dense("rests: not sparse enough to pay")
-        context = LayerContext(
-            now.step, layer, self.layers, length, text, masked=keys is not None, grid=now.grid
-        )
+        context = LayerContext(now.step, layer, self.layers, length, text, keys=keys, grid=now.grid)
         factor = q.shape[-1] ** -0.5 if scale is None else scale
         plan = self.planner.plan(q, k, v, factor, context, state)
         return plan if isinstance(plan, Dense) else (plan, keys, state)

@@ -42,12 +42,15 @@ DEFAULTS: dict[str, Any] = {
     "negligible": 0.0,
     "feature_map": "softmax",
     "cube": [16, 2, 2],
-    "q_tile": 128,
-    "k_tile": 64,
+    "q_tile": None,
+    "k_tile": None,
 }
 # ... and in the modes `sla` and `sparse`.
 PUBLISHED: dict[str, Any] = {"negligible": 10.0, "cube": []}
-_REFRESH = 5  # steps that a choice of orders serves
+# Queries and keys of a tile, from this many tokens on. Short sequences would have too few tiles to
+# choose a few percent of them, and they vary too much within one for its moments to stand for it.
+TILES = ((0, (32, 32)), (8192, (128, 64)))
+_SERVES = 5  # steps that the first choice of orders serves; each later one serves twice as long
 _SAMPLE = 8  # one query tile in so many is looked at for it
 
 
@@ -83,8 +86,8 @@ class SLAConfig:
         qk: precision of the scores; only "model", the model's own.
         dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
         dense_layers: first layers that stay dense, likewise.
-        q_tile: query tokens per tile; 128 by default.
-        k_tile: key tokens per tile; 64 by default.
+        q_tile: query tokens per tile; 128 by default, 32 in sequences below 8192 tokens.
+        k_tile: key tokens per tile; 64 by default, 32 in sequences below 8192 tokens.
         min_tokens: shorter sequences stay dense.
         break_even: kept share of the attention matrix above which a layer is dense for some steps;
             None for 0.7 on a CPU and 0.97 elsewhere, 1 for never.
@@ -249,16 +252,22 @@ class SLAPlanner:
         cubes = self._cubes(context, q.device)
         if cubes is None:
             return [(every, None)]
-        if context.step.index - state.get("ordered", -math.inf) >= _REFRESH:
+        if context.step.index >= state.get("serves_until", 0):
             candidates = (None, cubes)
             errors = torch.stack(
                 [self._sampled(q, k, v, scale, context, order) for order in candidates]
             )
             state["cubed"] = (errors[1] < errors[0]).tolist()
-            state["ordered"] = context.step.index
+            state["served"] = 2 * state.get("served", _SERVES / 2)
+            state["serves_until"] = context.step.index + state["served"]
         cubed = [h for h in every if state["cubed"][h]]
         plain = [h for h in every if not state["cubed"][h]]
         return [(h, order) for h, order in ((plain, None), (cubed, cubes)) if h]
+
+    def tiles(self, length: int) -> tuple[int, int]:
+        """Queries and keys of a tile in a sequence of so many tokens."""
+        chosen = next(tiles for least, tiles in reversed(TILES) if length >= least)
+        return self.options["q_tile"] or chosen[0], self.options["k_tile"] or chosen[1]
 
     def _cubes(self, context: LayerContext, device: torch.device) -> Order | None:
         cube = tuple(self.options["cube"])
@@ -280,7 +289,7 @@ class SLAPlanner:
         order: Order | None,
     ) -> Tensor:
         """Relative error of each head in an order, `(H,)`; heads that share keys get one value."""
-        tile, length = self.options["q_tile"], q.shape[2]
+        tile, length = self.tiles(context.length)[0], q.shape[2]
         rows = torch.arange(length, device=q.device)
         rows = rows[rows // tile % _SAMPLE == _SAMPLE // 2 % -(-length // tile)]
         every = list(range(q.shape[1]))

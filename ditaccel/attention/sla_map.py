@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..kernels import Tiling, score_variance, tile_moments
+from ..kernels import TileMoments, score_variance
 
 
 def tile_classes(
@@ -37,9 +37,21 @@ def tile_classes(
     return is_critical, ~(is_critical | is_negligible)
 
 
-def moment_errors(
-    q_means: Tensor, k: Tensor, v: Tensor, tiling: Tiling, scale: float
-) -> tuple[Tensor, Tensor]:
+def pooled_mass(q_means: Tensor, moments: TileMoments, scale: float) -> Tensor:
+    """Mass of each key tile as published: softmax of mean queries times mean keys.
+
+    Args:
+        q_means: mean query of each query tile, `(B, H, Tq, D)`.
+        moments: of the key tiles; tiles without keys get nothing.
+        scale: of the softmax.
+
+    Returns:
+        `(B, H, Tq, Tk)`.
+    """
+    return (_logits(q_means, moments, scale)).softmax(-1)
+
+
+def moment_errors(q_means: Tensor, moments: TileMoments, scale: float) -> tuple[Tensor, Tensor]:
     """Mass of each key tile by its moments, and how much of the output they would get wrong.
 
     By Cauchy-Schwarz the value of a tile is off by at most sqrt(u) times the spread of its values,
@@ -47,20 +59,24 @@ def moment_errors(
 
     Args:
         q_means: mean query of each query tile, `(B, H, Tq, D)`.
-        k: `(B, Hkv, L, D)`.
-        v: like k.
-        tiling: of the keys.
+        moments: of the key tiles.
         scale: of the softmax.
 
     Returns:
         mass and error, `(B, H, Tq, Tk)`.
     """
-    moments = tile_moments(k, v, tiling)
-    group = q_means.shape[1] // k.shape[1]
+    group = q_means.shape[1] // moments.keys.shape[1]
     half = score_variance(q_means, moments, scale) / 2
-    k_means = moments.keys.repeat_interleave(group, 1)
-    logits = q_means @ k_means.transpose(-1, -2) * scale + half.log1p()
-    mass = (logits + moments.sizes.log()[:, :, None]).softmax(-1)
+    sizes = moments.sizes[:, :, None].clamp(min=1).log()
+    mass = (_logits(q_means, moments, scale) + half.log1p() + sizes).softmax(-1)
     spread = moments.value_spread.repeat_interleave(group, 1)[:, :, None]
     size = moments.values.norm(dim=-1).repeat_interleave(group, 1)[:, :, None]
     return mass, mass * ((2 * half).sqrt() * spread + half * size)
+
+
+def _logits(q_means: Tensor, moments: TileMoments, scale: float) -> Tensor:
+    """Scores of mean queries and mean keys, -inf for tiles without keys."""
+    keys = moments.keys
+    rows = q_means.to(keys.dtype).unflatten(1, (keys.shape[1], -1))
+    scores = (rows.flatten(2, 3) @ keys.mT).unflatten(2, rows.shape[2:4]).flatten(1, 2) * scale
+    return scores.masked_fill(moments.sizes[:, :, None] == 0, -torch.inf)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ditaccel.kernels import Tiling
+from ditaccel.kernels import Tiling, tile_moments
 from tiny import generate
 from tiny_families import FAMILIES, peaked
 
@@ -94,7 +94,7 @@ def test_negligible_never_takes_what_is_critical():
 def test_errors_of_moments_by_hand():
     q, k, v = (x.double() for x in _tensors(heads=1, kv_heads=1, length=8))
     mean = q.mean(2, keepdim=True)
-    mass, error = moment_errors(mean, k, v, Tiling.fixed(8, 4), 0.25)
+    mass, error = moment_errors(mean, tile_moments(k, v, Tiling.fixed(8, 4)), 0.25)
     logits, losses = [], []
     for j in range(2):
         keys, values = k[0, 0, 4 * j : 4 * j + 4], v[0, 0, 4 * j : 4 * j + 4]
