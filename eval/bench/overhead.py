@@ -2,24 +2,31 @@
 
     ditaccel bench overhead samples/models/shapes-wan
 
-The transformer's calls of a real generation are recorded once and played again, dense and with the
-method in turns, so that noise of the machine hits both alike; ratios are of medians.
+The transformer's calls of a real generation are recorded once and played again, each call dense and
+with the method right after one another (the method first in every other round), by a transformer
+and a dense twin with the same weights. Of every call the fastest round counts, for each of both:
+other work on the machine can only add time. A ratio is of the sums over calls of one kind.
+
+On a CPU two clocks run: CPU time of the process, which other processes barely touch (`ratio`), and
+wall-clock (`wall_ratio`). On a GPU both are wall-clock to the end of the device's work.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import ditaccel
 from ditaccel.errors import UsageError
@@ -32,72 +39,182 @@ METHODS = {
     "taylorseer": ("interval=1,granularity=last_block", "interval=1000,granularity=last_block"),
     "taylorseer (module)": ("interval=1", "interval=1000"),
 }
-FIELDS = ("model", "method", "step", "dense_ms", "method_ms", "ratio", "repeats")
+FIELDS = (
+    "model",
+    "method",
+    "step",
+    "clock",
+    "dense_ms",
+    "method_ms",
+    "ratio",
+    "wall_ratio",
+    "calls",
+    "rounds",
+)
+
+# Seconds that a method's rounds may take where their number is not given, fewest and most of them.
+_SECONDS = 30.0
+_ROUNDS = (3, 30)
+
+TransformerCall = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+@dataclass(frozen=True)
+class Clock:
+    """What times are read from.
+
+    Attributes:
+        name: `CPU time` or `GPU wall-clock`.
+        device: whose work a reading waits for.
+    """
+
+    name: str
+    device: torch.device
+
+    @classmethod
+    def of(cls, device: torch.device) -> Clock:
+        """The clock to trust on a device."""
+        return cls("GPU wall-clock" if device.type == "cuda" else "CPU time", device)
+
+    def read(self) -> tuple[float, float]:
+        """Seconds of this clock, and of wall-clock."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            now = time.perf_counter()
+            return now, now
+        return time.process_time(), time.perf_counter()
 
 
-def record(pipe: Any, call: dict[str, Any], steps: int) -> list[tuple[Any, Any]]:
+Times = tuple[float, float]
+
+
+def record(pipe: Any, call: dict[str, Any], steps: int) -> list[TransformerCall]:
     """Return the arguments of all transformer calls of one generation."""
-    calls: list[tuple[Any, Any]] = []
+    calls: list[TransformerCall] = []
     handle = pipe.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
     try:
         with torch.no_grad():
-            pipe(**{**call, "num_inference_steps": steps}, output_type="latent")
+            pipe(**{**call, "num_inference_steps": steps, "output_type": "latent"})
     finally:
         handle.remove()
     return calls
 
 
-def play(transformer: torch.nn.Module, calls: list[tuple[Any, Any]]) -> list[float]:
-    """Run recorded calls; returns seconds of each."""
-    seconds = []
+def dense_twin(transformer: nn.Module) -> nn.Module:
+    """A copy of a transformer with the same weights, which no method touches."""
+    tensors = (*transformer.parameters(), *transformer.buffers())
+    return copy.deepcopy(transformer, {id(tensor): tensor for tensor in tensors})
+
+
+def play(
+    modules: Sequence[nn.Module], calls: Sequence[TransformerCall], clock: Clock, turn: int = 0
+) -> list[list[Times]]:
+    """Run recorded calls on each module, call by call.
+
+    Args:
+        modules: that take turns.
+        calls: arguments of each call.
+        clock: read around each.
+        turn: which module begins.
+
+    Returns:
+        For each module the times of its calls, by both clocks.
+    """
+    taken: list[list[Times]] = [[] for _ in modules]
+    order = [(turn + i) % len(modules) for i in range(len(modules))]
     with torch.no_grad():
         for args, kwargs in calls:
-            _synchronize()
-            start = time.perf_counter()
-            transformer(*args, **kwargs)
-            _synchronize()
-            seconds.append(time.perf_counter() - start)
-    return seconds
+            for place in order:
+                start = clock.read()
+                modules[place](*args, **kwargs)
+                end = clock.read()
+                taken[place].append((end[0] - start[0], end[1] - start[1]))
+    return taken
+
+
+def fastest(rounds: Sequence[Sequence[Times]]) -> list[Times]:
+    """The fastest time of each call, of each clock for itself."""
+    return [
+        (min(t[0] for t in times), min(t[1] for t in times)) for times in zip(*rounds, strict=True)
+    ]
+
+
+def _summed(times: Sequence[Times], calls: Sequence[int]) -> Times:
+    return sum(times[i][0] for i in calls), sum(times[i][1] for i in calls)
+
+
+def _timed_rounds(
+    pipe: Any,
+    modules: Sequence[nn.Module],
+    spec: str,
+    calls: Sequence[TransformerCall],
+    rounds: int,
+    clock: Clock,
+) -> tuple[list[list[Times]], list[str]]:
+    """Fastest times of each module's calls, and what the method did in each call."""
+    with ditaccel.accelerated(pipe, spec):
+        play([pipe.transformer], calls, clock)  # whatever is done once is not timed
+        actions = [c.action for c in ditaccel.report(pipe).last_generation().calls]
+        taken = []
+        for turn in range(rounds):
+            taken.append(play(modules, calls, clock, turn))
+            now = [c.action for c in ditaccel.report(pipe).last_generation().calls]
+            if now != actions:
+                raise RuntimeError(f"{spec} did not decide alike in two rounds")
+    return [fastest(own) for own in zip(*taken, strict=True)], actions
 
 
 def measure(
     pipe: Any,
-    calls: list[tuple[Any, Any]],
-    repeats: int,
+    calls: list[TransformerCall],
+    rounds: int | None,
+    clock: Clock,
     progress: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Return one row per method and kind of step."""
+    """Return one row per method and kind of step.
+
+    Args:
+        pipe: the pipeline.
+        calls: arguments of the transformer calls of one generation.
+        rounds: of which the fastest counts; None takes as many as fit into `_SECONDS` per method.
+        clock: what times are read from.
+        progress: called with a line before each part.
+    """
     rows = []
-    transformer = pipe.transformer
-    play(transformer, calls)  # warm-up
+    ours, twin = pipe.transformer, dense_twin(pipe.transformer)
+    play([twin], calls, clock)  # warm-up
+    if rounds is None:
+        (once,) = play([twin], calls, clock)
+        wall = sum(seconds for _, seconds in once)
+        rounds = min(max(round(_SECONDS / (2 * wall)), _ROUNDS[0]), _ROUNDS[1])
     for name, specs in METHODS.items():
+        dense: list[Times] = []
         for kind, options in zip(("computed", "forecast"), specs, strict=True):
             progress(f"{name}: {kind} steps")
-            dense: list[float] = []
-            ours: list[float] = []
-            for _ in range(repeats):
-                dense += play(transformer, calls)
-                with ditaccel.accelerated(pipe, f"{name.split()[0]}:{options}"):
-                    seconds = play(transformer, calls)
-                    actions = [c.action for c in ditaccel.report(pipe).calls]
-                wanted = "compute" if kind == "computed" else "forecast"
-                ours += [s for s, a in zip(seconds, actions, strict=True) if a == wanted]
-            a, b = statistics.median(dense), statistics.median(ours)
+            spec = f"{name.split()[0]}:{options}"
+            if kind == "computed":
+                (dense, own), actions = _timed_rounds(
+                    pipe, (twin, ours), spec, calls, rounds, clock
+                )
+            else:
+                # next to a forecast step, noise in the dense one counts for nothing
+                (own,), actions = _timed_rounds(pipe, (ours,), spec, calls, rounds, clock)
+            wanted = "compute" if kind == "computed" else "forecast"
+            chosen = [i for i, action in enumerate(actions) if action == wanted]
+            a, b = _summed(dense, chosen), _summed(own, chosen)
             rows.append(
                 {
                     "method": name,
                     "step": kind,
-                    "dense_ms": round(1e3 * a, 3),
-                    "method_ms": round(1e3 * b, 3),
-                    "ratio": round(b / a, 4),
-                    "repeats": len(ours),
+                    "clock": clock.name,
+                    "dense_ms": round(1e3 * a[0] / len(chosen), 3),
+                    "method_ms": round(1e3 * b[0] / len(chosen), 3),
+                    "ratio": round(b[0] / a[0], 4),
+                    "wall_ratio": round(b[1] / a[1], 4),
+                    "calls": len(chosen),
+                    "rounds": rounds,
                 }
             )
     return rows
@@ -106,40 +223,50 @@ def measure(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
     parser.add_argument("model", type=Path, help="folder of a sample model")
-    parser.add_argument("--steps", type=int, default=10, help="steps of the recorded generation")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=6, help="steps of the recorded generation")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help="of which the fastest counts (default: what half a minute a method allows, 3 to 30)",
+    )
+    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="CSV to append to")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; prints a table and, with `--out`, writes a CSV."""
+    if min(args.steps, args.rounds or 1, args.threads) < 1:
+        raise UsageError("--steps, --rounds and --threads are at least 1")
     try:
         sample = json.loads((args.model / "sample.json").read_text())
     except OSError as error:
         raise UsageError(f"{args.model} is no sample model: {error}") from None
     from ditaccel.models import load_pipeline
 
-    pipe = load_pipeline(args.model)
-    pipe.set_progress_bar_config(disable=True)
+    torch.set_num_threads(args.threads)
+    pipe = load_pipeline(args.model, args.device)
     call = dict(sample["call"])
     if sample["task"] == "class-to-image":
         call["class_labels"] = [0]
     else:
         call["prompt"] = "a red circle"
+    call["generator"] = torch.Generator("cpu").manual_seed(0)
     calls = record(pipe, call, args.steps)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    clock = Clock.of(torch.device(args.device))
+    on_gpu = clock.device.type == "cuda"
+    name = torch.cuda.get_device_name(clock.device) if on_gpu else platform.processor()
     print(
-        f"{args.model.name}: {len(calls)} transformer calls, {args.repeats} repeats, "
-        f"{device or platform.machine()}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}"
+        f"{args.model.name}: {len(calls)} transformer calls, {clock.name}, "
+        f"{name or platform.machine()}, {args.threads} thread(s), torch {torch.__version__}"
     )
-    rows = measure(pipe, calls, args.repeats, lambda line: print(line, file=sys.stderr))
-    print(f"{'method':<26}{'step':<10}{'dense ms':>10}{'ours ms':>10}{'ratio':>8}")
+    rows = measure(pipe, calls, args.rounds, clock, lambda line: print(line, file=sys.stderr))
+    form = (
+        "{method:<26}{step:<10}{dense_ms:>10}{method_ms:>11}{ratio:>8}{wall_ratio:>12}{rounds:>8}"
+    )
+    print(form.format_map({name: name for name in FIELDS}))
     for row in rows:
-        print(
-            f"{row['method']:<26}{row['step']:<10}{row['dense_ms']:>10}{row['method_ms']:>10}"
-            f"{row['ratio']:>8}"
-        )
+        print(form.format_map(row))
     if args.out is not None:
         fresh = not args.out.exists()
         with args.out.open("a", newline="") as file:
