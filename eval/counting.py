@@ -27,11 +27,20 @@ class Call:
         transformer: component name.
         timestep: the timestep argument as it came.
         work: parameters of the block layers that ran in it.
+        begin: when the pipeline called it.
+        end: when the pipeline had its output, None where it raised.
     """
 
     transformer: str
     timestep: Any
     work: float = 0.0
+    begin: Moment | None = None
+    end: Moment | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """What the call took; waits for the device."""
+        return None if self.begin is None or self.end is None else self.end.since(self.begin)
 
 
 class Moment:
@@ -75,8 +84,6 @@ class Tally:
     """The counts of one generation."""
 
     calls: list[Call] = field(default_factory=list)
-    first: Moment | None = None
-    last: Moment | None = None
 
     @property
     def work(self) -> float:
@@ -86,7 +93,15 @@ class Tally:
     @property
     def denoise_seconds(self) -> float | None:
         """Seconds from the first transformer call to the end of the last."""
-        return None if self.first is None or self.last is None else self.last.since(self.first)
+        first = next((call.begin for call in self.calls if call.begin is not None), None)
+        last = next((call.end for call in reversed(self.calls) if call.end is not None), None)
+        return None if first is None or last is None else last.since(first)
+
+    @property
+    def denoiser_seconds(self) -> float | None:
+        """Seconds inside of transformer calls: no scheduler, text encoder or VAE."""
+        seconds = [call.seconds for call in self.calls if call.seconds is not None]
+        return sum(seconds) if seconds else None
 
     def timeline(self) -> list[tuple[int, int, Call]]:
         """(step, branch, call): the same timestep again is the next branch of the step."""
@@ -176,6 +191,47 @@ def _and_then(count: Callable[..., None], forward: Callable[..., Any]) -> Callab
 
 
 @contextmanager
+def _called_through(
+    modules: dict[str, nn.Module], around: Callable[[str, nn.Module, Callable[[], Any], Any], Any]
+) -> Iterator[None]:
+    """Put `around` in front of all that a call of these modules runs into.
+
+    Hooks of a module would not do: a cache that stands before them answers in their place, and a
+    forecast step would not be seen. So it is the class whose `__call__` is exchanged meanwhile.
+    """
+    names = {id(module): name for name, module in modules.items()}
+    kinds = {type(module) for module in modules.values()}
+    running: set[int] = set()  # a `__call__` that leads to its base class's is one call
+
+    def exchanged(original: Any) -> Callable[..., Any]:
+        def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            name = names.get(id(self))
+            if name is None or id(self) in running:
+                return original(self, *args, **kwargs)
+            timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+            running.add(id(self))
+            try:
+                return around(name, self, lambda: original(self, *args, **kwargs), timestep)
+            finally:
+                running.discard(id(self))
+
+        return call
+
+    before: dict[Any, Any] = {kind: kind.__call__ for kind in kinds}
+    own = [kind for kind in kinds if "__call__" in vars(kind)]
+    try:
+        for kind, original in before.items():
+            kind.__call__ = exchanged(original)
+        yield
+    finally:
+        for kind, original in before.items():
+            if kind in own:
+                kind.__call__ = original
+            else:
+                del kind.__call__
+
+
+@contextmanager
 def counted(pipe: Any, between: Callable[[int], None] | None = None) -> Iterator[Tally]:
     """Count what the generations inside the block run.
 
@@ -190,19 +246,14 @@ def counted(pipe: Any, between: Callable[[int], None] | None = None) -> Iterator
     handles: list[Any] = []
     wrapped: list[tuple[Any, Any]] = []
 
-    def before(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if between is not None:
-                between(len(tally.calls))
-            if tally.first is None:
-                tally.first = Moment(module)
-            timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-            tally.calls.append(Call(name, timestep))
-
-        return hook
-
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        tally.last = Moment(module)
+    def around(name: str, module: nn.Module, run: Callable[[], Any], timestep: Any) -> Any:
+        if between is not None:
+            between(len(tally.calls))
+        call = Call(name, timestep, begin=Moment(module))
+        tally.calls.append(call)
+        output = run()
+        call.end = Moment(module)
+        return output
 
     def count(weight: float) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
@@ -212,9 +263,8 @@ def counted(pipe: Any, between: Callable[[int], None] | None = None) -> Iterator
         return hook
 
     try:
-        for name, transformer in transformers_of(pipe).items():
-            handles.append(transformer.register_forward_pre_hook(before(name), with_kwargs=True))
-            handles.append(transformer.register_forward_hook(after))
+        transformers = transformers_of(pipe)
+        for transformer in transformers.values():
             for layer, weight in probes_of(transformer):
                 inner = _inner_forward(layer)
                 if inner is None:
@@ -222,7 +272,8 @@ def counted(pipe: Any, between: Callable[[int], None] | None = None) -> Iterator
                 else:
                     wrapped.append((inner, inner.original_forward))
                     inner.original_forward = _and_then(count(weight), inner.original_forward)
-        yield tally
+        with _called_through(transformers, around):
+            yield tally
     finally:
         for handle in handles:
             handle.remove()

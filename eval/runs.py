@@ -171,6 +171,7 @@ class _Run:
                 "sample": sample.id,
                 "seconds": outcome.generation.seconds,
                 "denoise_seconds": tally.denoise_seconds,
+                "denoiser_seconds": tally.denoiser_seconds,
                 "work": tally.work,
                 "reported_share": outcome.reported_share,
                 "calls": outcome.calls,

@@ -49,6 +49,13 @@ def _row(lines: dict[str, Any], dense: dict[str, Any], warmup: dict[str, Any]) -
     ratios = [dense[sample]["seconds"] / line["seconds"] for sample, line in lines.items()]
     share = float(np.mean([line["computed_share"] for line in lines.values()]))
     speedup = _spread(ratios)
+    inside = [
+        (dense[sample]["denoiser_seconds"], line["denoiser_seconds"])
+        for sample, line in lines.items()
+        # results of earlier versions have none
+        if line.get("denoiser_seconds") and dense[sample].get("denoiser_seconds")
+    ]
+    denoiser_speedup = _spread([a / b for a, b in inside]) if inside else None
     denoise = [line["denoise_seconds"] for line in lines.values() if line.get("denoise_seconds")]
     return {
         "n": len(lines),
@@ -74,6 +81,9 @@ def _row(lines: dict[str, Any], dense: dict[str, Any], warmup: dict[str, Any]) -
         "speedup": speedup,
         "computed_share": share,
         "efficiency": speedup["median"] * share,
+        "denoiser_seconds": _spread([b for _, b in inside]) if inside else None,
+        "denoiser_speedup": denoiser_speedup,
+        "denoiser_efficiency": denoiser_speedup["median"] * share if denoiser_speedup else None,
         "peak_memory_bytes": max(line["peak_memory_bytes"] for line in lines.values()),
     }
 

@@ -33,6 +33,7 @@ class Column:
         about: what the header's tooltip says.
         spread: keys beside `path[-1]` that give the range [low, high].
         markdown: whether the compact table has it.
+        beside: path of a figure next to which the column stands, if only with dashes.
     """
 
     key: str
@@ -42,6 +43,7 @@ class Column:
     about: str
     spread: tuple[str, str] | None = None
     markdown: bool = False
+    beside: tuple[str, ...] = ()
 
 
 def _db(value: float) -> str:
@@ -86,6 +88,17 @@ COLUMNS = (
     Column(
         "computed_share", "computed", ("computed_share",), _percent,
         "block calls run / block calls of dense, weighted by parameters", None, True,
+    ),
+    Column(
+        "efficiency", "efficiency", ("efficiency",), _percent,
+        "speed-up × computed share: how much of the skipped block work came off the whole call, "
+        "which has a text encoder, a scheduler and a VAE that no cache shortens",
+    ),
+    Column(
+        "denoiser_efficiency", "denoiser efficiency", ("denoiser_efficiency",), _percent,
+        "dense denoiser seconds / denoiser seconds × computed share: the same of the transformer "
+        "calls alone, forecast ones included",
+        beside=("efficiency",),
     ),
     Column(
         "psnr", "PSNR mean", ("psnr", "mean"), _db,
@@ -137,7 +150,11 @@ def _columns(evaluation: Evaluation) -> list[Column]:
     return [
         column
         for column in COLUMNS
-        if any(evaluation.number(c, *column.path) is not None for c in evaluation.configs)
+        if any(
+            evaluation.number(c, *path) is not None
+            for path in (column.path, column.beside)
+            for c in evaluation.configs
+        )
     ]
 
 
