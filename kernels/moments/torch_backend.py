@@ -70,8 +70,11 @@ def _heads(
         scores = scores.unflatten(2, own.shape[2:4]) + bias[:, :, rows, None]
         # A query tile without marginal tiles: weights of 0, and no NaN in their gradients.
         some = (bias[:, :, rows] > -torch.inf).any(-1)[..., None]
-        total = scores.masked_fill(~some[..., None], 0.0).logsumexp(-1)
-        weights = (scores - total[..., None]).exp()
+        scores = scores.masked_fill(~some[..., None], 0.0)
+        # The largest weight is exp(top - lse), so one pass of exponentials gives both.
+        weights = scores.softmax(-1)
+        total = scores.amax(-1) - weights.amax(-1).log()
+        weights = weights.masked_fill(~some[..., None], 0.0)
         if real is None:
             mean = weights.mean(3)
         else:
