@@ -36,10 +36,9 @@ class Arguments:
         place = self._names.index(name) if name in self._names else len(args)
         return args[place] if place < len(args) else default
 
-    def shapes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of those arguments of a call that are tensors."""
-        named = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        return {k: tuple(v.shape) for k, v in named.items() if isinstance(v, torch.Tensor)}
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call by name."""
+        return {**dict(zip(self._names, args, strict=False)), **kwargs}
 
     def exchanged(
         self, name: str, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -80,6 +80,10 @@ class Teacher:
         found = self._arguments[call.component].get(self._adapter.sample, call.args, call.kwargs)
         return as_tensor(found)
 
+    def named(self, call: TeacherCall) -> dict[str, Any]:
+        """The arguments of a call by name."""
+        return self._arguments[call.component].named(call.args, call.kwargs)
+
     def calls(self, item: Any, seed: int, wanted: Callable[[DenoisingStep], bool]) -> list[Any]:
         """Transformer calls for one item of the data.
 

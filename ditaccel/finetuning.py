@@ -282,7 +282,8 @@ class _Run:
     # -- training --
 
     def _output(self, call: TeacherCall) -> Tensor:
-        with self._student.attending(call.component, call.step, self._teacher.sample(call)):
+        sample, named = self._teacher.sample(call), self._teacher.named(call)
+        with self._student.attending(call.component, call.step, sample, named):
             return self._teacher.output(call)
 
     def _error(self, calls: Sequence[TeacherCall]) -> float:

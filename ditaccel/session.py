@@ -214,8 +214,8 @@ class Session:
                 given = [argument(key, args, kwargs) for key in adapter.samples]
                 samples = [as_tensor(sample) for sample in given]
                 if attention is not None:
-                    shapes = arguments.shapes(args, kwargs)
-                    attention.begin(step, samples[0], has_conditions(given[0]), shapes)
+                    named = arguments.named(args, kwargs)
+                    attention.begin(step, samples[0], has_conditions(given[0]), named)
                 if cache is not None:
                     wanted = arguments.get("return_dict", args, kwargs, True)
                     call = cache.begin(step, samples, wanted)

@@ -7,20 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .grids import Grid, GridRule, of_patches, patch_grid
+
 
 def packed_tokens(config: Any, shape: tuple[int, ...]) -> int:
     """Image or video tokens of latents that come packed, `(B, L, C)`."""
     return shape[1]
-
-
-def patch_grid(config: Any, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Frames, rows and columns of the tokens of latents `(B, C, [F,] H, W)` cut into patches."""
-    patch = config.patch_size
-    if isinstance(patch, int):
-        patch = (getattr(config, "patch_size_t", None) or 1, patch, patch)
-    pairs = zip(reversed(shape[2:]), reversed(patch), strict=False)
-    columns, rows, frames = (*(size // step for size, step in pairs), 1, 1)[:3]
-    return frames, rows, columns
 
 
 def patch_tokens(config: Any, shape: tuple[int, ...]) -> int:
@@ -122,6 +114,8 @@ class FamilyAdapter:
             are in the same sequence.
         given: number of tokens of given frames in front of those of the latents, from the
             transformer's config and the shapes of its arguments; None where there are none.
+        place: the grid of the image or video tokens (a rule of `grids`), None where it is not
+            known; latents that `patch_tokens` cuts into patches need none.
         text: where text tokens stand in the sequence: `none`, `front` or `back`.
         presets: preset name -> config as `AccelerationConfig.to_dict` writes it.
         timestep: argument of the transformer that carries the timestep.
@@ -141,6 +135,7 @@ class FamilyAdapter:
     dense: str = ""
     tokens: Callable[[Any, tuple[int, ...]], int] | None = None
     given: Callable[[Any, Mapping[str, tuple[int, ...]]], int] | None = None
+    place: GridRule | None = None
     text: str = "none"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     timestep: str = "timestep"
@@ -155,11 +150,13 @@ class FamilyAdapter:
         """Arguments that carry latents."""
         return (self.sample,) if self.beside is None else (self.sample, self.beside)
 
-    def grid(self, config: Any, shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-        """Frames, rows and columns of the image or video tokens; None where latents come packed.
+    def grid(self, config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid | None:
+        """Frames, rows and columns of the image or video tokens; None where that is not known.
 
         Args:
             config: of the transformer.
             shape: of the latents that it is given.
+            named: the arguments of its call by name.
         """
-        return patch_grid(config, shape) if self.tokens is patch_tokens else None
+        rule = self.place or (of_patches if self.tokens is patch_tokens else None)
+        return None if rule is None else rule(config, shape, named)

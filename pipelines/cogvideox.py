@@ -3,6 +3,7 @@
 from typing import Any
 
 from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets
+from .grids import frames_first
 
 
 def _tokens(config: Any, shape: tuple[int, ...]) -> int:
@@ -24,6 +25,7 @@ ADAPTER = FamilyAdapter(
     ),
     attention=(AttentionContract("transformer_blocks"),),
     tokens=_tokens,
+    place=frames_first,
     text="front",
     guidance="batched",
     presets=adaptive_presets(),

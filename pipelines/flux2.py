@@ -7,6 +7,7 @@ from .adapter import (
     adaptive_presets,
     packed_tokens,
 )
+from .grids import from_ids
 
 ADAPTER = FamilyAdapter(
     name="flux2",
@@ -26,6 +27,7 @@ ADAPTER = FamilyAdapter(
         AttentionContract("single_transformer_blocks", "attn"),
     ),
     tokens=packed_tokens,
+    place=from_ids,
     text="front",
     presets=adaptive_presets(warmup=5, guidance="difference"),
 )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets
+from .grids import channels_last
 
 
 def _tokens(config: Any, shape: tuple[int, ...]) -> int:
@@ -24,5 +25,6 @@ ADAPTER = FamilyAdapter(
     # With NABLA (a sparse attention of its own) the model masks by blocks: then this stays dense.
     attention=(AttentionContract("visual_transformer_blocks", "self_attention"),),
     tokens=_tokens,
+    place=channels_last,
     presets=adaptive_presets(warmup=6, guidance="difference"),
 )

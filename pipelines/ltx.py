@@ -7,6 +7,7 @@ from .adapter import (
     adaptive_presets,
     packed_tokens,
 )
+from .grids import from_sizes
 
 ADAPTER = FamilyAdapter(
     name="ltx",
@@ -14,6 +15,7 @@ ADAPTER = FamilyAdapter(
     blocks=(BlockContract("transformer_blocks", forecast_modules=("attn1", "attn2", "ff")),),
     attention=(AttentionContract("transformer_blocks"),),
     tokens=packed_tokens,
+    place=from_sizes,
     guidance="batched",
     presets=adaptive_presets(),
 )

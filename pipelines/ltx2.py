@@ -7,6 +7,7 @@ from .adapter import (
     adaptive_presets,
     packed_tokens,
 )
+from .grids import from_sizes
 
 _PARTS = ("attn1", "audio_attn1", "attn2", "audio_attn2")
 _CROSS = ("audio_to_video_attn", "video_to_audio_attn")
@@ -25,6 +26,7 @@ ADAPTER = FamilyAdapter(
     # 20 seconds of sound are 500 tokens: too few for tiles.
     attention=(AttentionContract("transformer_blocks"),),
     tokens=packed_tokens,
+    place=from_sizes,
     beside="audio_hidden_states",
     guidance="batched",
     presets=adaptive_presets(),

@@ -7,6 +7,7 @@ from .adapter import (
     adaptive_presets,
     packed_tokens,
 )
+from .grids import from_image_shapes
 
 ADAPTER = FamilyAdapter(
     name="qwen_image",
@@ -21,6 +22,7 @@ ADAPTER = FamilyAdapter(
     ),
     attention=(AttentionContract("transformer_blocks", "attn"),),
     tokens=packed_tokens,
+    place=from_image_shapes,
     text="front",
     presets=adaptive_presets(warmup=5, guidance="difference"),
 )

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-Grid = tuple[int, int, int]
+from ..pipelines.grids import Grid
 
 
 @lru_cache(maxsize=32)

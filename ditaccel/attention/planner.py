@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..denoising import DenoisingStep
 from ..kernels import Marking, TileAttentionOutput, TileCentroids, TileMap
 from ..patching import PatchLedger
+from ..pipelines.grids import Grid
 
 State = dict[Any, Any]
 
@@ -40,7 +41,7 @@ class LayerContext:
     length: int
     text: tuple[int, int] | None = None
     keys: Tensor | None = None
-    grid: tuple[int, int, int] | None = None
+    grid: Grid | None = None
 
     @property
     def fraction(self) -> float:

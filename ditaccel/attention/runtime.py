@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..denoising import DenoisingStep
@@ -16,6 +17,7 @@ from ..kernels import TileMap, inverse_permute, permute, tile_attention
 from ..kernels.attention import why
 from ..patching import PatchLedger
 from ..pipelines import submodule
+from ..pipelines.grids import Grid
 from .masks import KeyMask, NotKeyPadding
 from .planner import Attaching, Dense, LayerContext, Plan, Planner, State
 from .processor import AttentionModule, ProcessorSeam
@@ -75,7 +77,7 @@ class _Now:
 
     step: DenoisingStep
     tokens: int | None
-    grid: tuple[int, int, int] | None = None
+    grid: Grid | None = None
     calls: Counter[int] = field(default_factory=Counter)
     densities: list[Tensor] = field(default_factory=list)
 
@@ -111,6 +113,7 @@ class AttentionRuntime:
         self._seam = ProcessorSeam(self._modules, self._attend)
         self._states: dict[tuple[str, int, int], State] = {}
         self._masks: dict[str, KeyMask] = {}
+        self._grids: dict[tuple[int, str, torch.Size], Grid | None] = {}
         self._first_with: dict[str, str] = {}  # layers with masks that nothing can be done with
         self._refused: set[tuple[str, int]] = set()  # the same, in this generation, by branch
         self._now: _Now | None = None
@@ -167,7 +170,7 @@ class AttentionRuntime:
         step: DenoisingStep,
         sample: Tensor,
         conditions: bool = False,
-        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        named: Mapping[str, Any] | None = None,
     ) -> None:
         """A transformer call begins.
 
@@ -175,18 +178,28 @@ class AttentionRuntime:
             step: where it stands.
             sample: the latents.
             conditions: whether condition images come with them, in an order that is not known.
-            shapes: of the transformer's arguments.
+            named: the transformer's arguments by name.
         """
         if conditions and not self._off:
             self._turn_off(
                 "condition images are in one sequence with the text, and where is not known; "
                 "attention stays dense"
             )
-        adapter = self._adapter
+        adapter, named = self._adapter, named or {}
         tokens = None if adapter.tokens is None else adapter.tokens(self._config, sample.shape)
         if tokens is not None and adapter.given is not None:
-            tokens += adapter.given(self._config, shapes or {})
-        self._now = _Now(step, tokens, adapter.grid(self._config, sample.shape))
+            shapes = {k: tuple(v.shape) for k, v in named.items() if isinstance(v, Tensor)}
+            tokens += adapter.given(self._config, shapes)
+        self._now = _Now(step, tokens, self._grid(step, sample, named))
+
+    def _grid(self, step: DenoisingStep, sample: Tensor, named: Mapping[str, Any]) -> Grid | None:
+        """Where the tokens lie; looked at once a generation, since a rule may wait for a device."""
+        key = (step.generation, step.branch, sample.shape)
+        if key not in self._grids:
+            if step.generation not in {known[0] for known in self._grids}:
+                self._grids.clear()
+            self._grids[key] = self._adapter.grid(self._config, tuple(sample.shape), named)
+        return self._grids[key]
 
     def finish(self) -> None:
         """The transformer call has returned."""

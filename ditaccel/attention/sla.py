@@ -41,7 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "critical": 5.0,
     "negligible": 0.0,
     "feature_map": "softmax",
-    "cube": [16, 2, 2],
+    "cube": None,
     "q_tile": None,
     "k_tile": None,
 }
@@ -50,6 +50,8 @@ PUBLISHED: dict[str, Any] = {"negligible": 10.0, "cube": []}
 # Queries and keys of a tile, from this many tokens on. Short sequences would have too few tiles to
 # choose a few percent of them, and they vary too much within one for its moments to stand for it.
 TILES = ((0, (32, 32)), (8192, (128, 64)))
+# A tile of keys should be a neighbourhood: long in time, or a square of a picture.
+CUBE, SQUARE = (16, 2, 2), (1, 8, 8)
 _SERVES = 5  # steps that the first choice of orders serves; each later one serves twice as long
 _SAMPLE = 8  # one query tile in so many is looked at for it
 
@@ -270,14 +272,15 @@ class SLAPlanner:
         return self.options["q_tile"] or chosen[0], self.options["k_tile"] or chosen[1]
 
     def _cubes(self, context: LayerContext, device: torch.device) -> Order | None:
-        cube = tuple(self.options["cube"])
-        if not cube or context.grid is None:
+        cube, grid = self.options["cube"], context.grid
+        if grid is None or cube == []:
             return None
-        tokens, text = math.prod(context.grid), context.text or (0, 0)
+        cube = (CUBE if grid[0] > 1 else SQUARE) if cube is None else tuple(cube)
+        tokens, text = math.prod(grid), context.text or (0, 0)
         if tokens != context.length - (text[1] - text[0]):
             return None  # something else stands in the sequence too
         start = text[1] if text[0] == 0 else 0
-        return cube_order(context.grid, cube, context.length, start, device)
+        return cube_order(grid, cube, context.length, start, device)
 
     def _sampled(
         self,

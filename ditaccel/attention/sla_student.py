@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,13 +151,15 @@ class Student:
             self.apply()
 
     @contextmanager
-    def attending(self, component: str, step: DenoisingStep, sample: Tensor) -> Iterator[None]:
-        """SLA for one transformer call."""
+    def attending(
+        self, component: str, step: DenoisingStep, sample: Tensor, named: Mapping[str, Any]
+    ) -> Iterator[None]:
+        """SLA for one transformer call with these latents, and these arguments by name."""
         runtime = self._runtimes[component]
         runtime.clear()
         runtime.log.records.clear()
         runtime.log.maps.clear()
-        runtime.begin(step, sample)
+        runtime.begin(step, sample, named=named)
         try:
             yield
         finally:
