@@ -1,10 +1,12 @@
 """Where the adapters say image, video and text tokens are, and where the transformers have them."""
 
 import inspect
+import math
 
 import pytest
 import torch
 from ditaccel.pipelines import adapters
+from ditaccel.pipelines.grids import from_ids, from_image_shapes
 from planners import RecordingPlanner, use
 from tiny import generate
 from tiny_families import ATTENTION_FAMILIES, FAMILIES, family_of
@@ -81,6 +83,44 @@ def test_token_count_follows_the_size(name):
     sample = as_tensor(first_call(pipe, call, **FAMILIES[name].resized)[adapter.sample])
     tokens = adapter.tokens(pipe.transformer.config, tuple(sample.shape))
     assert tokens == FAMILIES[name].resized_tokens
+
+
+# One frame at a time (latte), padded (hidream, z_image), sound, frames of other sizes (framepack).
+WITHOUT_GRID = {"framepack", "hidream", "latte", "stable_audio", "z_image"}
+
+
+@pytest.mark.parametrize("name", ATTENTION_FAMILIES)
+def test_the_grid_of_the_tokens_is_the_one_of_the_picture(name, monkeypatch):
+    pipe, call = FAMILIES[name]()
+    size = {**call, **FAMILIES[name].resized}
+    planner = RecordingPlanner()
+    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    generate(pipe, call, num_inference_steps=2, **FAMILIES[name].resized)
+    for context, _ in planner.seen:
+        start, end = context.text or (0, 0)
+        fits = context.grid and math.prod(context.grid) == context.length - (end - start)
+        assert bool(fits) == (name not in WITHOUT_GRID)
+        if fits and "height" in size:
+            assert context.grid[1] * size["width"] == context.grid[2] * size["height"]
+            assert (context.grid[0] > 1) == ("num_frames" in size)
+
+
+def test_ids_that_are_no_plain_grid_give_none():
+    rows, columns = torch.meshgrid(torch.arange(2), torch.arange(3), indexing="ij")
+    ids = torch.stack([torch.zeros(6).long(), rows.flatten(), columns.flatten()], 1)
+    assert from_ids(None, (1, 6, 4), {"img_ids": ids}) == (1, 2, 3)
+    condition = ids.clone()
+    condition[:, 0] = 1
+    for other in (torch.cat([ids, condition]), ids.flip(0), ids[:5], ids[:1]):
+        assert from_ids(None, (1, len(other), 4), {"img_ids": other}) is None
+    assert from_ids(None, (1, 6, 4), {}) is None
+
+
+def test_condition_images_of_qwen_image_leave_no_grid():
+    one, two = [(1, 4, 6)], [(1, 4, 6), (1, 2, 2)]
+    assert from_image_shapes(None, (2, 24, 64), {"img_shapes": [one, one]}) == (1, 4, 6)
+    for shapes in ([two], [one, [(1, 6, 4)]], [], None):
+        assert from_image_shapes(None, (1, 24, 64), {"img_shapes": shapes}) is None
 
 
 @pytest.mark.parametrize("name", ATTENTION_FAMILIES)
