@@ -30,6 +30,8 @@ from .state import describe, summarise
 from .worker import WorkerOptions, part_of
 
 _CRF = {"h264": 18, "av1": 24}
+# Bad rows that are named before anything is made.
+_NAMED = 10
 
 
 def _settings(args: argparse.Namespace, facts: Facts, device: str) -> Settings:
@@ -153,8 +155,11 @@ def run(args: argparse.Namespace) -> int:
 
     if repeated:
         note(f"{repeated} rows repeat earlier ones exactly: made once (--seeds makes more of each)")
-    for item in [item for item in ours if item.error][:10]:
+    bad = [item for item in ours if item.error]
+    for item in bad[:_NAMED]:
         note(f"row {item.row} cannot be made: {item.error}")
+    if len(bad) > _NAMED:
+        note(f"{len(bad) - _NAMED} more rows cannot be made")
     if args.dry_run:
         config = facts.resolve(settings.config)
         lines = _plan_lines(facts, work, config, items, ours, str(args.out))
@@ -168,7 +173,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             print("\n".join(lines))
         return 3 if any(item.error for item in ours) else 0
-    return _generate(args, facts, work, items, ours, note)
+    said = set() if args.quiet else {item.id for item in bad[:_NAMED]}
+    return _generate(args, facts, work, items, ours, note, said)
 
 
 def _generate(
@@ -178,6 +184,7 @@ def _generate(
     items: list[Item],
     ours: list[Item],
     note: Callable[[str], Any],
+    said: set[str],
 ) -> int:
     folder = JobFolder(args.out)
     folder.make()
@@ -207,7 +214,7 @@ def _generate(
     if args.json:
         print(json.dumps(summary, indent=1))
     else:
-        print("\n".join(describe(summary)))
+        print("\n".join(describe(summary, said)))
         print(f"made {made.done} in {duration(summary['wall_seconds'])}")
         others = folder.foreign(items)
         if others:

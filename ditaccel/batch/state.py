@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from ..progress import duration
@@ -93,8 +93,13 @@ def where_time_goes(seconds: dict[str, float]) -> str:
     return f"{', '.join(parts)} of {duration(total)}"
 
 
-def describe(summary: dict[str, Any]) -> list[str]:
-    """The summary in plain lines."""
+def describe(summary: dict[str, Any], said: Collection[str] = ()) -> list[str]:
+    """The summary in plain lines.
+
+    Args:
+        summary: made by `summarise`.
+        said: ids of failures whose reasons the user has just read: they are counted only.
+    """
     lines = [
         f"{summary['done']} of {summary['items']} items done, {summary['failed']} failed, "
         f"{summary['left']} left"
@@ -110,9 +115,13 @@ def describe(summary: dict[str, Any]) -> list[str]:
             lines.append(f"transformer calls forecast: {100 * summary['hit_rate']:.0f} %")
     if summary.get("working") and summary["seconds_left"] is not None:
         lines.append(f"about {duration(summary['seconds_left'])} left")
-    reasons = Counter(failure["reason"] for failure in summary["failures"])
+    failures = [failure for failure in summary["failures"] if failure["id"] not in said]
+    known = len(summary["failures"]) - len(failures)
+    if known:
+        lines.append(f"failed: {known} bad row{'s' if known > 1 else ''}, named at the start")
+    reasons = Counter(failure["reason"] for failure in failures)
     for reason, count in reasons.most_common(10):
-        rows = [str(f["row"]) for f in summary["failures"] if f["reason"] == reason]
+        rows = [str(f["row"]) for f in failures if f["reason"] == reason]
         which = ", ".join(rows[:5]) + (", …" if count > 5 else "")
         lines.append(f"failed: row{'s' if count > 1 else ''} {which}: {reason}")
     if len(reasons) > 10:

@@ -135,10 +135,19 @@ def test_bad_rows_fail_alone(generate: Run, jobs: Jobs, tmp_path: Path) -> None:
     path = jobs(2, [{"seed": "x", "class_label": 1}, {"class_label": 1, "call": {"foo": 1}}])
     code, printed, noted = generate(path)
     assert code == 3 and "2 of 4 items done, 2 failed" in printed
-    assert "row 3: seed is 'x'" in printed and "row 4 cannot be made" in noted
+    assert "row 3 cannot be made: seed is 'x'" in noted and "row 4 cannot be made" in noted
     lines = read_lines(tmp_path / "out" / "results.jsonl")
     assert [line["status"] for line in lines] == ["done", "done", "failed", "failed"]
     assert_tidy(tmp_path / "out")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_bad_row_is_named_once(generate: Run, jobs: Jobs, quiet: bool) -> None:
+    path = jobs(1, [{"seed": f"x{i}", "class_label": 1} for i in range(12)])
+    _, printed, noted = generate(path, *(["--quiet"] if quiet else []))
+    text = printed + noted
+    assert all(text.count(f"seed is 'x{i}'") == 1 for i in range(10 if quiet else 12))
+    assert ("10 bad rows, named at the start" in printed) is not quiet
 
 
 def _spoil(monkeypatch: pytest.MonkeyPatch, seed: int, error: Exception, times: int = 99) -> list:
