@@ -92,8 +92,8 @@ class AccelerationConfig:
             if value is not None and type(value) not in known:
                 what = "a caching" if kind == "cache" else "an attention"
                 raise ConfigError(
-                    f"{kind}= is a {type(value).__name__}, no config of {what} method; known: "
-                    f"{', '.join(c.__name__ for c in known)}"
+                    f"{kind}= is of type {type(value).__name__}, no config of {what} method; give "
+                    f"one of: {', '.join(c.__name__ for c in known)}"
                 )
 
     @property
@@ -278,6 +278,19 @@ def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
     return AccelerationConfig(**{made.kind: made}, label=f"{family} {name}")
 
 
+def _no_config(value: Any) -> str:
+    """What to do in place of handing `value` over as a config."""
+    known = methods().values()
+    if type(value) in known:
+        return f"config is a method's own; give it as {value.kind}={type(value).__name__}(…)"
+    if isinstance(value, type) and value in known:
+        return f"config is a class; give one of it, as {value.kind}={value.__name__}(…)"
+    return (
+        f"config is of type {type(value).__name__}; give a preset name ('balanced'), the path of a "
+        "config file, an inline spec ('taylorseer:interval=3') or an AccelerationConfig"
+    )
+
+
 def resolve(text: str | os.PathLike[str], family: str | FamilyAdapter) -> AccelerationConfig:
     """Read a preset name, the path of a config file, or an inline spec.
 
@@ -288,11 +301,7 @@ def resolve(text: str | os.PathLike[str], family: str | FamilyAdapter) -> Accele
     try:
         name = os.fspath(text)
     except TypeError:
-        what = type(text).__name__
-        usage = "a preset name, a config file, an inline spec or an AccelerationConfig"
-        if type(text) in methods().values():
-            usage += f"; give a method's config as {getattr(text, 'kind', 'cache')}="
-        raise ConfigError(f"config is a {what}; it must be {usage}") from None
+        raise ConfigError(_no_config(text)) from None
     if name.endswith((".yaml", ".yml", ".json")) or isinstance(text, os.PathLike):
         return load(name)
     if ":" in name or "&" in name or name in methods():

@@ -139,8 +139,8 @@ def finetune(
     for i, item in enumerate(data):
         require(
             isinstance(item, (str, Mapping)),
-            f"item {i} of data is a {type(item).__name__}; give prompts, or mappings of arguments "
-            "of the pipeline call",
+            f"item {i} of data is of type {type(item).__name__}; give prompts, or mappings of "
+            "arguments of the pipeline call",
         )
     if isinstance(pipe, torch.nn.Module):
         raise UsageError("finetune needs the pipeline: a transformer alone makes no noisy latents")

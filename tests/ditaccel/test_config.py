@@ -135,8 +135,10 @@ def test_a_config_of_no_method_is_refused():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (5, "config is a int; it must be a preset name"),
-        (ditaccel.TaylorSeerConfig(), "TaylorSeerConfig.*give a method's config as cache="),
+        (5, r"config is of type int; give a preset name \('balanced'\), the path of a config file"),
+        ([], "config is of type list; give "),
+        (ditaccel.TaylorSeerConfig(), r"a method's own; give it as cache=TaylorSeerConfig\("),
+        (ditaccel.SVG2Config, r"config is a class; give one of it, as attention=SVG2Config\("),
         ("", "no preset ''. Known: "),
     ],
 )

@@ -179,7 +179,7 @@ def test_what_is_refused_says_why(tmp_path):
 
     for wanted, options in (
         ("data is empty", {"data": []}),
-        ("item 1 of data is a int", {"data": ["a", 3]}),
+        ("item 1 of data is of type int", {"data": ["a", 3]}),
         ("steps is 0", {"steps": 0}),
         ("lr is 0", {"lr": 0}),
         ("train is 'lora'", {"train": "lora"}),
