@@ -278,6 +278,25 @@ def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
     return AccelerationConfig(**{made.kind: made}, label=f"{family} {name}")
 
 
+def _refuse_rows_of_eval(text: str) -> None:
+    """`ditaccel eval` compares more than configs; say what to do with such a row elsewhere."""
+    if text.startswith("peer/"):
+        raise ConfigError(
+            f"{text!r} names a peer, which ditaccel eval alone runs; here give a method or preset"
+        )
+    head, _, rest = text.partition("+")
+    name, _, steps = head.partition(":")
+    if name.strip() != "steps":
+        return
+    then = "do not accelerate it (ditaccel generate: --config none)"
+    if rest:
+        then = f"give {rest.strip()!r} as the config"
+    raise ConfigError(
+        f"{text!r}: fewer steps are an argument of the call and no method; call the pipeline with "
+        f"num_inference_steps={steps.strip() or 'N'} (ditaccel generate: --steps), and {then}"
+    )
+
+
 def _no_config(value: Any) -> str:
     """What to do in place of handing `value` over as a config."""
     known = methods().values()
@@ -304,6 +323,7 @@ def resolve(text: str | os.PathLike[str], family: str | FamilyAdapter) -> Accele
         raise ConfigError(_no_config(text)) from None
     if name.endswith((".yaml", ".yml", ".json")) or isinstance(text, os.PathLike):
         return load(name)
+    _refuse_rows_of_eval(name)
     if ":" in name or "&" in name or name in methods():
         return parse_spec(name)
     return preset(name, family)

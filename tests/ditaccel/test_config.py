@@ -140,6 +140,9 @@ def test_a_config_of_no_method_is_refused():
         (ditaccel.TaylorSeerConfig(), r"a method's own; give it as cache=TaylorSeerConfig\("),
         (ditaccel.SVG2Config, r"config is a class; give one of it, as attention=SVG2Config\("),
         ("", "no preset ''. Known: "),
+        ("steps:25", r"call the pipeline with num_inference_steps=25 .*: --config none"),
+        ("steps:25+fast", r"num_inference_steps=25 .*, and give 'fast' as the config"),
+        ("peer/fbc:threshold=0.1", "a peer, which ditaccel eval alone runs"),
     ],
 )
 def test_a_config_of_a_wrong_kind_is_one_clear_line(wrong, message):
