@@ -246,6 +246,36 @@ def _parse_method(spec: str) -> Any:
     return method_from_dict(data)
 
 
+def spec_of(config: AccelerationConfig) -> str:
+    """A config as a user writes it: inline where that says the same, else as YAML.
+
+    Options that have their defaults are left out; `parse_spec` or `from_dict` reads back the same
+    methods.
+    """
+    text = " & ".join(map(_method_spec, config.methods))
+    try:
+        same = parse_spec(text).methods == config.methods
+    except ConfigError:
+        same = False  # a comma or an ampersand in a path
+    return text if same else yaml.safe_dump(to_dict(config), sort_keys=False).strip()
+
+
+def _method_spec(method: Any) -> str:
+    options = {
+        f.name: getattr(method, f.name)
+        for f in dataclasses.fields(method)
+        if getattr(method, f.name) != f.default
+    }
+    written = (f"{name}={_written(value)}" for name, value in options.items())
+    return ":".join(filter(None, (method.method, ",".join(written))))
+
+
+def _written(value: Any) -> str:
+    """A value in YAML, on one line."""
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=float("inf"))
+    return str(text).removesuffix("\n").removesuffix("\n...")
+
+
 def _split(text: str) -> list[str]:
     """Split at commas outside brackets."""
     items, depth, item = [], 0, ""

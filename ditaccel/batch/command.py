@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from .. import config as configs
 from .. import provenance
 from ..errors import ConfigError
 from ..progress import Progress, duration
@@ -66,6 +67,14 @@ def _settings(args: argparse.Namespace, facts: Facts, device: str) -> Settings:
     )
 
 
+def _config_line(text: str, config: Any) -> str:
+    """The text as given, and what it stands for where that is another one."""
+    if config is None:
+        return "none (dense)"
+    spec = configs.spec_of(configs.from_dict(config))
+    return spec if spec == text else f"{text}, which is {spec}"
+
+
 def _plan_lines(
     facts: Facts, run: Run, config: Any, items: Sequence[Item], ours: Sequence[Item], out: str
 ) -> list[str]:
@@ -73,7 +82,7 @@ def _plan_lines(
     good = [item for item in items if not item.error]
     lines = [
         f"model: {facts.model} ({facts.pipeline}, {facts.family or 'no known family'})",
-        "config: " + ("none (dense)" if config is None else json.dumps(config)),
+        f"config: {_config_line(settings.config, config)}",
         f"items: {len(items)}, {len(items) - len(good)} of them bad rows",
         f"this command: {len(ours)} of them"
         + (

@@ -19,6 +19,7 @@ def test_every_method_and_preset_round_trips(tmp_path):
     made += [configs.preset(p, a.name) for a in adapters().values() for p in a.presets]
     assert len(made) >= 12
     for config in made:
+        assert configs.parse_spec(configs.spec_of(config)).methods == config.methods
         for suffix in ("yaml", "json"):
             path = tmp_path / f"config.{suffix}"
             configs.dump(config, path)
@@ -91,6 +92,28 @@ def test_mistakes_in_options_are_named(spec, message):
     with pytest.raises(ConfigError) as error:
         configs.parse_spec(spec)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "taylorseer",
+        "taylorseer:interval=7",
+        "step_mask:steps=[0, 2, 5]",
+        "sla:weights='off'",
+        "taylorseer:order=2,memory_budget=2GB & lite_attention:threshold=-3.0",
+    ],
+)
+def test_a_config_is_written_as_a_user_writes_it(spec):
+    assert configs.spec_of(configs.parse_spec(spec)) == spec
+
+
+def test_what_no_spec_can_say_is_written_as_yaml(tmp_path):
+    config = AccelerationConfig(attention=ditaccel.SLAConfig(weights="a, b & c.safetensors"))
+    text = configs.spec_of(config)
+    assert text.startswith("ditaccel: 1\n")
+    (tmp_path / "config.yaml").write_text(text)
+    assert configs.load(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize(
