@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +26,7 @@ from .learning import DryRun
 from .patching import PatchLedger, compiled_as_a_whole, patch_of, unwrapped
 from .pipelines import FamilyAdapter
 from .report import CallRecord, Report
+from .warning import warn
 
 _FORECAST = "forecast"
 
@@ -318,7 +318,7 @@ class Session:
             return
         self._warned.add(once or line)
         self._report.warnings.append(line)
-        warnings.warn(f"ditaccel: {line}", stacklevel=3)
+        warn(line)
 
     def abort(self) -> None:
         """Forget the running generation (it raised)."""

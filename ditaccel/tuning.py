@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from .errors import ConfigError, UnsupportedError, UsageError
 from .recording import Recording, record
 from .schedule_search import Plan, Trajectory, plans
 from .session import session_of
+from .warning import warn
 
 STATISTICS = ("mean", "min")
 _CAP = 99.0
@@ -288,11 +288,7 @@ class Tuner:
         if not reached:
             best = max(runs, key=lambda r: r.level(statistic))
             of = "" if statistic == "mean" else " for the worst sample"
-            warnings.warn(
-                f"ditaccel: no plan reaches {psnr:g} dB{of}; the best has "
-                f"{best.level(statistic):.1f} dB",
-                stacklevel=3,
-            )
+            warn(f"no plan reaches {psnr:g} dB{of}; the best has {best.level(statistic):.1f} dB")
             return best
         return min(reached, key=lambda r: r.computed_share)
 
