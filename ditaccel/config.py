@@ -329,7 +329,7 @@ def _refuse_rows_of_eval(text: str) -> None:
 
 def _no_config(value: Any) -> str:
     """What to do in place of handing `value` over as a config."""
-    known = methods().values()
+    known: list[Any] = list(methods().values())
     if type(value) in known:
         return f"config is a method's own; give it as {value.kind}={type(value).__name__}(…)"
     if isinstance(value, type) and value in known:

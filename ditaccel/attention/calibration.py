@@ -20,10 +20,10 @@ from torch import Tensor
 
 from ..config import require
 from ..errors import UsageError
-from ..kernels import TileAttentionOutput, tile_attention
+from ..kernels import tile_attention
 from .lite_attention import LiteAttentionConfig, LiteAttentionPlanner
 from .observe import observed
-from .planner import Dense, LayerContext, Plan, State
+from .planner import Dense, LayerContext, State, Watcher
 
 CANDIDATES = (-20.0, -14.0, -10.0, -8.0, -6.5, -5.0, -4.0, -3.0, -2.2, -1.6, -1.0, -0.5)
 # Drops nothing that has any weight in float32.
@@ -45,25 +45,21 @@ class Calibration:
     density: tuple[float, ...]
 
 
-class _Recorder:
-    """A planner that leaves everything dense, and measures every candidate on the way."""
-
-    least_tokens = 0
-    least_steps = 0
-    break_even: float | None = 1.0
+class _Recorder(Watcher):
+    """Measures every candidate at every call."""
 
     def __init__(self, candidates: Mapping[float, LiteAttentionConfig], parts: int) -> None:
         self._planners = {name: LiteAttentionPlanner(c) for name, c in candidates.items()}
         self._parts = parts
-        self.backend = next(iter(self._planners.values())).backend
         self.layers = 0
         # (layer, part, candidate) -> [relative errors], [densities]
         self.errors: dict[tuple[int, int, float], list[float]] = defaultdict(list)
         self.densities: dict[tuple[int, int, float], list[float]] = defaultdict(list)
 
-    def plan(
+    def look(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
-    ) -> Plan | Dense:
+    ) -> None:
+        """Let each candidate plan, and hold its output against the dense one."""
         self.layers = context.layers
         part = min(int(context.fraction * self._parts), self._parts - 1)
         dense: Tensor | None = None
@@ -83,10 +79,6 @@ class _Recorder:
             key = (context.layer, part, name)
             self.errors[key].append(float(error))
             self.densities[key].append(plan.tile_map.density())
-        return Dense("calibrating")
-
-    def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
-        """Never called: nothing is computed from a plan."""
 
 
 def _measure(

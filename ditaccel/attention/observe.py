@@ -1,4 +1,4 @@
-"""Run a pipeline under a planner of one's own: to calibrate, or to look at its attention."""
+"""Look at the attention of a pipeline while it runs: to calibrate, or to measure."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..config import AccelerationConfig
 from ..errors import UsageError
 from ..session import Session, session_of
 from .lite_attention import LiteAttentionConfig
-from .planner import Planner
+from .planner import Watcher
 
 
 @contextmanager
-def observed(pipe: Any, planner: Planner) -> Iterator[None]:
-    """Ask `planner` at every self-attention call within a `with` block; nothing else changes.
+def observed(pipe: Any, watcher: Watcher) -> Iterator[None]:
+    """Show `watcher` every self-attention call within a `with` block; nothing else changes.
 
     Raises:
         UsageError: the pipeline is accelerated.
@@ -26,7 +26,7 @@ def observed(pipe: Any, planner: Planner) -> Iterator[None]:
     if session_of(transformers) is not None:
         raise UsageError("this needs the dense pipeline; call ditaccel.restore(pipe) first")
     config = AccelerationConfig(attention=LiteAttentionConfig())
-    session = Session(pipe, transformers, config, planner=planner)
+    session = Session(pipe, transformers, config, planner=watcher)
     try:
         yield
     finally:

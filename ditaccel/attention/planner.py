@@ -7,6 +7,7 @@ the kernel and keeps the planner's state, one per layer and guidance branch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -123,6 +124,32 @@ class Planner(Protocol):
     def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
         """Learn from what the kernel saw."""
         ...
+
+
+class Watcher(ABC):
+    """A planner that only looks: by its nature every call stays dense, which is no fault."""
+
+    least_tokens = 0
+    least_steps = 0
+    break_even: float | None = None
+    backend: str | None = None
+
+    @abstractmethod
+    def look(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> None:
+        """See a call before it is computed; for the arguments see `Planner.plan`."""
+
+    def plan(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> Plan | Dense:
+        """Look, and leave the call dense."""
+        self.look(q, k, v, scale, context, state)
+        return Dense("watched")
+
+    def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
+        """Never called: there is no plan to learn from."""
+        raise AssertionError("a watcher plans nothing")
 
 
 @runtime_checkable

@@ -19,7 +19,7 @@ from ..patching import PatchLedger
 from ..pipelines import submodule
 from ..pipelines.grids import Grid
 from .masks import KeyMask, NotKeyPadding
-from .planner import Attaching, Dense, LayerContext, Plan, Planner, State
+from .planner import Attaching, Dense, LayerContext, Plan, Planner, State, Watcher
 from .processor import AttentionModule, ProcessorSeam
 from .records import AttentionLog, AttentionRecord, Stopwatch, thumbnail
 
@@ -222,6 +222,8 @@ class AttentionRuntime:
                     f"{self._name} ({branch}): its processors called attention in a way that is "
                     "not seen here (keys and values kept between steps?); attention stayed dense"
                 )
+        elif isinstance(self.planner, Watcher):
+            return
         elif not self._sparse and not _SAID.issuperset(self._reasons):
             self._warn(
                 f"{self._name}: no attention call of a whole generation was sparse "

@@ -33,7 +33,7 @@ from ditaccel.kernels import (
 from torch import Tensor
 
 from ditaccel.attention.observe import observed
-from ditaccel.attention.planner import Dense, LayerContext, Plan, State
+from ditaccel.attention.planner import LayerContext, Plan, State, Watcher
 from ditaccel.attention.sla import SLAConfig
 from ditaccel.errors import UsageError
 
@@ -55,27 +55,22 @@ def best_projection(linear: Tensor, wanted: Tensor) -> Tensor:
     return (x @ torch.linalg.solve(products + ridge, x.mT @ wanted.double())).to(linear.dtype)
 
 
-class _Watcher:
-    """A planner that leaves all calls dense, and tries every way on some of them."""
-
-    least_tokens = 0
-    least_steps = 0
-    break_even: float | None = 1.0
-    backend: str | None = None
+class _Watcher(Watcher):
+    """Tries every way on some of the calls."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         # (critical, way) -> [errors], [densities]
         self.seen: dict[tuple[float, str], list[list[float]]] = defaultdict(lambda: [[], []])
 
-    def plan(
+    def look(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
-    ) -> Plan | Dense:
+    ) -> None:
+        """Try every way, on calls that are sampled."""
         sampled = context.step.index % self._args.every == self._args.every // 2
         if sampled and context.layer % self._args.layers == self._args.layers // 2:
             with torch.no_grad():
                 self._try(q, k, v, scale, context)
-        return Dense("watched")
 
     def _try(self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext) -> None:
         grouped = q.shape[1] != k.shape[1]
@@ -151,9 +146,6 @@ class _Watcher:
             stand_in = TileCentroids(moments.keys, moments.values, bias)
             out = tile_attention(q, k, v, tile_map, scale=scale, centroids=stand_in).output
             add(way, out, tile_map)
-
-    def update(self, plan: Plan, result: Any, state: State) -> None:
-        """Never called."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

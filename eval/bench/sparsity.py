@@ -15,13 +15,12 @@ import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ditaccel.attention.observe import observed
-from ditaccel.attention.planner import Dense, LayerContext, Plan, State
+from ditaccel.attention.planner import LayerContext, State, Watcher
 from ditaccel.errors import UsageError
 
 FIELDS = ("model", "layer", "head", "mass", "token_density", "tile_density", "overlap")
@@ -50,13 +49,8 @@ def tile_mass(weights: Tensor, q_tile: int, k_tile: int) -> Tensor:
     return tiles.unflatten(-2, (-1, q_tile)).sum(-2)
 
 
-class _Watcher:
-    """A planner that computes nothing and looks at the weights of some steps."""
-
-    least_tokens = 0
-    least_steps = 0
-    break_even: float | None = 1.0
-    backend: str | None = None
+class _Watcher(Watcher):
+    """Looks at the weights of some steps."""
 
     def __init__(self, every: int, masses: list[float], q_tile: int, k_tile: int) -> None:
         self._every, self._masses, self._tiles = every, masses, (q_tile, k_tile)
@@ -65,11 +59,12 @@ class _Watcher:
             lambda: [[], [], []]
         )
 
-    def plan(
+    def look(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
-    ) -> Plan | Dense:
+    ) -> None:
+        """Add up the weights of each head, at steps that are sampled."""
         if context.step.index % self._every:
-            return Dense("not sampled")
+            return
         group = q.shape[1] // k.shape[1]
         for head in range(q.shape[1]):
             scores = q[0, head].float() @ k[0, head // group].float().T
@@ -84,10 +79,6 @@ class _Watcher:
                 if last is not None:
                     row[2].append(float((kept & last).sum() / kept.sum()))
                 state[("kept", head, mass)] = kept
-        return Dense("watched")
-
-    def update(self, plan: Plan, result: Any, state: State) -> None:
-        """Never called."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

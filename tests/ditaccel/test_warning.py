@@ -40,9 +40,8 @@ def test_one_out_of_a_verb_points_at_the_verb(monkeypatch):
         line = here(), ditaccel.accelerate(pipe)
     ditaccel.restore(pipe)
     assert lines_of(caught) == {line[0]}
-    with pytest.warns(UserWarning, match="no family") as caught:
-        with ditaccel.accelerated(pipe):
-            line = here()
+    with pytest.warns(UserWarning, match="no family") as caught, ditaccel.accelerated(pipe):
+        line = here()
     file, number = line
     assert lines_of(caught) == {(file, number - 1)}
 
