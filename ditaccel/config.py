@@ -329,11 +329,12 @@ def _refuse_rows_of_eval(text: str) -> None:
 
 def _no_config(value: Any) -> str:
     """What to do in place of handing `value` over as a config."""
-    known: list[Any] = list(methods().values())
-    if type(value) in known:
-        return f"config is a method's own; give it as {value.kind}={type(value).__name__}(…)"
-    if isinstance(value, type) and value in known:
-        return f"config is a class; give one of it, as {value.kind}={value.__name__}(…)"
+    for known in methods().values():
+        kind, name = getattr(known, "kind", ""), known.__name__
+        if type(value) is known:
+            return f"config is a method's own; give it as {kind}={name}(…)"
+        if value is known:
+            return f"config is a class; give one of it, as {kind}={name}(…)"
     return (
         f"config is of type {type(value).__name__}; give a preset name ('balanced'), the path of a "
         "config file, an inline spec ('taylorseer:interval=3') or an AccelerationConfig"

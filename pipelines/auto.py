@@ -165,17 +165,25 @@ class Watch:
             NotRecognisedError: the blocks are no chain; with what is missing.
         """
         trunk = self._trunk()
-        blocks, attention = [], []
-        for container in trunk:
-            blocks.append(self._contract(container))
-            attention += [
-                AttentionContract(container, path)
-                for path, crosses in self._attention.get(container, {}).items()
-                if not crosses
-            ]
-        return replace(
-            self.adapter, blocks=tuple(blocks), attention=tuple(attention), provisional=False
+        blocks = tuple(self._contract(container) for container in trunk)
+        attention = tuple(
+            AttentionContract(container, path)
+            for container in (*self._sides(trunk, blocks[0].hidden), *trunk)
+            for path, crosses in self._attention.get(container, {}).items()
+            if not crosses
         )
+        return replace(self.adapter, blocks=blocks, attention=attention, provisional=False)
+
+    def _sides(self, trunk: list[str], hidden: str) -> list[str]:
+        """Containers beside the trunk that attend over its tokens (VACE's hints), as they run.
+
+        Others attend over something else: text, or some of the tokens.
+        """
+        first: dict[str, BlockCall] = {}
+        for call in self.calls:
+            first.setdefault(call.container, call)
+        tokens = first[trunk[0]].shapes[hidden]
+        return [c for c in first if c not in trunk and tokens in first[c].shapes.values()]
 
     def _trunk(self) -> list[str]:
         """The containers that pass the hidden states on to each other, up to the last one."""
