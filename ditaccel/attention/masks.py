@@ -34,7 +34,12 @@ class KeyMask:
     def __init__(self, mask: Any) -> None:
         if not isinstance(mask, Tensor):
             raise NotKeyPadding(f"it has a {type(mask).__name__}, a sparse attention of its own")
-        self._source = mask
+        self._source: Tensor | None = mask
+        self._version = _version(mask)
+        self._kind = _kind(mask)
+        self._expanded = _is_expanded(mask)
+        if self._expanded:
+            mask = mask[..., :1, :]
         if mask.ndim == 2:
             mask = mask[:, None, None, :]
         elif mask.ndim == 3:
@@ -60,6 +65,20 @@ class KeyMask:
             if not self._rows_agree(mask[:, 0], keys, rows):
                 raise NotKeyPadding("its mask differs between queries")
         self.keys: Tensor | None = None if bool(keys.all()) else keys
+        self._rows, self._sample = self._sampled(self._source, keys)
+
+    @staticmethod
+    def _sampled(source: Tensor, keys: Tensor) -> tuple[list[int], Tensor | None]:
+        """Rows of the first, the middle and the last real token; None where there is one row."""
+        if source.ndim == 2 or source.shape[-2] == 1:
+            return [], None
+        if _is_expanded(source):
+            return [0], source[..., [0], :]
+        real = range(source.shape[-2])
+        if len(real) == keys.shape[-1]:
+            real = keys.any(dim=0).nonzero()[:, 0].tolist() or real
+        rows = sorted({real[0], real[len(real) // 2], real[-1]})
+        return rows, source[..., rows, :]
 
     @staticmethod
     def _rows_agree(mask: Tensor, keys: Tensor, rows: Tensor) -> bool:
@@ -70,13 +89,48 @@ class KeyMask:
             agree &= ((part == keys[:, None]) | ~real[..., None]).all()
         return bool(agree)
 
-    def covers(self, mask: Tensor) -> bool:
+    def covers(self, mask: Tensor, trusted: bool = False) -> bool:
         """Whether this is the mask it was made from, or a copy: some blocks make their own.
 
         Many only look at one mask in another shape, which is seen without waiting for the device.
+
+        Args:
+            mask: of another call.
+            trusted: whether all of an earlier mask of that layer was looked at, and found to be key
+                padding. Then some of its rows tell: its pairs of tokens are too many to compare
+                them in every layer at every step.
         """
-        source = self._source
-        if mask.shape != source.shape or mask.dtype != source.dtype or mask.device != source.device:
+        if _kind(mask) != self._kind:
             return False
-        same = mask.data_ptr() == source.data_ptr() and mask.stride() == source.stride()
-        return same or torch.equal(mask, source)
+        source = self._source
+        if source is not None and _version(source) != self._version:
+            source = None  # overwritten since
+        if source is not None and _is_view(mask, source):
+            return True
+        one_row = self._expanded and _is_expanded(mask)
+        if self._sample is not None and (trusted or one_row):
+            return torch.equal(mask[..., self._rows, :], self._sample)
+        return source is not None and torch.equal(mask, source)
+
+    def release(self) -> None:
+        """Let go of a mask of all pairs of tokens; its rows tell copies from now on."""
+        if self._sample is not None:
+            self._source = None
+
+
+def _is_expanded(mask: Tensor) -> bool:
+    """Whether all rows of queries are one row in memory."""
+    return mask.ndim > 2 and mask.shape[-2] > 1 and mask.stride(-2) == 0
+
+
+def _kind(mask: Tensor) -> tuple[Any, ...]:
+    return mask.shape, mask.dtype, mask.device
+
+
+def _version(mask: Tensor) -> int:
+    """A count of writes, which tensors of inference mode do not keep."""
+    return 0 if mask.is_inference() else mask._version
+
+
+def _is_view(mask: Tensor, source: Tensor) -> bool:
+    return mask.data_ptr() == source.data_ptr() and mask.stride() == source.stride()

@@ -112,7 +112,8 @@ class AttentionRuntime:
         self.log = AttentionLog(name, [m.name for m in self._modules])
         self._seam = ProcessorSeam(self._modules, self._attend)
         self._states: dict[tuple[str, int, int], State] = {}
-        self._masks: dict[str, KeyMask] = {}
+        self._masks: dict[str, KeyMask] = {}  # the last one of each branch
+        self._padding: set[tuple[str, int]] = set()  # layers whose masks are key padding, likewise
         self._grids: dict[tuple[int, str, torch.Size], Grid | None] = {}
         self._first_with: dict[str, str] = {}  # layers with masks that nothing can be done with
         self._refused: set[tuple[str, int]] = set()  # the same, in this generation, by branch
@@ -142,6 +143,7 @@ class AttentionRuntime:
         """Forget everything: a new generation begins, or the last one broke off."""
         self._states.clear()
         self._masks.clear()
+        self._padding.clear()
         self._refused.clear()
         self._now = None
         self._off = ""
@@ -206,7 +208,8 @@ class AttentionRuntime:
         now, self._now = self._now, None
         if now is None:
             return
-        self._masks.pop(now.step.branch, None)
+        if now.step.branch in self._masks:
+            self._masks[now.step.branch].release()
         total = now.step.total
         if not self._judged and total and now.step.index >= total // 2 and now.densities:
             self._judge_gain(now.densities)
@@ -331,7 +334,7 @@ class AttentionRuntime:
             if place in self._refused:
                 return Dense("mask")  # looking at it again would wait for the device
             try:
-                keys = self._key_mask(now.step.branch, mask)
+                keys = self._key_mask(place, mask)
             except NotKeyPadding as error:
                 self._refused.add(place)
                 first = self._first_with.setdefault(str(error), self._modules[layer].name)
@@ -354,11 +357,16 @@ class AttentionRuntime:
             return None
         return (0, length - tokens) if side == "front" else (tokens, length)
 
-    def _key_mask(self, branch: str, mask: Tensor) -> Tensor | None:
-        """The mask as key padding; looked at once per transformer call."""
+    def _key_mask(self, place: tuple[str, int], mask: Tensor) -> Tensor | None:
+        """The mask as key padding, for a branch and layer.
+
+        Of masks of all pairs of tokens, each layer's is looked at in full once a generation.
+        """
+        branch, _ = place
         known = self._masks.get(branch)
-        if known is None or not known.covers(mask):
+        if known is None or not known.covers(mask, trusted=place in self._padding):
             known = self._masks[branch] = KeyMask(mask)
+        self._padding.add(place)
         return known.keys
 
     def _state(self, key: tuple[str, int, int], q: Tensor, k: Tensor) -> State:

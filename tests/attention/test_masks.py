@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+from planners import RecordingPlanner, use
+from tiny import generate
+from tiny_families import FAMILIES
 
+import ditaccel
 from ditaccel.attention import masks
 from ditaccel.attention.masks import KeyMask, NotKeyPadding
 
@@ -44,6 +48,72 @@ def test_views_of_one_mask_are_known_without_a_comparison(monkeypatch):
     assert not found.covers(KEYS)
     with pytest.raises(TypeError):
         found.covers(KEYS.clone()[:, None, None])
+
+
+def test_a_mask_that_was_overwritten_is_another_one():
+    for mask in (KEYS[:, None, None].clone(), PAIRS.clone()):
+        found = KeyMask(mask)
+        mask[..., 0] = False
+        assert not found.covers(mask) and not found.covers(mask, trusted=True)
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """Numbers of elements that were compared, of each comparison."""
+    counts, plain = [], torch.equal
+    monkeypatch.setattr(torch, "equal", lambda a, b: counts.append(a.numel()) or plain(a, b))
+    return counts
+
+
+def test_rows_tell_a_copy_where_the_layer_is_trusted(compared):
+    found = KeyMask(PAIRS)
+    assert found.covers(PAIRS.clone(), trusted=True) and compared == [2 * 3 * 7]
+    other = KEYS.roll(1, -1)
+    for wrong in (
+        other[:, None, None] & KEYS[:, None, :, None],
+        PAIRS & torch.ones(7, 7).tril().bool(),
+    ):
+        assert not found.covers(wrong, trusted=True)
+    found.release()
+    assert found.covers(PAIRS.clone(), trusted=True) and not found.covers(PAIRS.clone())
+
+
+def test_an_expanded_mask_is_one_row(compared):
+    row = KEYS[:, None, None]
+    found = KeyMask(row.expand(2, 1, 7, 7))
+    assert torch.equal(found.keys, KEYS)
+    compared.clear()
+    assert found.covers(row.clone().expand(2, 1, 7, 7)) and compared == [2 * 7]
+    assert not found.covers(~row.expand(2, 1, 7, 7)) and found.covers(row.repeat(1, 1, 7, 1))
+
+
+def test_pairs_of_tokens_are_compared_once_a_layer_and_generation(compared, monkeypatch):
+    """HunyuanVideo 1.5 makes a mask of all pairs in every block."""
+    made, shapes, plain = [], set(), KeyMask.__init__
+
+    def look(self, mask):
+        made.append(mask.shape)
+        shapes.add(tuple(mask.shape))
+        plain(self, mask)
+
+    monkeypatch.setattr(KeyMask, "__init__", look)
+    pipe, call = FAMILIES["hunyuan_video15"]()
+    planner = RecordingPlanner()
+    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    for generation in (1, 2):
+        made.clear(), compared.clear()
+        generate(pipe, call)
+        steps = {context.step.index for context, _ in planner.seen}
+        branches = {context.step.branch for context, _ in planner.seen}
+        layers = planner.seen[0][0].layers
+        ((batch, heads, length, _),) = shapes
+        assert heads == 1 and len(steps) > 3 and layers > 1, generation
+        assert len(made) == len(branches)
+        whole = [n for n in compared if n == batch * length**2]
+        assert len(whole) == len(branches) * (layers - 1)
+        rows = [n for n in compared if n <= 3 * batch * length]
+        assert len(rows) == len(branches) * layers * (len(steps) - 1)
+        assert len(compared) == len(whole) + len(rows)
 
 
 def test_a_mask_of_nothing_is_none(parts):
