@@ -11,7 +11,7 @@ import dataclasses
 import importlib.metadata
 import platform
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from .errors import DitaccelError, UnsupportedError, UsageError
 from .patching import unwrapped
 from .pipelines import FamilyAdapter
 from .session import Session, session_of, too_few_steps
+from .sizes import CallSize, call_size
 
 # Tokens of a 1024 x 1024 picture in patches of 16, and of 81 frames at 832 x 480 (Wan).
 _TOKENS = {"image": 4096, "video": 32760}
@@ -332,6 +333,7 @@ def doctor(
     *,
     tokens: int | None = None,
     steps: int | None = None,
+    call: Mapping[str, Any] | None = None,
 ) -> Diagnosis:
     """Say what `accelerate` would do to a pipeline; nothing is run or changed.
 
@@ -339,9 +341,10 @@ def doctor(
         pipe: a diffusers pipeline, or a bare transformer; its weights may be on the meta device.
         config: a preset name, path, spec or `AccelerationConfig` to look at; by default all
             methods are, with their own defaults.
-        tokens: image or video tokens, for the estimate of memory; by default those of a common
-            size.
+        tokens: image or video tokens that a call makes; by default those of `call`, and for the
+            estimate of memory those of a common size.
         steps: scheduler steps that the pipeline will be called with.
+        call: height, width and frames that it will be called with; by default its own.
 
     Raises:
         ConfigError: the config is wrong.
@@ -373,6 +376,7 @@ def doctor(
         )
         found.config = chosen.label or " & ".join(m.method for m in chosen.methods)
     first = next(iter(transformers.values()))
+    ours = call_size(pipe, unwrapped(first), adapter, call)
     tried = chosen.methods if chosen is not None else _all_methods()
     for method in tried:
         setting = AccelerationConfig(**{method.kind: method})
@@ -386,7 +390,13 @@ def doctor(
                 reason = too_few_steps(method.method, policy, steps) or ""
             memory = _memory(policy, first, adapter, found.transformers[0])
             dry = dry and not policy.outside
+        elif tokens is not None and tokens < method.min_tokens and adapter.text == "none":
+            reason = reason or (
+                f"{tokens} tokens are fewer than its min_tokens={method.min_tokens}"
+            )
         note = "if a dry run at the first call shows how its blocks work" if dry else ""
+        if method.kind == "attention" and tokens is None and ours is not None and not note:
+            note = _too_short(method, ours)
         found.methods.append(MethodVerdict(method.method, method.kind, reason, memory, note))
     if chosen is not None:
         found.problem = next((m.reason for m in found.methods if m.reason), "")
@@ -394,6 +404,23 @@ def doctor(
     if found.transformers[0].attention:
         found.backends = _backends(first, device)
     return found
+
+
+def _too_short(method: Any, size: CallSize) -> str:
+    """That an attention method does nothing at a size, and from which on it would."""
+    if size.tokens >= method.min_tokens:
+        return ""
+    longer = size.reaching(method.min_tokens)
+    here = f" ({_in_words(size.call)})" if size.call else ""
+    more = "" if longer is None else f"; it would from {_in_words(longer)} on"
+    return (
+        f"but does nothing at this model's size{here}: {size.tokens} tokens are fewer than its "
+        f"min_tokens={method.min_tokens}{more}"
+    )
+
+
+def _in_words(call: Mapping[str, int]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in call.items())
 
 
 def _all_methods() -> list[Any]:

@@ -11,6 +11,7 @@ import torch
 
 from .diagnosis import doctor
 from .errors import UsageError
+from .models import read_sheet
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder of a diffusers pipeline")
     parser.add_argument("--config", help="preset, file or spec to look at (default: all methods)")
     parser.add_argument("--steps", type=int, help="steps that the pipeline will be called with")
-    parser.add_argument("--tokens", type=int, help="image or video tokens, for the memory estimate")
+    parser.add_argument("--tokens", type=int, help="image or video tokens that a call makes")
     parser.add_argument("--dtype", choices=_DTYPES, default="bf16", help="for the memory estimate")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise UsageError(f"--{name} is {value}; give 1 or more")
     pipe = hollow_pipeline(args.model, _DTYPES[args.dtype])
-    found = doctor(pipe, args.config, tokens=args.tokens, steps=args.steps)
+    call = read_sheet(args.model).call
+    found = doctor(pipe, args.config, tokens=args.tokens, steps=args.steps, call=call)
     print(json.dumps(found.to_dict(), indent=1) if args.json else found)
     return 0 if found.ok else 1
 
@@ -45,7 +47,7 @@ def hollow_pipeline(model: str | Path, dtype: torch.dtype = torch.bfloat16) -> A
     """The pipeline of a folder without a single weight: what its configs alone make of it.
 
     Returns:
-        An object of the pipeline's class name with `components` and `scheduler`; the transformers
+        An object of the pipeline's class name with `components`, `scheduler` and `vae`; the modules
         are on the meta device.
 
     Raises:
@@ -71,6 +73,7 @@ def hollow_pipeline(model: str | Path, dtype: torch.dtype = torch.bfloat16) -> A
             parts[name] = _scheduler(entry[1], folder / name)
     pipe = type(str(listed.get("_class_name", "Pipeline")), (), {})()
     pipe.components, pipe.scheduler = parts, parts.get("scheduler")
+    pipe.vae = _vae(listed.get("vae"), folder / "vae", dtype)
     return pipe
 
 
@@ -116,6 +119,14 @@ def _hollow(name: Any, path: Path, dtype: torch.dtype) -> Any:
             f"{path}: a {name} cannot be made from its config alone ({line}); call "
             "ditaccel.doctor(pipe) on the loaded pipeline"
         ) from None
+
+
+def _vae(entry: Any, path: Path, dtype: torch.dtype) -> Any:
+    """Sizes come from it; None where it cannot be made."""
+    try:
+        return None if not entry or entry[1] is None else _hollow(entry[1], path, dtype)
+    except UsageError:
+        return None
 
 
 def _scheduler(name: Any, path: Path) -> Any:

@@ -74,7 +74,7 @@ class KeyMask:
             return [], None
         if _is_expanded(source):
             return [0], source[..., [0], :]
-        real = range(source.shape[-2])
+        real = list(range(source.shape[-2]))
         if len(real) == keys.shape[-1]:
             real = keys.any(dim=0).nonzero()[:, 0].tolist() or real
         rows = sorted({real[0], real[len(real) // 2], real[-1]})

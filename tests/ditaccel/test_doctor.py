@@ -13,8 +13,13 @@ from tiny_families import FAMILIES, family_of
 
 import ditaccel
 from ditaccel import cli, families
+from ditaccel.attention.observe import observed
+from ditaccel.attention.planner import Watcher
 from ditaccel.diagnosis import _all_methods
 from ditaccel.doctor_command import hollow_pipeline
+from ditaccel.families import family_of as adapter_of
+from ditaccel.models import load_pipeline, read_sheet
+from ditaccel.sizes import call_size
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples" / "models"
 
@@ -28,6 +33,9 @@ def save_configs(pipe, folder):
     """A pipeline folder without weights."""
     folder.mkdir()
     index = {"_class_name": type(pipe).__name__, "vae": [None, None]}
+    if getattr(pipe, "vae", None) is not None:
+        pipe.vae.save_config(folder / "vae")
+        index["vae"] = ["diffusers", type(pipe.vae).__name__]
     for name, part in transformers_of(pipe).items():
         part.save_config(folder / name)
         index[name] = ["diffusers", type(part).__name__]
@@ -174,3 +182,45 @@ def test_pipelines_without_a_transformer_are_named():
     assert not found.ok and "has a UNet and no transformer" in str(found)
     with pytest.raises(ditaccel.UsageError, match="neither a diffusers pipeline"):
         ditaccel.doctor("pipe")
+
+
+def test_an_attention_method_that_would_do_nothing_at_the_default_size(tmp_path, capsys):
+    assert cli.main(["doctor", str(SAMPLES / "shapes-flux")]) == 0
+    text = capsys.readouterr().out
+    assert (
+        "Method svg2 (attention): works, but does nothing at this model's size (height=64, "
+        "width=64): 64 tokens are fewer than its min_tokens=1024; it would from height=256, "
+        "width=256 on" in text
+    )
+    assert cli.main(["doctor", str(SAMPLES / "shapes-dit"), "--config", "sla"]) == 0
+    assert "model's size: 64 tokens are fewer than its min_tokens=1024\n" in capsys.readouterr().out
+    assert cli.main(["doctor", str(SAMPLES / "shapes-wan")]) == 0  # 2048 tokens
+    assert "does nothing" not in capsys.readouterr().out
+    few = ["doctor", str(SAMPLES / "shapes-wan"), "--config", "svg2", "--tokens", "1000"]
+    assert cli.main(few) == 1
+    assert "1000 tokens are fewer than its min_tokens=1024" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["shapes-dit", "shapes-flux", "shapes-wan"])
+def test_the_tokens_of_a_size_are_those_that_attention_gets(name):
+    pipe = load_pipeline(str(SAMPLES / name))
+    pipe.set_progress_bar_config(disable=True)
+    call = {**read_sheet(SAMPLES / name).call, "num_inference_steps": 1}
+    if name == "shapes-wan":
+        call["num_frames"] = 7
+    asked = {"class_labels": [1]} if name == "shapes-dit" else {"prompt": "a red circle"}
+    lengths = set()
+
+    class Lengths(Watcher):
+        def look(self, q, k, v, scale, context, state):
+            begin, end = context.text or (0, 0)
+            lengths.add(context.length - (end - begin))
+
+    with observed(pipe, Lengths()):
+        for _ in range(2):
+            size = call_size(pipe, pipe.transformer, adapter_of(pipe.transformer), call)
+            lengths.clear()
+            pipe(**asked, **call, output_type="np")
+            assert lengths == {size.tokens}
+            call |= size.reaching(size.tokens + 1) or {}
+    assert call.get("height", 96) == 96  # pipelines want sizes in sixteens
