@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 
 from .pipelines import FamilyAdapter
-from .pipelines.adapter import packed_tokens
+from .pipelines.adapter import packed_tokens, patch_tokens
+from .pipelines.grids import patch_grid
 
 _SIZES = ("height", "width", "num_frames")
 # Pixels that height and width must divide by in most pipelines.
@@ -83,12 +84,11 @@ def call_size(
     if adapter.tokens is packed_tokens:
         step = _packing(vae, config)
         grid = (frames, rows // step, columns // step)
-    else:
+    elif adapter.tokens is patch_tokens:
         video = (frames,) if "num_frames" in chosen else ()
-        found = adapter.grid(config, (1, 1, *video, rows, columns))
-        if found is None:
-            return None
-        grid = found
+        grid = patch_grid(config, (1, 1, *video, rows, columns))
+    else:
+        return None
     if not all(grid):
         return None
     taken = _parameters(pipe)
