@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, help="calls per update (default 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=25, metavar="N", help="updates")
+    parser.add_argument(
+        "--average", type=float, default=0.99, help="decay of the averaged weights (default 0.99)"
+    )
     parser.add_argument("--inference-steps", type=int, help="scheduler steps of a generation")
     parser.add_argument("--device", help="torch device (default: the launcher's, or cpu)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
@@ -82,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
 
     from . import config as configs
     from .attention.sla import SLAConfig
-    from .finetuning import CURVE, finetune
+    from .finetuning import finetune
+    from .loss_curve import CURVE
     from .models import load_pipeline, read_prompts, read_sheet
 
     sheet = read_sheet(args.model)
@@ -121,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         seed=args.seed,
         save_every=args.save_every,
+        average=args.average,
         quiet=args.quiet,
         **call,
     )

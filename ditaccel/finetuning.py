@@ -15,7 +15,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,11 @@ from .denoising import DenoisingStep
 from .distillation import Teacher, TeacherCall
 from .errors import ConfigError, DitaccelError, UsageError
 from .files import append_line, read_lines, write_atomically, write_json
+from .loss_curve import LOSSES, draw_curve
 from .progress import Progress
 from .session import session_of
 
 STATE, ADAPTER, RUN = "state.pt", "adapter.safetensors", "run.json"
-LOSSES, CURVE = "loss.jsonl", "loss.png"
 _WARMUP = 20
 _PER_ROUND = 4  # generations that are recorded at a time
 _HELD_OUT = 16  # calls that the error before and after is measured on
@@ -76,6 +77,7 @@ class _Settings:
     batch: int
     seed: int
     save_every: int
+    average: float
 
     def __post_init__(self) -> None:
         choice("train", self.train, TRAIN)
@@ -84,6 +86,10 @@ class _Settings:
         for name in ("lr", "weights_lr"):
             value = getattr(self, name)
             require(0.0 < value < math.inf, f"{name} is {value}; give a number above 0")
+        require(
+            0.0 <= self.average < 1.0,
+            f"average is {self.average}; give a decay from 0 (the last update alone) to below 1",
+        )
 
 
 def finetune(
@@ -99,6 +105,7 @@ def finetune(
     batch: int = 1,
     seed: int = 0,
     save_every: int = 25,
+    average: float = 0.99,
     quiet: bool = False,
     **call: Any,
 ) -> Finetuned:
@@ -125,6 +132,8 @@ def finetune(
         batch: transformer calls per update and process.
         seed: of noise and order.
         save_every: updates between checkpoints.
+        average: decay of the exponential moving average of the weights, which is what the adapter
+            holds: updates of a few calls are noisy, and the model is nearly right to begin with.
         quiet: show no progress.
         **call: arguments of every pipeline call, e.g. `num_inference_steps=50, height=480`.
 
@@ -134,7 +143,7 @@ def finetune(
         UnsupportedError: a family whose attention cannot be trained.
         TrainingStopped: the loss is not finite; the last good checkpoint is kept.
     """
-    settings = _Settings(steps, train, lr, weights_lr, batch, seed, save_every)
+    settings = _Settings(steps, train, lr, weights_lr, batch, seed, save_every, average)
     require(not isinstance(data, str) and len(data) > 0, "data is empty; give at least one prompt")
     for i, item in enumerate(data):
         require(
@@ -187,10 +196,30 @@ class _Run:
         self._rates = [g["lr"] for g in self._optimiser.param_groups]
         self._round: tuple[int, list[TeacherCall]] = (-1, [])
         self._rounds_of: int | None = None
+        self._averages = [t.detach().clone() for t in self._trained()]
         self._step = 0
         self._before = math.nan
         self._check_size()
         self._claim(call)
+
+    def _trained(self) -> list[Tensor]:
+        return [*self._student.projections(), *self._student.changes()]
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The student with the averaged weights, for a while."""
+        own = [t.detach().clone() for t in self._trained()]
+        self._put(self._averages)
+        try:
+            yield
+        finally:
+            self._put(own)
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for tensor, value in zip(self._trained(), values, strict=True):
+                tensor.copy_(value)
+        self._student.apply()
 
     @property
     def _main(self) -> bool:
@@ -295,6 +324,10 @@ class _Run:
                 whole += float(target.square().sum())
         return math.sqrt(off / whole)
 
+    def _held_out_error(self, calls: Sequence[TeacherCall]) -> float:
+        with self._averaged():
+            return self._error(calls)
+
     def train(self) -> Finetuned:
         """Train to the end."""
         held_out = self._held_out()
@@ -305,9 +338,10 @@ class _Run:
         if not resumed:
             self._before = self._error(held_out)
             self._save()
+        now = self._held_out_error(held_out) if resumed else self._before
         progress.note(
             f"{self._bytes / 1e6:.2f} MB of weights to train; error {self._before:.4f} before, "
-            f"{self._error(held_out):.4f} at step {self._step}"
+            f"{now:.4f} at step {self._step}"
         )
         progress = Progress(
             self._settings.steps, self._step, self._quiet or not self._main, "finetune", "steps"
@@ -321,11 +355,12 @@ class _Run:
                     self._save()
         finally:
             progress.close()
-        after = self._error(held_out)
+        after = self._held_out_error(held_out)
         size = 0
         if self._main:
             self._student.sla.notes |= {"error_before": self._before, "error_after": after}
-            size = self._student.sla.save(self._folder / ADAPTER)
+            with self._averaged():
+                size = self._student.sla.save(self._folder / ADAPTER)
             draw_curve(self._folder)
         return Finetuned(self._folder / ADAPTER, self._step, self._before, after, size)
 
@@ -357,6 +392,10 @@ class _Run:
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         self._student.apply()
+        decay = min(self._settings.average, (1 + self._step) / (10 + self._step))
+        with torch.no_grad():
+            for kept, tensor in zip(self._averages, self._trained(), strict=True):
+                kept.lerp_(tensor, 1 - decay)
         self._step += 1
         if self._main:
             line = {
@@ -387,8 +426,8 @@ class _Run:
         state = {
             "step": self._step,
             "before": self._before,
-            "projections": [t.detach().cpu() for t in self._student.projections()],
-            "changes": [t.detach().cpu() for t in self._student.changes()],
+            "weights": [t.detach().cpu() for t in self._trained()],
+            "averages": [t.cpu() for t in self._averages],
             "optimiser": self._optimiser.state_dict(),
             "random": torch.get_rng_state(),
         }
@@ -400,7 +439,8 @@ class _Run:
             "data": len(self._data),
             "error_before": self._before,
         }
-        sla.save(self._folder / ADAPTER)
+        with self._averaged():
+            sla.save(self._folder / ADAPTER)
         write_atomically(self._folder / STATE, lambda file: file.write(buffer.getvalue()))
 
     def _resume(self) -> bool:
@@ -409,16 +449,11 @@ class _Run:
             return False
         state = _load(path)
         self._step, self._before = state["step"], state["before"]
-        with torch.no_grad():
-            for own, stored in (
-                (self._student.projections(), state["projections"]),
-                (self._student.changes(), state["changes"]),
-            ):
-                for tensor, value in zip(own, stored, strict=True):
-                    tensor.copy_(value)
+        self._put(state["weights"])
+        for kept, value in zip(self._averages, state["averages"], strict=True):
+            kept.copy_(value)
         self._optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["random"])
-        self._student.apply()
         if self._main:
             # lines behind the checkpoint are made again
             lines = [x for x in read_lines(self._folder / LOSSES) if x["step"] <= self._step]
@@ -450,30 +485,3 @@ def _accelerator(device: torch.device) -> Any:
             "each would train alone. Start them with `accelerate launch` or torchrun"
         )
     return accelerator
-
-
-def draw_curve(folder: Path) -> Path | None:
-    """Draw the loss of a run; None without matplotlib or without steps."""
-    lines = read_lines(folder / LOSSES)
-    if not lines:
-        return None
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    losses = torch.tensor([x["loss"] for x in lines], dtype=torch.float64)
-    smooth, value = [], losses[: min(10, len(losses))].mean()
-    for loss in losses:
-        value = 0.95 * value + 0.05 * loss
-        smooth.append(float(value))
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    steps = [x["step"] for x in lines]
-    axes.plot(steps, losses.tolist(), lw=0.4, alpha=0.4)
-    axes.plot(steps, smooth)
-    axes.set(yscale="log", xlabel="step", ylabel="mean squared error of the output")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    path = folder / CURVE
-    write_atomically(path, lambda file: file.write(buffer.getvalue()))
-    return path

@@ -16,7 +16,8 @@ import ditaccel
 from ditaccel import ConfigError, SLAConfig, UsageError, cli
 from ditaccel.attention.sla_adapter import SLAAdapter
 from ditaccel.files import read_lines
-from ditaccel.finetuning import CURVE, LOSSES, TrainingStopped, _Run, finetune
+from ditaccel.finetuning import TrainingStopped, _Run, finetune
+from ditaccel.loss_curve import CURVE, LOSSES
 
 CONFIG = SLAConfig(critical=20, mode="sla", q_tile=16, k_tile=16, min_tokens=0, dense_steps=0)
 
