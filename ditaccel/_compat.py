@@ -96,10 +96,13 @@ def _split_configs(transformer: nn.Module) -> Iterator[Any]:
     if getattr(transformer, "_parallel_config", None) is not None:
         yield transformer._parallel_config
     for module in transformer.modules():
-        config = getattr(getattr(module, "processor", None), "_parallel_config", None)
+        own = vars(module)
+        # not by getattr: of what a module lacks, torch makes an exception at some length
+        processor = own.get("processor", own["_modules"].get("processor"))
+        config = getattr(processor, "_parallel_config", None)
         if config is not None:
             yield config
-        hooks = getattr(module.__dict__.get("_diffusers_hook"), "hooks", {})
+        hooks = getattr(own.get("_diffusers_hook"), "hooks", {})
         for name, hook in hooks.items():
             if name.startswith(("cp_input---", "cp_output---")):
                 yield getattr(hook, "parallel_config", None)

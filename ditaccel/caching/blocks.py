@@ -127,11 +127,24 @@ def find_blocks(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[Bloc
     return blocks
 
 
-def placeholder(output: Any) -> Any:
-    """Of the right shape and without memory: what an idle module feeds is forecast anyway."""
+def placeholder(output: Any, before: Any = None) -> Any:
+    """Of the right shape and without memory: what an idle module feeds is forecast anyway.
+
+    Args:
+        output: of the idle module.
+        before: an earlier placeholder of it, which is taken again where it still fits.
+    """
     if isinstance(output, Tensor):
+        if (
+            isinstance(before, Tensor)
+            and before.shape == output.shape
+            and before.dtype == output.dtype
+            and before.device == output.device
+        ):
+            return before
         return output.new_zeros(1).expand(output.shape)
-    return tuple(placeholder(part) for part in output)
+    earlier = before if isinstance(before, tuple) and len(before) == len(output) else ()
+    return tuple(placeholder(p, b) for p, b in itertools.zip_longest(output, earlier))
 
 
 def regrouped(hidden: Tensor, like: torch.Size) -> Tensor:

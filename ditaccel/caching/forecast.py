@@ -146,6 +146,9 @@ class History:
     Args:
         order: highest order of forecast; `order + 1` features are kept.
         basis: one of `BASES`. `auto` takes the basis that forecast the computed steps best so far.
+
+    Attributes:
+        nbytes: bytes held.
     """
 
     def __init__(self, order: int, basis: str = "taylor") -> None:
@@ -159,6 +162,7 @@ class History:
         self._features: list[torch.Tensor] = []
         self._places: list[float] = []
         self._errors: dict[str, float] = {}
+        self.nbytes = 0
 
     def __len__(self) -> int:
         return len(self._features)
@@ -167,11 +171,6 @@ class History:
     def newest(self) -> torch.Tensor:
         """The feature of the newest computed step."""
         return self._features[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(f.numel() * f.element_size() for f in self._features)
 
     @property
     def chosen(self) -> str:
@@ -193,6 +192,8 @@ class History:
         self._features.insert(0, feature.detach().clone())
         self._places.insert(0, place)
         del self._features[self._keep :], self._places[self._keep :]
+        # every call asks, of every module
+        self.nbytes = sum(f.numel() * f.element_size() for f in self._features)
 
     def _score(self, place: float, feature: torch.Tensor) -> None:
         for basis in (*WEIGHTS, "exponential"):

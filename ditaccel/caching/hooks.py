@@ -36,6 +36,13 @@ _OTHER_LENGTH = (
 _FOLLOWS = Verdict(False, "computed with the first branch")
 
 
+def all_finite(values: torch.Tensor) -> torch.Tensor:
+    """Whether all values are finite, as a 0-d tensor on their device."""
+    # NaN goes through to both ends; a mask of all values costs twenty times a copy of them
+    low, high = torch.aminmax(values)
+    return torch.isfinite(low) & torch.isfinite(high)
+
+
 class BlockCache:
     """Carries out a policy on the blocks of one transformer.
 
@@ -311,6 +318,8 @@ class BlockCache:
 
     def _around_block(self, index: int, block: Block) -> Callable[..., Any]:
         first, last = index == self._first, index == self._last
+        if self.policy.outside:
+            return self._around_counted_block(block, last)
 
         def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
             call = self._call
@@ -352,6 +361,23 @@ class BlockCache:
 
         return around
 
+    def _around_counted_block(self, block: Block, last: bool) -> Callable[..., Any]:
+        """For a policy that needs nothing of the blocks: they are counted, or passed by."""
+
+        def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+            call = self._call
+            if call is not None and call.forecasting:
+                # the transformer returns more than can be put together without it
+                return block.passing(None, args, kwargs)
+            output = inner(*args, **kwargs)
+            if call is not None:
+                call.blocks_run += 1
+                call.cost_run += block.cost
+                call.reached_end = call.reached_end or last
+            return output
+
+        return around
+
     def _must_run(self, index: int, call: Call) -> bool:
         """Whether a block runs although the step is forecast."""
         if self.policy.granularity == "module":
@@ -375,7 +401,7 @@ class BlockCache:
     def _observe(self, call: Call, hidden: torch.Tensor) -> None:
         """Remember what the last block, or the transformer, gave on a computed step."""
         policy, state = self.policy, call.state
-        finite = torch.isfinite(hidden).all()
+        finite = all_finite(hidden.detach())
         self._finite = finite if self._finite is None else self._finite & finite
         feature = hidden
         if policy.target == "residual" and call.base is not None:
@@ -440,7 +466,7 @@ class BlockCache:
                 return parts[0] if len(parts) == 1 else tuple(parts)
             output = inner(*args, **kwargs)
             if role == "idle":
-                state.idle[visit] = placeholder(output)
+                state.idle[visit] = placeholder(output, state.idle.get(visit))
                 return output
             parts = [output] if isinstance(output, torch.Tensor) else list(output)
             histories = state.modules.setdefault(

@@ -5,6 +5,8 @@ import torch
 from tiny import generate, tiny_dit, tiny_flux, tiny_wan, tiny_wan22
 
 import ditaccel
+from ditaccel.caching.blocks import placeholder
+from ditaccel.caching.hooks import all_finite
 
 
 def computed(pipe, branch=None):
@@ -357,3 +359,24 @@ def test_non_finite_features_are_said_by_methods_without_a_gate():
         pytest.warns(UserWarning, match="non-finite features in generation 0"),
     ):
         generate(pipe, call)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("broken", ["nan", "inf", "-inf"])
+def test_one_broken_value_is_enough(dtype, broken):
+    values = torch.full((3, 5), torch.finfo(dtype).max, dtype=dtype)
+    values[0] *= -1
+    assert all_finite(values)
+    values[1, 2] = float(broken)
+    assert not all_finite(values)
+
+
+def test_a_placeholder_is_made_once():
+    one, two = torch.zeros(2, 3), torch.zeros(4, dtype=torch.bfloat16)
+    first = placeholder((one, two))
+    assert [(p.shape, p.dtype) for p in first] == [(t.shape, t.dtype) for t in (one, two)]
+    again = placeholder((one, two), first)
+    assert again[0] is first[0] and again[1] is first[1]
+    other = placeholder((torch.zeros(5), two), first)  # the next batch is of another size
+    assert other[0].shape == (5,) and other[1] is first[1]
+    assert placeholder(one, first).shape == one.shape
