@@ -21,9 +21,9 @@ WIDTH = 16
 SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "dense_steps": 0}
 
 
-def _context(length=128, index=4, text=None, grid=None, layer=2):
+def _context(length=128, index=4, text=None, grid=None, layer=2, keys=None):
     step = DenoisingStep(0, index, "cond", 500.0, sigma=0.5, total=10)
-    return LayerContext(step, layer=layer, layers=4, length=length, text=text, grid=grid)
+    return LayerContext(step, layer=layer, layers=4, length=length, text=text, keys=keys, grid=grid)
 
 
 def _tensors(heads=2, kv_heads=2, length=128, seed=0):
@@ -177,6 +177,57 @@ def test_text_attends_to_all_and_is_attended_to(text):
     mask = plan.tile_map.to_mask()
     touched = Tiling.fixed(128, 16).touched([text], "cpu")[0, 0]
     assert bool(mask[..., touched].all()) and not bool(mask.all())
+
+
+def test_masked_keys_count_neither_in_the_map_nor_in_the_moments():
+    """What stands behind the mask changes nothing, however large it is."""
+    q, k, v = _tensors()
+    keys = torch.ones(1, 128, dtype=torch.bool)
+    keys[:, 100:] = False  # the last tile in part, one tile behind it whole
+    loud = [torch.where(keys[:, None, :, None], x, 100 * x) for x in (k, v)]
+    for options in ({}, {"choose_by": "mass"}, {"mode": "sparse", "cube": (2, 2, 4)}):
+        config = SLAConfig(**{"critical": 20, "cube": (), **options, **SMALL})
+        context = _context(grid=(8, 4, 4), keys=keys)
+        plan, out = _run(config, q, k, v, context, keys)
+        again, same = _run(config, q, *loud, context, keys)
+        assert torch.equal(plan.tile_map.to_mask(), again.tile_map.to_mask())
+        torch.testing.assert_close(out, same)
+        if options.get("cube") is None:
+            assert not bool(plan.tile_map.to_mask()[..., 7].any()), "an empty tile is critical"
+
+
+def test_an_order_serves_longer_each_time(monkeypatch):
+    q, k, v = _tensors()
+    asked = []
+    monkeypatch.setattr(
+        SLAPlanner,
+        "_sampled",
+        lambda self, q, k, v, scale, context, order: (
+            asked.append(context.step.index) or torch.zeros(2)
+        ),
+    )
+    planner, state = SLAConfig(critical=20, **SMALL).planner(), {}
+    for index in range(45):
+        planner.plan(q, k, v, 0.25, _context(index=index, grid=(8, 4, 4)), state)
+    assert asked[::2] == asked[1::2] == [0, 5, 15, 35]  # two orders are tried each time
+
+
+def test_tiles_follow_the_length_unless_they_are_given():
+    planner = SLAConfig().planner()
+    assert [planner.tiles(n) for n in (1024, 8191, 8192, 75_000)] == [(32, 32)] * 2 + [
+        (128, 64)
+    ] * 2
+    assert SLAConfig(q_tile=64).planner().tiles(75_000) == (64, 64)
+
+
+def test_moments_of_the_map_are_used_again_but_not_for_other_tensors():
+    q, k, v = _tensors()
+    config = SLAConfig(critical=20, cube=(), **SMALL)
+    plan, out = _run(config, q, k, v)
+    fresh = plan.attend(q.clone(), k.clone(), v.clone(), None)
+    torch.testing.assert_close(out, fresh)
+    other = plan.attend(q, k, 2 * v, None)
+    torch.testing.assert_close(other, 2 * out)
 
 
 def test_first_steps_and_layers_stay_dense():

@@ -84,6 +84,17 @@ def test_the_adapter_brings_generations_nearer_to_dense(trained):
     assert errors[0] < errors[1]
 
 
+def test_the_adapter_holds_the_average_of_the_weights(tmp_path):
+    """After one update from 0 the average is 1 - 1/10 of it, whatever its decay is later on."""
+    last, average = (
+        _tensors(_train(tmp_path / str(decay), steps=1, average=decay).adapter)
+        for decay in (0.0, 0.5)
+    )
+    assert any(float(t.abs().max()) > 0 for t in last.values())
+    for name, tensor in last.items():
+        torch.testing.assert_close(average[name], 0.9 * tensor)
+
+
 def test_a_killed_run_goes_on_exactly(tmp_path, monkeypatch):
     _train(tmp_path / "whole", train="attention", weights_lr=1e-3)
     update = _Run._update
