@@ -53,7 +53,8 @@ TILES = ((0, (32, 32)), (8192, (128, 64)))
 # A tile of keys should be a neighbourhood: long in time, or a square of a picture.
 CUBE, SQUARE = (16, 2, 2), (1, 8, 8)
 _SERVES = 5  # steps that the first choice of orders serves; each later one serves twice as long
-_SAMPLE = 8  # one query tile in so many is looked at for it
+# One query tile in so many is looked at for it, and about this many of a long sequence.
+_SAMPLE, _SAMPLED = 8, 32
 
 
 @method("sla", kind="attention")
@@ -248,7 +249,8 @@ class SLAPlanner:
         """Heads, and the order in which their tokens are put: that of the model, or of cubes.
 
         Some heads look along time and some around a place. Which order serves a head is measured:
-        on one query tile in eight, against dense attention.
+        on one query tile in eight or fewer, against dense attention. It is a property of the head
+        more than of the step, so each choice serves twice as long as the one before.
         """
         every = list(range(q.shape[1]))
         cubes = self._cubes(context, q.device)
@@ -293,8 +295,10 @@ class SLAPlanner:
     ) -> Tensor:
         """Relative error of each head in an order, `(H,)`; heads that share keys get one value."""
         tile, length = self.tiles(context.length)[0], q.shape[2]
+        tiles = -(-length // tile)
+        every_nth = max(_SAMPLE, tiles // _SAMPLED)
         rows = torch.arange(length, device=q.device)
-        rows = rows[rows // tile % _SAMPLE == _SAMPLE // 2 % -(-length // tile)]
+        rows = rows[rows // tile % every_nth == every_nth // 2 % tiles]
         every = list(range(q.shape[1]))
         group = HeadGroup(self, every, order, q, k, v, scale, context, rows)
         out = group.attend(q, k, v, context.keys)

@@ -159,8 +159,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--critical", type=float, nargs="+", default=[5, 10, 20, 30], help="percent of the tiles"
     )
     parser.add_argument("--size", type=int, help="height and width in pixels")
-    parser.add_argument("--q-tile", type=int, default=128)
-    parser.add_argument("--k-tile", type=int, default=64)
+    parser.add_argument("--q-tile", type=int, help="by default what the length asks for")
+    parser.add_argument("--k-tile", type=int)
     parser.add_argument("--out", type=Path, help="CSV to write")
 
 
