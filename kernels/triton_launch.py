@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,20 @@ from .dispatch import interpreted, why_not_triton
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_HEAD_DIM = 256
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Compile-time flags of a kernel, and its options."""
+
+    flags: dict[str, Any]
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a launch is handed."""
+        return {**self.flags, "num_warps": self.warps, "num_stages": self.stages}
 
 
 def why_not(x: Tensor) -> str | None:

@@ -29,18 +29,72 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..dispatch import Backend, always, choose
+from ..dispatch import Backend, always, choose, reasons
 from ..tiling import Tiling
-from . import naive, torch_backend
-from .call import MomentCall, check_call
-from .moments import TileMoments, score_variance, tile_moments
+from . import naive, torch_backend, triton_backend, triton_moments
+from .call import MomentCall, MomentsCall, check_call
+from .moments import TileMoments, score_variance, tile_of
 
-__all__ = ["TileMoments", "moment_attention", "score_variance", "tile_moments"]
+__all__ = ["TileMoments", "moment_attention", "score_variance", "tile_moments", "why"]
 
 BACKENDS: tuple[Backend[MomentCall], ...] = (
+    Backend(
+        "triton",
+        triton_backend.why_not,
+        triton_backend.run,
+        by_name_only=lambda call: call.q.device.type == "cpu",
+    ),
     Backend("torch", torch_backend.why_not, torch_backend.run),
     Backend("naive", naive.why_not, naive.run, by_name_only=always),
 )
+# Plain torch is the definition of moments too: there is nothing simpler to hold it against.
+MOMENTS_BACKENDS: tuple[Backend[MomentsCall], ...] = (
+    Backend(
+        "triton",
+        triton_moments.why_not,
+        triton_moments.run,
+        by_name_only=lambda call: call.k.device.type == "cpu",
+    ),
+    Backend("torch", torch_backend.why_not, torch_backend.moments_of),
+)
+
+
+def tile_moments(
+    k: Tensor, v: Tensor, tiling: Tiling, mask: Tensor | None = None, *, backend: str | None = None
+) -> TileMoments:
+    """Means and spreads of the keys and values of each tile; autograd follows.
+
+    Args:
+        k: `(B, H, L, D)`, any strides.
+        v: the same.
+        tiling: tiles of fixed size.
+        mask: bool `(B, L)`, True for keys that count.
+        backend: `triton` or `torch`; by default the first that can run the call. A gradient takes
+            the latter.
+
+    Raises:
+        ValueError: the tiles vary in size, or a backend that cannot run the call.
+    """
+    tile_of(tiling)
+    call = MomentsCall(k, v, tiling, mask)
+    return choose("tile_moments", MOMENTS_BACKENDS, call, backend).run(call)
+
+
+def why(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    marginal: Tensor,
+    q_tiling: Tiling,
+    k_tiling: Tiling,
+    *,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    moments: TileMoments | None = None,
+) -> dict[str, str | None]:
+    """Why each backend cannot run this call of `moment_attention`; None for those that can."""
+    call = check_call(q, k, v, marginal, q_tiling, k_tiling, scale, mask, moments)
+    return reasons(BACKENDS, call)
 
 
 def moment_attention(
@@ -59,7 +113,7 @@ def moment_attention(
     """Attention to the tiles of `marginal` alone, each through its moments; autograd follows.
 
     Args:
-        q: `(B, H, Lq, D)`.
+        q: `(B, H, Lq, D)`, any strides.
         k: `(B, Hkv, Lk, D)`; Hkv divides H.
         v: like k.
         marginal: bool `(B|1, H|1, Tq, Tk)`, the tiles to attend to.
@@ -68,7 +122,8 @@ def moment_attention(
         scale: of the softmax; `1 / sqrt(D)` by default.
         mask: bool `(B, Lk)`, True for keys that count.
         moments: `tile_moments(k, v, k_tiling, mask)`, where they are known already.
-        backend: `torch` or `naive`; by default the first that can run the call.
+        backend: `triton`, `torch` or `naive`; by default the first that can run the call. A
+            gradient takes one of the latter. `why` gives the reasons.
 
     Returns:
         Output `(B, H, Lq, D)` in the dtype of q, and log-sum-exp `(B, H, Lq)` in float32 (float64
@@ -76,7 +131,8 @@ def moment_attention(
         -inf.
 
     Raises:
-        ValueError: tiles that vary in size, or shapes that do not fit.
+        ValueError: tiles that vary in size, shapes that do not fit, or a backend that cannot run
+            the call.
     """
     call = check_call(q, k, v, marginal, q_tiling, k_tiling, scale, mask, moments)
     return choose("moment_attention", BACKENDS, call, backend).run(call)

@@ -1,4 +1,4 @@
-"""What a call of `moment_attention` is made of."""
+"""What calls of `moment_attention` and `tile_moments` are made of."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ import torch
 from torch import Tensor
 
 from ..tiling import Tiling
-from .moments import TileMoments, in_tiles, score_variance, tile_moments, tile_of, wide
+from .moments import TileMoments, in_tiles, score_variance, tile_of, wide
+
+
+@dataclass(frozen=True, eq=False)
+class MomentsCall:
+    """A call of `tile_moments`, over tiles of fixed size."""
+
+    k: Tensor
+    v: Tensor
+    tiling: Tiling
+    mask: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
 class MomentCall:
-    """A checked call; see `moment_attention`."""
+    """A checked call; see `moment_attention`. The moments are None where they are not known yet."""
 
     q: Tensor
     k: Tensor
@@ -23,23 +33,33 @@ class MomentCall:
     k_tiling: Tiling
     scale: float
     mask: Tensor | None
-    moments: TileMoments
+    moments: TileMoments | None
 
     @property
     def q_tile(self) -> int:
         """Queries of a tile."""
         return tile_of(self.q_tiling)
 
-    def half_variance(self) -> Tensor:
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head."""
+        return self.q.shape[1] // self.k.shape[1]
+
+    @property
+    def own_moments(self) -> MomentsCall:
+        """The call that makes the moments."""
+        return MomentsCall(self.k, self.v, self.k_tiling, self.mask)
+
+    def half_variance(self, moments: TileMoments) -> Tensor:
         """`u / 2` of every query tile and key tile, `(B, H, Tq, Tk)`."""
         queries = in_tiles(self.q.to(wide(self.q)), self.q_tile)
         sizes = self.q_tiling.sizes(self.q.device).to(queries.dtype)
         q_means = queries.sum(3) / sizes.view(1, 1, -1, 1)
-        return score_variance(q_means, self.moments, self.scale) / 2
+        return score_variance(q_means, moments, self.scale) / 2
 
-    def bias(self, half: Tensor) -> Tensor:
+    def bias(self, half: Tensor, moments: TileMoments) -> Tensor:
         """What is added to the logits, `(B, H, Tq, Tk)`; -inf for tiles that are not marginal."""
-        sizes = self.moments.sizes[:, :, None]
+        sizes = moments.sizes[:, :, None]
         logits = half.log1p() + sizes.clamp(min=1).log()
         return logits.masked_fill(~(self.marginal & (sizes > 0)), -torch.inf)
 
@@ -68,8 +88,7 @@ def check_call(
             f"{q.shape[2]} and {k.shape[2]}"
         )
     tile_of(q_tiling)
-    if moments is None:
-        moments = tile_moments(k, v, k_tiling, mask)
+    tile_of(k_tiling)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     marginal = marginal.expand(q.shape[0], q.shape[1], *tiles)
     return MomentCall(q, k, v, marginal, q_tiling, k_tiling, scale, mask, moments)

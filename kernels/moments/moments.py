@@ -73,32 +73,6 @@ def centred(x: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     return means, (tiles - means[:, :, :, None]) * count
 
 
-def tile_moments(k: Tensor, v: Tensor, tiling: Tiling, mask: Tensor | None = None) -> TileMoments:
-    """Means and spreads of the keys and values of each tile.
-
-    Args:
-        k: `(B, H, L, D)`.
-        v: the same.
-        tiling: tiles of fixed size.
-        mask: bool `(B, L)`, True for keys that count.
-
-    Raises:
-        ValueError: the tiles vary in size.
-    """
-    count = counted(k, tiling, mask)
-    sizes = count.sum(3).squeeze(-1)
-    least = sizes.clamp(min=1)
-    keys, key_part = centred(k, count)
-    values, value_part = centred(v, count)
-    return TileMoments(
-        sizes,
-        keys,
-        values,
-        key_part.square().sum(3) / least[..., None],
-        (value_part.square().sum((3, 4)) / least).sqrt(),
-    )
-
-
 def covariances(k: Tensor, v: Tensor, count: Tensor) -> Tensor:
     """Cov(v, k) of each tile, `(B, H, T, D, D)`: value channels down, key channels across.
 

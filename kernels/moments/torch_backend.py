@@ -5,25 +5,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .call import MomentCall
-from .moments import counted, covariances, in_tiles, wide
+from .call import MomentCall, MomentsCall
+from .moments import TileMoments, centred, counted, covariances, in_tiles, wide
 
 # Elements of the largest tensors that are held at once.
 _CHUNK = 1 << 24
 
 
-def why_not(call: MomentCall) -> str | None:
+def why_not(call: MomentCall | MomentsCall) -> str | None:
     """Why plain torch cannot run this call, None if it can."""
     return None
 
 
+def moments_of(call: MomentsCall) -> TileMoments:
+    """See `tile_moments`."""
+    count = counted(call.k, call.tiling, call.mask)
+    sizes = count.sum(3).squeeze(-1)
+    least = sizes.clamp(min=1)
+    keys, key_part = centred(call.k, count)
+    values, value_part = centred(call.v, count)
+    return TileMoments(
+        sizes,
+        keys,
+        values,
+        key_part.square().sum(3) / least[..., None],
+        (value_part.square().sum((3, 4)) / least).sqrt(),
+    )
+
+
 def run(call: MomentCall) -> tuple[Tensor, Tensor]:
     """See `moment_attention`."""
-    half = call.half_variance()
-    bias = call.bias(half)
+    moments = call.moments or moments_of(call.own_moments)
+    half = call.half_variance(moments)
+    bias = call.bias(half, moments)
     count = counted(call.k, call.k_tiling, call.mask)
     batch, kv_heads = call.k.shape[:2]
-    group = call.q.shape[1] // kv_heads
+    group = call.group
     tiles, dim = call.k_tiling.tiles, call.q.shape[-1]
     step = max(1, _CHUNK // (batch * tiles * dim * call.v.shape[-1]))
     outputs, sums = [], []
@@ -32,7 +49,7 @@ def run(call: MomentCall) -> tuple[Tensor, Tensor]:
         shared = slice(start * group, (start + step) * group)
         covariance = covariances(call.k[:, own], call.v[:, own], count)
         output, total = _heads(
-            *(call.q[:, shared], call.moments.keys[:, own], call.moments.values[:, own]),
+            *(call.q[:, shared], moments.keys[:, own], moments.values[:, own]),
             *(covariance, bias[:, shared], half[:, shared], call.q_tile, call.scale),
         )
         outputs.append(output.to(call.q.dtype))

@@ -13,32 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..attention.triton_backend import SMALL_SHARED
 from ..attention.triton_backward import row_product
-from ..triton_launch import block_of, shared_strides
+from ..triton_launch import Launch, block_of, shared_strides
 from .call import SparseLinearCall
 
 BYTES = 256 << 20
 _FEWEST_CHANNELS = 16
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Compile-time flags of a kernel, and its options."""
-
-    flags: dict[str, Any]
-    warps: int
-    stages: int
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What a launch is handed."""
-        return {**self.flags, "num_warps": self.warps, "num_stages": self.stages}
 
 
 def launches(call: SparseLinearCall, arch: int | str) -> dict[str, Launch]:

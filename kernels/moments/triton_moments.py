@@ -1,0 +1,133 @@
+"""Launches the kernel that makes moments and covariances of tiles."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..dispatch import arch_of, interpreted, why_not_triton
+from ..triton_launch import DTYPES, MAX_HEAD_DIM, Launch, block_of
+from .call import MomentsCall
+from .moments import TileMoments, in_tiles, tile_of
+
+
+def why_not(call: MomentsCall) -> str | None:
+    """Why the kernel cannot run this call, None if it can."""
+    return why_not_for(call.k, call.v) or why_gradient(call.k, call.v)
+
+
+def why_not_for(*tensors: Tensor) -> str | None:
+    """Why Triton cannot take these tensors `(B, H, L, D)`, the keys among them."""
+    x = tensors[0]
+    reason = why_not_triton(x.device)
+    if reason is not None:
+        return reason
+    if x.dtype not in DTYPES:
+        return f"it takes {', '.join(str(d)[6:] for d in DTYPES)}, not {x.dtype}"
+    if interpreted() and x.dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"
+    if x.shape[3] > MAX_HEAD_DIM:
+        return f"the head dimension is at most {MAX_HEAD_DIM}, got {x.shape[3]}"
+    if any(other.dtype != x.dtype or other.shape[3] != x.shape[3] for other in tensors):
+        return "queries, keys and values differ in dtype or head dimension"
+    return None
+
+
+def why_gradient(*tensors: Tensor) -> str | None:
+    """That a gradient is wanted, None if none is."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return "it has no backward; where a gradient is wanted, plain torch runs"
+    return None
+
+
+def mixing_dtype(x: Tensor) -> torch.dtype:
+    """What covariances are held and added up in: bfloat16 for half precision, since a product of a
+    key and a value may be beyond float16; their part of the output is the smaller one."""
+    return torch.float32 if x.dtype == torch.float32 else torch.bfloat16
+
+
+def launch_for(x: Tensor, tile: int, masked: bool, covariance: bool, arch: int | str) -> Launch:
+    """Flags and options of the kernel; held against registers and shared memory, see `..aot`.
+
+    Args:
+        x: keys `(B, H, L, D)`.
+        tile: tokens of a tile.
+        masked: whether some keys do not count.
+        covariance: Cov(v, k) instead of the other moments.
+        arch: of the device, as `arch_of` gives it.
+    """
+    dim, half = x.shape[3], x.element_size() == 2
+    block_d = block_of(dim)
+    rows, channels = 64 if half else 32, block_d
+    if covariance:
+        channels = min(block_d, 64 if half else 32)
+        if not half and block_d > 64:
+            rows, channels = 16, 32 if block_d <= 128 else 16
+    flags = {
+        "D": dim,
+        "BLOCK_D": block_d,
+        "BLOCK_C": channels,
+        "BLOCK_R": min(rows, block_of(tile)),
+        "TILE": tile,
+        "MASK": masked,
+        "COVARIANCE": covariance,
+        "PRECISION": "ieee",
+    }
+    return Launch(flags, 8 if block_d > 64 else 4, 2)
+
+
+def run(call: MomentsCall) -> TileMoments:
+    """Moments of all tiles."""
+    k, v, tiling = call.k, call.v, call.tiling
+    device = k.device
+    if call.mask is None:
+        sizes = tiling.sizes(device).float()
+    else:
+        sizes = in_tiles(call.mask[:, None].float(), tile_of(tiling)).sum(3)
+    shape = (*k.shape[:2], tiling.tiles)
+    keys, values, variance = (
+        torch.empty((*shape, k.shape[3]), dtype=torch.float32, device=device) for _ in range(3)
+    )
+    spread = torch.empty(shape, dtype=torch.float32, device=device)
+    launch = launch_for(k, tile_of(tiling), call.mask is not None, False, arch_of(device))
+    _run(call, (keys, values, variance, spread, None), 0, shape[0] * shape[1], launch)
+    return TileMoments(sizes, keys, values, variance, spread)
+
+
+def covariances(call: MomentsCall, first: int, count: int) -> Tensor:
+    """Cov(v, k) of the tiles of some key heads, `(count, T, D, D)`, value channels down.
+
+    Args:
+        call: keys and values.
+        first: key head, counted over all batch items.
+        count: of key heads.
+    """
+    k, tile = call.k, tile_of(call.tiling)
+    shape = (count, call.tiling.tiles, k.shape[3], k.shape[3])
+    out = torch.empty(shape, dtype=mixing_dtype(k), device=k.device)
+    launch = launch_for(k, tile, call.mask is not None, True, arch_of(k.device))
+    _run(call, (None, None, None, None, out), first, count, launch)
+    return out
+
+
+def _run(
+    call: MomentsCall, outputs: tuple[Tensor | None, ...], first: int, count: int, launch: Launch
+) -> None:
+    from .triton_kernels import moments_kernel
+
+    k, v, mask = call.k, call.v, call.mask
+    c_blocks = -(-k.shape[3] // launch.flags["BLOCK_C"])
+    moments_kernel[(call.tiling.tiles * c_blocks, count)](
+        k,
+        v,
+        None if mask is None else mask.view(torch.uint8),
+        *outputs,
+        *k.stride(),
+        *v.stride(),
+        *((0, 0) if mask is None else mask.stride()),
+        k.shape[1],
+        first,
+        k.shape[2],
+        call.tiling.tiles,
+        **launch.options,
+    )
