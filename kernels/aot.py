@@ -25,6 +25,7 @@ import torch
 from .attention import Marking, TileCentroids
 from .attention.call import check_call
 from .attention.triton_backend import flags_for
+from .moments.builds import builds as moment_builds
 from .sparse_linear.builds import builds as sparse_linear_builds
 from .tile_map import TileMap
 from .tiling import Tiling
@@ -127,7 +128,7 @@ def builds(target: str) -> Iterator[Build]:
         (torch.float32, 128, "mark"),
     ):
         yield _attention_build(dtype, dim, kind, arch)
-    for parts in sparse_linear_builds(arch):
+    for parts in (*sparse_linear_builds(arch), *moment_builds(arch)):
         yield Build(*parts)
     sizes = {"D": 128, "BLOCK_D": block_of(128)}
     yield Build(
@@ -165,6 +166,20 @@ def builds(target: str) -> Iterator[Build]:
             "heads length",
         ),
         {**sizes, "BLOCK_L": 32, "INVERSE": False},
+        {"num_warps": 4},
+    )
+    yield Build(
+        "merge bf16 D128",
+        "triton_kernels:merge_kernel",
+        _signature(
+            {
+                **dict.fromkeys(("p_a", "p_b", "p_out"), "*bf16"),
+                **dict.fromkeys(("p_a_lse", "p_b_lse", "p_lse"), "*fp32"),
+            },
+            " ".join(f"s_{x}_{axis}" for x in ("a", "b", "out") for axis in "bhld")
+            + " heads length",
+        ),
+        {**sizes, "BLOCK_L": 32},
         {"num_warps": 4},
     )
 

@@ -29,6 +29,7 @@ from . import attention
 from .attention import Marking, tile_attention
 from .attention.call import TileAttentionOutput, TileCentroids, check_call
 from .clustering import kmeans
+from .moments.fuzz import check_moments
 from .permutation import inverse_permute, order_by_label, permute
 from .pooling import pool_tiles
 from .sparse_linear.fuzz import check_sparse_linear
@@ -40,7 +41,7 @@ from .tiling import Tiling
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 1.5e-3, torch.bfloat16: 1e-2}
 _LSE_TOLERANCE = 1e-4
 _MARGIN = 1e-3
-_KERNELS = ("tiles", "clusters", "sparse-linear")
+_KERNELS = ("tiles", "clusters", "sparse-linear", "moments")
 
 
 @dataclass(frozen=True)
@@ -317,6 +318,8 @@ def main(arguments: list[str] | None = None) -> int:
             wrong += check_clusters(seed, options.backend, options.device)
         if "sparse-linear" in options.kernels:
             wrong += check_sparse_linear(seed, options.backend, options.device, guard=poisoned())
+        if "moments" in options.kernels:
+            wrong += check_moments(seed, options.backend, options.device, guard=poisoned())
         if wrong:
             failures += 1
             print(f"seed {seed}: {'; '.join(wrong)}", file=sys.stderr)

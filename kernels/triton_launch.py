@@ -133,6 +133,36 @@ def permute(x: Tensor, order: Tensor, out: Tensor, inverse: bool) -> Tensor:
     return out
 
 
+def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Two parts, output `(B, H, L, D)` of any strides and log-sum-exp `(B, H, L)` each, under one
+    softmax; see `merge_attention`."""
+    from .triton_kernels import merge_kernel
+
+    (a, a_lse), (b, b_lse) = first, second
+    batch, heads, length, dim = a.shape
+    out = torch.empty_like(a)
+    lse = torch.empty((batch, heads, length), dtype=torch.float32, device=a.device)
+    block_l = 32
+    merge_kernel[(-(-length // block_l), batch * heads)](
+        a,
+        b,
+        a_lse.float().contiguous(),
+        b_lse.float().contiguous(),
+        out,
+        lse,
+        *a.stride(),
+        *b.stride(),
+        *out.stride(),
+        heads,
+        length,
+        D=dim,
+        BLOCK_D=block_of(dim),
+        BLOCK_L=block_l,
+        num_warps=4,
+    )
+    return out, lse
+
+
 def block_of(size: int) -> int:
     """The power of two that holds a size, at least the 16 that a matrix product needs."""
     return max(16, 1 << (size - 1).bit_length())

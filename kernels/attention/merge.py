@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
+from .. import triton_launch
+from ..dispatch import Backend, choose
 
-def merge_attention(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+Parts: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
+
+
+def merge_attention(
+    *parts: tuple[Tensor, Tensor], backend: str | None = None
+) -> tuple[Tensor, Tensor]:
     """Merge parts as if one softmax had run over all of their keys.
 
     With `w_p = exp(lse_p)`, the output is `sum_p w_p o_p / sum_p w_p`. A part may stand for keys
@@ -16,13 +25,14 @@ def merge_attention(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     Args:
         *parts: `(output, lse)` each, output `(B, H, Lq, D)` and lse `(B, H, Lq)` in natural log;
             a row with lse -inf takes no part.
+        backend: `triton` (two parts, no gradient) or `torch`; by default the first that can run.
 
     Returns:
         `(output, lse)` in the dtype of the first output and float32; 0 and -inf for a row that no
         part has keys for.
 
     Raises:
-        ValueError: no parts, or shapes that differ.
+        ValueError: no parts, shapes that differ, or a backend that cannot run the call.
     """
     if not parts:
         raise ValueError("merge_attention needs at least one part (output, lse)")
@@ -33,6 +43,19 @@ def merge_attention(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
                 f"part {at} has an output {tuple(output.shape)} and an lse {tuple(lse.shape)}, but "
                 f"the first part calls for {tuple(shape)} and {tuple(shape[:-1])}"
             )
+    return choose("merge_attention", _BACKENDS, parts, backend).run(parts)
+
+
+def _why_not_triton(parts: Parts) -> str | None:
+    if len(parts) != 2:
+        return f"it merges two parts, got {len(parts)}"
+    if any(lse.requires_grad and torch.is_grad_enabled() for _, lse in parts):
+        return "it has no backward; call it under torch.no_grad()"
+    return triton_launch.why_not(parts[0][0]) or triton_launch.why_not(parts[1][0])
+
+
+def _run_torch(parts: Parts) -> tuple[Tensor, Tensor]:
+    shape = parts[0][0].shape
     lses = torch.stack([lse.float() for _, lse in parts])
     top = lses.amax(0)
     weights = torch.exp(lses - top.masked_fill(top == -torch.inf, 0.0))
@@ -43,3 +66,14 @@ def merge_attention(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         merged += torch.where(weight[..., None] > 0, output.float() * weight[..., None], 0.0)
     merged /= torch.where(total > 0, total, 1.0)[..., None]
     return merged.to(parts[0][0].dtype), top + total.log()
+
+
+_BACKENDS: tuple[Backend[Parts], ...] = (
+    Backend(
+        "triton",
+        _why_not_triton,
+        lambda parts: triton_launch.merge(*parts),
+        by_name_only=lambda parts: parts[0][0].device.type == "cpu",
+    ),
+    Backend("torch", lambda parts: None, _run_torch),
+)

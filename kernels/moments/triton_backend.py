@@ -40,12 +40,13 @@ def attend_launch(call: MomentCall, arch: int | str) -> Launch:
     if isinstance(arch, str):
         rows, columns, warps, stages = _attend_hip(dim, half)
     elif not half:
-        rows, columns = (64 if dim <= 64 else 32 if dim <= 128 else 16), 32
-        warps, stages = 8, 2
-    elif dim <= 64:
-        rows, columns, warps, stages = 128, 64, 8, 3
+        rows, columns, warps, stages = 32 if dim <= 64 else 16, 32, 8, 2
     elif dim <= 128:
-        rows, columns, warps, stages = 128, 64, 8, 2 if arch in SMALL_SHARED else 3
+        rows, columns, warps, stages = 128, 64, 8, 3
+        if dim > 64 and arch in SMALL_SHARED:
+            stages = 2
+        elif dim > 64 and arch < 90:
+            columns = 32
     else:
         rows, columns, warps, stages = 64, 32 if arch in SMALL_SHARED else 64, 8, 2
     flags = {
@@ -63,7 +64,7 @@ def attend_launch(call: MomentCall, arch: int | str) -> Launch:
 def _attend_hip(dim: int, half: bool) -> tuple[int, int, int, int]:
     if not half:
         return 64 if dim <= 64 else 32 if dim <= 128 else 16, 32, 8, 1
-    return (128, 64, 8, 1) if dim <= 128 else (64, 64, 4, 1)
+    return (128, 64, 8 if dim <= 64 else 4, 1) if dim <= 128 else (64, 64, 4, 1)
 
 
 def expand_launch(call: MomentCall, arch: int | str) -> Launch:
@@ -73,7 +74,9 @@ def expand_launch(call: MomentCall, arch: int | str) -> Launch:
     wide = dtype != triton_moments.mixing_dtype(call.q)
     # float16 and bfloat16 are exact in TF32, which AMD's compiler takes for some chips only.
     tf32 = wide and not isinstance(arch, str)
-    rows, channels, features = (128, 128, 64) if half and not wide else (64, 64, 32)
+    rows, channels, features = 64, 64, 32
+    if half and not wide:
+        rows, channels, features = 128, 128, 32 if arch in SMALL_SHARED else 64
     if not half or (wide and not tf32):
         rows, channels, features = 32, 32, 32
     block_d = block_of(dim)

@@ -58,15 +58,15 @@ def launch_for(x: Tensor, tile: int, masked: bool, covariance: bool, arch: int |
     """
     dim, half = x.shape[3], x.element_size() == 2
     block_d = block_of(dim)
-    rows, channels = 64 if half else 32, block_d
+    rows, channels = 32, block_d
     if covariance:
-        channels = min(block_d, 64 if half else 32)
+        rows, channels = 64 if half and block_d <= 128 else 32, 64 if half else 32
         if not half and block_d > 64:
             rows, channels = 16, 32 if block_d <= 128 else 16
     flags = {
         "D": dim,
         "BLOCK_D": block_d,
-        "BLOCK_C": channels,
+        "BLOCK_C": min(channels, block_d),
         "BLOCK_R": min(rows, block_of(tile)),
         "TILE": tile,
         "MASK": masked,
@@ -78,7 +78,7 @@ def launch_for(x: Tensor, tile: int, masked: bool, covariance: bool, arch: int |
 
 def run(call: MomentsCall) -> TileMoments:
     """Moments of all tiles."""
-    k, v, tiling = call.k, call.v, call.tiling
+    k, tiling = call.k, call.tiling
     device = k.device
     if call.mask is None:
         sizes = tiling.sizes(device).float()

@@ -8,8 +8,11 @@ from ditaccel.kernels import (
     TileMap,
     Tiling,
     feature_map,
+    merge_attention,
+    moment_attention,
     sparse_linear_attention,
     tile_attention,
+    tile_moments,
 )
 from ditaccel.kernels.fuzz import (
     TOLERANCE,
@@ -19,6 +22,8 @@ from ditaccel.kernels.fuzz import (
     poisoned,
     relative_rmse,
 )
+from ditaccel.kernels.moments.fuzz import TOLERANCE as MOMENTS_TOLERANCE
+from ditaccel.kernels.moments.fuzz import check_moments
 from ditaccel.kernels.sparse_linear.fuzz import check_sparse_linear
 
 pytestmark = [
@@ -212,3 +217,68 @@ def test_gradients_of_tile_attention_are_those_of_dense_attention(dtype: torch.d
         strict=True,
     ):
         assert relative_rmse(one, other) < 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("backend", ["triton", "torch"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_random_calls_of_moments_agree_with_the_definition(
+    backend: str, dtype: torch.dtype
+) -> None:
+    wrong = {
+        seed: check_moments(seed, backend, "cuda", dtype, guard=poisoned()) for seed in range(100)
+    }
+    assert {seed: text for seed, text in wrong.items() if text} == {}
+
+
+def _training_free(
+    length: int, heads: int, dim: int, dtype: torch.dtype, backend: str | None = None
+) -> torch.Tensor:
+    """Attention at 95 % sparsity, all other tiles through their moments."""
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(1, length, heads, dim, device="cuda", dtype=dtype).transpose(1, 2)
+        for _ in range(3)
+    )
+    tilings = Tiling.fixed(length, 128), Tiling.fixed(length, 64)
+    critical = torch.rand(1, heads, tilings[0].tiles, tilings[1].tiles, device="cuda") > 0.95
+    tile_map = TileMap.from_mask(critical, *tilings)
+    exact = tile_attention(q, k, v, tile_map, return_lse=True, backend=backend)
+    assert exact.lse is not None
+    moments = tile_moments(k, v, tilings[1], backend=backend)
+    part = moment_attention(q, k, v, ~critical, *tilings, moments=moments, backend=backend)
+    return merge_attention((exact.output, exact.lse), part, backend=backend)[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [64, 80, 128, 256])
+def test_long_training_free_calls_agree_with_plain_torch(dim: int, dtype: torch.dtype) -> None:
+    got, wanted = (_training_free(5000, 3, dim, dtype, b) for b in ("triton", "torch"))
+    assert relative_rmse(got, wanted) < MOMENTS_TOLERANCE[dtype]
+
+
+def test_memory_of_moments_does_not_grow_with_tiles() -> None:
+    """At 32768 tokens of 12 heads the covariances of all tiles would be 200 MB in bfloat16, and
+    those added up for query tiles 100 MB; 32 MiB hold either, some heads at a time."""
+    _training_free(4096, 2, 128, torch.bfloat16)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    _training_free(32768, 12, 128, torch.bfloat16)
+    tensor = 32768 * 12 * 128 * 2
+    # inputs, both outputs and the merged one; covariances and sums; maps, means and weights
+    allowed = (3 + 3) * tensor + 2 * 2**25 + 2**27
+    assert torch.cuda.max_memory_allocated() < allowed
+
+
+def test_a_new_length_compiles_no_kernel_of_moments() -> None:
+    from ditaccel.kernels.moments import triton_kernels
+
+    def compiled() -> int:
+        kernels = (getattr(triton_kernels, n) for n in dir(triton_kernels) if n.endswith("_kernel"))
+        return sum(len(c[0]) for kernel in kernels for c in kernel.device_caches.values())
+
+    _training_free(1001, 2, 64, torch.bfloat16)
+    before = compiled()
+    assert before > 0
+    for length in (1003, 1777, 4097):
+        _training_free(length, 2, 64, torch.bfloat16)
+    assert compiled() == before

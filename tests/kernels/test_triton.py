@@ -62,6 +62,67 @@ def test_slices_of_channels_agree_in_the_interpreter() -> None:
     assert "slices agree" in _run("-c", _SLICES, interpret=True)
 
 
+def test_random_calls_of_moments_agree_in_the_interpreter() -> None:
+    arguments = ("--backend", "triton", "--cases", "12", "--kernels", "moments")
+    assert "12 cases, 0 failed" in _run("-m", "ditaccel.kernels.fuzz", *arguments, interpret=True)
+
+
+_MOMENTS = """
+import torch
+from ditaccel.kernels import Tiling, merge_attention, moment_attention, tile_moments
+from ditaccel.kernels.dispatch import choose
+from ditaccel.kernels.fuzz import poisoned, relative_rmse
+from ditaccel.kernels.moments import BACKENDS, triton_backend, why
+from ditaccel.kernels.moments.call import check_call
+# Two of three query tiles of one key head at a time, where heads share keys; 75 key tiles are three
+# blocks, one of which holds no marginal tile, and for one query tile none does.
+triton_backend._CHUNK = 2 * 24 * 24
+generator = torch.Generator().manual_seed(0)
+q, k, v = (torch.randn(1, n, length, 24, generator=generator)
+           for n, length in ((4, 40), (2, 150), (2, 150)))
+tilings = Tiling.fixed(40, 16), Tiling.fixed(150, 2)
+marginal = torch.rand(1, 4, 3, 75, generator=generator) < 0.5
+marginal[..., 32:64] = False
+marginal[:, :, 1] = False
+with poisoned():
+    out, lse = moment_attention(q, k, v, marginal, *tilings, backend="triton")
+wanted, wanted_lse = moment_attention(q, k, v, marginal, *tilings, backend="naive")
+assert relative_rmse(out, wanted) < 1e-6
+torch.testing.assert_close(lse.double(), wanted_lse, rtol=1e-6, atol=1e-6)
+assert bool((out[:, :, 16:32] == 0).all()) and bool(lse[:, :, 16:32].isinf().all())
+
+q = torch.randn(1, 1, 40, 16)
+tiling = Tiling.fixed(40, 16)
+everything = torch.ones(1, 1, 3, 3, dtype=torch.bool)
+def reason(x, **given):
+    return why(x, x, x, everything, tiling, tiling, **given)["triton"]
+assert reason(q) is None
+assert "bfloat16" in reason(q.bfloat16()) and "float64" in reason(q.double())
+assert "at most 256, got 257" in reason(torch.randn(1, 1, 40, 257))
+wants = q.clone().requires_grad_()
+assert "where a gradient is wanted, plain torch runs" in reason(wants)
+given = tile_moments(wants, wants, tiling)
+assert given.keys.requires_grad and reason(q, moments=given) is not None
+with torch.no_grad():
+    assert reason(wants) is None
+call = check_call(q, q, q, everything, tiling, tiling, None, None, None)
+assert choose("x", BACKENDS, call).name == "torch", "the interpreter is for tests"
+three, two = ((q, q[..., 0]),) * 3, ((wants, wants[..., 0]),) * 2
+for parts, text in (three, "two parts, got 3"), (two, "no backward"):
+    try:
+        merge_attention(*parts, backend="triton")
+    except ValueError as error:
+        assert text in str(error)
+    else:
+        raise AssertionError("a gate was passed")
+print("chunks agree, gates hold")
+"""
+
+
+def test_chunks_and_gates_of_the_kernels_of_moments() -> None:
+    assert "chunks agree, gates hold" in _run("-c", _MOMENTS, interpret=True)
+
+
 @pytest.mark.slow
 def test_many_random_calls_agree_in_the_interpreter() -> None:
     arguments = ("--backend", "triton", "--seed", "2000")
@@ -77,6 +138,12 @@ def test_many_random_calls_agree_in_the_interpreter() -> None:
         interpret=True,
     )
     assert "100 cases, 0 failed" in out
+    out = _run(
+        *("-m", "ditaccel.kernels.fuzz", *arguments, "--cases", "200"),
+        *("--kernels", "moments"),
+        interpret=True,
+    )
+    assert "200 cases, 0 failed" in out
 
 
 _SPARSE_LINEAR_GATES = """
