@@ -15,6 +15,7 @@ from ..denoising import DenoisingStep
 from ..errors import UnsupportedError
 from ..kernels import TileMap, inverse_permute, permute, tile_attention
 from ..kernels.attention import why
+from ..kernels.moments import why as why_moments
 from ..patching import PatchLedger
 from ..pipelines import submodule
 from ..pipelines.grids import Grid
@@ -30,6 +31,7 @@ _BREAK_EVEN_ELSEWHERE = 0.97
 _WITHOUT_TRITON = ("cpu",)
 # Reasons for which a call is dense that a warning of their own goes with.
 _SAID = frozenset({"turned off", "short sequence", "mask"})
+_WITH_MOMENTS = ("training_free", "combined")  # modes of SLA
 _RESTS = 6  # steps that such a layer is dense, before it is looked at again
 
 
@@ -381,10 +383,15 @@ class AttentionRuntime:
         if self._looked_at_backend:
             return
         self._looked_at_backend = True
-        reason = why(q, k, v, tile_map)["triton"]
+        kernel, reason = "kernel", why(q, k, v, tile_map)["triton"]
+        if reason is None and getattr(self.planner, "mode", None) in _WITH_MOMENTS:
+            tilings = tile_map.q_tiling, tile_map.k_tiling
+            every = torch.ones((1, 1, *(t.tiles for t in tilings)), dtype=torch.bool)
+            kernel, reason = "kernel of moments", why_moments(q, k, v, every, *tilings)["triton"]
         if reason is not None:
             self._warn(
-                f"{self._name}: the Triton kernel cannot run here ({reason}); a slower backend does"
+                f"{self._name}: the Triton {kernel} cannot run here ({reason}); a slower backend "
+                "does"
             )
 
     def _run(

@@ -1,11 +1,13 @@
-"""Sparse-linear attention against dense attention and plain sparse attention, in one run.
+"""Sparse-linear attention, trained and training-free, against dense and plain sparse attention.
 
     ditaccel bench sparse_linear --lengths 4096 8192 --critical 0.05 --negligible 0.1
 
 Maps are random; every query tile has equally many critical tiles, which plain sparse attention
 computes too. `forward` is the call without gradients (feature maps are timed apart), `backward` the
-gradients of all inputs by both outputs, without the forward. Medians of turns taken by all. On a
-GPU, `…_mb` is the memory that a forward and backward take beyond their inputs.
+gradients of all inputs by both outputs, without the forward. `training_free` is what `SLAConfig`
+runs without weights: the critical tiles, the marginal ones through their moments, and one softmax
+over both; `moments` the part of it that makes those of the key tiles. Medians of turns taken by
+all. On a GPU, `…_mb` is the memory that a forward and backward take beyond their inputs.
 """
 
 from __future__ import annotations
@@ -26,8 +28,11 @@ from ditaccel.kernels import (
     TileMap,
     Tiling,
     feature_map,
+    merge_attention,
+    moment_attention,
     sparse_linear_attention,
     tile_attention,
+    tile_moments,
 )
 from torch import Tensor
 
@@ -36,13 +41,13 @@ from ditaccel.errors import UsageError
 from .attention import DTYPES, in_turns, random_map
 
 TIMES = (
-    "sdpa_forward", "sparse_forward", "forward", "features", "sdpa_backward", "sparse_backward",
-    "backward",
+    "sdpa_forward", "sparse_forward", "forward", "features", "training_free", "moments",
+    "sdpa_backward", "sparse_backward", "backward",
 )  # fmt: skip
 FIELDS = (
     "device", "threads", "torch", "backend", "dtype", "heads", "head_dim", "length", "features",
     "critical", "negligible", *(f"{name}_ms" for name in TIMES), "forward_speedup",
-    "backward_speedup", "sdpa_mb", "mb",
+    "backward_speedup", "training_free_speedup", "sdpa_mb", "mb",
 )  # fmt: skip
 
 
@@ -103,6 +108,18 @@ def _both(
     return out.sparse, out.linear
 
 
+def _training_free(
+    critical: TileMap, marginal: Tensor, backend: str | None, q: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """Critical tiles, and marginal ones through their moments."""
+    exact = tile_attention(q, k, v, critical, return_lse=True, backend=backend)
+    assert exact.lse is not None
+    tilings = critical.q_tiling, critical.k_tiling
+    moments = tile_moments(k, v, tilings[1], backend=backend)
+    part = moment_attention(q, k, v, marginal, *tilings, moments=moments, backend=backend)
+    return merge_attention((exact.output, exact.lse), part, backend=backend)[0]
+
+
 def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """One row per length and dtype."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -128,6 +145,8 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
                 "sparse_forward": partial(sparse, q, k, v),
                 "forward": partial(ours, *inputs),
                 "features": partial(features, q, k),
+                "training_free": partial(_training_free, critical, marginal, args.backend, q, k, v),
+                "moments": partial(tile_moments, k, v, tilings[1], backend=args.backend),
                 "sdpa_backward": _gradients(_dense, [q, k, v]),
                 "sparse_backward": _gradients(sparse, [q, k, v]),
                 "backward": _gradients(ours, inputs),
@@ -150,6 +169,7 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
                 **{f"{name}_ms": round(took[name], 3) for name in TIMES},
                 "forward_speedup": round(took["sdpa_forward"] / took["forward"], 3),
                 "backward_speedup": round(took["sdpa_backward"] / took["backward"], 3),
+                "training_free_speedup": round(took["sdpa_forward"] / took["training_free"], 3),
             }
             del works
             row["sdpa_mb"] = _megabytes(_dense, [q, k, v])
@@ -196,10 +216,10 @@ def run(args: argparse.Namespace) -> int:
         f"{args.q_tile}x{args.k_tile}, {args.features} features, medians of {args.repeats}"
     )
     head = ("dtype", "length", "critical", "negligible", *(f"{name}_ms" for name in TIMES))
-    head += ("forward_speedup", "backward_speedup", "sdpa_mb", "mb")
-    print("".join(f"{name:>20}" for name in head))
+    head += ("forward_speedup", "backward_speedup", "training_free_speedup", "sdpa_mb", "mb")
+    print("".join(f"{name:>22}" for name in head))
     for row in rows:
-        print("".join(f"{'' if row[name] is None else row[name]!s:>20}" for name in head))
+        print("".join(f"{'' if row[name] is None else row[name]!s:>22}" for name in head))
     if args.out is not None:
         new = not args.out.exists()
         args.out.parent.mkdir(parents=True, exist_ok=True)

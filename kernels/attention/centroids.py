@@ -46,7 +46,8 @@ def with_centroids(
         return run(call)
     tiles = run(replace(call, centroids=None, return_lse=True))
     assert tiles.lse is not None
-    output, lse = merge_attention((tiles.output, tiles.lse), _attend_to_centroids(call))
+    parts = (tiles.output, tiles.lse), _attend_to_centroids(call)
+    output, lse = merge_attention(*parts, backend="torch")
     output = torch.empty_like(call.q).copy_(output)  # in the layout of q
     return TileAttentionOutput(output, lse if call.return_lse else None, None)
 

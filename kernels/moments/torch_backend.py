@@ -49,8 +49,14 @@ def run(call: MomentCall) -> tuple[Tensor, Tensor]:
         shared = slice(start * group, (start + step) * group)
         covariance = covariances(call.k[:, own], call.v[:, own], count)
         output, total = _heads(
-            *(call.q[:, shared], moments.keys[:, own], moments.values[:, own]),
-            *(covariance, bias[:, shared], half[:, shared], call.q_tile, call.scale),
+            call.q[:, shared],
+            moments.keys[:, own],
+            moments.values[:, own],
+            covariance,
+            bias[:, shared],
+            half[:, shared],
+            call.q_tile,
+            call.scale,
         )
         outputs.append(output.to(call.q.dtype))
         sums.append(total)

@@ -243,6 +243,19 @@ def test_a_slower_backend_is_said_where_triton_is_meant(monkeypatch):
         run(pipe, call, f"{LITE},dense_steps=0")
 
 
+def test_a_slower_backend_of_moments_is_said_too(monkeypatch):
+    pipe, call = FAMILIES["dit"]()
+    monkeypatch.setattr(runtime, "_WITHOUT_TRITON", ())
+    monkeypatch.setattr(runtime, "why", lambda *_: {"triton": None})
+    sla = "sla:min_tokens=0,q_tile=16,k_tile=16,break_even=1,dense_steps=0"
+    with pytest.warns(UserWarning, match="the Triton kernel of moments cannot run here .* cpu"):
+        run(pipe, call, sla)
+    ditaccel.restore(pipe)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*Triton kernel.*")
+        run(pipe, call, f"{sla},mode=sparse")
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -46,6 +46,7 @@ def test_a_run_writes_a_row_and_holds_it_against_a_target(
     assert len(rows) == 2 and tuple(rows[0]) == FIELDS
     assert (rows[0]["critical"], rows[0]["negligible"]) == ("0.25", "0.0")
     assert float(rows[0]["backward_ms"]) > 0 and rows[0]["mb"] == ""
+    assert float(rows[0]["training_free_ms"]) > float(rows[0]["moments_ms"]) > 0
 
 
 def test_shares_beyond_one_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
