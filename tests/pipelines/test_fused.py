@@ -137,7 +137,7 @@ def test_texts_of_other_lengths_in_one_batch(name, monkeypatch):
     assert len(dense) == 2
 
     def all_tiles(q, k, context, state):
-        assert context.masked and context.text is not None
+        assert context.keys is not None and context.text is not None
         tilings = [Tiling.fixed(context.length, 16) for _ in range(2)]
         return Plan(TileMap.dense(*tilings), "all", blind=True)
 
