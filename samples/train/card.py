@@ -39,7 +39,10 @@ METHOD = {
     "wan": "Flow matching, logit-normal noise levels with shift 3 (images) and 5 (clips); 10 % "
     "of the captions dropped. UMT5 (randomly initialised, tiny) learns jointly. First "
     "pictures, then eight of the 32 latent frames at their own rotary positions (512 tokens), some "
-    "pictures and some whole clips (2048 tokens) among them. " + TASKS,
+    "pictures and some whole clips (2048 tokens) among them. "
+    + TASKS
+    + " The last 42 minutes let the "
+    "learning rate fall (`--anneal`).",
 }
 
 
@@ -51,8 +54,9 @@ LIMITS = {
     "flux": "With two objects one shape in six is not what was asked for, and now and then a third "
     "object appears. Prompts that name no background leave it to the first steps, which a cache "
     "may flip. Features are a little less smooth than they should be (linear / reuse above 0.6).",
-    "wan": "One object is mostly right and moves as asked; with two, shapes melt together, colours "
-    "may repeat, and directions are right in about half of the clips.",
+    "wan": "One object is right and moves as asked. With two, about one shape in three is another than "
+    "the one asked for, objects that start side by side may melt together, and now and then a colour "
+    "runs over to the other object or a third object appears.",
 }
 
 
