@@ -41,8 +41,7 @@ METHOD = {
     "pictures, then eight of the 32 latent frames at their own rotary positions (512 tokens), some "
     "pictures and some whole clips (2048 tokens) among them. "
     + TASKS
-    + " The last 42 minutes let the "
-    "learning rate fall (`--anneal`).",
+    + " The last 42 minutes let the learning rate fall (`--anneal`).",
 }
 
 
@@ -54,8 +53,8 @@ LIMITS = {
     "flux": "With two objects one shape in six is not what was asked for, and now and then a third "
     "object appears. Prompts that name no background leave it to the first steps, which a cache "
     "may flip. Features are a little less smooth than they should be (linear / reuse above 0.6).",
-    "wan": "One object is right and moves as asked. With two, about one shape in three is another than "
-    "the one asked for, objects that start side by side may melt together, and now and then a colour "
+    "wan": "One object is right and moves as asked. With two, about one shape in three is not the "
+    "one asked for, objects that start side by side may melt together, and now and then a colour "
     "runs over to the other object or a third object appears.",
 }
 
