@@ -168,3 +168,11 @@ class Attaching(Protocol):
             ConfigError: the planner does not fit this transformer.
         """
         ...
+
+    def begin(self, name: str, step: DenoisingStep) -> None:
+        """A call of that transformer begins: its weights may change for it."""
+        ...
+
+    def end(self, name: str) -> None:
+        """The call has ended, or broken off: its weights are as they were."""
+        ...

@@ -143,6 +143,7 @@ class AttentionRuntime:
 
     def clear(self) -> None:
         """Forget everything: a new generation begins, or the last one broke off."""
+        self._end()
         self._states.clear()
         self._masks.clear()
         self._padding.clear()
@@ -195,6 +196,8 @@ class AttentionRuntime:
             shapes = {k: tuple(v.shape) for k, v in named.items() if isinstance(v, Tensor)}
             tokens += adapter.given(self._config, shapes)
         self._now = _Now(step, tokens, self._grid(step, sample, named))
+        if isinstance(self.planner, Attaching) and not self._off:
+            self.planner.begin(self._name, step)
 
     def _grid(self, step: DenoisingStep, sample: Tensor, named: Mapping[str, Any]) -> Grid | None:
         """Where the tokens lie; looked at once a generation, since a rule may wait for a device."""
@@ -205,8 +208,13 @@ class AttentionRuntime:
             self._grids[key] = self._adapter.grid(self._config, tuple(sample.shape), named)
         return self._grids[key]
 
+    def _end(self) -> None:
+        if isinstance(self.planner, Attaching):
+            self.planner.end(self._name)
+
     def finish(self) -> None:
         """The transformer call has returned."""
+        self._end()
         now, self._now = self._now, None
         if now is None:
             return

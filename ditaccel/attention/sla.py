@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import choice, method, require
+from ..denoising import DenoisingStep
 from ..kernels import FEATURE_MAPS, TileAttentionOutput, TileMap
 from ..patching import PatchLedger
-from ._options import check_backend, check_dense, in_dense_part
+from ._options import check_backend, check_dense, in_dense_part, share_of
 from .cubes import cube_order
 from .planner import Dense, LayerContext, Plan, State
 from .sla_adapter import SHARED, SLAAdapter
@@ -212,7 +213,7 @@ class SLAPlanner:
         self._component = ""
 
     def attach(self, name: str, transformer: nn.Module, ledger: PatchLedger) -> None:
-        """Check the adapter against a transformer, and put its weights in place until undone."""
+        """Check the adapter against a transformer, and get its weights ready."""
         self.attached_to(name)
         if self.adapter is not None:
             self.adapter.attach(name, transformer, ledger)
@@ -220,6 +221,19 @@ class SLAPlanner:
     def attached_to(self, name: str) -> None:
         """Take the weights of one component of the adapter."""
         self._component = name
+
+    def begin(self, name: str, step: DenoisingStep) -> None:
+        """Put the adapter's weights in place: they are trained for the steps that are sparse.
+
+        On a dense step they would only move the output away from the model's own.
+        """
+        if self.adapter is not None and step.index >= share_of(self.config.dense_steps, step.total):
+            self.adapter.put(name, step.generation)
+
+    def end(self, name: str) -> None:
+        """Take them off: between calls the model is its own."""
+        if self.adapter is not None:
+            self.adapter.take_off(name)
 
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State

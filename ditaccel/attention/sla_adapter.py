@@ -75,6 +75,7 @@ class SLAAdapter:
     changes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    _swaps: dict[str, list[_Swap]] = field(default_factory=dict, init=False, repr=False)
 
     def projection(self, component: str, layer: int) -> tuple[Tensor, Tensor] | None:
         """Weight and bias of one layer."""
@@ -82,10 +83,10 @@ class SLAAdapter:
         return layers[layer] if layer < len(layers) else None
 
     def attach(self, name: str, transformer: nn.Module, ledger: PatchLedger) -> None:
-        """Check that this is the transformer it was trained for, and put its changes in place.
+        """Check that this is the transformer it was trained for; `put` puts the changes in place.
 
         Raises:
-            ConfigError: it is another one.
+            ConfigError: it is another one, or its weights are on no device.
         """
         if name not in self.fingerprints:
             raise ConfigError(
@@ -104,11 +105,25 @@ class SLAAdapter:
             (weight.to(like.device), bias.to(like.device))
             for weight, bias in self.projections.get(name, [])
         ]
-        for key, change in self.changes.get(name, {}).items():
-            parameter = parameters[key]
-            own = parameter.data
-            ledger.on_undo(lambda parameter=parameter, own=own: _put(parameter, own))  # type: ignore[misc]
-            _put(parameter, (own.float() + change.to(own.device).float()).to(own.dtype))
+        changes = self.changes.get(name, {})
+        if any(parameters[key].device.type == "meta" for key in changes):
+            raise ConfigError(
+                f"{name}'s weights are on no device (sequential offload), so {self.source} cannot "
+                "change them; use enable_model_cpu_offload() instead"
+            )
+        self._swaps[name] = [_Swap(parameters[key], change) for key, change in changes.items()]
+        ledger.on_undo(lambda: self.take_off(name))
+
+    def put(self, name: str, generation: int) -> None:
+        """Put the changes of a component in place; worked out anew for each generation, since its
+        own weights may have been moved, or had another adapter fused into them."""
+        for swap in self._swaps.get(name, ()):
+            swap.put(generation)
+
+    def take_off(self, name: str) -> None:
+        """Put the component's own weights back."""
+        for swap in self._swaps.get(name, ()):
+            swap.take_off()
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by their name in the file."""
@@ -172,5 +187,25 @@ class SLAAdapter:
         return made
 
 
-def _put(parameter: nn.Parameter, values: Tensor) -> None:
-    parameter.data = values
+class _Swap:
+    """One weight: its own values, and the changed ones while a call needs them."""
+
+    def __init__(self, parameter: nn.Parameter, change: Tensor) -> None:
+        self._parameter, self._change = parameter, change
+        self._own: Tensor | None = None
+        self._changed: Tensor | None = None
+        self._made_of: tuple[int, int, torch.dtype, torch.device] | None = None
+
+    def put(self, generation: int) -> None:
+        if self._own is not None:
+            return
+        own = self._parameter.data
+        made_of = (generation, own.data_ptr(), own.dtype, own.device)
+        if self._changed is None or made_of != self._made_of:
+            self._changed = (own.float() + self._change.to(own.device).float()).to(own.dtype)
+            self._made_of = made_of
+        self._own, self._parameter.data = own, self._changed
+
+    def take_off(self) -> None:
+        if self._own is not None:
+            self._parameter.data, self._own = self._own, None

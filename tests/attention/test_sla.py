@@ -230,6 +230,35 @@ def test_moments_of_the_map_are_used_again_but_not_for_other_tensors():
     torch.testing.assert_close(other, 2 * out)
 
 
+def test_dense_steps_run_on_the_models_own_weights(tmp_path):
+    """The adapter is trained for sparse steps; on dense ones it would only be in the way."""
+    pipe, call = peaked("wan")
+    call = {**call, "num_inference_steps": 4}
+    weight = pipe.transformer.blocks[0].attn1.to_q.weight
+    before, steps = weight.detach().clone(), []
+    path = _adapter(pipe, tmp_path / "a.safetensors")
+    handle = pipe.transformer.blocks[0].attn1.register_forward_pre_hook(
+        lambda *_: steps.append(torch.equal(weight, before))
+    )
+    config = SLAConfig(weights=path, min_tokens=0, dense_steps=2, break_even=1.0)
+    with ditaccel.accelerated(pipe, attention=config):
+        generate(pipe, call)
+        assert steps == [True] * 4 + [False] * 4  # two branches a step
+        with pytest.raises(ZeroDivisionError):
+            _interrupted(pipe, call, at=3)
+        assert torch.equal(weight, before), "an exception leaves the adapter's weights on"
+    handle.remove()
+
+
+def _interrupted(pipe, call, at):
+    def stop(pipe, step, timestep, kwargs):
+        if step == at - 1:
+            pipe.transformer.blocks[1].register_forward_pre_hook(lambda *_: 1 / 0)
+        return kwargs
+
+    pipe(**call, generator=torch.Generator().manual_seed(0), callback_on_step_end=stop)
+
+
 def test_first_steps_and_layers_stay_dense():
     q, k, v = _tensors()
     planner = SLAConfig(q_tile=16, k_tile=16, dense_steps=0.3, dense_layers=1).planner()
@@ -304,9 +333,15 @@ def test_an_adapter_is_put_on_and_taken_off(tmp_path):
     with ditaccel.accelerated(pipe, attention=plain):
         untrained = generate(pipe, call)
     with ditaccel.accelerated(pipe, attention=SLAConfig(weights=path, **options)):
+        within = []
+        handle = pipe.transformer.blocks[0].attn1.register_forward_pre_hook(
+            lambda *_: within.append(_error(weight.detach(), before + 0.1) < 1e-3)
+        )
         trained = generate(pipe, call)
+        handle.remove()
         assert {r["reason"] for r in _log(pipe).rows()} == {"sla"}
-        assert _error(weight.detach(), before + 0.1) < 1e-3
+        assert within and all(within)
+        assert torch.equal(weight, before), "a pipeline saved between calls would not be its own"
     assert not torch.equal(trained, untrained) and torch.isfinite(trained).all()
     assert torch.equal(weight, before) and torch.equal(generate(pipe, call), dense)
 
