@@ -9,6 +9,7 @@
     claims/, workers/   who makes what now (see `claims.py`); empty when nobody works
     shards/             which shards have ever worked here: with those the folder is shared
     runs/               what each command made, and how long it took
+    logs/               what workers on Ray printed
 
 An item is done when its sidecar is there, names its id, and its files have their sizes: the
 sidecar is written last, so nothing else needs to be trusted after a kill.
@@ -87,6 +88,7 @@ class JobFolder:
         self.root = Path(root).expanduser()
         self.outputs, self.failed = self.root / "outputs", self.root / FAILED
         self.claims, self.workers = self.root / "claims", self.root / "workers"
+        self.logs = self.root / "logs"
         self.results = self.root / "results"
         # Set by who joins: drafts lie with their worker, so that they go when it is swept away.
         self.drafts: Path | None = None

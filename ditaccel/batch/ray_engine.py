@@ -2,19 +2,26 @@
 
 Ray decides where items go and replaces what dies. It never carries frames: actors write their files
 into the job's folder, which all nodes must share, and what is done there stays the only truth; a
-restarted actor finds its predecessor's claims dead and makes the items again.
+restarted actor finds its predecessor's claims dead and makes the items again. What an actor prints
+goes to a file of its own under `logs/` there; the command shows results and failures, a line each.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import os
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..models import line_of
 from .claims import Claims, on_this_host
 from .folder import JobFolder
 from .manifest import Item
@@ -39,6 +46,7 @@ class RayWorker:
         self.folder = JobFolder(root)
         self.run = parse_run(json.loads(run))
         self.claims = join(self.folder, self.run, on_lost=self._lost)
+        print_into(self.folder.logs / f"{self.claims.token}.log")
         self.records: list[dict[str, Any]] = []
         self.worker = make_worker(self.folder, self.run, 0, [], self.claims, self.records.append)
 
@@ -59,6 +67,52 @@ class RayWorker:
         run = dataclasses.replace(self.run, rank=Rank(), ids=tuple(item.id for item in items))
         self.worker.drain(make_queue(self.folder, run, 0, items, self.claims))
         return {"record": [json.dumps(_small(record)) for record in self.records]}
+
+
+def print_into(path: Path) -> None:
+    """Send all that this process prints from now on to a file, compiled code and children too."""
+    path.parent.mkdir(exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for standard in (1, 2):
+        os.dup2(file, standard)
+    os.close(file)
+
+
+@contextmanager
+def _quiet_plans() -> Iterator[None]:
+    """Ray Data tells the console each plan and its progress; warnings are enough there.
+
+    Its own log file in Ray's session gets everything all the same.
+    """
+    consoles = [
+        handler
+        for handler in logging.getLogger("ray.data").handlers
+        if isinstance(handler, logging.StreamHandler)
+    ]
+    levels = [handler.level for handler in consoles]
+    for handler in consoles:
+        handler.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for handler, level in zip(consoles, levels, strict=True):
+            handler.setLevel(level)
+
+
+def _connect(ray: Any) -> None:
+    """Connect to the cluster that is found, else start a local one."""
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        # Ray raises many types here, and plain exceptions
+        raise UsageError(
+            f"Ray did not start or answer ({line_of(error)}); run the same command again, or start "
+            "it first: ray start --head"
+        ) from error
 
 
 def _small(record: dict[str, Any]) -> dict[str, Any]:
@@ -101,8 +155,7 @@ def run_ray(
     rows = [{"item": json.dumps(asdict(item))} for item in ours if queue.is_open(item)]
     if not rows:
         return
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    _connect(ray)
     # Shards, workers and devices are Ray's business: an actor sees its own GPU as the first.
     on_gpu = run.options.device.startswith("cuda")
     device = "cuda:0" if on_gpu else run.options.device
@@ -128,15 +181,22 @@ def run_ray(
     )
     tokens = set()
     try:
-        for row in dataset.iter_rows():
-            record = json.loads(row["record"])
-            tokens.add(str(record["worker"]))
-            on_result(record)
+        with _quiet_plans():
+            for row in dataset.iter_rows():
+                record = json.loads(row["record"])
+                tokens.add(str(record["worker"]))
+                on_result(record)
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[-1][:300]
-        raise UsageError(f"the Ray job broke off ({reason}); run the same command again") from error
+        raise UsageError(
+            f"the Ray job broke off ({reason}); what workers said is in {folder.logs}; run the "
+            "same command again"
+        ) from error
     finally:
         _await_end(tokens, claims.host)
+        for log in folder.logs.glob("*.log"):
+            if not log.stat().st_size:
+                log.unlink(missing_ok=True)
 
 
 def _await_end(tokens: set[str], host: str) -> None:
