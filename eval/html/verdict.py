@@ -51,8 +51,7 @@ def _level_tiles(rows: list[dict[str, Any]], level: float, levels: list[float]) 
         slower = baseline is not None and best["speedup"] < baseline
         tiles.append(_tile(f"{best['speedup']:.2f}×", words, "main bad" if slower else "main"))
     else:
-        words = " or ".join(f"{v:g}" for v in sorted(levels))
-        tiles.append(_tile("none", f"no method's curve crosses {words} dB PSNR", "main"))
+        tiles.append(_tile("–", _why_none(rows, levels), "main"))
     if baseline is not None:
         tiles.append(_tile(f"{baseline:.2f}×", f"just taking fewer steps, at {level:g} dB"))
     elif fewer:
@@ -63,6 +62,15 @@ def _level_tiles(rows: list[dict[str, Any]], level: float, levels: list[float]) 
         words = f"best other tool at {level:g} dB: {peers[0]['series']}"
         tiles.append(_tile(f"{peers[0]['speedup']:.2f}×", words))
     return tiles
+
+
+def _why_none(rows: list[dict[str, Any]], levels: list[float]) -> str:
+    """Why no method has a speed at any level; one that is better than asked for is named."""
+    above = [r for r in rows if r["role"] == "method" and "lie above" in str(r.get("note"))]
+    if above:
+        best = max(above, key=lambda r: r["psnr"])
+        return f"at {best['psnr']:g} dB PSNR, {best['series']}: {best['note']}"
+    return f"no method's curve crosses {' or '.join(f'{v:g}' for v in sorted(levels))} dB PSNR"
 
 
 def _tiles(evaluation: Evaluation) -> list[Markup]:
