@@ -1,5 +1,6 @@
 """CogVideoX (text, image or video to video): joint attention, text in front, guidance batched."""
 
+import math
 from typing import Any
 
 from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets
@@ -8,8 +9,7 @@ from .grids import frames_first
 
 def _tokens(config: Any, shape: tuple[int, ...]) -> int:
     """Video tokens; the latents are `(B, F, C, H, W)`."""
-    frames = shape[1] // (config.patch_size_t or 1)
-    return frames * (shape[3] // config.patch_size) * (shape[4] // config.patch_size)
+    return math.prod(frames_first(config, shape, {}))
 
 
 ADAPTER = FamilyAdapter(

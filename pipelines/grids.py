@@ -12,7 +12,7 @@ Grid = tuple[int, int, int]
 GridRule = Callable[[Any, tuple[int, ...], Mapping[str, Any]], Grid | None]
 
 
-def of_patches(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid | None:
+def of_patches(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid:
     """Of latents `(B, C, [F,] H, W)` that are cut into patches."""
     return patch_grid(config, shape)
 
@@ -73,13 +73,13 @@ def from_image_shapes(config: Any, shape: tuple[int, ...], named: Mapping[str, A
     return frames, rows, columns
 
 
-def channels_last(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid | None:
+def channels_last(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid:
     """Of latents `(B, F, H, W, C)` cut into patches."""
     frames, rows, columns = (n // p for n, p in zip(shape[1:4], config.patch_size, strict=True))
     return frames, rows, columns
 
 
-def frames_first(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid | None:
+def frames_first(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid:
     """Of latents `(B, F, C, H, W)` cut into patches."""
     patch, frames = config.patch_size, shape[1] // (getattr(config, "patch_size_t", None) or 1)
     return frames, shape[3] // patch, shape[4] // patch

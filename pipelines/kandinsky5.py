@@ -1,5 +1,6 @@
 """Kandinsky 5 (text or image to video, text to image): text by cross-attention, channels last."""
 
+import math
 from typing import Any
 
 from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets
@@ -8,8 +9,7 @@ from .grids import channels_last
 
 def _tokens(config: Any, shape: tuple[int, ...]) -> int:
     """Video tokens; the latents are `(B, F, H, W, C)`."""
-    frames, height, width = (n // p for n, p in zip(shape[1:4], config.patch_size, strict=True))
-    return frames * height * width
+    return math.prod(channels_last(config, shape, {}))
 
 
 ADAPTER = FamilyAdapter(

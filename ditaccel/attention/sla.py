@@ -316,11 +316,10 @@ class SLAPlanner:
         every = list(range(q.shape[1]))
         group = HeadGroup(self, every, order, q, k, v, scale, context, rows)
         out = group.attend(q, k, v, context.keys)
-        queries = q.index_select(2, rows if order is None else order[0][rows])
         shared = q.shape[1] != k.shape[1]
         mask = None if context.keys is None else context.keys[:, None, None]
         dense = torch.nn.functional.scaled_dot_product_attention(
-            queries, k, v, mask, scale=scale, enable_gqa=shared
+            group.queries, k, v, mask, scale=scale, enable_gqa=shared
         )
         off = (out - dense).float().square().sum((0, 2, 3)) / dense.float().square().sum((0, 2, 3))
         groups = off.unflatten(0, (k.shape[1], -1)).mean(1, keepdim=True)

@@ -121,6 +121,11 @@ class HeadGroup:
             return self._mine, self._moments
         return self._own(q, k, v), None
 
+    @property
+    def queries(self) -> Tensor:
+        """What the map was made for: queries of these heads and rows, in their order."""
+        return self._mine[0]
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
         """Attention of these heads; autograd follows where a gradient is wanted.
 
