@@ -83,10 +83,21 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{path} is missing: {path.parent} holds no finished run") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"{path} is damaged ({error}); delete the folder or choose another --out"
+            f"{path} is damaged ({_reason(error)}); delete the folder or choose another --out"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What ails a JSON file, in a line that a terminal can show."""
+    if isinstance(error, OSError):
+        return error.strerror or "unreadable"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8"
+    return str(error).split("\n")[0].split("; use sys")[0]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -94,6 +105,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
     Raises:
         UsageError: any other line is damaged, with its number.
+    """
+    return [data for _, data in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """As `read_lines`, each line with its number.
+
+    Raises:
+        UsageError: see `read_lines`.
     """
     if not path.exists():
         return []
@@ -110,13 +130,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             data = json.loads(line)
             if not isinstance(data, dict):
                 raise ValueError("not an object")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise UsageError(
                 f"{path}, line {number} is damaged; delete that line to have it measured again"
             ) from error
-        found.append(data)
+        found.append((number, data))
     return found
 
 
