@@ -14,7 +14,6 @@ import importlib
 import json
 import os
 import pkgutil
-import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from .errors import ConfigError, UsageError
+from .option_types import arms_of, checked
 
 if TYPE_CHECKING:
     from .pipelines import FamilyAdapter
@@ -36,12 +36,15 @@ T = TypeVar("T", bound=type)
 
 
 def method(name: str, kind: str = "cache") -> Callable[[T], T]:
-    """Register a frozen dataclass as the config of the method `name`, of one of `KINDS`."""
+    """Register a frozen dataclass as the config of the method `name`, of one of `KINDS`.
+
+    Its options are checked against their annotations before its own `__post_init__` runs.
+    """
 
     def register(cls: T) -> T:
         cls.method = name  # type: ignore[attr-defined]
         cls.kind = kind  # type: ignore[attr-defined]
-        _METHODS[name] = cls
+        _METHODS[name] = checked(name)(cls)
         return cls
 
     return register
@@ -110,23 +113,13 @@ def suggest(word: str, known: typing.Iterable[str]) -> str:
     return f"{hint} Known: {', '.join(known) or 'none'}"
 
 
-def _check_type(owner: str, name: str, hint: Any, value: Any) -> Any:
-    """Return `value` as the annotated type, or raise."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    origins = tuple(typing.get_origin(a) or a for a in allowed)
-    if isinstance(value, list) and tuple in origins:
-        return tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    if isinstance(value, str) and str not in origins and float in origins:
+def _from_text(hint: Any, value: Any) -> Any:
+    """A number that YAML 1.1 reads as text (1e-3); everything else as it is."""
+    arms = arms_of(hint)
+    if isinstance(value, str) and str not in arms and float in arms:
         with contextlib.suppress(ValueError):
-            return float(value)  # YAML 1.1 reads 1e-3 as text
-    if isinstance(value, bool) and bool not in origins:
-        pass
-    elif isinstance(value, int) and int not in origins and float in origins:
-        return float(value)
-    elif isinstance(value, origins):
-        return value
-    names = " or ".join(getattr(o, "__name__", str(o)) for o in origins)
-    raise ConfigError(f"{owner}: {name} is {value!r}; it must be {names}")
+            return float(value)
+    return value
 
 
 def method_from_dict(data: Mapping[str, Any]) -> Any:
@@ -141,7 +134,7 @@ def method_from_dict(data: Mapping[str, Any]) -> Any:
     for key in options:
         if key not in fields:
             raise ConfigError(f"{name} has no option {key!r}{suggest(str(key), fields)}")
-    return cls(**{k: _check_type(str(name), k, hints[k], v) for k, v in options.items()})
+    return cls(**{k: _from_text(hints[k], v) for k, v in options.items()})
 
 
 def from_dict(data: Any) -> AccelerationConfig:

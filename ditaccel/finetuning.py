@@ -15,7 +15,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,9 @@ from .distillation import Teacher, TeacherCall
 from .errors import ConfigError, DitaccelError, UsageError
 from .files import append_line, read_lines, write_atomically, write_json
 from .loss_curve import LOSSES, draw_curve
+from .option_types import checked
 from .progress import Progress
+from .prompts import Prompt, listed
 from .session import session_of
 
 STATE, ADAPTER, RUN = "state.pt", "adapter.safetensors", "run.json"
@@ -68,6 +70,7 @@ class Finetuned:
     size: int
 
 
+@checked("finetune")
 @dataclass(frozen=True)
 class _Settings:
     steps: int
@@ -94,7 +97,7 @@ class _Settings:
 
 def finetune(
     pipe: Any,
-    data: Sequence[str | Mapping[str, Any]],
+    data: Prompt | Iterable[Prompt],
     config: SLAConfig | None = None,
     *,
     out: str | os.PathLike[str],
@@ -144,13 +147,7 @@ def finetune(
         TrainingStopped: the loss is not finite; the last good checkpoint is kept.
     """
     settings = _Settings(steps, train, lr, weights_lr, batch, seed, save_every, average)
-    require(not isinstance(data, str) and len(data) > 0, "data is empty; give at least one prompt")
-    for i, item in enumerate(data):
-        require(
-            isinstance(item, (str, Mapping)),
-            f"item {i} of data is of type {type(item).__name__}; give prompts, or mappings of "
-            "arguments of the pipeline call",
-        )
+    data = listed(data, "data")
     if isinstance(pipe, torch.nn.Module):
         raise UsageError("finetune needs the pipeline: a transformer alone makes no noisy latents")
     transformers, adapter = _transformers(pipe)

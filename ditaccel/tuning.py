@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +18,8 @@ from .caching._options import MemoryBudget
 from .caching.step_mask import StepMaskConfig
 from .config import AccelerationConfig, choice
 from .errors import ConfigError, UnsupportedError, UsageError
+from .option_types import checked, checked_value
+from .prompts import Prompt, as_calls, listed
 from .recording import Recording, record
 from .schedule_search import Plan, Trajectory, plans
 from .session import session_of
@@ -31,6 +33,7 @@ _WARMUPS = (3, 1)
 _MARGIN = 1.0
 
 
+@checked()
 @dataclass(frozen=True)
 class Target:
     """What a tuned config must reach; give one of the three.
@@ -302,7 +305,7 @@ class Tuner:
 
 def tune(
     pipe: Any,
-    prompts: Sequence[str | Mapping[str, Any]],
+    prompts: Prompt | Iterable[Prompt],
     target: Target,
     *,
     seed: int = 0,
@@ -318,7 +321,7 @@ def tune(
 
     Args:
         pipe: an unaccelerated pipeline with one transformer.
-        prompts: prompts, or mappings of call arguments (`{"class_labels": [3]}`).
+        prompts: a prompt or several, or mappings of call arguments (`{"class_labels": [3]}`).
         target: `Target(psnr=30)`, `Target(psnr=30, statistic="min")` for the worst sample,
             `Target(computed_share=0.25)`, or `Target(attention_error=0.02)`, which calibrates
             attention instead (`attention.calibration`).
@@ -336,9 +339,8 @@ def tune(
             PSNR out of reach is a warning, and the best plan is returned.
         UnsupportedError: two transformers, or a scheduler that does not add its outputs up.
     """
-    stray = [p for p in prompts if not isinstance(p, (str, Mapping))]
-    if stray:
-        raise UsageError(f"a prompt is text or a mapping of call arguments, not {stray[0]!r}")
+    prompts = listed(prompts)
+    seed = checked_value("tune", "seed", int, seed)
     if target.attention_error is not None:
         error = target.attention_error
         calibration = calibrate(
@@ -347,5 +349,5 @@ def tune(
         return AccelerationConfig(
             attention=calibration.config, label=f"attention within {100 * error:g} %"
         )
-    calls = [{**call, **({"prompt": p} if isinstance(p, str) else p)} for p in prompts]
+    calls = as_calls(prompts, call)
     return Tuner(pipe, calls, seed, progress, memory_budget).reach(target).config

@@ -257,9 +257,9 @@ def _setup(
 
 def evaluate(
     model: str | Path | Any,
-    configs: Sequence[str],
-    prompts: Sequence[str],
-    seeds: Iterable[int],
+    configs: str | Sequence[str],
+    prompts: str | Sequence[str],
+    seeds: int | Iterable[int],
     out: str | Path,
     options: Options | None = None,
     on_setup: Callable[[dict[str, Any]], None] | None = None,
@@ -270,9 +270,9 @@ def evaluate(
 
     Args:
         model: folder or Hub id of a diffusers pipeline, or a loaded pipeline.
-        configs: texts as in `specs.FORMS`.
-        prompts: prompts or class names.
-        seeds: of the noise; each prompt is made with each.
+        configs: a text as in `specs.FORMS`, or several.
+        prompts: a prompt or class name, or several.
+        seeds: of the noise, one or several; each prompt is made with each.
         out: folder of the run.
         options: how to run.
         on_setup: called with the content of `run.json` before anything is generated.
@@ -286,7 +286,11 @@ def evaluate(
         UsageError: an unusable model, prompt, folder or weights file.
     """
     options = options or Options()
-    prompts, seeds = list(prompts), list(dict.fromkeys(int(seed) for seed in seeds))
+    configs, prompts = (
+        [given] if isinstance(given, str) else list(given) for given in (configs, prompts)
+    )
+    seeds = [seeds] if isinstance(seeds, int) else seeds
+    seeds = list(dict.fromkeys(int(seed) for seed in seeds))
     if not prompts or not seeds:
         raise UsageError("nothing to generate: give at least one prompt and one seed")
     if options.dtype not in _DTYPES:

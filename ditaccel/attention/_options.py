@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,20 +13,13 @@ from ..kernels import Tiling
 from .planner import Dense, LayerContext
 
 Ranges = tuple[tuple[int, int], ...]
+Backend = Literal["auto", "triton", "torch", "naive"]
 
 
-def check_ranges(name: str, value: Any) -> None:
+def check_ranges(name: str, value: Ranges) -> None:
     """Check token ranges `((start, end), …)`: ascending, end exclusive, apart from each other."""
-    require(isinstance(value, (tuple, list)), f"{name} is {value!r}; write [[start, end], …]")
     previous = 0
-    for item in value:
-        good = (
-            isinstance(item, (tuple, list))
-            and len(item) == 2
-            and all(isinstance(n, int) and not isinstance(n, bool) for n in item)
-        )
-        require(good, f"{name} holds {item!r}; write token ranges as [[start, end], …]")
-        start, end = item
+    for start, end in value:
         require(0 <= start < end, f"{name}: the range {start} to {end} is empty or negative")
         require(
             start >= previous,
@@ -73,12 +66,6 @@ def check_dense(config: Any) -> None:
         share is None or 0.0 < share <= 1.0,
         f"break_even is {share}; give a share of the attention matrix in (0, 1], 1 for never",
     )
-
-
-def check_backend(name: str) -> None:
-    """Check the option `backend`."""
-    known = ("auto", "triton", "torch", "naive")
-    require(name in known, f"backend is {name!r}; it must be one of: {', '.join(known)}")
 
 
 def share_of(value: int | float, total: int | None) -> int:

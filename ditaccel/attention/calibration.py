@@ -10,7 +10,7 @@ against the output of its own previous list.)
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from torch import Tensor
 from ..config import require
 from ..errors import UsageError
 from ..kernels import tile_attention
+from ..option_types import checked_value
+from ..prompts import Prompt, as_calls
 from .lite_attention import LiteAttentionConfig, LiteAttentionPlanner
 from .observe import observed
 from .planner import Dense, LayerContext, State, Watcher
@@ -108,7 +110,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def calibrate(
     pipe: Any,
-    prompts: Sequence[str | Mapping[str, Any]],
+    prompts: Prompt | Iterable[Prompt],
     config: LiteAttentionConfig | None = None,
     *,
     target_error: float = 0.02,
@@ -126,7 +128,7 @@ def calibrate(
 
     Args:
         pipe: an unaccelerated pipeline.
-        prompts: prompts, or mappings of call arguments.
+        prompts: a prompt or several, or mappings of call arguments.
         config: all other settings; its thresholds are replaced.
         target_error: relative L1 error of a layer's output, above 0.
         parts: equal parts of the denoising loop with a threshold of their own.
@@ -141,14 +143,15 @@ def calibrate(
         ConfigError: an argument out of range.
         UsageError: the pipeline is accelerated, or nothing was open to skipping.
     """
+    seed = checked_value("calibrate", "seed", int, seed)
+    parts = checked_value("calibrate", "parts", int, parts)
+    target_error = checked_value("calibrate", "target_error", float, target_error)
     require(
         0.0 < target_error < 1.0, f"target_error is {target_error}; give a relative error below 1"
     )
     require(parts >= 1, f"parts is {parts}; it must be 1 or more")
-    if not prompts:
-        raise UsageError("calibrate needs at least one prompt to learn from")
     base = replace(config or LiteAttentionConfig(), thresholds=())
-    calls = [{**call, **({"prompt": p} if isinstance(p, str) else p)} for p in prompts]
+    calls = as_calls(prompts, call)
     candidates = {c: replace(base, threshold=c) for c in CANDIDATES}
     seen = _measure(pipe, calls, candidates, parts, seed, progress)
 

@@ -27,7 +27,8 @@ from ..kernels import (
     unpack_mask,
 )
 from ._options import (
-    check_backend,
+    Backend,
+    Ranges,
     check_dense,
     check_ranges,
     check_within,
@@ -68,20 +69,20 @@ class LiteAttentionConfig:
     """
 
     threshold: float = -10.0
-    thresholds: tuple = ()
+    thresholds: tuple[float | tuple[float, ...], ...] = ()
     dense_steps: int | float = 1
     dense_layers: int | float = 0
     retest: int = 8
     max_age: int = 8
     skip_now: bool = False
     alternate: bool = True
-    must_keep: tuple = ()
-    must_skip: tuple = ()
+    must_keep: Ranges = ()
+    must_skip: Ranges = ()
     q_tile: int = 128
     k_tile: int = 64
     min_tokens: int = 1024
     break_even: float | None = None
-    backend: str = "auto"
+    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
         _check_threshold("threshold", self.threshold)
@@ -99,17 +100,15 @@ class LiteAttentionConfig:
         for name in ("q_tile", "k_tile"):
             value = getattr(self, name)
             require(value >= 16, f"{name} is {value}; tiles have at least 16 tokens")
-        check_backend(self.backend)
 
     def planner(self) -> LiteAttentionPlanner:
         """What the seam carries out."""
         return LiteAttentionPlanner(self)
 
 
-def _check_threshold(name: str, value: object) -> None:
-    good = isinstance(value, (int, float)) and value < 0
+def _check_threshold(name: str, value: float) -> None:
     require(
-        good,
+        value < 0,
         f"{name} is {value}; give powers of two below 0 (-10 is mild, -3 fast)",
     )
 
@@ -122,7 +121,7 @@ class LiteAttentionPlanner:
         self.least_tokens = config.min_tokens
         self.least_steps = 5
         self.break_even = config.break_even
-        self.backend = None if config.backend == "auto" else config.backend
+        self.backend: str | None = None if config.backend == "auto" else config.backend
 
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State

@@ -19,24 +19,26 @@ the logits say how much each tile counts beside the critical ones.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..config import choice, method, require
+from ..config import method, require
 from ..denoising import DenoisingStep
-from ..kernels import FEATURE_MAPS, TileAttentionOutput, TileMap
+from ..kernels import TileAttentionOutput, TileMap
 from ..patching import PatchLedger
-from ._options import check_backend, check_dense, in_dense_part, share_of
+from ._options import Backend, check_dense, in_dense_part, share_of
 from .cubes import cube_order
 from .planner import Dense, LayerContext, Plan, State
 from .sla_adapter import SHARED, SLAAdapter
 from .sla_heads import HeadGroup, Order
 
 TRAINED = ("sla", "combined")
-MODES = ("training_free", "sla", "combined", "sparse")
+Mode = Literal["training_free", "sla", "combined", "sparse"]
+FeatureMapName = Literal["softmax", "elu", "relu", "hedgehog", "norm_aware"]
 # What an option is where neither the config nor an adapter says it.
 DEFAULTS: dict[str, Any] = {
     "critical": 5.0,
@@ -100,19 +102,19 @@ class SLAConfig:
 
     critical: float | None = None
     negligible: float | None = None
-    mode: str | None = None
-    weights: str | None = None
-    choose_by: str | None = None
-    feature_map: str | None = None
-    cube: tuple | None = None
-    qk: str = "model"
+    mode: Mode | None = None
+    weights: str | os.PathLike[str] | None = None
+    choose_by: Literal["mass", "error"] | None = None
+    feature_map: FeatureMapName | None = None
+    cube: tuple[int, ...] | None = None
+    qk: Literal["model"] = "model"
     dense_steps: int | float = 0.2
     dense_layers: int | float = 0
     q_tile: int | None = None
     k_tile: int | None = None
     min_tokens: int = 1024
     break_even: float | None = None
-    backend: str = "auto"
+    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
         for name in ("critical", "negligible"):
@@ -121,24 +123,16 @@ class SLAConfig:
                 value is None or 0.0 <= value <= 100.0,
                 f"{name} is {value}; it is a percentage of the key tiles, from 0 to 100",
             )
+            require(
+                not value or value >= 1.0,
+                f"{name} is {value}, and it is a percentage of the key tiles: give {name}="
+                f"{100 * (value or 0.0):g} for that share of them",
+            )
         if self.critical is not None and self.negligible is not None:
             _check_sum(self.critical, self.negligible)
-        if self.mode is not None:
-            choice("mode", self.mode, MODES)
-        if self.choose_by is not None:
-            choice("choose_by", self.choose_by, ("mass", "error"))
-        if self.feature_map is not None:
-            choice("feature_map", self.feature_map, tuple(FEATURE_MAPS))
-        require(
-            self.qk == "model",
-            f"qk is {self.qk!r}; scores are computed in the model's own precision, leave it out",
-        )
         if self.cube is not None:
-            whole = all(
-                isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in self.cube
-            )
             require(
-                whole and len(self.cube) in (0, 3),
+                len(self.cube) in (0, 3) and all(n >= 1 for n in self.cube),
                 f"cube is {self.cube}; give frames, rows and columns, such as [4, 4, 4], or []",
             )
         for name in ("q_tile", "k_tile"):
@@ -147,7 +141,6 @@ class SLAConfig:
                 value is None or value >= 16, f"{name} is {value}; tiles have at least 16 tokens"
             )
         check_dense(self)
-        check_backend(self.backend)
 
     def planner(self) -> SLAPlanner:
         """What the seam carries out.
@@ -164,7 +157,7 @@ class SLAConfig:
         )
         if self.weights is None:
             return SLAPlanner(self, None)
-        return SLAPlanner(self, SLAAdapter.load(self.weights))
+        return SLAPlanner(self, SLAAdapter.load(os.fspath(self.weights)))
 
 
 def _check_sum(critical: float, negligible: float) -> None:
@@ -191,7 +184,7 @@ class SLAPlanner:
         self.least_tokens = config.min_tokens
         self.least_steps = 1
         self.break_even = config.break_even
-        self.backend = None if config.backend == "auto" else config.backend
+        self.backend: str | None = None if config.backend == "auto" else config.backend
         self.options: dict[str, Any] = {}
         trained = adapter.options if adapter is not None else {}
         for name in SHARED:

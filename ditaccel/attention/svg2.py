@@ -27,7 +27,7 @@ from ..kernels import (
     order_by_label,
 )
 from ..kernels.segments import segment_sums
-from ._options import check_backend, check_dense, in_dense_part
+from ._options import Backend, check_dense, in_dense_part
 from .planner import Dense, LayerContext, Plan, State
 
 # Published: 300 query and 1000 key clusters on 75,600 tokens.
@@ -79,7 +79,7 @@ class SVG2Config:
     dense_layers: int | float = 0.03
     min_tokens: int = 1024
     break_even: float | None = None
-    backend: str = "auto"
+    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
         for name in ("q_clusters", "k_clusters"):
@@ -93,7 +93,6 @@ class SVG2Config:
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; it must be 1 or more")
         check_dense(self)
-        check_backend(self.backend)
 
     def planner(self) -> SVG2Planner:
         """What the seam carries out."""
@@ -135,7 +134,7 @@ class SVG2Planner:
         self.least_tokens = config.min_tokens
         self.least_steps = 2
         self.break_even = config.break_even
-        self.backend = None if config.backend == "auto" else config.backend
+        self.backend: str | None = None if config.backend == "auto" else config.backend
 
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Any
+from typing import Any, Literal
 
-from ..config import choice, require
-from .forecast import BASES
+from ..config import require
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+Basis = Literal["taylor", "newton", "hermite", "exponential", "auto"]
+Coordinate = Literal["index", "sigma", "timestep"]
+ForecastTarget = Literal["hidden", "residual", "output"]
+Guidance = Literal["independent", "follow", "difference"]
+Correction = Literal["auto", "always", "never"]
+Reduce = Literal["batch_mean", "worst_sample"]
+OnBudget = Literal["refuse", "downgrade"]
+# Bytes, or text such as `500MB` or `2 GiB`.
+Bytes = int | float | str
+
+_SIZE = re.compile(
+    r"(?P<number>(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?)\s*(?P<unit>[kmgt]?)(?P<binary>i?)(b|bytes?)?"
+)
+_POWERS = "kmgt"
 
 
 def check_forecast(config: Any) -> None:
-    """Check `order`, `warmup`, `final`, `basis`, `coordinate`, where the config has them."""
+    """Check `order`, `warmup`, `final` and the like, where the config has them."""
     order = getattr(config, "order", 0)
     require(order >= 0, f"order is {order}; it must be 0 (reuse) or more")
     require(order <= 6, f"order is {order}; beyond 6 a forecast only amplifies noise")
@@ -20,15 +33,6 @@ def check_forecast(config: Any) -> None:
     require(warmup >= 1, f"warmup is {warmup}; at least 1 step must be computed first")
     final = getattr(config, "final", 0)
     require(final >= 0, f"final is {final}; it must be 0 or more")
-    choice("basis", getattr(config, "basis", "taylor"), BASES)
-    choice("coordinate", getattr(config, "coordinate", "index"), ("index", "sigma", "timestep"))
-    choice("target", getattr(config, "target", "hidden"), ("hidden", "residual", "output"))
-    choice(
-        "guidance",
-        getattr(config, "guidance", "independent"),
-        ("independent", "follow", "difference"),
-    )
-    choice("correction", getattr(config, "correction", "never"), ("auto", "always", "never"))
     interval = getattr(config, "guidance_interval", 1)
     require(interval >= 1, f"guidance_interval is {interval}; it must be 1 or more")
     limit = getattr(config, "max_consecutive", None)
@@ -44,23 +48,35 @@ def check_threshold(threshold: float) -> None:
 
 
 class MemoryBudget:
-    """A number of bytes, or text such as `500MB` or `2GB`."""
+    """A number of bytes, or text such as `500MB` (10^6 bytes each) or `2 GiB` (2^30 each)."""
 
     @staticmethod
-    def parse(value: int | str | None) -> int | None:
-        """Return bytes, or None for no limit."""
+    def parse(value: Bytes | None) -> int | None:
+        """Return bytes, or None for no limit.
+
+        Raises:
+            ConfigError: the text is not a size.
+        """
         if value is None or isinstance(value, int):
             return value
-        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]?)b?\s*", value.lower())
+        size = value if isinstance(value, float) else _bytes_of(value)
         require(
-            match is not None, f"memory_budget is {value!r}; write bytes or a size such as '2GB'"
+            size is not None and math.isfinite(size),
+            f"memory_budget is {value!r}; write bytes or a size such as '2GB' or '500 MiB'",
         )
-        assert match is not None
-        return int(float(match.group(1)) * _UNITS[match.group(2)])
+        assert size is not None
+        return int(size)
 
     @staticmethod
     def check(config: Any) -> None:
-        """Check `memory_budget` and `on_budget`."""
+        """Check `memory_budget`."""
         size = MemoryBudget.parse(config.memory_budget)
         require(size is None or size > 0, f"memory_budget is {size}; it must be positive")
-        choice("on_budget", config.on_budget, ("refuse", "downgrade"))
+
+
+def _bytes_of(text: str) -> float | None:
+    match = _SIZE.fullmatch(text.strip().lower())
+    if match is None or (match["binary"] and not match["unit"]):
+        return None
+    power = _POWERS.find(match["unit"]) + 1 if match["unit"] else 0
+    return float(match["number"]) * float(1024 if match["binary"] else 1000) ** power

@@ -11,7 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import method, require
-from ._options import MemoryBudget, check_forecast
+from ._options import (
+    Basis,
+    Bytes,
+    Coordinate,
+    Correction,
+    ForecastTarget,
+    Guidance,
+    MemoryBudget,
+    OnBudget,
+    check_forecast,
+)
 from .gate import StepRules, StepSizeGate
 from .policy import CachePolicy
 
@@ -47,14 +57,14 @@ class AdaptiveTaylorConfig:
     warmup: int = 3
     final: int = 1
     max_interval: int = 12
-    coordinate: str = "index"
-    target: str = "output"
-    basis: str = "taylor"
-    guidance: str = "independent"
+    coordinate: Coordinate = "index"
+    target: ForecastTarget = "output"
+    basis: Basis = "taylor"
+    guidance: Guidance = "independent"
     guidance_interval: int = 1
-    correction: str = "auto"
-    memory_budget: int | str | None = None
-    on_budget: str = "refuse"
+    correction: Correction = "auto"
+    memory_budget: Bytes | None = None
+    on_budget: OnBudget = "refuse"
 
     def __post_init__(self) -> None:
         require(

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import choice, method, require
-from ._options import MemoryBudget, check_forecast, check_threshold
+from ..config import method, require
+from ._options import (
+    Basis,
+    Bytes,
+    Coordinate,
+    Correction,
+    ForecastTarget,
+    Guidance,
+    MemoryBudget,
+    OnBudget,
+    Reduce,
+    check_forecast,
+    check_threshold,
+)
 from .gate import ForecastErrorGate, StepRules
 from .policy import CachePolicy
 
@@ -46,21 +58,20 @@ class ConfidenceGatedTaylorConfig:
     block_order: int = 1
     warmup: int = 3
     final: int = 1
-    reduce: str = "batch_mean"
+    reduce: Reduce = "batch_mean"
     max_consecutive: int | None = None
-    coordinate: str = "index"
-    target: str = "hidden"
-    basis: str = "taylor"
-    guidance: str = "independent"
-    correction: str = "never"
-    memory_budget: int | str | None = None
-    on_budget: str = "refuse"
+    coordinate: Coordinate = "index"
+    target: ForecastTarget = "hidden"
+    basis: Basis = "taylor"
+    guidance: Guidance = "independent"
+    correction: Correction = "never"
+    memory_budget: Bytes | None = None
+    on_budget: OnBudget = "refuse"
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
         check_forecast(self)
         require(0 <= self.block_order <= 6, f"block_order is {self.block_order}; give 0 to 6")
-        choice("reduce", self.reduce, ("batch_mean", "worst_sample"))
         MemoryBudget.check(self)
 
     def policy(self) -> CachePolicy:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import choice, method
-from ._options import check_forecast, check_threshold
+from ..config import method
+from ._options import Coordinate, Guidance, Reduce, check_forecast, check_threshold
 from .gate import FirstBlockResidualGate, StepRules
 from .policy import CachePolicy
 
@@ -31,15 +31,14 @@ class FirstBlockResidualConfig:
     order: int = 0
     warmup: int = 1
     final: int = 0
-    reduce: str = "batch_mean"
+    reduce: Reduce = "batch_mean"
     max_consecutive: int | None = None
-    coordinate: str = "index"
-    guidance: str = "independent"
+    coordinate: Coordinate = "index"
+    guidance: Guidance = "independent"
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
         check_forecast(self)
-        choice("reduce", self.reduce, ("batch_mean", "worst_sample"))
 
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""

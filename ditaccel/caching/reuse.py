@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import method, require
-from ._options import check_forecast
+from ._options import ForecastTarget, check_forecast
 from .gate import IntervalGate, StepRules
 from .policy import CachePolicy
 
@@ -19,13 +19,14 @@ class ReuseConfig:
         interval: distance of computed steps, >= 1; 1 is exact.
         warmup: first steps that are computed.
         final: last steps that are computed.
-        target: hold the `hidden` state, or the `residual` over all blocks.
+        target: hold the `hidden` state, the `residual` over all blocks, or the transformer's
+            `output`.
     """
 
     interval: int = 2
     warmup: int = 1
     final: int = 0
-    target: str = "hidden"
+    target: ForecastTarget = "hidden"
 
     def __post_init__(self) -> None:
         require(self.interval >= 1, f"interval is {self.interval}; it must be 1 or more")

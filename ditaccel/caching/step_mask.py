@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import method, require
-from ._options import check_forecast
+from ._options import Basis, Coordinate, Correction, ForecastTarget, Guidance, check_forecast
 from .gate import MaskGate, StepRules
 from .policy import CachePolicy
 
@@ -36,13 +36,13 @@ class StepMaskConfig:
     steps: tuple[int, ...] = (0,)
     total: int | None = None
     order: int = 1
-    coordinate: str = "index"
-    target: str = "output"
-    basis: str = "taylor"
-    guidance: str = "independent"
+    coordinate: Coordinate = "index"
+    target: ForecastTarget = "output"
+    basis: Basis = "taylor"
+    guidance: Guidance = "independent"
     guidance_interval: int = 1
     guidance_steps: tuple[int, ...] | None = None
-    correction: str = "never"
+    correction: Correction = "never"
 
     def __post_init__(self) -> None:
         require(

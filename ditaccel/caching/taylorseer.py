@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from ..config import choice, method, require
-from ._options import MemoryBudget, check_forecast
+from ..config import method, require
+from ._options import (
+    Basis,
+    Bytes,
+    Coordinate,
+    Correction,
+    ForecastTarget,
+    Guidance,
+    MemoryBudget,
+    OnBudget,
+    check_forecast,
+)
 from .gate import IntervalGate, StepRules
 from .policy import CachePolicy
 
@@ -40,20 +51,19 @@ class TaylorSeerConfig:
     order: int = 1
     warmup: int = 1
     final: int = 0
-    granularity: str = "module"
-    coordinate: str = "index"
-    target: str = "hidden"
-    basis: str = "taylor"
-    guidance: str = "independent"
+    granularity: Literal["module", "last_block"] = "module"
+    coordinate: Coordinate = "index"
+    target: ForecastTarget = "hidden"
+    basis: Basis = "taylor"
+    guidance: Guidance = "independent"
     guidance_interval: int = 1
-    correction: str = "never"
-    memory_budget: int | str | None = None
-    on_budget: str = "refuse"
+    correction: Correction = "never"
+    memory_budget: Bytes | None = None
+    on_budget: OnBudget = "refuse"
 
     def __post_init__(self) -> None:
         require(self.interval >= 1, f"interval is {self.interval}; it must be 1 or more")
         check_forecast(self)
-        choice("granularity", self.granularity, ("module", "last_block"))
         by_module = self.granularity == "module"
         require(
             not (by_module and self.basis == "auto"),

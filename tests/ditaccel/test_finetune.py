@@ -190,8 +190,6 @@ def test_what_is_refused_says_why(tmp_path):
         return finetune(pipe, data, config, out=folder, quiet=True, **{**call, **options})
 
     for wanted, options in (
-        ("data is empty", {"data": []}),
-        ("item 1 of data is of type int", {"data": ["a", 3]}),
         ("steps is 0", {"steps": 0}),
         ("lr is 0", {"lr": 0}),
         ("train is 'lora'", {"train": "lora"}),
@@ -200,6 +198,9 @@ def test_what_is_refused_says_why(tmp_path):
     ):
         with pytest.raises(ConfigError, match=wanted):
             start(**options)
+    for wanted, items in (("data is empty", []), ("item 1 of data is of type int", ["a", 3])):
+        with pytest.raises(UsageError, match=wanted):
+            start(data=items)
     with pytest.raises(UsageError, match="finetune needs the pipeline"):
         finetune(pipe.transformer, data, CONFIG, out=tmp_path / "a", quiet=True, **call)
     _train(tmp_path / "run", steps=1)
