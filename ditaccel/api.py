@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from . import config as configs
+from .completion import overridden
 from .config import AccelerationConfig
 from .errors import ConfigError, UnsupportedError, UsageError
 from .families import family_of, known_family
@@ -52,7 +53,9 @@ def _transformers(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
     return found, family_of(next(iter(found.values())))
 
 
-def accelerate(pipe: P, config: Setting = None, *, cache: Any = None, attention: Any = None) -> P:
+def accelerate(
+    pipe: P, config: Setting = None, *, cache: Any = None, attention: Any = None, **options: Any
+) -> P:
     """Make a pipeline faster, in place.
 
     Args:
@@ -64,6 +67,7 @@ def accelerate(pipe: P, config: Setting = None, *, cache: Any = None, attention:
             `config`, and needs no `config`.
         attention: config of an attention method, e.g. `LiteAttentionConfig(threshold=-8)`,
             likewise. Both together work.
+        **options: of the methods, in place of those in `config`: `tolerance=0.02`.
 
     Returns:
         The same pipeline.
@@ -89,6 +93,7 @@ def accelerate(pipe: P, config: Setting = None, *, cache: Any = None, attention:
         chosen = replace(chosen, cache=cache)
     if attention is not None:
         chosen = replace(chosen, attention=attention)
+    chosen = overridden(chosen, options)
     if not chosen.methods:
         raise ConfigError(
             "this config accelerates nothing: it names neither a caching method (key 'cache') nor "
@@ -128,10 +133,11 @@ def report(pipe: Any) -> Report:
 
 @contextmanager
 def accelerated(
-    pipe: P, config: Setting = None, *, cache: Any = None, attention: Any = None
+    pipe: P, config: Setting = None, *, cache: Any = None, attention: Any = None, **options: Any
 ) -> Iterator[P]:
     """`accelerate` for the length of a `with` block, restored on every way out."""
-    transformers, _ = _transformers(accelerate(pipe, config, cache=cache, attention=attention))
+    accelerate(pipe, config, cache=cache, attention=attention, **options)
+    transformers, _ = _transformers(pipe)
     session = session_of(transformers)
     try:
         yield pipe

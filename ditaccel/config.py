@@ -35,8 +35,16 @@ _METHODS: dict[str, type] = {}
 T = TypeVar("T", bound=type)
 
 
-def method(name: str, kind: str = "cache") -> Callable[[T], T]:
-    """Register a frozen dataclass as the config of the method `name`, of one of `KINDS`.
+def method(
+    name: str, kind: str = "cache", base: Mapping[str, Any] | None = None
+) -> Callable[[T], T]:
+    """Register a frozen dataclass as the config of the method `name`.
+
+    Args:
+        name: of the method.
+        kind: one of `KINDS`.
+        base: options that may be None, which stands for the family's own value
+            (`FamilyAdapter.base`), and what they are where the family has none.
 
     Its options are checked against their annotations before its own `__post_init__` runs.
     """
@@ -44,6 +52,7 @@ def method(name: str, kind: str = "cache") -> Callable[[T], T]:
     def register(cls: T) -> T:
         cls.method = name  # type: ignore[attr-defined]
         cls.kind = kind  # type: ignore[attr-defined]
+        cls.base = dict(base or {})  # type: ignore[attr-defined]
         _METHODS[name] = checked(name)(cls)
         return cls
 
@@ -113,7 +122,7 @@ def suggest(word: str, known: typing.Iterable[str]) -> str:
     return f"{hint} Known: {', '.join(known) or 'none'}"
 
 
-def _from_text(hint: Any, value: Any) -> Any:
+def from_text(hint: Any, value: Any) -> Any:
     """A number that YAML 1.1 reads as text (1e-3); everything else as it is."""
     arms = arms_of(hint)
     if isinstance(value, str) and str not in arms and float in arms:
@@ -134,7 +143,7 @@ def method_from_dict(data: Mapping[str, Any]) -> Any:
     for key in options:
         if key not in fields:
             raise ConfigError(f"{name} has no option {key!r}{suggest(str(key), fields)}")
-    return cls(**{k: _from_text(hints[k], v) for k, v in options.items()})
+    return cls(**{k: from_text(hints[k], v) for k, v in options.items()})
 
 
 def from_dict(data: Any) -> AccelerationConfig:
@@ -212,31 +221,45 @@ def dump(config: AccelerationConfig, path: str | os.PathLike[str]) -> None:
         raise UsageError(f"cannot write the config {path}: {error}") from None
 
 
-def parse_spec(spec: str) -> AccelerationConfig:
+def parse_spec(spec: str, family: str | FamilyAdapter | None = None) -> AccelerationConfig:
     """Read an inline config: `method` or `method:option=value,option=value`.
 
     A caching and an attention method go together with `&` between them. Values are read as YAML:
     `0.1`, `true`, `null`, `[0, 1, 5]`.
+
+    Args:
+        spec: the text.
+        family: whose presets may stand in place of methods: `balanced:tolerance=0.02`; None where
+            there are no presets.
     """
+    from .completion import overridden
+
     made: dict[str, Any] = {}
     for part in spec.split("&"):
-        chosen = _parse_method(part.strip())
-        require(chosen.kind not in made, f"{spec!r} names two methods of the kind {chosen.kind!r}")
-        made[chosen.kind] = chosen
+        name, options = _parse_part(part.strip())
+        if name in methods() or family is None:
+            chosen: tuple[Any, ...] = (method_from_dict({"method": name, **options}),)
+        else:
+            chosen = overridden(preset(name, family), options).methods
+        for each in chosen:
+            require(each.kind not in made, f"{spec!r} names two methods of the kind {each.kind!r}")
+            made[each.kind] = each
     return AccelerationConfig(**made, label=spec)
 
 
-def _parse_method(spec: str) -> Any:
+def _parse_part(spec: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of one method or preset."""
     name, _, rest = spec.partition(":")
-    data: dict[str, Any] = {"method": name.strip()}
+    options: dict[str, Any] = {}
     for item in _split(rest):
-        key, equals, value = item.partition("=")
+        key, equals, value = (text.strip() for text in item.partition("="))
         require(bool(equals), f"{spec!r}: {item!r} is not option=value")
+        require(key not in options, f"{spec!r} gives {key!r} twice; give each option once")
         try:
-            data[key.strip()] = yaml.safe_load(value)
+            options[key] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ConfigError(f"{spec!r}: cannot read the value {value!r}") from None
-    return method_from_dict(data)
+    return name.strip(), options
 
 
 def spec_of(config: AccelerationConfig) -> str:
@@ -285,6 +308,7 @@ def _split(text: str) -> list[str]:
 
 def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
     """Return a family's preset."""
+    from .completion import completed
     from .pipelines import adapters
 
     adapter = adapters().get(family) if isinstance(family, str) else family
@@ -298,7 +322,8 @@ def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
             "(or give the path of a config file)"
         )
     made = method_from_dict(data)
-    return AccelerationConfig(**{made.kind: made}, label=f"{family} {name}")
+    config = AccelerationConfig(**{made.kind: made}, label=f"{family} {name}")
+    return completed(config, adapter)[0]
 
 
 def _refuse_rows_of_eval(text: str) -> None:
@@ -338,7 +363,7 @@ def resolve(text: str | os.PathLike[str], family: str | FamilyAdapter) -> Accele
     """Read a preset name, the path of a config file, or an inline spec.
 
     Args:
-        text: `balanced`, `fast.yaml`, or `taylorseer:interval=4`.
+        text: `balanced`, `fast.yaml`, `taylorseer:interval=4` or `balanced:tolerance=0.02`.
         family: whose presets are meant.
     """
     try:
@@ -349,5 +374,5 @@ def resolve(text: str | os.PathLike[str], family: str | FamilyAdapter) -> Accele
         return load(name)
     _refuse_rows_of_eval(name)
     if ":" in name or "&" in name or name in methods():
-        return parse_spec(name)
+        return parse_spec(name, family)
     return preset(name, family)

@@ -25,6 +25,7 @@ from .caching.blocks import find_blocks
 from .caching.budget import size, tensors_per_branch, unit
 from .caching.policy import CachePolicy
 from .caching.state import BranchState
+from .completion import completed
 from .config import AccelerationConfig
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import DitaccelError, UnsupportedError, UsageError
@@ -374,12 +375,14 @@ def doctor(
         chosen = (
             config if isinstance(config, AccelerationConfig) else configs.resolve(config, adapter)
         )
+        chosen, _ = completed(chosen, adapter)
         found.config = chosen.label or " & ".join(m.method for m in chosen.methods)
     first = next(iter(transformers.values()))
     ours = call_size(pipe, unwrapped(first), adapter, call)
     tried = chosen.methods if chosen is not None else _all_methods()
-    for method in tried:
-        setting = AccelerationConfig(**{method.kind: method})
+    for each in tried:
+        setting, _ = completed(AccelerationConfig(**{each.kind: each}), adapter)
+        (method,) = setting.methods
         reason = try_on(transformers, setting)
         memory = None
         dry = adapter.provisional

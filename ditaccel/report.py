@@ -72,7 +72,8 @@ class Report:
     Attributes:
         family: the pipeline's family.
         method: names of the methods.
-        config: the config as plain data.
+        config: the config as plain data, whole.
+        filled: options of it that nobody gave and the family did: option -> value.
         calls: the newest calls (at most `MAX_CALLS`).
         total_calls: number of all calls.
         forecasts: number of all forecast calls.
@@ -89,6 +90,7 @@ class Report:
     family: str
     method: str
     config: dict[str, Any]
+    filled: dict[str, Any] = field(default_factory=dict)
     calls: list[CallRecord] = field(default_factory=list)
     total_calls: int = 0
     forecasts: int = 0
@@ -174,6 +176,9 @@ class Report:
             options.pop("method", None)
             if options:
                 lines.append("  " + ", ".join(f"{k}={v}" for k, v in options.items()))
+        if self.filled:
+            own = ", ".join(f"{k}={v}" for k, v in self.filled.items())
+            lines.append(f"  (not given, so {self.family}'s own: {own})")
         lines.append(self.verdict())
         if self.calls and "cache" in self.config:
             lines.append(

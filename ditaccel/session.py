@@ -19,6 +19,7 @@ from .caching.gate import NON_FINITE
 from .caching.hooks import BlockCache
 from .caching.policy import CachePolicy
 from .calls import Arguments, as_tensor, has_conditions
+from .completion import completed
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import UnsupportedError, UsageError
 from .families import family_of
@@ -48,7 +49,8 @@ class Session:
         config: configs.AccelerationConfig,
         planner: Planner | None = None,
     ) -> None:
-        self.config = config
+        first = next(iter(transformers.values()))
+        self.config, filled = completed(config, family_of(first))
         self._planner = planner
         self._tracker = DenoisingTracker(pipe)
         self._ledger = PatchLedger(owner=self)
@@ -64,7 +66,8 @@ class Session:
         self._report = Report(
             next(iter(self._adapters.values())).name,
             " & ".join(m.method for m in config.methods),
-            configs.to_dict(config),
+            configs.to_dict(self.config),
+            filled=filled,
         )
         try:
             for name, transformer in transformers.items():
@@ -340,10 +343,11 @@ class Session:
 def too_few_steps(method: str, policy: CachePolicy, total: int | None) -> str | None:
     """Say that a loop is too short for a method, None where it is not or its length is unknown."""
     rules = policy.rules
-    if total is None or total > rules.warmup + rules.final:
+    first = rules.first(total)
+    if total is None or total > first + rules.final:
         return None
     return (
-        f"{total} steps are too few for {method}: its first {rules.warmup} and last {rules.final} "
+        f"{total} steps are too few for {method}: its first {first} and last {rules.final} "
         "steps are always computed, so nothing is skipped; use more steps or a smaller warmup"
     )
 

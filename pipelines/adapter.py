@@ -27,16 +27,20 @@ def submodule(module: Any, path: str) -> Any:
     return module
 
 
-def adaptive_presets(**options: Any) -> dict[str, dict[str, Any]]:
-    """Presets `safe`, `balanced` and `fast`: adaptive Taylor at three tolerances.
+# Tolerance, and the share of the loop that is computed before the first forecast. Both follow the
+# number of steps: wider steps leave larger errors, which the tolerance then lets pass less often.
+# Ordered on every sample at 8 to 50 steps (eval/bench/results/presets.csv).
+_LEVELS = {"safe": (0.003, 0.5), "balanced": (0.01, 0.35), "fast": (0.03, 0.25)}
 
-    Args:
-        **options: of the method, the same for all three.
-    """
-    tolerances = {"safe": 0.003, "balanced": 0.01, "fast": 0.03}
+# Base of families that call the transformer once per guidance branch.
+BY_DIFFERENCE: Mapping[str, Mapping[str, Any]] = {"adaptive_taylor": {"guidance": "difference"}}
+
+
+def adaptive_presets() -> dict[str, dict[str, Any]]:
+    """Presets `safe`, `balanced` and `fast`: adaptive Taylor, more and more daring."""
     return {
-        name: {"method": "adaptive_taylor", "tolerance": tolerance, **options}
-        for name, tolerance in tolerances.items()
+        name: {"method": "adaptive_taylor", "tolerance": tolerance, "warmup": warmup}
+        for name, (tolerance, warmup) in _LEVELS.items()
     }
 
 
@@ -118,6 +122,8 @@ class FamilyAdapter:
             known; latents that `patch_tokens` cuts into patches need none.
         text: where text tokens stand in the sequence: `none`, `front` or `back`.
         presets: preset name -> config as `AccelerationConfig.to_dict` writes it.
+        base: method -> options that this family's configs have where nothing else is said
+            (`completion.completed`).
         timestep: argument of the transformer that carries the timestep.
         sample: argument of the transformer that carries the latents.
         beside: argument that carries a second stream of latents, which it returns as second.
@@ -138,6 +144,7 @@ class FamilyAdapter:
     place: GridRule | None = None
     text: str = "none"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     timestep: str = "timestep"
     sample: str = "hidden_states"
     beside: str | None = None

@@ -5,6 +5,7 @@ attention methods then stay dense and say so. They apply where masks are given a
 """
 
 from .adapter import (
+    BY_DIFFERENCE,
     AttentionContract,
     BlockContract,
     FamilyAdapter,
@@ -37,5 +38,6 @@ ADAPTER = FamilyAdapter(
     tokens=packed_tokens,
     place=from_ids,
     text="front",
-    presets=adaptive_presets(warmup=5, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

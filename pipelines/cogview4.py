@@ -1,6 +1,13 @@
 """CogView4 (text to image): joint attention, text in front, guidance in two calls."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import (
+    BY_DIFFERENCE,
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    patch_tokens,
+)
 
 ADAPTER = FamilyAdapter(
     name="cogview4",
@@ -16,5 +23,6 @@ ADAPTER = FamilyAdapter(
     attention=(AttentionContract("transformer_blocks"),),
     tokens=patch_tokens,
     text="front",
-    presets=adaptive_presets(warmup=5, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

@@ -1,6 +1,13 @@
 """Cosmos 1, 2 and 2.5 (text, image or video to world): guidance in two calls, no cache context."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import (
+    BY_DIFFERENCE,
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    patch_tokens,
+)
 
 ADAPTER = FamilyAdapter(
     name="cosmos",
@@ -9,5 +16,6 @@ ADAPTER = FamilyAdapter(
     attention=(AttentionContract("transformer_blocks"),),
     tokens=patch_tokens,
     preconditioned=True,  # 1 and 2; 2.5 is flow matching
-    presets=adaptive_presets(guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

@@ -2,17 +2,6 @@
 
 from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
 
-# With noise prediction on DDIM a fixed interval leaves more PSNR at equal time than an adaptive one
-# (eval/bench/results/shapes-dit.md).
-_INTERVAL = {
-    "method": "taylorseer",
-    "granularity": "last_block",
-    "target": "output",
-    "warmup": 3,
-    "final": 1,
-    "correction": "auto",
-}
-
 ADAPTER = FamilyAdapter(
     name="dit",
     transformers=("DiTTransformer2DModel",),
@@ -28,8 +17,6 @@ ADAPTER = FamilyAdapter(
             "block_order": 3,
             "warmup": 3,
         },
-        "safe": adaptive_presets()["safe"],
-        "balanced": {**_INTERVAL, "interval": 3},
-        "fast": {**_INTERVAL, "interval": 4},
+        **adaptive_presets(),
     },
 )

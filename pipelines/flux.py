@@ -1,6 +1,7 @@
 """Flux (text to image, MMDiT): double blocks, then single blocks; true guidance in two calls."""
 
 from .adapter import (
+    BY_DIFFERENCE,
     AttentionContract,
     BlockContract,
     FamilyAdapter,
@@ -43,6 +44,7 @@ ADAPTER = FamilyAdapter(
             "block_order": 1,
             "warmup": 5,
         },
-        **adaptive_presets(warmup=5, guidance="difference"),
+        **adaptive_presets(),
     },
+    base=BY_DIFFERENCE,
 )

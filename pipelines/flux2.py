@@ -1,6 +1,7 @@
 """Flux 2 and Klein (text to image, editing): double blocks, then single blocks on one sequence."""
 
 from .adapter import (
+    BY_DIFFERENCE,
     AttentionContract,
     BlockContract,
     FamilyAdapter,
@@ -29,5 +30,6 @@ ADAPTER = FamilyAdapter(
     tokens=packed_tokens,
     place=from_ids,
     text="front",
-    presets=adaptive_presets(warmup=5, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

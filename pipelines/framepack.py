@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from .adapter import FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import BY_DIFFERENCE, FamilyAdapter, adaptive_presets, patch_tokens
 from .hunyuan_video import ADAPTER as _HUNYUAN_VIDEO
 
 # Patches that frames of the past are cut into, the coarser the older; sizes are rounded up.
@@ -32,5 +32,6 @@ ADAPTER = FamilyAdapter(
     tokens=patch_tokens,
     given=_given,
     text="back",
-    presets=adaptive_presets(warmup=6, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

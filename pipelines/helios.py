@@ -4,7 +4,14 @@ The history is clean, and cut the coarser the older it is. Its tokens stand wher
 have text, and stay dense as that does.
 """
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import (
+    BY_DIFFERENCE,
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    patch_tokens,
+)
 
 ADAPTER = FamilyAdapter(
     name="helios",
@@ -13,5 +20,6 @@ ADAPTER = FamilyAdapter(
     attention=(AttentionContract("blocks"),),
     tokens=patch_tokens,
     text="front",
-    presets=adaptive_presets(warmup=6, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

@@ -1,6 +1,13 @@
 """HunyuanImage 2.1 (text to image, refiner): text behind the image, guidance by a guider."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import (
+    BY_DIFFERENCE,
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    patch_tokens,
+)
 
 _RETURNS = ("hidden", "encoder")
 
@@ -28,5 +35,6 @@ ADAPTER = FamilyAdapter(
     ),
     tokens=patch_tokens,
     text="back",
-    presets=adaptive_presets(warmup=5, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

@@ -1,6 +1,13 @@
 """HunyuanVideo 1.5 (text or image to video): joint attention, text behind the video."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import (
+    BY_DIFFERENCE,
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    patch_tokens,
+)
 
 ADAPTER = FamilyAdapter(
     name="hunyuan_video15",
@@ -16,5 +23,6 @@ ADAPTER = FamilyAdapter(
     attention=(AttentionContract("transformer_blocks", "attn"),),
     tokens=patch_tokens,
     text="back",
-    presets=adaptive_presets(warmup=6, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

@@ -3,7 +3,13 @@
 import math
 from typing import Any
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets
+from .adapter import (
+    BY_DIFFERENCE,
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+)
 from .grids import channels_last
 
 
@@ -26,5 +32,6 @@ ADAPTER = FamilyAdapter(
     attention=(AttentionContract("visual_transformer_blocks", "self_attention"),),
     tokens=_tokens,
     place=channels_last,
-    presets=adaptive_presets(warmup=6, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from . import flux
-from .adapter import adaptive_presets
+from .adapter import BY_DIFFERENCE, adaptive_presets
 
 ADAPTER = replace(
     flux.ADAPTER,
     name="longcat_image",
     transformers=("LongCatImageTransformer2DModel",),
-    presets=adaptive_presets(warmup=5, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

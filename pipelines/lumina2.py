@@ -3,7 +3,14 @@
 The refiners before the layers always run.
 """
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import (
+    BY_DIFFERENCE,
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    patch_tokens,
+)
 
 ADAPTER = FamilyAdapter(
     name="lumina2",
@@ -12,5 +19,6 @@ ADAPTER = FamilyAdapter(
     attention=(AttentionContract("layers", "attn"),),
     tokens=patch_tokens,
     text="front",
-    presets=adaptive_presets(warmup=5, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

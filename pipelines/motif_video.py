@@ -1,6 +1,13 @@
 """Motif-Video (text or image to video): joint attention, text behind the video."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import (
+    BY_DIFFERENCE,
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    patch_tokens,
+)
 
 _RETURNS = ("hidden", "encoder")
 
@@ -28,5 +35,6 @@ ADAPTER = FamilyAdapter(
     ),
     tokens=patch_tokens,
     text="back",
-    presets=adaptive_presets(warmup=6, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

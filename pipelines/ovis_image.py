@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from . import flux
-from .adapter import adaptive_presets
+from .adapter import BY_DIFFERENCE, adaptive_presets
 
 ADAPTER = replace(
     flux.ADAPTER,
     name="ovis_image",
     transformers=("OvisImageTransformer2DModel",),
-    presets=adaptive_presets(warmup=5, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

@@ -1,6 +1,7 @@
 """Qwen-Image (text to image, editing): joint attention, text in front."""
 
 from .adapter import (
+    BY_DIFFERENCE,
     AttentionContract,
     BlockContract,
     FamilyAdapter,
@@ -24,5 +25,6 @@ ADAPTER = FamilyAdapter(
     tokens=packed_tokens,
     place=from_image_shapes,
     text="front",
-    presets=adaptive_presets(warmup=5, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

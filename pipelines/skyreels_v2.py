@@ -1,6 +1,13 @@
 """SkyReels-V2 (text, image or video to video, also by diffusion forcing): Wan's blocks."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import (
+    BY_DIFFERENCE,
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    patch_tokens,
+)
 
 ADAPTER = FamilyAdapter(
     name="skyreels_v2",
@@ -8,5 +15,6 @@ ADAPTER = FamilyAdapter(
     blocks=(BlockContract("blocks", forecast_modules=("attn1", "attn2", "ffn")),),
     attention=(AttentionContract("blocks"),),
     tokens=patch_tokens,
-    presets=adaptive_presets(warmup=6, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

@@ -1,6 +1,13 @@
 """Wan 2.1 and 2.2 (text to video): one or two transformers, guidance in two calls."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import (
+    BY_DIFFERENCE,
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    patch_tokens,
+)
 
 ADAPTER = FamilyAdapter(
     name="wan",
@@ -17,6 +24,7 @@ ADAPTER = FamilyAdapter(
             "warmup": 6,
             "guidance": "follow",
         },
-        **adaptive_presets(warmup=6, guidance="difference"),
+        **adaptive_presets(),
     },
+    base=BY_DIFFERENCE,
 )

@@ -1,6 +1,13 @@
 """Wan 2.2 Animate (a character moves as in a video): Wan's blocks, with adapters for the face."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import (
+    BY_DIFFERENCE,
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    patch_tokens,
+)
 
 ADAPTER = FamilyAdapter(
     name="wan_animate",
@@ -8,5 +15,6 @@ ADAPTER = FamilyAdapter(
     blocks=(BlockContract("blocks", forecast_modules=("attn1", "attn2", "ffn")),),
     attention=(AttentionContract("blocks"),),
     tokens=patch_tokens,
-    presets=adaptive_presets(warmup=6, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

@@ -1,6 +1,13 @@
 """Wan VACE (video editing): Wan's blocks, and side blocks that give hints to some of them."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import (
+    BY_DIFFERENCE,
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    patch_tokens,
+)
 
 _MODULES = ("attn1", "attn2", "ffn")
 
@@ -19,5 +26,6 @@ ADAPTER = FamilyAdapter(
     ),
     attention=(AttentionContract("vace_blocks"), AttentionContract("blocks")),
     tokens=patch_tokens,
-    presets=adaptive_presets(warmup=6, guidance="difference"),
+    presets=adaptive_presets(),
+    base=BY_DIFFERENCE,
 )

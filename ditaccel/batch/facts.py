@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import config as configs
+from ..completion import completed
 from ..config import AccelerationConfig
 from ..errors import ConfigError, UnsupportedError, UsageError
 from ..models import Sheet, class_label, is_hub_id, line_of, read_sheet
@@ -83,7 +84,7 @@ class Facts:
                 f"{self.pipeline} has no transformer, which is what ditaccel accelerates; run it "
                 f"dense with --config {DENSE}"
             )
-        chosen = configs.resolve(config, self._adapter())
+        chosen, _ = completed(configs.resolve(config, self._adapter()), self._adapter())
         if not chosen.methods:
             raise ConfigError(f"the config {config} names no method; for dense runs: {DENSE}")
         return configs.to_dict(AccelerationConfig(chosen.cache, chosen.attention))

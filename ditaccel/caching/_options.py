@@ -30,7 +30,9 @@ def check_forecast(config: Any) -> None:
     require(order >= 0, f"order is {order}; it must be 0 (reuse) or more")
     require(order <= 6, f"order is {order}; beyond 6 a forecast only amplifies noise")
     warmup = getattr(config, "warmup", 1)
-    require(warmup >= 1, f"warmup is {warmup}; at least 1 step must be computed first")
+    require(
+        warmup is None or warmup > 0, f"warmup is {warmup}; at least 1 step must be computed first"
+    )
     final = getattr(config, "final", 0)
     require(final >= 0, f"final is {final}; it must be 0 or more")
     interval = getattr(config, "guidance_interval", 1)

@@ -49,7 +49,8 @@ class StepRules:
     """What holds for all methods before the gate itself is asked.
 
     Attributes:
-        warmup: first steps of a generation that are computed.
+        warmup: first steps of a generation that are computed, at least.
+        warmup_share: the same as a share of the loop's steps, where their number is known.
         final: last steps that are computed.
         max_consecutive: forecasts in a row at most, None for no limit.
         needed: computed steps that a forecast needs.
@@ -59,10 +60,17 @@ class StepRules:
     final: int = 0
     max_consecutive: int | None = None
     needed: int = 1
+    warmup_share: float = 0.0
+
+    def first(self, total: int | None) -> int:
+        """First steps that are computed in a loop of so many."""
+        # rounded before it is rounded up: 0.35 * 20 is a little over 7
+        share = 0 if total is None else math.ceil(round(self.warmup_share * total, 6))
+        return max(self.warmup, share)
 
     def verdict(self, step: DenoisingStep, state: BranchState) -> Verdict | None:
         """Return what the rules decide, or None to ask the gate."""
-        if step.index < self.warmup:
+        if step.index < self.first(step.total):
             return COMPUTE_WARMUP
         if step.total is not None and step.index >= step.total - self.final:
             return COMPUTE_LAST

@@ -80,7 +80,7 @@ def test_configs_are_frozen():
         ("confidence_gated_taylor:threshold=.nan", "threshold is nan"),
         ("confidence_gated_taylor:reduce=median", "reduce is 'median'"),
         ("confidence_gated_taylor:basis=fourier", "basis is 'fourier'"),
-        ("adaptive_taylor:order=3", "order 3 needs at least 4"),
+        ("adaptive_taylor:order=3,warmup=3", "order 3 needs at least 4"),
         ("adaptive_taylor:tolerance=-1", "tolerance is -1"),
         ("step_mask:steps=[1,2]", "include 0"),
         ("step_mask:steps=[0,9],total=5", "holds [9], but total is 5"),
