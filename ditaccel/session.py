@@ -276,7 +276,7 @@ class Session:
             )
         if verdict.forecast:
             self._reasons[_FORECAST] += 1
-        else:
+        elif not call.follows:  # else the first branch's reason is the true one
             self._reasons[verdict.reason] += 1
         if step.is_last:
             self._say_no_hits(step, cache)

