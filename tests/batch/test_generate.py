@@ -280,7 +280,7 @@ def test_dry_run_loads_and_writes_nothing(
     assert code == 0 and not (tmp_path / "out").exists()
     assert "items: 5, 0 of them bad" in printed and "2 of them, shard 1/2 (--shard)" in printed
     assert "done already" not in printed
-    assert "config: balanced, which is taylorseer:interval=" in printed
+    assert "config: balanced, which is adaptive_taylor:" in printed
     spec = "taylorseer:interval=7 & lite_attention:threshold=-3.0"
     assert f"config: {spec}\n" in generate(path, "--dry-run", "--config", spec)[1]
     code, printed, _ = generate(path, "--dry-run", "--json")

@@ -133,7 +133,7 @@ def test_follow_gives_all_branches_the_first_ones_decision():
 def test_difference_computes_the_others_less_often():
     pipe, call = tiny_wan()
     config = ditaccel.AdaptiveTaylorConfig(
-        tolerance=1e9, max_interval=2, guidance="difference", guidance_interval=2
+        tolerance=1e9, max_interval=2, warmup=3, guidance="difference", guidance_interval=2
     )
     with ditaccel.accelerated(pipe, cache=config):
         generate(pipe, call, num_inference_steps=16)
