@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all support-table versions lint format clean
+.PHONY: help setup demo test test-all test-rotated support-table versions lint format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -59,6 +59,11 @@ test: $(STAMP) ## the tests that need neither a GPU nor minutes
 
 test-all: $(STAMP) ## all tests, slow ones too (those for a GPU skip where there is none)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTEST) -q -m "slow or not slow" $(ARGS)
+
+# Which quarter it is depends on the commit, so that all slow tests run every few commits.
+test-rotated: $(STAMP) ## a quarter of the slow tests, chosen by the commit, at most 30 minutes
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTEST) -q -m "slow and not gpu" --durations 15 \
+	  --rotate $(or $(COMMIT),$(shell git rev-parse HEAD)) --minutes 30 $(ARGS)
 
 # mypy cannot follow setuptools' package-dir, so it gets the tree as it is imported.
 support-table: $(STAMP) ## measure families without results, then write the README's support table

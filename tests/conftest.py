@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rotation
 
 # Before anything imports a Hub client: these are read at import.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -75,9 +76,36 @@ def _block_network() -> None:
     socket.getaddrinfo = guarded_getaddrinfo
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options for running the slow tests in turns (`support/rotation.py`)."""
+    group = parser.getgroup("ditaccel")
+    group.addoption("--rotate", metavar="COMMIT", help="a quarter of the tests, chosen by a hash")
+    group.addoption("--minutes", type=float, help="start no test after this time")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Block the network before any test module is imported, in every xdist worker too."""
     _block_network()
+    if config.getoption("--minutes") is not None:
+        rotation.set_deadline(config.getoption("--minutes"))
+
+
+@pytest.hookimpl(trylast=True)  # after -m has deselected what is not meant
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests whose turn it is."""
+    commit = config.getoption("--rotate")
+    if commit is None:
+        return
+    by_name = {item.nodeid: item for item in items}
+    kept = rotation.chosen(commit, by_name)
+    config.hook.pytest_deselected(items=[by_name[n] for n in by_name.keys() - set(kept)])
+    items[:] = [by_name[name] for name in kept]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what would start too late."""
+    if item.config.getoption("--minutes") is not None and rotation.time_is_up():
+        pytest.skip("its time is up: another commit runs it")
 
 
 @pytest.fixture(autouse=True)
