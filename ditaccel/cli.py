@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
-from . import __version__
-from .errors import DitaccelError
+from . import __version__, given
+from .errors import DitaccelError, UsageError
 
 # subcommand -> (module with add_arguments(parser) and run(args), help)
 COMMANDS = {
@@ -26,11 +29,43 @@ COMMANDS = {
 }
 
 
+# How long a mistake is told: arguments of any length stand in argparse's own lines.
+_LINE = 500
+
+
+def _argument(check: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A checker as argparse wants it: its line becomes the parser's."""
+
+    def parse(text: str) -> Any:
+        try:
+            return check(text)
+        except DitaccelError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def _text(text: str) -> str:
+    if "\0" in text:
+        raise UsageError(f"{given.shown(text)}: it cannot hold a NUL character")
+    return text
+
+
 class _Parser(argparse.ArgumentParser):
-    """Says a mistake in one line: the usage of a command with 25 options would bury it."""
+    """Says a mistake in one line: the usage of a command with 25 options would bury it.
+
+    Paths (`type=Path`) and plain texts of every command are checked by `given`.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", Path, _argument(given.path))
+        self.register("type", None, _argument(_text))
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (`{self.prog} --help` lists the options)\n")
+        line = given.printable(" ".join(message.split()))
+        line = line if len(line) <= _LINE else f"{line[:_LINE]}…"
+        self.exit(2, f"{self.prog}: error: {line} (`{self.prog} --help` lists the options)\n")
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
@@ -46,15 +81,53 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _check(args: argparse.Namespace) -> None:
+    """What means the same in every command: a device, seeds, arguments of the pipeline call.
+
+    Raises:
+        DitaccelError: one of them is none, before anything is loaded or written.
+    """
+    found = vars(args)
+    # `auto` chooses; Ray's devices are other machines'.
+    if found.get("device") not in (None, "auto") and found.get("engine") != "ray":
+        given.device(found["device"])
+    if found.get("seed") is not None:
+        given.seed(found["seed"])
+    given.seeds_of(found.get("seeds") or ())
+    for key, value in found.get("call") or ():
+        given.call_argument(key, value)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (2 for a mistake of the user)."""
+    """Run the command line.
+
+    Returns:
+        The exit code of the command; 2 for a mistake of the user, 130 where it was interrupted, 141
+        where nobody reads its output any more.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        for stream in (sys.stdout, sys.stderr):
+            # A file name need not be text in the terminal's encoding.
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     command = next((a for a in arguments if not a.startswith("-")), None)
     try:
         args = _parser(command).parse_args(arguments)
+        _check(args)
         return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except DitaccelError as error:
-        print(f"ditaccel: error: {error}", file=sys.stderr)
+        print(f"ditaccel: error: {given.printable(str(error))}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # `… | head`: what is still in the buffer must not raise once more at exit.
+        with contextlib.suppress(OSError):  # a stand-in for stdout has no number
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        # What the disk and the system refuse (permissions, a folder that went away, a full disk).
+        place = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or str(error) or type(error).__name__
+        print(f"ditaccel: error: {given.printable(f'{place}{reason}')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ditaccel: interrupted; run the same command again to go on", file=sys.stderr)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
+from . import given
 from .errors import ConfigError, UsageError
 from .option_types import arms_of, checked
 
@@ -188,14 +189,14 @@ def _plain(value: Any) -> Any:
 
 def load(path: str | os.PathLike[str]) -> AccelerationConfig:
     """Read a config from a `.yaml`, `.yml` or `.json` file."""
-    path = Path(path)
+    path = given.path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the config {path}: {error}") from None
     try:
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        data = given.parse_json(text) if path.suffix == ".json" else given.parse_yaml(text)
+    except ValueError as error:
         first = str(error).splitlines()[0]
         raise ConfigError(f"{path} is no valid {path.suffix[1:] or 'YAML'} file: {first}") from None
     try:
@@ -256,8 +257,8 @@ def _parse_part(spec: str) -> tuple[str, dict[str, Any]]:
         require(bool(equals), f"{spec!r}: {item!r} is not option=value")
         require(key not in options, f"{spec!r} gives {key!r} twice; give each option once")
         try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+            options[key] = given.parse_yaml(value)
+        except ValueError:
             raise ConfigError(f"{spec!r}: cannot read the value {value!r}") from None
     return name.strip(), options
 

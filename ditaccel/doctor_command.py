@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from . import given
 from .diagnosis import doctor
 from .errors import UsageError
 from .models import read_sheet
@@ -53,7 +54,7 @@ def hollow_pipeline(model: str | Path, dtype: torch.dtype = torch.bfloat16) -> A
     Raises:
         UsageError: no pipeline or transformer folder, or one of a class that diffusers lacks.
     """
-    folder = Path(model).expanduser()
+    folder = given.path(model)
     index = folder / "model_index.json"
     if not index.is_file():
         if (folder / "config.json").is_file():
@@ -79,7 +80,7 @@ def hollow_pipeline(model: str | Path, dtype: torch.dtype = torch.bfloat16) -> A
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = given.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read ({error}); get the folder again") from None
     if not isinstance(data, dict):

@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 
 from .errors import UsageError
+from .given import parse_json
 
 DRAFT = ".draft"
 
@@ -80,7 +81,7 @@ def read_json(path: Path) -> Any:
         UsageError: missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{path} is missing: {path.parent} holds no finished run") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -127,7 +128,7 @@ def numbered_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            data = json.loads(line)
+            data = parse_json(line)
             if not isinstance(data, dict):
                 raise ValueError("not an object")
         except (ValueError, RecursionError) as error:

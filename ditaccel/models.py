@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from . import given
 from .errors import UsageError
 
 SAMPLE_FILE = "sample.json"
@@ -53,12 +53,12 @@ def read_sheet(model: str | Path) -> Sheet:
     Raises:
         UsageError: the file is damaged.
     """
-    folder = Path(model).expanduser()
+    folder = given.path(model)
     path = folder / SAMPLE_FILE
     if not path.is_file():
         return Sheet()
     try:
-        data = json.loads(path.read_text())
+        data = given.parse_json(path.read_text(encoding="utf-8"))
         call = dict(data.get("call", {}))
         found = {
             key: (folder / data[key]).resolve() if data.get(key) else None
@@ -88,7 +88,7 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[str]:
     Raises:
         UsageError: no such file, not UTF-8 text, or no prompt in it.
     """
-    path = Path(path).expanduser()
+    path = given.path(path)
     if not path.is_file():
         raise UsageError(f"no prompt file at {path}; give --prompts FILE (one prompt a line)")
     try:
@@ -135,7 +135,7 @@ def load_pipeline(
     Raises:
         UsageError: missing, incomplete, damaged or unreachable, in one line with what to do.
     """
-    folder = Path(model).expanduser()
+    device, folder = given.device(str(device)), given.path(model)
     if folder.exists():
         if not (folder / "model_index.json").is_file():
             raise UsageError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from . import given
 from .models import execution_device
 
 _EDGE = 1 << 20
@@ -92,7 +93,7 @@ def fingerprint(model: str | Path) -> str:
     Returns:
         16 hex digits; for a Hub id a hash of the id.
     """
-    folder, digest = Path(model).expanduser(), hashlib.sha256()
+    folder, digest = given.path(model), hashlib.sha256()
     if not folder.is_dir():
         return hashlib.sha256(str(model).encode()).hexdigest()[:16]
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ditaccel.errors import UsageError
+from ditaccel.given import whole_argument as whole
 
 EXAMPLE = """\
 examples:
@@ -25,21 +26,8 @@ The same command on the same --out goes on where a killed run stopped.
 """
 
 
-def _whole(name: str, low: int) -> Any:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low:
-            raise argparse.ArgumentTypeError(f"{name} must be a whole number >= {low}: {text!r}")
-        return value
-
-    return parse
-
-
 def _whole_list(name: str, low: int) -> Any:
-    one = _whole(name, low)
+    one = whole(name, low)
 
     def parse(text: str) -> list[int]:
         if not text.strip():
@@ -70,11 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", metavar="FILE", help="one prompt (or class name) a line, # comments"
     )
-    parser.add_argument("--limit", type=_whole("--limit", 1), help="only the first N prompts")
+    parser.add_argument("--limit", type=whole("--limit", 1), help="only the first N prompts")
     parser.add_argument(
         "--seeds", type=_whole_list("--seeds", 0), default=[0], help="such as 0,1 (default 0)"
     )
-    parser.add_argument("--steps", type=_whole("--steps", 2), help="scheduler steps of dense")
+    parser.add_argument("--steps", type=whole("--steps", 2), help="scheduler steps of dense")
     parser.add_argument(
         "--fewer",
         type=_whole_list("--fewer", 1),
@@ -96,11 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "none (default: the sample's own)",
     )
     parser.add_argument("--real", metavar="PATH", help="real frames for FID: folder or npz")
-    parser.add_argument("--real-n", type=_whole("--real-n", 2), help="use the first N of them")
+    parser.add_argument("--real-n", type=whole("--real-n", 2), help="use the first N of them")
     parser.add_argument("--lpips-weights", metavar="FILE", help="AlexNet weights for LPIPS")
     parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    parser.add_argument("--threads", type=_whole("--threads", 1), help="CPU threads")
+    parser.add_argument("--threads", type=whole("--threads", 1), help="CPU threads")
     parser.add_argument("--no-html", action="store_true", help="write no HTML report")
     parser.add_argument("--json", action="store_true", help="print summary.json, no table")
     parser.add_argument("--quiet", action="store_true", help="show no progress")

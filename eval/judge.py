@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ditaccel import given
 from ditaccel.errors import UsageError
 from ditaccel.models import Sheet, class_label
 
@@ -37,7 +38,7 @@ def load_real(path: str | Path, limit: int | None = None) -> list[np.ndarray]:
     Raises:
         UsageError: nothing there, or damaged.
     """
-    path = Path(path).expanduser()
+    path = given.path(path)
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in (*_PICTURES, ".npz"))
         found = [_real_file(p) for p in (files[:limit] if limit else files)]

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from ditaccel import given
 from ditaccel.batch.folder import JobFolder
 from ditaccel.errors import UsageError
 
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UsageError: the folder's files are missing or damaged, or it is of the other kind.
     """
+    if args.png is not None:
+        given.output_file(args.png, "--png")
     if JobFolder(args.folder).exists and not (args.folder / RUN).exists():
         return _job(args)
     if args.json:

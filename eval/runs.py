@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ditaccel import provenance
+from ditaccel import given, provenance
 from ditaccel.errors import UnsupportedError, UsageError
 from ditaccel.files import read_lines
 from ditaccel.models import Sheet, class_label, load_pipeline, read_sheet
@@ -72,7 +72,7 @@ def rotated(rows: Sequence[RunConfig], turn: int) -> list[RunConfig]:
 
 def _model_name(model: str | Path) -> str:
     """A folder as seen from the working directory, else its name: results may be published."""
-    folder = Path(model).expanduser()
+    folder = given.path(model)
     if not folder.exists():
         return str(model)
     try:

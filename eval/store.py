@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ditaccel import given
 from ditaccel.errors import UsageError
 from ditaccel.files import (
     DRAFT,
@@ -58,7 +59,7 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, setup: dict[str, Any]) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = given.path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             # Not removed on close: a lock on a deleted name would guard nothing.

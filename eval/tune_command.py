@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ditaccel import given
 from ditaccel.errors import UsageError
 
 EXAMPLE = """\
@@ -124,15 +125,14 @@ def run(args: argparse.Namespace) -> int:
     single = args.out.suffix in (".yaml", ".yml", ".json")
     if single and len(goals) > 1:
         raise UsageError(f"{len(goals)} targets need a folder, and --out {args.out} is a file")
-    try:
-        (args.out.parent if single else args.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {args.out}: {error}") from None
+    folder = args.out.parent if single else args.out
+    given.output_folder(folder, "--out")
     if args.threads:
         torch.set_num_threads(args.threads)
     dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     pipe = load_pipeline(args.model, device=args.device, dtype=dtype[args.dtype])
     calls = _calls(pipe, args)
+    folder.mkdir(parents=True, exist_ok=True)  # not before: a wrong model leaves nothing behind
     if args.attention_error:
         return _calibrate(pipe, calls, args, single)
     tuner = Tuner(pipe, calls, args.seed, lambda line: print(line, file=sys.stderr), args.memory)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import given
 from ..errors import ConfigError, UsageError
 from ..files import write_atomically
 from ..patching import PatchLedger
@@ -158,7 +159,7 @@ class SLAAdapter:
         """
         from safetensors import SafetensorError, safe_open
 
-        path = Path(path).expanduser()
+        path = given.path(path)
         if not path.is_file():
             raise UsageError(f"no adapter at {path}; ditaccel.finetune writes one")
         try:

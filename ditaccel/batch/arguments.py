@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import ConfigError
+from ..given import parse_yaml, shown
+from ..given import whole_argument as whole
 from .encode import CODECS, KINDS
 from .manifest import Item
 from .names import DEFAULT
+
+# Processes, threads and items of a call: more is a slip of the keyboard.
+_MOST = 4096
 
 EXAMPLE = """\
 examples:
@@ -27,17 +30,6 @@ frames, steps, guidance, class_label, image, video, fps, name, config, call (a J
 meta.NAME. The same command on the same --out goes on where a killed or interrupted one stopped.
 exit code: 0 all made, 3 some items failed, 2 the command is wrong, 130 interrupted.
 """
-
-
-def whole(name: str, low: int) -> Callable[[str], int]:
-    """A parser of whole numbers from `low` on."""
-
-    def parse(text: str) -> int:
-        if not text.strip().isdigit() or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{name} must be a whole number >= {low}: {text!r}")
-        return int(text)
-
-    return parse
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -64,9 +56,11 @@ def call_argument(text: str) -> tuple[str, Any]:
     if not separator or not key.strip().isidentifier() or not value:
         raise argparse.ArgumentTypeError(f"expected argument=value, got {text!r}")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise argparse.ArgumentTypeError(f"--call {text!r}: cannot read the value") from None
+        return key.strip(), parse_yaml(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{shown(text)}: cannot read the value ({error})"
+        ) from None
 
 
 def _filter(text: str) -> tuple[str, str]:
@@ -113,13 +107,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--engine", choices=("local", "ray"), default="local", help="what runs the workers")
     add(
         "--workers",
-        type=whole("--workers", 1),
-        help="processes (default: a GPU or core each)",
+        type=whole("--workers", 1, _MOST),
+        help="processes (default: one per GPU or core)",
     )
-    add("--threads", type=whole("--threads", 1), help="CPU threads a worker (default: 1 on a CPU)")
+    add(
+        "--threads",
+        type=whole("--threads", 1, _MOST),
+        help="CPU threads per worker (default: 1 on a CPU)",
+    )
     add("--device", default="auto", help="torch device (default: GPUs where there are some)")
     add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on a CPU")
-    add("--batch", type=whole("--batch", 1), default=1, help="items of one shape in a call (1)")
+    add(
+        "--batch",
+        type=whole("--batch", 1, _MOST),
+        default=1,
+        help="items of one shape per call (default 1)",
+    )
     add("--no-overlap", action="store_true", help="do not decode and encode beside denoising")
     add("--shard", metavar="I/N", help="only this part (default: what the launcher says)")
     add("--limit", type=whole("--limit", 1), help="only the first N items")

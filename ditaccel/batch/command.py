@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import config as configs
-from .. import provenance
+from .. import given, provenance
 from ..errors import ConfigError
 from ..progress import Progress, duration
 from . import names
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     facts = read_facts(args.model)
     kind = kind_of(args.device, remote=args.engine == "ray")
     settings = _settings(args, facts, kind)
-    planner = Planner(facts, settings, args.jobs.expanduser().resolve().parent)
+    planner = Planner(facts, settings, given.path(args.jobs).resolve().parent)
     items, repeated = planner.plan(rows)
     work, ours = _make_run(args, facts, items, settings, rank)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UsageError
+from .. import given
 from .ranks import Rank
 
 # What a worker's process holds beside the weights: torch, diffusers and activations.
@@ -26,15 +26,9 @@ def kind_of(device: str, remote: bool = False) -> str:
     Raises:
         UsageError: there is no such device.
     """
-    try:
-        kind = "" if device == "auto" else torch.device(device).type
-    except RuntimeError as error:
-        raise UsageError(f"--device {device}: {str(error).splitlines()[0]}") from None
-    if kind in ("", "cuda") and torch.cuda.is_available():
-        return "cuda"
-    if kind == "cuda" and not remote:
-        raise UsageError(f"--device {device}: torch sees no GPU here")
-    return kind or "cpu"
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return given.device_type(device) if remote else torch.device(given.device(device)).type
 
 
 def _available_memory() -> int:
@@ -59,7 +53,7 @@ def cpu_workers(items: int, model: str) -> int:
         model: folder whose size counts once a worker; a Hub id counts as nothing.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    folder = Path(model).expanduser()
+    folder = given.path(model)
     weights = sum(p.stat().st_size for p in folder.rglob("*.safetensors")) if folder.is_dir() else 0
     fit = _available_memory() // (_PROCESS + 2 * weights)
     return max(1, min(cores or 1, items // _ITEMS_EACH, fit))
@@ -82,7 +76,7 @@ def choose_devices(
     """
     kind = kind_of(device)
     if device not in ("auto", kind):
-        return (device,) * (workers or 1)
+        return (device,) * max(1, min(workers or 1, items))
     if workers is None and rank.local is not None:
         count = torch.cuda.device_count() if kind == "cuda" else 1
         return (f"cuda:{rank.local % count}" if kind == "cuda" else kind,)

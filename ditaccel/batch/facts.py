@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from .. import config as configs
+from .. import given
 from ..completion import completed
 from ..config import AccelerationConfig
 from ..errors import ConfigError, UnsupportedError, UsageError
@@ -91,13 +90,13 @@ class Facts:
 
 
 def _index(model: str) -> dict[str, Any]:
-    folder = Path(model).expanduser()
+    folder = given.path(model)
     if folder.exists():
         path = folder / "model_index.json"
         if not path.is_file():
             raise UsageError(f"{folder} holds no model_index.json: not a diffusers pipeline folder")
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            return dict(given.parse_json(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(
                 f"{path} is damaged ({line_of(error)}); get the model again"

@@ -26,6 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .. import given
 from ..errors import UsageError
 from ..files import append_line, mend_lines, plain, read_lines, unwritten, write_atomically
 from ..files import write_json as _write_json
@@ -40,7 +41,7 @@ THUMBNAIL = "thumbnail"
 def _load(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is none or it is damaged."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = given.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) else None
@@ -85,7 +86,7 @@ class JobFolder:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root).expanduser()
+        self.root = given.path(root)
         self.outputs, self.failed = self.root / "outputs", self.root / FAILED
         self.claims, self.workers = self.root / "claims", self.root / "workers"
         self.logs = self.root / "logs"

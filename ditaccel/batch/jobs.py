@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import given
 from ..errors import UsageError
 from .rows import check_columns
 
@@ -41,7 +42,7 @@ def read_rows(path: str | Path) -> list[RawRow]:
         UsageError: no such file, another format, not UTF-8, a header with an unknown column, or no
             row in it.
     """
-    path = Path(path).expanduser()
+    path = given.path(path)
     if not path.is_file():
         raise UsageError(f"no job file at {path}; give --jobs FILE ({', '.join(SUFFIXES)})")
     readers = {".txt": _txt, ".jsonl": _jsonl}

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .. import config as configs
+from .. import given
 from ..errors import ConfigError, UsageError
 from .names import check_name
 
@@ -95,17 +96,14 @@ def _number(low: float, high: float) -> Callable[[str, Any], float]:
 
 
 _CALL: dict[str, Callable[[str, Any], Any]] = {
-    "height": _whole(1, 1 << 14),
-    "width": _whole(1, 1 << 14),
-    "num_frames": _whole(1, 1 << 14),
-    "num_inference_steps": _whole(1, 10_000),
-    "guidance_scale": _number(-1000, 1000),
+    name: _whole(int(low), int(high)) if whole else _number(low, high)
+    for name, (low, high, whole) in given.RANGES.items()
 }
 _PLAIN: dict[str, Callable[[str, Any], Any]] = {
     "prompt": _text,
     "negative_prompt": _text,
     "class_label": _whole(0, 1 << 31),
-    "seed": _whole(0, (1 << 63) - 1),
+    "seed": _whole(0, given.MAX_SEED),
     "fps": _number(0.1, 1000),
     "config": _text,
 }
@@ -163,7 +161,7 @@ def _input(name: str, value: Any, base: Path, allow_remote: bool) -> str:
         if not allow_remote:
             raise ConfigError(f"{name} is a URL; fetch it first, or allow it with --allow-remote")
         return text
-    path = Path(text).expanduser()
+    path = given.path(text)
     path = path if path.is_absolute() else base / path
     if not path.is_file():
         raise ConfigError(f"{name}: no file at {text}")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ditaccel import given
 from ditaccel.errors import DitaccelError, UsageError
 
 from .frames import to_frames
@@ -128,7 +129,7 @@ def load_extractor(spec: str) -> Extractor:
         return _inception(weights)
     if separator and ":" in head:
         return _custom(head, weights)
-    folder = Path(spec).expanduser()
+    folder = given.path(spec)
     if folder.is_dir():
         return _feature_net(folder)
     raise UsageError(f"--features {spec!r} is neither a folder nor a known form: {HOW}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditaccel import given
 from ditaccel.errors import UsageError
 
 
@@ -20,7 +21,7 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         UsageError: missing, damaged, or not a table of tensors.
     """
-    path = Path(path).expanduser()
+    path = given.path(path)
     if not path.is_file():
         raise UsageError(f"no weights file at {path}")
     tensors: Any
