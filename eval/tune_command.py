@@ -132,7 +132,10 @@ def run(args: argparse.Namespace) -> int:
     dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     pipe = load_pipeline(args.model, device=args.device, dtype=dtype[args.dtype])
     calls = _calls(pipe, args)
-    folder.mkdir(parents=True, exist_ok=True)  # not before: a wrong model leaves nothing behind
+    try:  # not before: a wrong model leaves nothing behind
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {args.out}: {error}") from None
     if args.attention_error:
         return _calibrate(pipe, calls, args, single)
     tuner = Tuner(pipe, calls, args.seed, lambda line: print(line, file=sys.stderr), args.memory)

@@ -181,7 +181,7 @@ def test_what_no_command_can_use_is_said_before_anything_is_made(
 
 
 def test_a_plot_goes_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for png in ("", str(tmp_path), str(tmp_path / "x") + "/"):
+    for png in ("", str(tmp_path)):
         assert run("report", {"out": str(tmp_path)}, "--png", png) == 2
         said = capsys.readouterr().err.splitlines()
         assert len(said) == 1 and "--png" in said[0]
