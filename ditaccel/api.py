@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -11,13 +11,16 @@ from typing import Any, TypeVar
 from torch import nn
 
 from . import config as configs
+from . import sessions
 from .completion import overridden
 from .config import AccelerationConfig
 from .errors import ConfigError, UnsupportedError, UsageError
 from .families import family_of, known_family
+from .patching import unwrapped
 from .pipelines import FamilyAdapter, adapters
 from .report import Report
-from .session import Session, session_of
+from .session import Session
+from .warning import warn
 
 P = TypeVar("P")
 Setting = str | os.PathLike[str] | AccelerationConfig | None
@@ -35,6 +38,13 @@ def _components(pipe: Any) -> dict[str, nn.Module]:
     return {name: part for name, part in components.items() if isinstance(part, nn.Module)}
 
 
+def _is_unet(module: nn.Module) -> bool:
+    """Whether a denoiser narrows and widens: blocks of a UNet cannot stand for each other."""
+    module = unwrapped(module)
+    named = type(module).__name__.removeprefix("Flax").startswith("UNet")
+    return named or (hasattr(module, "down_blocks") and hasattr(module, "up_blocks"))
+
+
 def _transformers(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
     parts = _components(pipe)
     found = {n: p for n, p in parts.items() if known_family(p) is not None}
@@ -44,11 +54,15 @@ def _transformers(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
             for n, p in parts.items()
             if n.startswith("transformer") or isinstance(pipe, nn.Module)
         }
-    if not found:
-        has = "a UNet and no transformer" if "unet" in parts else "no transformer"
+    unet = next((type(p).__name__ for p in (found or parts).values() if _is_unet(p)), None)
+    if unet is not None or not found:
+        has = "no transformer" if unet is None else f"a UNet ({unet}) and no transformer"
+        subject = f"{type(pipe).__name__} has {has}"
+        if isinstance(pipe, nn.Module):
+            subject = f"{type(pipe).__name__} is a UNet"
         raise UnsupportedError(
-            f"{type(pipe).__name__} has {has}; ditaccel accelerates diffusion transformers: "
-            f"{', '.join(adapters())}, and others whose component is called 'transformer'"
+            f"{subject}; ditaccel accelerates diffusion transformers: {', '.join(adapters())}, and "
+            "others whose component is called 'transformer'"
         )
     return found, family_of(next(iter(found.values())))
 
@@ -57,6 +71,9 @@ def accelerate(
     pipe: P, config: Setting = None, *, cache: Any = None, attention: Any = None, **options: Any
 ) -> P:
     """Make a pipeline faster, in place.
+
+    What an earlier call has put on is replaced, which a warning says; where the new setting cannot
+    be put on, the earlier one stays.
 
     Args:
         pipe: a diffusers pipeline, or a bare transformer. One of no known family is recognised by
@@ -76,13 +93,29 @@ def accelerate(
         ConfigError: an unknown preset, option or method, or a value out of range.
         UnsupportedError: no transformer, or one that this method cannot be applied to, with the
             reason.
-        UsageError: it is accelerated already.
+        UsageError: it is not a pipeline.
     """
     transformers, adapter = _transformers(pipe)
-    if session_of(transformers) is not None:
-        raise UsageError(
-            f"this {type(pipe).__name__} is accelerated already; call ditaccel.restore(pipe) first"
+    chosen = _chosen(adapter, config, cache, attention, options)
+    former = _sessions(pipe)
+    _put_on(pipe, transformers, chosen, former)
+    if former:
+        on = " & ".join(dict.fromkeys(m.method for s in former for m in s.config.methods))
+        warn(
+            f"this {type(pipe).__name__} was accelerated already ({on}): that is off now, and "
+            f"{' & '.join(m.method for m in chosen.methods)} is on"
         )
+    return pipe
+
+
+def _chosen(
+    adapter: FamilyAdapter,
+    config: Setting,
+    cache: Any,
+    attention: Any,
+    options: Mapping[str, Any],
+) -> AccelerationConfig:
+    """What the arguments of `accelerate` come to."""
     if isinstance(config, AccelerationConfig):
         chosen = config
     elif config is None and (cache is not None or attention is not None):
@@ -99,48 +132,99 @@ def accelerate(
             "this config accelerates nothing: it names neither a caching method (key 'cache') nor "
             "an attention method (key 'attention')"
         )
-    Session(None if isinstance(pipe, nn.Module) else pipe, transformers, chosen)
-    return pipe
+    return chosen
 
 
-def _session(pipe: Any) -> Session:
-    session = session_of(_components(pipe))
-    if session is None:
-        raise UsageError(
-            f"this {type(pipe).__name__} is not accelerated; call ditaccel.accelerate(pipe) first"
-        )
+def _put_on(
+    pipe: Any,
+    transformers: dict[str, nn.Module],
+    chosen: AccelerationConfig,
+    former: list[Session],
+) -> Session:
+    """Put a setting on in place of those that are on, which come back where it cannot be."""
+    for each in former:
+        each.restore()
+    try:
+        session = Session(None if isinstance(pipe, nn.Module) else pipe, transformers, chosen)
+    except BaseException:
+        for each in former:
+            each.put_on()
+        raise
+    sessions.remember(pipe, session)
     return session
+
+
+def _sessions(pipe: Any) -> list[Session]:
+    """The sessions that are on; its components may have been exchanged since."""
+    return sessions.sessions_on(pipe, _components(pipe).values())
 
 
 def restore(pipe: P) -> P:
     """Undo `accelerate`: the pipeline is as it was found, bit for bit, and all state is freed.
 
+    A pipeline on which nothing is on, or never was, stays as it is, so that this can stand in a
+    `finally`. `report` still gives what happened until now.
+
     Raises:
-        UsageError: it is not accelerated.
+        UsageError: it is not a pipeline.
     """
-    _session(pipe).restore()
+    for session in _sessions(pipe):
+        session.restore()
     return pipe
 
 
 def report(pipe: Any) -> Report:
     """Return what was skipped since `accelerate`, where, and what it took; print it to see it.
 
+    Where nothing is on any more (`restore`, the end of a `with` block), it is the report of what
+    was on last. It holds what has happened until now: a later call gives a newer one.
+
     Raises:
-        UsageError: the pipeline is not accelerated.
+        UsageError: the pipeline was never accelerated.
     """
-    return _session(pipe).report()
+    on = _sessions(pipe)
+    parts = _components(pipe).values()
+    if on:
+        return _with_exchanged(on[0], parts)
+    journal = sessions.last_journal(pipe, parts)
+    if journal is None:
+        raise UsageError(
+            f"this {type(pipe).__name__} is not accelerated; call ditaccel.accelerate(pipe) first"
+        )
+    return replace(journal.report(), is_on=False)
+
+
+def _with_exchanged(session: Session, parts: Iterable[nn.Module]) -> Report:
+    """A session's report, and a line for each transformer that was exchanged."""
+    now = {id(unwrapped(part)) for part in parts}
+    gone = [n for n, part in session.transformers.items() if id(unwrapped(part)) not in now]
+    lines = (
+        f"{name} was exchanged after accelerate(): the one in its place runs dense; call "
+        "ditaccel.accelerate(pipe) again"
+        for name in gone
+    )
+    found = session.report()
+    return replace(found, warnings=(*found.warnings, *lines))
 
 
 @contextmanager
 def accelerated(
     pipe: P, config: Setting = None, *, cache: Any = None, attention: Any = None, **options: Any
 ) -> Iterator[P]:
-    """`accelerate` for the length of a `with` block, restored on every way out."""
-    accelerate(pipe, config, cache=cache, attention=attention, **options)
-    transformers, _ = _transformers(pipe)
-    session = session_of(transformers)
+    """`accelerate` for the length of a `with` block.
+
+    On every way out the pipeline is as it was when the block began: dense, or with the setting that
+    was on, whose report goes on. What the block itself did (`accelerate`, `restore`) is undone.
+    """
+    transformers, adapter = _transformers(pipe)
+    chosen = _chosen(adapter, config, cache, attention, options)
+    former = _sessions(pipe)
+    session = _put_on(pipe, transformers, chosen, former)
     try:
         yield pipe
     finally:
-        if session is not None:
-            session.restore()
+        for each in [session, *_sessions(pipe)]:
+            each.restore()
+        for each in former:
+            each.put_on()
+            sessions.remember(pipe, each)

@@ -10,9 +10,6 @@ from typing import Any
 
 from .attention.records import AttentionLog
 
-# A batch job makes thousands of generations: calls beyond this are only counted.
-MAX_CALLS = 20_000
-
 
 @dataclass(frozen=True)
 class CallRecord:
@@ -65,16 +62,16 @@ class CallRecord:
         )
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Report:
-    """Everything that happened since `accelerate` (or in one generation of it).
+    """What happened since `accelerate` (or in one generation of it), up to when it was asked for.
 
     Attributes:
         family: the pipeline's family.
         method: names of the methods.
         config: the config as plain data, whole.
         filled: options of it that nobody gave and the family did: option -> value.
-        calls: the newest calls (at most `MAX_CALLS`).
+        calls: the newest calls (at most `journal.MAX_CALLS`).
         total_calls: number of all calls.
         forecasts: number of all forecast calls.
         share_sum: sum of all calls' shares.
@@ -85,13 +82,14 @@ class Report:
         warnings: lines that were shown.
         assumed: what was taken for granted, or learnt, of a transformer of no known family.
         attention: the log of each transformer whose attention is replaced.
+        is_on: whether the methods are still on.
     """
 
     family: str
     method: str
     config: dict[str, Any]
     filled: dict[str, Any] = field(default_factory=dict)
-    calls: list[CallRecord] = field(default_factory=list)
+    calls: tuple[CallRecord, ...] = ()
     total_calls: int = 0
     forecasts: int = 0
     share_sum: float = 0.0
@@ -99,18 +97,10 @@ class Report:
     tensors_per_branch: int = 0
     tensors: str = "hidden states"
     correction: str = ""
-    warnings: list[str] = field(default_factory=list)
-    assumed: list[str] = field(default_factory=list)
-    attention: list[AttentionLog] = field(default_factory=list)
-
-    def add(self, record: CallRecord) -> None:
-        """Book one call."""
-        self.calls.append(record)
-        self.total_calls += 1
-        self.forecasts += record.action == "forecast"
-        self.share_sum += record.share
-        if len(self.calls) > MAX_CALLS:
-            del self.calls[: MAX_CALLS // 2]
+    warnings: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    attention: tuple[AttentionLog, ...] = ()
+    is_on: bool = True
 
     @property
     def computed_share(self) -> float:
@@ -120,26 +110,18 @@ class Report:
     def last_generation(self) -> Report:
         """Return the report of the newest denoising loop alone."""
         newest = self.calls[-1].generation if self.calls else 0
-        report = Report(
-            self.family,
-            self.method,
-            self.config,
-            cache_bytes=self.cache_bytes,
-            tensors_per_branch=self.tensors_per_branch,
-            tensors=self.tensors,
-            correction=self.correction,
-            warnings=list(self.warnings),
-            assumed=list(self.assumed),
-            attention=self.attention,
+        calls = tuple(call for call in self.calls if call.generation == newest)
+        return replace(
+            self,
+            calls=calls,
+            total_calls=len(calls),
+            forecasts=sum(call.action == "forecast" for call in calls),
+            share_sum=sum(call.share for call in calls),
         )
-        for call in self.calls:
-            if call.generation == newest:
-                report.add(call)
-        return report
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        data = asdict(replace(self, attention=[]))
+        data = asdict(replace(self, attention=()))
         data["computed_share"] = self.computed_share
         data["attention"] = [row for log in self.attention for row in log.rows()]
         return data
@@ -170,7 +152,8 @@ class Report:
         )
 
     def __str__(self) -> str:
-        lines = [f"ditaccel report: {self.family}, {self.method or 'no method'}"]
+        off = "" if self.is_on else " (off now)"
+        lines = [f"ditaccel report: {self.family}, {self.method or 'no method'}{off}"]
         for kind in ("cache", "attention"):
             options = dict(self.config.get(kind) or {})
             options.pop("method", None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from .completion import completed
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import UnsupportedError, UsageError
 from .families import family_of
+from .journal import Journal
 from .learning import DryRun
 from .patching import PatchLedger, compiled_as_a_whole, patch_of, unwrapped
 from .pipelines import FamilyAdapter
@@ -55,7 +56,7 @@ class Session:
         self._tracker = DenoisingTracker(pipe)
         self._ledger = PatchLedger(owner=self)
         self._caches: dict[str, BlockCache] = {}
-        self._transformers = transformers
+        self.transformers = transformers
         self._adapters = {name: family_of(part) for name, part in transformers.items()}
         self._unlearnt: set[str] = set()
         self._attention: dict[str, AttentionRuntime] = {}
@@ -63,18 +64,24 @@ class Session:
         self._reasons: Counter[str] = Counter()
         self._warned: set[str] = set()
         self._active = ""
-        self._report = Report(
+        self.journal = Journal(
             next(iter(self._adapters.values())).name,
             " & ".join(m.method for m in config.methods),
             configs.to_dict(self.config),
             filled=filled,
         )
+        self.is_on = False
+        self.put_on()
+
+    def put_on(self) -> None:
+        """Patch the transformers, first or once more after `restore`: the journal goes on."""
         try:
-            for name, transformer in transformers.items():
+            for name, transformer in self.transformers.items():
                 self._install(name, transformer)
         except BaseException:
             self._ledger.undo()
             raise
+        self.is_on = True
 
     @property
     def _outside(self) -> bool:
@@ -127,14 +134,18 @@ class Session:
             found = find_blocks(transformer, adapter.blocks) if blocks else []
             cache = BlockCache(found, policy, self._warn)
             self._caches[name] = cache
-            self._report.tensors_per_branch = tensors_per_branch(policy, cache.blocks)
-            self._report.tensors = unit(policy)
+            self.journal.tensors_per_branch = tensors_per_branch(policy, cache.blocks)
+            self.journal.tensors = unit(policy)
             cache.install(self._ledger)
         if self.config.attention is not None:
             planner = self._planner or self.config.attention.planner()
             runtime = AttentionRuntime(name, transformer, adapter, planner, self._warn)
             self._attention[name] = runtime
-            self._report.attention.append(runtime.log)
+            logs = {log.transformer: log for log in self.journal.attention}
+            if name in logs:
+                runtime.log = logs[name]
+            else:
+                self.journal.attention.append(runtime.log)
             runtime.install(self._ledger)
 
     def _say_assumptions(self, name: str, transformer: nn.Module, adapter: FamilyAdapter) -> None:
@@ -146,7 +157,7 @@ class Session:
             if self._outside
             else f"a dry run at the first call shows how its blocks work: {lists or 'none found'}"
         )
-        self._report.assumed.append(
+        self.journal.assume(
             f"{name}: timestep in {adapter.timestep!r}, latents in {adapter.sample!r}"
         )
         self._warn(
@@ -158,7 +169,7 @@ class Session:
         self, name: str, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Put the methods on a transformer of no known family, from what a dry run shows."""
-        transformer, adapter = unwrapped(self._transformers[name]), self._adapters[name]
+        transformer, adapter = unwrapped(self.transformers[name]), self._adapters[name]
         arguments = Arguments(transformer)
         sample = arguments.get(adapter.sample, args, kwargs)
 
@@ -177,10 +188,10 @@ class Session:
             self._ledger.undo(keep=before)
             self._caches.pop(name, None)
             if name in self._attention:
-                self._report.attention.remove(self._attention.pop(name).log)
+                self.journal.attention.remove(self._attention.pop(name).log)
             raise
         self._unlearnt.discard(name)
-        self._report.assumed.append(f"{name}: {line}")
+        self.journal.assume(f"{name}: {line}")
 
     def _around(
         self,
@@ -245,7 +256,7 @@ class Session:
     def _begin_generation(self, step: DenoisingStep) -> None:
         self._generation = step.generation
         self._reasons.clear()
-        for name, transformer in self._transformers.items():
+        for name, transformer in self.transformers.items():
             self._note_ranks(name, transformer)  # it may have been split since `accelerate`
         for name in {**self._caches, **self._attention}:
             self._clear(name)
@@ -256,7 +267,7 @@ class Session:
 
     def _begin_cache(self, step: DenoisingStep, cache: BlockCache) -> None:
         if cache.policy.correction == "auto":
-            self._report.correction = (
+            self.journal.correction = (
                 "on" if step.additive else "off: this scheduler keeps earlier outputs, or clips"
             )
         line = too_few_steps(self.config.cache.method, cache.policy, step.total)
@@ -265,7 +276,7 @@ class Session:
 
     def _book(self, name: str, step: DenoisingStep, call: Any) -> None:
         if call is None:
-            self._report.add(CallRecord.computed(name, step, "no caching method"))
+            self.journal.add(CallRecord.computed(name, step, "no caching method"))
             return
         cache, verdict = self._caches[name], call.verdict
         if verdict.error is not None and verdict.error != verdict.error:
@@ -280,10 +291,10 @@ class Session:
             self._reasons[verdict.reason] += 1
         if step.is_last:
             self._say_no_hits(step, cache)
-        self._report.cache_bytes = max(
-            self._report.cache_bytes, sum(c.peak_bytes for c in self._caches.values())
+        self.journal.cache_bytes = max(
+            self.journal.cache_bytes, sum(c.peak_bytes for c in self._caches.values())
         )
-        self._report.add(
+        self.journal.add(
             CallRecord(
                 generation=step.generation,
                 step=step.index,
@@ -320,7 +331,7 @@ class Session:
         if (once or line) in self._warned:
             return
         self._warned.add(once or line)
-        self._report.warnings.append(line)
+        self.journal.warnings.append(line)
         warn(line)
 
     def abort(self) -> None:
@@ -331,13 +342,13 @@ class Session:
 
     def report(self) -> Report:
         """Return what happened so far."""
-        return self._report
+        return self.journal.report()
 
     def restore(self) -> None:
-        """Undo everything and free all state."""
+        """Undo everything and free all state; a second call does nothing."""
+        self.is_on = False
         self._ledger.undo()
-        for name in {**self._caches, **self._attention}:
-            self._clear(name)
+        self.abort()
 
 
 def too_few_steps(method: str, policy: CachePolicy, total: int | None) -> str | None:
@@ -352,12 +363,18 @@ def too_few_steps(method: str, policy: CachePolicy, total: int | None) -> str | 
     )
 
 
-def session_of(transformers: dict[str, nn.Module]) -> Session | None:
-    """Return the session that stands in front of these transformers, if any."""
-    for transformer in transformers.values():
+def sessions_of(parts: Iterable[nn.Module]) -> list[Session]:
+    """Return the sessions that stand in front of these modules or parts of them."""
+    found: dict[int, Session] = {}
+    for part in parts:
         # Not the transformer alone: compiling it as a whole takes the place of its patch.
-        for module in transformer.modules():
+        for module in part.modules():
             patch = patch_of(module)
             if patch is not None and isinstance(patch.owner, Session):
-                return patch.owner
-    return None
+                found[id(patch.owner)] = patch.owner
+    return list(found.values())
+
+
+def session_of(transformers: dict[str, nn.Module]) -> Session | None:
+    """Return the session that stands in front of these transformers, if any."""
+    return next(iter(sessions_of(transformers.values())), None)

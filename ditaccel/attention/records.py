@@ -50,7 +50,7 @@ class Stopwatch:
         return laps
 
 
-@dataclass
+@dataclass(frozen=True)
 class AttentionRecord:
     """One attention call.
 
@@ -100,6 +100,12 @@ class AttentionLog:
         self.layers = layers
         self.records: list[AttentionRecord] = []
         self.maps: dict[tuple[int, str, int], Tensor] = {}
+
+    def copy(self) -> AttentionLog:
+        """What is in it now; the copy does not grow."""
+        made = AttentionLog(self.transformer, list(self.layers))
+        made.records, made.maps = list(self.records), dict(self.maps)
+        return made
 
     def add(self, record: AttentionRecord) -> None:
         """Book one call."""

@@ -119,14 +119,16 @@ class SLAConfig:
     def __post_init__(self) -> None:
         for name in ("critical", "negligible"):
             value = getattr(self, name)
+            if value is None:
+                continue
             require(
-                value is None or 0.0 <= value <= 100.0,
-                f"{name} is {value}; it is a percentage of the key tiles, from 0 to 100",
+                0.0 <= value <= 100.0,
+                f"{name} is {value:g}; it is a percentage of the key tiles, from 0 to 100",
             )
             require(
-                not value or value >= 1.0,
-                f"{name} is {value}, and it is a percentage of the key tiles: give {name}="
-                f"{100 * (value or 0.0):g} for that share of them",
+                value == 0.0 or value >= 1.0,
+                f"{name} is {value:g}, and it is a percentage of the key tiles: give {name}="
+                f"{100 * value:g} for that share of them",
             )
         if self.critical is not None and self.negligible is not None:
             _check_sum(self.critical, self.negligible)
@@ -163,8 +165,8 @@ class SLAConfig:
 def _check_sum(critical: float, negligible: float) -> None:
     require(
         critical + negligible <= 100.0,
-        f"critical={critical} and negligible={negligible} sum over 100; they are percentages of "
-        "the same key tiles",
+        f"critical={critical:g} and negligible={negligible:g} sum over 100; they are percentages "
+        "of the same key tiles",
     )
 
 

@@ -13,6 +13,7 @@ from inspection import traces
 from tiny import generate, tiny_dit, tiny_flux, tiny_wan, tiny_wan22
 
 import ditaccel
+from ditaccel.session import session_of
 
 FAMILIES = [tiny_dit, tiny_wan, tiny_wan22, tiny_flux]
 EXACT = [
@@ -408,7 +409,7 @@ def test_generation_frees_its_state_when_it_ends(make, spec):
     pipe, call = make()
     ditaccel.accelerate(pipe, spec)
     generate(pipe, call)
-    session = ditaccel.api._session(pipe)
+    session = session_of({"transformer": pipe.transformer})
     assert sum(c.nbytes for c in session._caches.values()) == 0
     assert all(c._leader is None for c in session._caches.values())
     assert ditaccel.report(pipe).cache_bytes > 0
@@ -419,11 +420,7 @@ def test_mistakes_are_one_clear_line():
 
     pipe, _ = tiny_wan()
     with pytest.raises(ditaccel.UsageError, match=r"not accelerated; call ditaccel\.accelerate"):
-        ditaccel.restore(pipe)
-    ditaccel.accelerate(pipe)
-    with pytest.raises(ditaccel.UsageError, match=r"accelerated already; call ditaccel.restore"):
-        ditaccel.accelerate(pipe)
-    ditaccel.restore(pipe)
+        ditaccel.report(pipe)
     with pytest.raises(ditaccel.ConfigError, match="no preset 'warp'"):
         ditaccel.accelerate(pipe, "warp")
     with pytest.raises(ditaccel.ConfigError, match="no config of a caching method"):
@@ -443,8 +440,13 @@ def test_mistakes_are_one_clear_line():
     )
 
     old = SimpleNamespace(components={"unet": unet, "scheduler": DDIMScheduler()})
-    with pytest.raises(ditaccel.UnsupportedError, match="has a UNet and no transformer"):
+    with pytest.raises(ditaccel.UnsupportedError, match=r"has a UNet \(UNet2DConditionModel\) and"):
         ditaccel.accelerate(old)
+    with pytest.raises(ditaccel.UnsupportedError, match="UNet2DConditionModel is a UNet; "):
+        ditaccel.accelerate(unet)
+    misnamed = SimpleNamespace(components={"transformer": unet})
+    with pytest.raises(ditaccel.UnsupportedError, match="has a UNet"):
+        ditaccel.accelerate(misnamed)
     with pytest.raises(ditaccel.UnsupportedError, match=r"Linear\.forward has no argument"):
         ditaccel.accelerate(torch.nn.Linear(2, 2))
     short, _ = tiny_wan(layers=1)

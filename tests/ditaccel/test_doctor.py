@@ -176,10 +176,14 @@ def test_a_transformer_compiled_as_a_whole():
     assert not found["adaptive_taylor"] and "compile_repeated_blocks" in found["taylorseer"]
 
 
+class UNet(torch.nn.Module):
+    """Narrows and widens."""
+
+
 def test_pipelines_without_a_transformer_are_named():
-    old = SimpleNamespace(components={"unet": torch.nn.Linear(2, 2)})
+    old = SimpleNamespace(components={"unet": UNet()})
     found = ditaccel.doctor(old)
-    assert not found.ok and "has a UNet and no transformer" in str(found)
+    assert not found.ok and "has a UNet (UNet) and no transformer" in str(found)
     with pytest.raises(ditaccel.UsageError, match="neither a diffusers pipeline"):
         ditaccel.doctor("pipe")
 

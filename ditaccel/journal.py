@@ -1,0 +1,68 @@
+"""Journal: what a session writes down while a pipeline runs; `Report` is a look at it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from .attention.records import AttentionLog
+from .report import CallRecord, Report
+
+# A batch job makes thousands of generations: calls beyond this are only counted.
+MAX_CALLS = 20_000
+
+
+@dataclass(eq=False)
+class Journal:
+    """Everything that happened since `accelerate`; see `Report` for what the fields hold."""
+
+    family: str
+    method: str
+    config: dict[str, Any]
+    filled: dict[str, Any] = field(default_factory=dict)
+    calls: list[CallRecord] = field(default_factory=list)
+    total_calls: int = 0
+    forecasts: int = 0
+    share_sum: float = 0.0
+    cache_bytes: int = 0
+    tensors_per_branch: int = 0
+    tensors: str = "hidden states"
+    correction: str = ""
+    warnings: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
+    attention: list[AttentionLog] = field(default_factory=list)
+
+    def add(self, record: CallRecord) -> None:
+        """Book one call."""
+        self.calls.append(record)
+        self.total_calls += 1
+        self.forecasts += record.action == "forecast"
+        self.share_sum += record.share
+        if len(self.calls) > MAX_CALLS:
+            del self.calls[: MAX_CALLS // 2]
+
+    def assume(self, line: str) -> None:
+        """Book what was taken for granted, once."""
+        if line not in self.assumed:
+            self.assumed.append(line)
+
+    def report(self) -> Report:
+        """What was written so far, as a value that does not change any more."""
+        return Report(
+            family=self.family,
+            method=self.method,
+            config=copy.deepcopy(self.config),
+            filled=copy.deepcopy(self.filled),
+            calls=tuple(self.calls),
+            total_calls=self.total_calls,
+            forecasts=self.forecasts,
+            share_sum=self.share_sum,
+            cache_bytes=self.cache_bytes,
+            tensors_per_branch=self.tensors_per_branch,
+            tensors=self.tensors,
+            correction=self.correction,
+            warnings=tuple(self.warnings),
+            assumed=tuple(self.assumed),
+            attention=tuple(log.copy() for log in self.attention),
+        )
