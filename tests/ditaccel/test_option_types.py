@@ -86,7 +86,7 @@ def test_no_value_at_all_ends_in_another_error(cls, name, hint, data):
     [
         ("adaptive_taylor", {"tolerance": "a"}, "tolerance is 'a'; it must be a finite number"),
         ("adaptive_taylor", {"tolerance": None}, "tolerance is None"),
-        ("adaptive_taylor", {"warmup": 2.5}, "warmup is 2.5; it must be a whole number"),
+        ("adaptive_taylor", {"final": 2.5}, "final is 2.5; it must be a whole number"),
         ("adaptive_taylor", {"target": "outptu"}, "; did you mean 'output'?"),
         ("svg2", {"top_p": True}, "top_p is True; it must be a finite number"),
         ("sla", {"critical": 0.05}, "a percentage of the key tiles: give critical=5 "),
