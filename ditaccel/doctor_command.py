@@ -10,20 +10,27 @@ from typing import Any
 import torch
 
 from . import given
+from .arguments import add_device, add_dtype, add_pipeline
 from .diagnosis import doctor
 from .errors import UsageError
+from .given import whole_argument as whole
 from .models import read_sheet
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from .opening import open_pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("model", metavar="MODEL", help="folder of a diffusers pipeline")
     parser.add_argument("--config", help="preset, file or spec to look at (default: all methods)")
-    parser.add_argument("--steps", type=int, help="steps that the pipeline will be called with")
-    parser.add_argument("--tokens", type=int, help="image or video tokens that a call makes")
-    parser.add_argument("--dtype", choices=_DTYPES, default="bf16", help="for the memory estimate")
+    parser.add_argument(
+        "--steps", type=whole("--steps", 1), help="steps that the pipeline will be called with"
+    )
+    parser.add_argument(
+        "--tokens", type=whole("--tokens", 1), help="image or video tokens that a call makes"
+    )
+    add_dtype(parser, "bfloat16, for the memory estimate")
+    add_device(parser)
+    add_pipeline(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -33,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UsageError: the folder cannot be read, or an option is out of range.
     """
-    for name in ("steps", "tokens"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name} is {value}; give 1 or more")
-    pipe = hollow_pipeline(args.model, _DTYPES[args.dtype])
     call = read_sheet(args.model).call
+    if args.pipeline:
+        opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
+        pipe, call = opened.pipe, {**call, **opened.call}
+    else:
+        pipe = hollow_pipeline(args.model, getattr(torch, args.dtype or "bfloat16"))
     found = doctor(pipe, args.config, tokens=args.tokens, steps=args.steps, call=call)
     print(json.dumps(found.to_dict(), indent=1) if args.json else found)
     return 0 if found.ok else 1

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
+from .arguments import (
+    AUTO,
+    add_call,
+    add_device,
+    add_dtype,
+    add_pipeline,
+)
+from .asking import asked, default_call
 from .errors import ConfigError, UsageError
+from .given import whole_argument as whole
+from .opening import choose_device, open_pipeline
 
 EXAMPLE = """\
 examples:
@@ -30,33 +41,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", metavar="FILE", help="one prompt a line (default: the model's)"
     )
-    parser.add_argument(
-        "--skip", type=int, default=0, metavar="N", help="leave the first N prompts to evaluations"
+    add = parser.add_argument
+    skip = whole("--skip", 0)
+    add(
+        "--skip", type=skip, default=0, metavar="N", help="leave the first N prompts to evaluations"
     )
-    parser.add_argument("--limit", type=int, help="use so many prompts")
-    parser.add_argument("--latents", type=Path, help="safetensors file with `latents` (N, …): data")
-    parser.add_argument("--steps", type=int, default=500, help="updates (default 500)")
-    parser.add_argument("--train", default="projection", help="projection, attention or all")
-    parser.add_argument("--lr", type=float, default=1e-3, help="of the projections (default 1e-3)")
-    parser.add_argument(
-        "--weights-lr", type=float, default=1e-5, help="of the model's weights (default 1e-5)"
+    add("--limit", type=whole("--limit", 1), help="use so many prompts")
+    add("--latents", type=Path, help="safetensors file with `latents` (N, …): data")
+    add("--steps", type=whole("--steps", 1), default=500, help="updates (default 500)")
+    add("--train", default="projection", help="projection, attention or all")
+    add("--lr", type=float, default=1e-3, help="of the projections (default 1e-3)")
+    add("--weights-lr", type=float, default=1e-5, help="of the model's weights (default 1e-5)")
+    add("--batch", type=whole("--batch", 1), default=1, help="calls per update (default 1)")
+    add("--seed", type=whole("--seed", 0), default=0)
+    add("--save-every", type=whole("--save-every", 1), default=25, metavar="N", help="updates")
+    add("--average", type=float, default=0.99, help="decay of the averaged weights (default 0.99)")
+    add(
+        "--inference-steps",
+        type=whole("--inference-steps", 1),
+        help="scheduler steps of a generation",
     )
-    parser.add_argument("--batch", type=int, default=1, help="calls per update (default 1)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=25, metavar="N", help="updates")
-    parser.add_argument(
-        "--average", type=float, default=0.99, help="decay of the averaged weights (default 0.99)"
-    )
-    parser.add_argument("--inference-steps", type=int, help="scheduler steps of a generation")
-    parser.add_argument("--device", help="torch device (default: the launcher's, or cpu)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    add_call(parser)
+    add_device(parser)
+    add_dtype(parser)
+    add_pipeline(parser)
+    add("--threads", type=whole("--threads", 1), help="CPU threads")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
-def _data(args: argparse.Namespace, prompts: list[str]) -> list[Any]:
+def _data(args: argparse.Namespace, pipe: Any, prompts: list[str]) -> list[Any]:
     if args.latents is None:
-        return list(prompts)
+        return [asked(pipe, prompt) for prompt in prompts]
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -72,7 +87,18 @@ def _data(args: argparse.Namespace, prompts: list[str]) -> list[Any]:
             f"--latents {args.latents} holds {len(latents)} items for {len(prompts)} prompts; give "
             "as many of one as of the other"
         )
-    return [{"prompt": p, "latents": x[None]} for p, x in zip(prompts, latents, strict=True)]
+    return [{**asked(pipe, p), "latents": x[None]} for p, x in zip(prompts, latents, strict=True)]
+
+
+def _device(text: str) -> str:
+    """`auto` is the launcher's device where several processes were started."""
+    import torch
+
+    if text == AUTO and torch.cuda.is_available() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        return str(PartialState().device)
+    return choose_device(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,13 +113,13 @@ def run(args: argparse.Namespace) -> int:
     from .attention.sla import SLAConfig
     from .finetuning import finetune
     from .loss_curve import CURVE
-    from .models import load_pipeline, read_prompts, read_sheet
+    from .models import read_prompts, read_sheet
 
     sheet = read_sheet(args.model)
     source = args.prompts or sheet.prompts
     if source is None:
         raise UsageError("give --prompts FILE: the model folder names no prompts of its own")
-    prompts = read_prompts(source)[max(args.skip, 0) :][: args.limit]
+    prompts = read_prompts(source)[args.skip :][: args.limit]
     if not prompts:
         raise UsageError(f"--skip {args.skip} leaves no prompt of {source}")
     config = configs.parse_spec(args.config).attention
@@ -101,21 +127,15 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--config {args.config!r} is no config of sla, which is what can learn")
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = args.device
-    if device is None:
-        from accelerate import PartialState
-
-        device = str(PartialState().device) if torch.cuda.is_available() else "cpu"
-    pipe = load_pipeline(args.model, device=device, dtype=getattr(torch, args.dtype))
-    pipe.set_progress_bar_config(disable=True)
-    call = dict(sheet.call)
-    if sheet.negative_prompt is not None:
-        call["negative_prompt"] = sheet.negative_prompt
+    opened = open_pipeline(args.model, _device(args.device), args.dtype, args.pipeline)
+    pipe = opened.pipe
+    given = dict(args.call)
     if args.inference_steps is not None:
-        call["num_inference_steps"] = args.inference_steps
+        given["num_inference_steps"] = args.inference_steps
+    call = default_call(pipe, sheet, given, opened.call)
     made = finetune(
         pipe,
-        _data(args, prompts),
+        _data(args, pipe, prompts),
         config,
         out=args.out,
         steps=args.steps,

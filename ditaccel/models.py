@@ -102,7 +102,7 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[str]:
 
 
 @contextmanager
-def _quiet_loading() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """No loading bars and no notes on torchvision (left out on purpose) between a run's lines."""
     from diffusers.utils import logging
     from diffusers.utils.import_utils import is_transformers_available
@@ -145,7 +145,7 @@ def load_pipeline(
     elif not is_hub_id(str(model)):
         raise UsageError(f"no model folder at {model}, and it is no Hub id (owner/name) either")
     try:
-        with _quiet_loading():
+        with quiet_loading():
             from diffusers import DiffusionPipeline
 
             pipe = DiffusionPipeline.from_pretrained(

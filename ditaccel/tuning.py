@@ -26,7 +26,7 @@ from .session import session_of
 from .warning import warn
 
 STATISTICS = ("mean", "min")
-_CAP = 99.0
+MOST_PSNR = 99.0
 # What computing only the first step must gain over computing the first three, in dB: the early
 # steps decide what is drawn, and that it was drawn alike on a few prompts is no promise for others.
 _WARMUPS = (3, 1)
@@ -67,8 +67,8 @@ class Target:
             raise ConfigError(
                 f"attention_error is {self.attention_error}; give a relative error below 1"
             )
-        if self.psnr is not None and not 0 < self.psnr < _CAP:
-            raise ConfigError(f"psnr is {self.psnr}; give decibels between 0 and {_CAP:g}")
+        if self.psnr is not None and not 0 < self.psnr < MOST_PSNR:
+            raise ConfigError(f"psnr is {self.psnr}; give decibels between 0 and {MOST_PSNR:g}")
         if self.computed_share is not None and not 0 < self.computed_share < 1:
             raise ConfigError(f"computed_share is {self.computed_share}; give a part of 1")
 
@@ -153,7 +153,9 @@ def _psnrs(result: np.ndarray, dense: np.ndarray) -> list[float]:
             np.square(a.astype(np.int32) - b).sum() for a, b in zip(ours, theirs, strict=True)
         ]
         error = float(sum(squares)) / theirs.size
-        levels.append(_CAP if error == 0 else min(_CAP, 10 * float(np.log10(255.0**2 / error))))
+        levels.append(
+            MOST_PSNR if error == 0 else min(MOST_PSNR, 10 * float(np.log10(255.0**2 / error)))
+        )
     return levels
 
 

@@ -9,6 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ditaccel.arguments import (
+    add_call,
+    add_device,
+    add_dtype,
+    add_pipeline,
+    listed,
+)
 from ditaccel.errors import UsageError
 from ditaccel.given import whole_argument as whole
 
@@ -26,26 +33,6 @@ The same command on the same --out goes on where a killed run stopped.
 """
 
 
-def _whole_list(name: str, low: int) -> Any:
-    one = whole(name, low)
-
-    def parse(text: str) -> list[int]:
-        if not text.strip():
-            raise argparse.ArgumentTypeError(f"{name}: expected numbers such as 0,1,2")
-        return [one(part.strip()) for part in text.split(",")]
-
-    return parse
-
-
-def _call_argument(text: str) -> tuple[str, Any]:
-    from .specs import parse_value
-
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip().isidentifier() or not value:
-        raise argparse.ArgumentTypeError(f"expected argument=value, got {text!r}")
-    return key.strip(), parse_value(value)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `ditaccel eval`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -60,23 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=whole("--limit", 1), help="only the first N prompts")
     parser.add_argument(
-        "--seeds", type=_whole_list("--seeds", 0), default=[0], help="such as 0,1 (default 0)"
+        "--seeds",
+        type=listed("--seeds", whole("--seeds", 0)),
+        default=[0],
+        help="such as 0,1 (default 0)",
     )
     parser.add_argument("--steps", type=whole("--steps", 2), help="scheduler steps of dense")
     parser.add_argument(
         "--fewer",
-        type=_whole_list("--fewer", 1),
+        type=listed("--fewer", whole("--fewer", 1), "30,20"),
         metavar="N,N",
         help="step counts of the fewer-steps rows (default: shares of --steps)",
     )
-    parser.add_argument(
-        "--call",
-        action="append",
-        default=[],
-        type=_call_argument,
-        metavar="ARG=VALUE",
-        help="argument of the pipeline call, such as guidance_scale=3.5; repeatable",
-    )
+    add_call(parser)
     parser.add_argument(
         "--features",
         metavar="WHAT",
@@ -86,8 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--real", metavar="PATH", help="real frames for FID: folder or npz")
     parser.add_argument("--real-n", type=whole("--real-n", 2), help="use the first N of them")
     parser.add_argument("--lpips-weights", metavar="FILE", help="AlexNet weights for LPIPS")
-    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    add_device(parser)
+    add_dtype(parser)
+    add_pipeline(parser)
     parser.add_argument("--threads", type=whole("--threads", 1), help="CPU threads")
     parser.add_argument("--no-html", action="store_true", help="write no HTML report")
     parser.add_argument("--json", action="store_true", help="print summary.json, no table")
@@ -134,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
         lpips_weights=args.lpips_weights,
         device=args.device,
         dtype=args.dtype,
+        pipeline=args.pipeline,
         threads=args.threads,
         quiet=args.quiet,
     )

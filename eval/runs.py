@@ -11,9 +11,13 @@ import numpy as np
 import torch
 
 from ditaccel import given, provenance
+from ditaccel.arguments import AUTO, SHORT_DTYPES
+from ditaccel.asking import default_call
 from ditaccel.errors import UnsupportedError, UsageError
+from ditaccel.factory import Opened, read_factory
 from ditaccel.files import read_lines
-from ditaccel.models import Sheet, class_label, load_pipeline, read_sheet
+from ditaccel.models import Sheet, read_sheet
+from ditaccel.opening import open_pipeline
 from ditaccel.progress import Progress, duration
 
 from . import specs, store
@@ -26,7 +30,6 @@ from .specs import DENSE, PEER, RunConfig
 from .store import Store
 
 SCHEMA = 1
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,10 @@ class Options:
         real: folder or npz of real frames for FID to real data.
         real_n: how many of them, None for all.
         lpips_weights: AlexNet weights for LPIPS.
-        device: torch device.
-        dtype: `float32`, `float16` or `bfloat16`.
+        device: torch device; `auto` is a GPU where there is one.
+        dtype: `float32`, `float16` or `bfloat16`; None takes float32 on a CPU, else the model's.
+        pipeline: `module:function` or `file.py:function` that makes the pipeline of a model (see
+            `ditaccel.factory.Factory`); None loads the model's own.
         threads: CPU threads, None leaves torch's setting.
         quiet: no progress.
     """
@@ -55,8 +60,9 @@ class Options:
     real: str | None = None
     real_n: int | None = None
     lpips_weights: str | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
+    device: str = AUTO
+    dtype: str | None = None
+    pipeline: str | None = None
     threads: int | None = None
     quiet: bool = False
 
@@ -293,30 +299,33 @@ def evaluate(
     seeds = list(dict.fromkeys(int(seed) for seed in seeds))
     if not prompts or not seeds:
         raise UsageError("nothing to generate: give at least one prompt and one seed")
-    if options.dtype not in _DTYPES:
-        raise UsageError(f"dtype {options.dtype!r} is not one of {', '.join(_DTYPES)}")
+    if options.dtype is not None and options.dtype not in SHORT_DTYPES:
+        raise UsageError(f"dtype {options.dtype!r} is not one of {', '.join(SHORT_DTYPES)}")
     if options.threads is not None:
         if options.threads < 1:
             raise UsageError(f"threads must be >= 1, got {options.threads}")
         torch.set_num_threads(options.threads)
     folder = model if isinstance(model, (str, Path)) else None
     sheet = read_sheet(folder) if folder is not None else Sheet()
+    factory = read_factory(options.pipeline) if options.pipeline else None
     if folder is None:
-        pipe, name = model, type(model).__name__
+        opened, name = Opened(model), type(model).__name__
     else:
-        pipe, name = load_pipeline(folder, options.device, _DTYPES[options.dtype]), str(folder)
-    call = {**sheet.call, **(options.call or {})}
+        opened, name = open_pipeline(folder, options.device, options.dtype, factory), str(folder)
+    pipe = opened.pipe
+    call = default_call(pipe, sheet, options.call, opened.call)
     steps = int(options.steps or call.get("num_inference_steps") or 50)
     if steps < 2:
         raise UsageError(f"{steps} dense step(s): caching needs at least 2")
-    sampler = Sampler(pipe, call, steps, sheet.negative_prompt)
-    if sampler.by_class and "class_labels" not in sampler.call:
-        for prompt in prompts:
-            class_label(pipe, prompt)
+    sampler = Sampler(pipe, call, steps)
+    for prompt in prompts:
+        sampler.subject(prompt)
     rows = Rows(sampler, sheet.family or provenance.family_of(pipe))
     chosen = specs.build(configs, steps, options.fewer, rows.validate)
     judge = Judge(options, sheet, pipe if sampler.by_class else None)
-    setup = _setup(name, pipe, sheet, sampler, chosen, prompts, seeds, judge, options.dtype)
+    setup = _setup(name, pipe, sheet, sampler, chosen, prompts, seeds, judge, opened.dtype)
+    if factory is not None:
+        setup["pipeline"] = factory.identity
     samples = make_samples(prompts, seeds)
     with Store(out, setup) as place:
         if on_setup is not None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ditaccel.asking import asked
 from ditaccel.frames import to_uint8
-from ditaccel.models import class_label, execution_device, is_class_pipeline
+from ditaccel.models import execution_device, is_class_pipeline
 
 
 @dataclass(frozen=True)
@@ -56,28 +57,28 @@ class Sampler:
 
     Args:
         pipe: the diffusers pipeline.
-        call: arguments of the call beside prompt, seed and step count.
+        call: arguments of the call beside prompt, seed and step count (see `asking`).
         steps: scheduler steps of the dense run.
-        negative_prompt: for pipelines that take one; None leaves it out.
     """
 
-    def __init__(
-        self, pipe: Any, call: dict[str, Any], steps: int, negative_prompt: str | None = None
-    ) -> None:
+    def __init__(self, pipe: Any, call: dict[str, Any], steps: int) -> None:
         self.pipe = pipe
         self.call = {k: v for k, v in call.items() if k != "num_inference_steps"}
         self.steps = steps
         self.by_class = is_class_pipeline(pipe)
-        if negative_prompt is not None and not self.by_class:
-            self.call.setdefault("negative_prompt", negative_prompt)
+
+    def subject(self, prompt: str) -> dict[str, Any]:
+        """What asks the pipeline for a prompt, where the call itself does not say it.
+
+        Raises:
+            UsageError: there is no such class, or the pipeline cannot be asked.
+        """
+        given = ("class_labels",) if self.by_class else ("prompt_embeds",)
+        return {} if any(name in self.call for name in given) else asked(self.pipe, prompt)
 
     def arguments(self, prompt: str, seed: int, steps: int | None) -> dict[str, Any]:
         """Keyword arguments of the pipeline call."""
-        arguments: dict[str, Any] = {"output_type": "np", **self.call}
-        if self.by_class:
-            arguments.setdefault("class_labels", [class_label(self.pipe, prompt)])
-        elif "prompt_embeds" not in arguments:
-            arguments["prompt"] = prompt
+        arguments = {"output_type": "np", **self.call, **self.subject(prompt)}
         arguments["num_inference_steps"] = steps or self.steps
         # On the CPU on every device: the noise must not depend on the machine.
         arguments["generator"] = torch.Generator("cpu").manual_seed(seed)

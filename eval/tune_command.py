@@ -8,7 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from ditaccel import given
+from ditaccel.arguments import (
+    add_call,
+    add_device,
+    add_dtype,
+    add_pipeline,
+    listed,
+    number,
+)
+from ditaccel.asking import asked, default_call
 from ditaccel.errors import UsageError
+from ditaccel.factory import Opened
+from ditaccel.given import whole_argument as whole
+from ditaccel.models import Sheet, read_prompts, read_sheet
+from ditaccel.opening import open_pipeline
+from ditaccel.tuning import MOST_PSNR, Target, Tuner
 
 EXAMPLE = """\
 examples:
@@ -20,24 +34,19 @@ With several targets --out is a folder, and the dense runs are made only once.
 """
 
 
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected numbers such as 30,35: {text!r}") from None
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `ditaccel tune`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLE
     parser.add_argument("model", help="folder or Hub id of a diffusers pipeline")
+    psnr = listed("--psnr", number("--psnr", 0, MOST_PSNR, open_ends=True), "30,35")
+    share = listed("--share", number("--share", 0, 1, open_ends=True), "0.2,0.3")
     goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--psnr", type=_numbers, metavar="DB", help="PSNR to dense to reach, in dB")
-    goal.add_argument("--share", type=_numbers, metavar="PART", help="computed share to keep to")
+    goal.add_argument("--psnr", type=psnr, metavar="DB", help="PSNR to dense to reach, in dB")
+    goal.add_argument("--share", type=share, metavar="PART", help="computed share to keep to")
     goal.add_argument(
         "--attention-error",
-        type=_numbers,
+        type=listed("--attention-error", number("--attention-error", 0, 1, open_ends=True)),
         metavar="SHARE",
         help="calibrate LiteAttention instead: relative L1 error of each layer's output, e.g. 0.02",
     )
@@ -49,12 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="file, or folder")
     parser.add_argument("--prompts", metavar="FILE", help="one prompt (or class name) a line")
-    parser.add_argument("--limit", type=int, default=4, help="prompts to learn from (default 4)")
-    parser.add_argument("--seed", type=int, default=1000, help="seed of the first prompt")
-    parser.add_argument("--steps", type=int, help="scheduler steps")
-    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    add = parser.add_argument
+    add("--limit", type=whole("--limit", 1), default=4, help="prompts to learn from (default 4)")
+    add("--seed", type=whole("--seed", 0), default=1000, help="seed of the first prompt")
+    add("--steps", type=whole("--steps", 1), help="scheduler steps")
+    add_call(parser)
+    add_device(parser)
+    add_dtype(parser)
+    add_pipeline(parser)
+    add("--threads", type=whole("--threads", 1), help="CPU threads")
     parser.add_argument(
         "--memory",
         default="4GB",
@@ -63,23 +75,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _calls(pipe: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
-    from ditaccel.models import class_label, is_class_pipeline, read_prompts, read_sheet
-
-    sheet = read_sheet(args.model)
+def _calls(opened: Opened, sheet: Sheet, args: argparse.Namespace) -> list[dict[str, Any]]:
     source = args.prompts or sheet.prompts
     if source is None:
         raise UsageError("give --prompts FILE: the model folder names no prompts of its own")
     # The last ones: evaluations begin with the first, and should not judge what was learnt from.
-    prompts = read_prompts(source)[-max(args.limit, 1) :]
-    call = dict(sheet.call)
+    prompts = read_prompts(source)[-args.limit :]
+    given = dict(args.call)
     if args.steps is not None:
-        call["num_inference_steps"] = args.steps
-    if is_class_pipeline(pipe):
-        return [{**call, "class_labels": [class_label(pipe, p)]} for p in prompts]
-    if sheet.negative_prompt is not None:
-        call.setdefault("negative_prompt", sheet.negative_prompt)
-    return [{**call, "prompt": p} for p in prompts]
+        given["num_inference_steps"] = args.steps
+    call = default_call(opened.pipe, sheet, given, opened.call)
+    return [{**call, **asked(opened.pipe, p)} for p in prompts]
 
 
 def _calibrate(
@@ -116,8 +122,6 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ditaccel import config as configs
-    from ditaccel.models import load_pipeline
-    from ditaccel.tuning import Target, Tuner
 
     goals = [Target(psnr=p, statistic=args.statistic) for p in args.psnr or ()]
     goals += [Target(computed_share=s, statistic=args.statistic) for s in args.share or ()]
@@ -129,9 +133,9 @@ def run(args: argparse.Namespace) -> int:
     given.output_folder(folder, "--out")
     if args.threads:
         torch.set_num_threads(args.threads)
-    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    pipe = load_pipeline(args.model, device=args.device, dtype=dtype[args.dtype])
-    calls = _calls(pipe, args)
+    opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
+    pipe = opened.pipe
+    calls = _calls(opened, read_sheet(args.model), args)
     try:  # not before: a wrong model leaves nothing behind
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -6,10 +6,9 @@ import argparse
 import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from ..arguments import add_call, add_device, add_dtype, add_pipeline
 from ..errors import ConfigError
-from ..given import parse_yaml, shown
 from ..given import whole_argument as whole
 from .encode import CODECS, KINDS
 from .manifest import Item
@@ -50,19 +49,6 @@ def _kinds(text: str) -> tuple[str, ...]:
     return found
 
 
-def call_argument(text: str) -> tuple[str, Any]:
-    """Read `ARG=VALUE`, the value as YAML."""
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip().isidentifier() or not value:
-        raise argparse.ArgumentTypeError(f"expected argument=value, got {text!r}")
-    try:
-        return key.strip(), parse_yaml(value)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"{shown(text)}: cannot read the value ({error})"
-        ) from None
-
-
 def _filter(text: str) -> tuple[str, str]:
     key, separator, pattern = text.partition("=")
     if not separator or not key.strip():
@@ -95,14 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fps", type=float, help="for rows without their own (default: the model's, else 16)")
     add("--seeds", type=_seeds, default=(0,), help="for rows without one, such as 0,1 (default 0)")
     add("--steps", type=whole("--steps", 1), help="for rows without their own")
-    add(
-        "--call",
-        action="append",
-        default=[],
-        type=call_argument,
-        metavar="ARG=VALUE",
-        help="argument of the pipeline call for rows that do not set it; repeatable",
-    )
+    add_call(parser, " for rows that do not set it")
     add("--name", default=DEFAULT, help=f"template of file names (default {DEFAULT}), or vbench")
     add("--engine", choices=("local", "ray"), default="local", help="what runs the workers")
     add(
@@ -115,8 +94,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole("--threads", 1, _MOST),
         help="CPU threads per worker (default: 1 on a CPU)",
     )
-    add("--device", default="auto", help="torch device (default: GPUs where there are some)")
-    add("--dtype", choices=("float32", "float16", "bfloat16"), help="default: float32 on a CPU")
+    add_device(parser)
+    add_dtype(parser, "float32 on a CPU, else bfloat16")
+    add_pipeline(parser)
     add(
         "--batch",
         type=whole("--batch", 1, _MOST),

@@ -12,7 +12,9 @@ from typing import Any
 
 from .. import config as configs
 from .. import given, provenance
-from ..errors import ConfigError
+from ..arguments import AUTO
+from ..errors import ConfigError, UsageError
+from ..factory import Factory, read_factory
 from ..progress import Progress, duration
 from . import names
 from .arguments import add_arguments, choose
@@ -35,7 +37,9 @@ _CRF = {"h264": 18, "av1": 24}
 _NAMED = 10
 
 
-def _settings(args: argparse.Namespace, facts: Facts, device: str) -> Settings:
+def _settings(
+    args: argparse.Namespace, facts: Facts, device: str, factory: Factory | None
+) -> Settings:
     save = args.save or (("mp4",) if facts.is_video else ("png",))
     if "mp4" in save and not facts.is_video:
         raise ConfigError(f"{facts.pipeline} makes pictures: --save png, frames or latents")
@@ -53,6 +57,8 @@ def _settings(args: argparse.Namespace, facts: Facts, device: str) -> Settings:
         if key not in facts.arguments:
             raise ConfigError(f"--call: {facts.pipeline} takes no argument {key!r}")
     default = "float32" if device == "cpu" else "bfloat16"
+    if factory is not None:
+        default = AUTO  # which is the function's to choose
     return Settings(
         config=args.config,
         seeds=args.seeds,
@@ -64,6 +70,7 @@ def _settings(args: argparse.Namespace, facts: Facts, device: str) -> Settings:
         name=names.check_template(args.name),
         dtype=args.dtype or default,
         allow_remote=args.allow_remote,
+        pipeline="" if factory is None else factory.reference,
     )
 
 
@@ -151,12 +158,18 @@ def run(args: argparse.Namespace) -> int:
     """
     rank = find_rank(args.shard)
     rows = read_rows(args.jobs)
-    facts = read_facts(args.model)
+    factory = read_factory(args.pipeline) if args.pipeline else None
+    facts = read_facts(args.model, factory)
     kind = kind_of(args.device, remote=args.engine == "ray")
-    settings = _settings(args, facts, kind)
+    settings = _settings(args, facts, kind, factory)
     planner = Planner(facts, settings, given.path(args.jobs).resolve().parent)
     items, repeated = planner.plan(rows)
     work, ours = _make_run(args, facts, items, settings, rank)
+    if factory is not None and len(set(work.devices)) > 1 and not factory.takes("device"):
+        raise UsageError(
+            f"--pipeline {args.pipeline}: there are workers on {', '.join(work.devices)}, and the "
+            "function takes no `device`; let it take one, or give --workers 1"
+        )
 
     def note(text: str) -> None:
         if not args.quiet:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,12 @@ from .. import given
 from ..completion import completed
 from ..config import AccelerationConfig
 from ..errors import ConfigError, UnsupportedError, UsageError
+from ..factory import Factory
 from ..models import Sheet, class_label, is_hub_id, line_of, read_sheet
 from ..pipelines import adapter_for
 from ..pipelines.adapter import FamilyAdapter, adaptive_presets
 from ..provenance import fingerprint
+from ..warning import warn
 
 DENSE = "none"
 
@@ -114,32 +117,68 @@ def _index(model: str) -> dict[str, Any]:
         ) from error
 
 
-def read_facts(model: str) -> Facts:
+def _class_of(model: str, name: str, factory: Factory | None) -> type:
+    """The pipeline class that is going to be called."""
+    import diffusers
+
+    cls = getattr(diffusers, name, None)
+    if inspect.isclass(cls) and issubclass(cls, diffusers.DiffusionPipeline):
+        return cls
+    if factory is not None:
+        raise UsageError(
+            f"--pipeline {factory.reference}: which class the function returns is not known before "
+            "it runs; annotate it, such as `def make(model, device) -> FluxImg2ImgPipeline:`"
+        )
+    raise UsageError(
+        f"{model} asks for the pipeline {name}, which this version of diffusers does not have; "
+        "code that comes with a model is never run"
+    )
+
+
+def _transformer_of(cls: type, index: dict[str, Any]) -> str:
+    """Name of the transformer's class: the model's, else what the pipeline is annotated with."""
+    listed = (index.get("transformer") or ["", ""])[1]
+    if listed:
+        return str(listed)
+    found = inspect.signature(cls.__init__).parameters.get("transformer")
+    annotation = inspect.Parameter.empty if found is None else found.annotation
+    if annotation is inspect.Parameter.empty:
+        return ""
+    return annotation.__name__ if inspect.isclass(annotation) else str(annotation)
+
+
+def read_facts(model: str, factory: Factory | None = None) -> Facts:
     """Look at a model without loading its weights.
 
     Args:
         model: folder or Hub id of a diffusers pipeline.
+        factory: what will make the pipeline of it; the class that its annotation names, if any,
+            stands in for the model's own, and the model need not be a folder then.
 
     Raises:
         UsageError: there is none, or it needs code of its own.
     """
-    index = _index(model)
-    import diffusers
-
-    name = str(index.get("_class_name"))
-    cls = getattr(diffusers, name, None)
-    if not inspect.isclass(cls) or not issubclass(cls, diffusers.DiffusionPipeline):
-        raise UsageError(
-            f"{model} asks for the pipeline {name}, which this version of diffusers does not have; "
-            "code that comes with a model is never run"
-        )
+    cls = None if factory is None else factory.pipeline_class()
+    try:
+        index = _index(model)
+    except UsageError:
+        if cls is None:
+            raise
+        index = {}
+    cls = cls or _class_of(model, str(index.get("_class_name")), factory)
+    name, sheet, digest = cls.__name__, read_sheet(model), fingerprint(model)
     parameters = inspect.signature(cls.__call__).parameters
     arguments = {
         key: parameter.default is not inspect.Parameter.empty
         for key, parameter in parameters.items()
         if key != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
     }
-    transformer = str((index.get("transformer") or ["", ""])[1] or "")
+    if factory is not None:
+        for key in sheet.call.keys() - arguments:
+            warn(f"{key} of the model's sample.json: {name} takes no such argument")
+        sheet = replace(sheet, call={k: v for k, v in sheet.call.items() if k in arguments})
+        digest = hashlib.sha256(f"{digest} {factory.identity}".encode()).hexdigest()[:16]
+    transformer = _transformer_of(cls, index)
     adapter = adapter_for(transformer)
     labels = {
         part.strip(): int(number)
@@ -153,6 +192,6 @@ def read_facts(model: str) -> Facts:
         transformer=transformer,
         arguments=arguments,
         labels=labels,
-        sheet=read_sheet(model),
-        fingerprint=fingerprint(model),
+        sheet=sheet,
+        fingerprint=digest,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +51,13 @@ class Maker:
         pipe: the pipeline, not accelerated.
         seam: around it.
         kinds: files that are wanted.
+        call: arguments of every call that an item's own stand before.
     """
 
-    def __init__(self, pipe: Any, seam: Seam, kinds: Sequence[str]) -> None:
-        self.pipe, self.seam = pipe, seam
+    def __init__(
+        self, pipe: Any, seam: Seam, kinds: Sequence[str], call: Mapping[str, Any] | None = None
+    ) -> None:
+        self.pipe, self.seam, self._call = pipe, seam, dict(call or {})
         self.keep_latents = "latents" in kinds
         self.decode = any(kind != "latents" for kind in kinds)
         self._config: dict[str, Any] | None = None
@@ -112,7 +115,7 @@ class Maker:
     def arguments(self, items: Sequence[Item]) -> dict[str, Any]:
         """Keyword arguments of the call for items of one shape."""
         first = items[0]
-        made: dict[str, Any] = {**first.call, **load_inputs(first.inputs)}
+        made: dict[str, Any] = {**self._call, **first.call, **load_inputs(first.inputs)}
         made["output_type"] = "np" if getattr(self.pipe, "vae", None) is not None else "latent"
         # On the CPU on every device, one an item: the noise must depend on the seed alone.
         generators = [torch.Generator("cpu").manual_seed(item.seed) for item in items]

@@ -69,8 +69,10 @@ class Settings:
         crf: quality of mp4 files.
         fps: for rows that do not set it; None takes the model's.
         name: template of file names.
-        dtype: of the pipeline.
+        dtype: of the pipeline; `auto` is the choice of the function that makes it.
         allow_remote: inputs may be URLs.
+        pipeline: reference of the function that makes the pipeline, which every worker imports;
+            empty for the model's own.
     """
 
     config: str = "balanced"
@@ -83,6 +85,7 @@ class Settings:
     name: str = names.DEFAULT
     dtype: str = "float32"
     allow_remote: bool = False
+    pipeline: str = ""
 
 
 def _digest(data: Any) -> str:

@@ -17,12 +17,15 @@ from typing import Any
 
 import torch
 
+from ..arguments import AUTO
 from ..errors import DitaccelError, UsageError
-from ..models import line_of, load_pipeline
+from ..files import read_json
+from ..models import line_of
+from ..opening import open_pipeline
 from ..provenance import versions
 from .claims import MAX_DEATHS, Claim, Claims
 from .encode import thumbnail, write_files
-from .folder import DONE, FAILED, THUMBNAIL, JobFolder, item_facts, sha256, size_of
+from .folder import DONE, FAILED, JOB, THUMBNAIL, JobFolder, item_facts, sha256, size_of
 from .making import Made, Maker, is_out_of_memory, release_memory
 from .manifest import Item, Settings
 from .queue import Queue
@@ -98,14 +101,28 @@ class Worker:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._versions = versions("av", "safetensors")
-        dtype = getattr(torch, settings.dtype)
-        self.pipe = load_pipeline(model, options.device, dtype)
+        dtype = None if settings.dtype == AUTO else settings.dtype
+        opened = open_pipeline(model, options.device, dtype, settings.pipeline or None)
+        self.pipe = opened.pipe
+        if settings.pipeline:
+            self._check_class()
         self.seam = Seam(self.pipe, overlap=options.lanes > 1)
-        self.maker = Maker(self.pipe, self.seam, settings.save)
+        self.maker = Maker(self.pipe, self.seam, settings.save, opened.call)
         first = queue.peek()
         if first is not None and queue.is_uniform():
             # What the model refuses, it refuses for every item: say so once, now.
             self.maker.set_config(first.config)
+
+    def _check_class(self) -> None:
+        """What a user's function made must be what the rows were checked for."""
+        planned = read_json(self.folder.root / JOB).get("pipeline")
+        found = type(self.pipe).__name__
+        if planned not in (None, found):
+            raise UsageError(
+                f"--pipeline {self.settings.pipeline} returned {found}, and the rows were checked "
+                f"for {planned}; annotate the function with the class that it returns: "
+                f"`-> {found}`"
+            )
 
     def stop(self, reason: str = "") -> None:
         """Drop what is being denoised, finish what is being written, and leave `run`."""

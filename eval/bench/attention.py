@@ -11,7 +11,6 @@ Medians of turns taken by all.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import platform
 import statistics
@@ -34,10 +33,14 @@ from ditaccel.kernels import (
 )
 from torch import Tensor
 
+from ditaccel.arguments import add_device, number
 from ditaccel.attention.planner import LayerContext, Plan, State
 from ditaccel.attention.svg2 import SVG2Config, SVG2Planner
 from ditaccel.denoising import DenoisingStep
-from ditaccel.errors import UsageError
+from ditaccel.given import whole_argument as whole
+from ditaccel.opening import choose_device
+
+from .shared import short_dtype, write_csv
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIELDS = (
@@ -91,7 +94,7 @@ def slope(densities: list[float], times: list[float]) -> float:
 
 def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """One row per length, dtype and density."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(choose_device(args.device))
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     rows = []
     for dtype in args.dtype:
@@ -161,7 +164,7 @@ def measure_planning(
     args: argparse.Namespace, progress: Callable[[str], None]
 ) -> list[tuple[str, int, float, float]]:
     """(dtype, length, clustering, maps and permutation in ms a step, SDPA in ms) of SVG2."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(choose_device(args.device))
     planner = SVG2Config(dense_steps=0, dense_layers=0, first_iterations=1, min_tokens=0).planner()
     rows = []
     for dtype in args.dtype:
@@ -181,23 +184,23 @@ def measure_planning(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384])
-    parser.add_argument("--density", type=float, nargs="+", default=[0.5, 0.25, 0.1, 0.05])
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    parser.add_argument("--heads", type=int, default=2)
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--q-tile", type=int, default=128)
-    parser.add_argument("--k-tile", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
+    add = parser.add_argument
+    add("--lengths", type=whole("--lengths", 1), nargs="+", default=[4096, 8192, 16384])
+    share = number("--density", 1e-6, 1)
+    add("--density", type=share, nargs="+", default=[0.5, 0.25, 0.1, 0.05])
+    add("--dtype", nargs="+", type=short_dtype, default=["fp32", "bf16"])
+    add("--heads", type=whole("--heads", 1), default=2)
+    add("--head-dim", type=whole("--head-dim", 1), default=64)
+    add("--q-tile", type=whole("--q-tile", 16), default=128)
+    add("--k-tile", type=whole("--k-tile", 16), default=64)
+    add("--repeats", type=whole("--repeats", 1), default=5)
+    add_device(parser)
     parser.add_argument("--backend", choices=("triton", "flex", "torch"), help="of the kernel")
     parser.add_argument("--out", type=Path, help="CSV to append to")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; prints tables and, with `--out`, writes a CSV."""
-    wrong = [d for d in args.density if not 0 < d <= 1]
-    if wrong:
-        raise UsageError(f"--density {wrong[0]}: give shares of the matrix, above 0 and up to 1")
     with torch.no_grad():
         rows = measure(args, lambda line: print(line, file=sys.stderr))
         planning = measure_planning(args, lambda line: print(line, file=sys.stderr))
@@ -222,13 +225,5 @@ def run(args: argparse.Namespace) -> int:
             f"{dtype} {length}: SVG2's k-means, maps and permutations {ours:.2f} ms a step, "
             f"{100 * ours / dense:.1f} % of dense attention"
         )
-    if args.out is not None:
-        new = not args.out.exists()
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
-        print(f"written to {args.out}")
+    write_csv(args.out, FIELDS, rows, append=True)
     return 0

@@ -14,7 +14,6 @@ give, not what a method gives.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -26,10 +25,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ditaccel.asking import asked
+from ditaccel.config import suggest
 from ditaccel.errors import UsageError
 from ditaccel.files import read_lines
-from ditaccel.models import load_pipeline, read_prompts, read_sheet
+from ditaccel.given import whole_argument as whole
+from ditaccel.models import read_prompts, read_sheet
+from ditaccel.opening import open_pipeline
 from ditaccel.progress import duration
+
+from .shared import add_model, write_csv
 
 FIELDS = (
     *("model", "setup", "workers", "threads", "items", "steps", "frames"),
@@ -51,18 +56,19 @@ def setups(cores: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def plain_loop(model: str, prompts: list[str], call: dict[str, Any], out: Path) -> float:
+def plain_loop(task: dict[str, Any], out: Path) -> float:
     """Make the items as a first script would; returns seconds without loading."""
     import torch
     from diffusers.utils import encode_video
 
-    pipe = load_pipeline(model)
+    opened = open_pipeline(task["model"], task["device"], task["dtype"], task["pipeline"])
+    pipe, call = opened.pipe, {**opened.call, **task["call"]}
     start = time.perf_counter()
-    for number, prompt in enumerate(prompts):
+    for number, prompt in enumerate(task["prompts"]):
         generator = torch.Generator().manual_seed(0)
-        frames = pipe(prompt=prompt, generator=generator, output_type="np", **call).frames[0]
+        made = pipe(**asked(pipe, prompt), generator=generator, output_type="np", **call)
         # With PyAV as ours: `export_to_video` needs imageio or OpenCV, and does the same after it.
-        encode_video(frames, FPS, str(out / f"{number}.mp4"))
+        encode_video(made.frames[0], FPS, str(out / f"{number}.mp4"))
     return time.perf_counter() - start
 
 
@@ -83,24 +89,31 @@ def _run(command: list[str], threads: int) -> tuple[str, float]:
     return done.stdout, time.perf_counter() - start
 
 
-def measure(
-    model: str, prompts: list[str], call: dict[str, Any], setup: dict[str, Any], folder: Path
-) -> tuple[float, float]:
-    """Run one setup once; returns seconds from first start to last end, and of the command."""
+def measure(task: dict[str, Any], setup: dict[str, Any], folder: Path) -> tuple[float, float]:
+    """Run one setup once; returns seconds from first start to last end, and of the command.
+
+    Args:
+        task: `model`, `prompts`, `call`, `device`, `dtype` and `pipeline`.
+        setup: one of `setups`.
+        folder: an empty one.
+    """
     if setup.get("loop"):
-        task = folder / "task.json"
-        task.write_text(json.dumps({"model": model, "prompts": prompts, "call": call}))
-        printed, wall = _run(["ditaccel.eval.bench.batch", str(task)], setup["threads"])
+        file = folder / "task.json"
+        file.write_text(json.dumps(task))
+        printed, wall = _run(["ditaccel.eval.bench.batch", str(file)], setup["threads"])
         return float(printed.strip().splitlines()[-1]), wall
     jobs = folder / "jobs.txt"
-    jobs.write_text("\n".join(prompts))
+    jobs.write_text("\n".join(task["prompts"]))
     command = [
-        *("ditaccel", "generate", model, "--jobs", str(jobs), "--out", str(folder / "out")),
+        *("ditaccel", "generate", task["model"], "--jobs", str(jobs), "--out", str(folder / "out")),
         *("--config", "none", "--fps", str(FPS), "--crf", "23", "--quiet"),
         *("--workers", str(setup["workers"]), "--threads", str(setup["threads"])),
         *setup.get("options", []),
     ]
-    for key, value in call.items():
+    for option in ("device", "dtype", "pipeline"):
+        if task[option] is not None:
+            command += [f"--{option}", task[option]]
+    for key, value in task["call"].items():
         command += ["--call", f"{key}={json.dumps(value)}"]
     _, wall = _run(command, setup["threads"])
     lines = read_lines(folder / "out" / "results.jsonl")
@@ -109,33 +122,46 @@ def measure(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    parser.add_argument("model", type=Path, help="folder of a sample video model")
-    parser.add_argument("--items", type=int, default=8)
-    parser.add_argument("--steps", type=int, help="default: the model's")
-    parser.add_argument("--frames", type=int, help="default: the model's")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--only", nargs="*", help="names of setups")
-    parser.add_argument("--out", type=Path, help="CSV to append to")
+    add_model(parser)
+    add = parser.add_argument
+    add("--items", type=whole("--items", 1), default=8)
+    add("--steps", type=whole("--steps", 1), help="default: the model's")
+    add("--frames", type=whole("--frames", 1), help="default: the model's")
+    add("--repeats", type=whole("--repeats", 1), default=1)
+    add("--only", nargs="*", metavar="NAME", help="names of setups")
+    add("--out", type=Path, help="CSV to append to")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; prints a table and, with `--out`, writes a CSV."""
     sheet = read_sheet(args.model)
-    if sheet.prompts is None or "video" not in sheet.task:
-        raise UsageError(f"{args.model} is no sample video model")
+    source = args.prompt_file or sheet.prompts
+    if "video" not in sheet.task:
+        raise UsageError(
+            f"{args.model} is not a video model by its sample.json (task: {sheet.task or 'none'}); "
+            "this benchmark holds loops that write mp4 files against each other"
+        )
+    if source is None:
+        raise UsageError("give --prompt-file FILE: the model folder names no prompts of its own")
     call = dict(sheet.call)
     for key, value in (("num_inference_steps", args.steps), ("num_frames", args.frames)):
         if value is not None:
             call[key] = value
-    prompts = list(dict.fromkeys(read_prompts(sheet.prompts)))[: args.items]
+    prompts = list(dict.fromkeys(read_prompts(source)))[: args.items]
+    task = {"model": str(args.model), "prompts": prompts, "call": call}
+    task |= {"device": args.device, "dtype": args.dtype, "pipeline": args.pipeline}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    chosen = {n: s for n, s in setups(cores or 1).items() if not args.only or n in args.only}
+    known = setups(cores or 1)
+    for name in args.only or ():
+        if name not in known:
+            raise UsageError(f"--only {name!r}{suggest(name, known)}")
+    chosen = {n: s for n, s in known.items() if not args.only or n in args.only}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
     for repeat in range(args.repeats):
         for name, setup in chosen.items():
             print(f"repeat {repeat + 1}: {name}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory() as folder:
-                seconds = measure(str(args.model), prompts, call, setup, Path(folder))
+                seconds = measure(task, setup, Path(folder))
                 times[name].append(seconds)
     rows = []
     for name, setup in chosen.items():
@@ -144,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
         base = min(loops, default=span)
         rows.append(
             {
-                "model": args.model.name,
+                "model": Path(args.model).name,
                 "setup": name,
                 "workers": setup["workers"],
                 "threads": setup["threads"],
@@ -158,23 +184,17 @@ def run(args: argparse.Namespace) -> int:
                 "repeats": args.repeats,
             }
         )
-    print(f"{args.model.name}: {len(prompts)} items, {cores} cores, {platform.processor()}")
+    print(f"{Path(args.model).name}: {len(prompts)} items, {cores} cores, {platform.processor()}")
     print(f"{'setup':<26}{'items':>12}{'with loading':>14}{'by the better loop':>20}")
     for row in rows:
         print(
             f"{row['setup']:<26}{duration(row['span_s']):>12}{duration(row['wall_s']):>14}"
             f"{row['ratio']:>19}×"
         )
-    if args.out is not None:
-        fresh = not args.out.exists()
-        with args.out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            if fresh:
-                writer.writeheader()
-            writer.writerows(rows)
+    write_csv(args.out, FIELDS, rows, append=True)
     return 0
 
 
 if __name__ == "__main__":
-    task = json.loads(Path(sys.argv[1]).read_text())
-    print(plain_loop(task["model"], task["prompts"], task["call"], Path(sys.argv[1]).parent))
+    file = Path(sys.argv[1])
+    print(plain_loop(json.loads(file.read_text()), file.parent))

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import json
 import platform
 import sys
 import time
@@ -30,6 +28,10 @@ from torch import nn
 
 import ditaccel
 from ditaccel.errors import UsageError
+from ditaccel.given import whole_argument as whole
+from ditaccel.models import execution_device
+
+from .shared import add_model, open_subject, write_csv
 
 METHODS = {
     # spec that computes every step -> what a user would take
@@ -203,6 +205,11 @@ def measure(
                 (own,), actions = _timed_rounds(pipe, (ours,), spec, calls, rounds, clock)
             wanted = "compute" if kind == "computed" else "forecast"
             chosen = [i for i, action in enumerate(actions) if action == wanted]
+            if not chosen:
+                raise UsageError(
+                    f"{name}: of {len(actions)} calls none was a {kind} step, so there is nothing "
+                    "to time; give more --steps"
+                )
             a, b = _summed(dense, chosen), _summed(own, chosen)
             rows.append(
                 {
@@ -222,42 +229,32 @@ def measure(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    parser.add_argument("model", type=Path, help="folder of a sample model")
-    parser.add_argument("--steps", type=int, default=6, help="steps of the recorded generation")
-    parser.add_argument(
+    add_model(parser)
+    add = parser.add_argument
+    add("--steps", type=whole("--steps", 2), default=6, help="steps of the recorded generation")
+    add(
         "--rounds",
-        type=int,
+        type=whole("--rounds", 1),
         help="of which the fastest counts (default: what half a minute a method allows, 3 to 30)",
     )
-    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="CSV to append to")
+    add("--threads", type=whole("--threads", 1), default=1, help="CPU threads (default 1)")
+    add("--out", type=Path, help="CSV to append to")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; prints a table and, with `--out`, writes a CSV."""
-    if min(args.steps, args.rounds or 1, args.threads) < 1:
-        raise UsageError("--steps, --rounds and --threads are at least 1")
-    try:
-        sample = json.loads((args.model / "sample.json").read_text())
-    except OSError as error:
-        raise UsageError(f"{args.model} is no sample model: {error}") from None
-    from ditaccel.models import load_pipeline
-
     torch.set_num_threads(args.threads)
-    pipe = load_pipeline(args.model, args.device)
-    call = dict(sample["call"])
-    if sample["task"] == "class-to-image":
-        call["class_labels"] = [0]
-    else:
-        call["prompt"] = "a red circle"
-    call["generator"] = torch.Generator("cpu").manual_seed(0)
+    subject = open_subject(args)
+    pipe = subject.pipe
+    if not isinstance(getattr(pipe, "transformer", None), nn.Module):
+        raise UsageError(f"{type(pipe).__name__} has no transformer to time")
+    call = {**subject.calls[0], "generator": torch.Generator("cpu").manual_seed(0)}
     calls = record(pipe, call, args.steps)
-    clock = Clock.of(torch.device(args.device))
+    clock = Clock.of(execution_device(pipe))
     on_gpu = clock.device.type == "cuda"
     name = torch.cuda.get_device_name(clock.device) if on_gpu else platform.processor()
     print(
-        f"{args.model.name}: {len(calls)} transformer calls, {clock.name}, "
+        f"{subject.name}: {len(calls)} transformer calls, {clock.name}, "
         f"{name or platform.machine()}, {args.threads} thread(s), torch {torch.__version__}"
     )
     rows = measure(pipe, calls, args.rounds, clock, lambda line: print(line, file=sys.stderr))
@@ -267,11 +264,5 @@ def run(args: argparse.Namespace) -> int:
     print(form.format_map({name: name for name in FIELDS}))
     for row in rows:
         print(form.format_map(row))
-    if args.out is not None:
-        fresh = not args.out.exists()
-        with args.out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            if fresh:
-                writer.writeheader()
-            writer.writerows({"model": args.model.name, **row} for row in rows)
+    write_csv(args.out, FIELDS, ({"model": subject.name, **row} for row in rows), append=True)
     return 0

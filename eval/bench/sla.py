@@ -11,7 +11,6 @@ the order of the model, but for the last two rows.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 from collections import defaultdict
@@ -32,10 +31,14 @@ from ditaccel.kernels import (
 )
 from torch import Tensor
 
+from ditaccel.arguments import number
 from ditaccel.attention.observe import observed
 from ditaccel.attention.planner import LayerContext, Plan, State, Watcher
 from ditaccel.attention.sla import SLAConfig
 from ditaccel.errors import UsageError
+from ditaccel.given import whole_argument as whole
+
+from .shared import add_model, open_subject, run_dense, write_csv
 
 FIELDS = ("model", "critical", "way", "density", "error", "calls")
 _RIDGE = 1e-4
@@ -150,46 +153,36 @@ class _Watcher(Watcher):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    parser.add_argument("model", type=Path, help="folder of a sample model")
-    parser.add_argument("--prompts", type=int, default=1, help="dense generations to watch")
-    parser.add_argument("--steps", type=int, help="scheduler steps")
-    parser.add_argument("--every", type=int, default=5, help="look at every n-th step")
-    parser.add_argument("--layers", type=int, default=2, help="look at every n-th layer")
-    parser.add_argument(
-        "--critical", type=float, nargs="+", default=[5, 10, 20, 30], help="percent of the tiles"
-    )
-    parser.add_argument("--size", type=int, help="height and width in pixels")
-    parser.add_argument("--q-tile", type=int, help="by default what the length asks for")
-    parser.add_argument("--k-tile", type=int)
-    parser.add_argument("--out", type=Path, help="CSV to write")
+    add_model(parser)
+    add = parser.add_argument
+    add("--prompts", type=whole("--prompts", 1), default=1, help="dense generations to watch")
+    add("--steps", type=whole("--steps", 1), help="scheduler steps")
+    add("--every", type=whole("--every", 1), default=5, help="look at every n-th step")
+    add("--layers", type=whole("--layers", 1), default=2, help="look at every n-th layer")
+    share = number("--critical", 0, 100)
+    add("--critical", type=share, nargs="+", default=[5, 10, 20, 30], help="percent of the tiles")
+    add("--size", type=whole("--size", 1), help="height and width in pixels")
+    add("--q-tile", type=whole("--q-tile", 16), help="by default what the length asks for")
+    add("--k-tile", type=whole("--k-tile", 16))
+    add("--out", type=Path, help="CSV to write")
 
 
 def run(args: argparse.Namespace) -> int:
     """Watch dense runs; prints a table of errors."""
-    from ditaccel.models import load_pipeline, read_prompts, read_sheet
-
-    sheet = read_sheet(args.model)
-    if sheet.prompts is None:
-        raise UsageError(f"{args.model} names no prompts of its own: this needs a sample model")
-    pipe = load_pipeline(str(args.model))
-    pipe.set_progress_bar_config(disable=True)
-    call = dict(sheet.call)
-    if args.steps is not None:
-        call["num_inference_steps"] = args.steps
-    if args.size is not None:
-        call["height"] = call["width"] = args.size
-    if sheet.negative_prompt is not None:
-        call["negative_prompt"] = sheet.negative_prompt
+    size = args.size
+    subject = open_subject(
+        args, args.prompts, num_inference_steps=args.steps, height=size, width=size
+    )
     watcher = _Watcher(args)
-    with observed(pipe, watcher):
-        for i, prompt in enumerate(read_prompts(sheet.prompts, args.prompts)):
-            print(f"dense run {i + 1} of {args.prompts}", file=sys.stderr)
-            pipe(prompt=prompt, generator=torch.Generator().manual_seed(i), **call)
+    with observed(subject.pipe, watcher):
+        for i in range(len(subject.calls)):
+            print(f"dense run {i + 1} of {len(subject.calls)}", file=sys.stderr)
+            run_dense(subject, i)
     if not watcher.seen:
         raise UsageError("no attention call was looked at; lower --every or --layers")
     rows = [
         {
-            "model": args.model.name,
+            "model": subject.name,
             "critical": critical,
             "way": way,
             "density": round(statistics.mean(values[1]), 4),
@@ -199,14 +192,10 @@ def run(args: argparse.Namespace) -> int:
         for (critical, way), values in watcher.seen.items()
     ]
     ways = list(dict.fromkeys(r["way"] for r in rows))
-    print(f"{args.model.name}: relative error of attention's output, {rows[0]['calls']} calls")
+    print(f"{subject.name}: relative error of attention's output, {rows[0]['calls']} calls")
     print(f"{'critical tiles, percent':<46}" + "".join(f"{c:>9g}" for c in args.critical))
     for way in ways:
         errors = [r["error"] for r in rows if r["way"] == way]
         print(f"{way:<46}" + "".join(f"{e:>9.3f}" for e in errors))
-    if args.out is not None:
-        with args.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+    write_csv(args.out, FIELDS, rows)
     return 0

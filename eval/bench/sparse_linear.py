@@ -13,7 +13,6 @@ all. On a GPU, `…_mb` is the memory that a forward and backward take beyond th
 from __future__ import annotations
 
 import argparse
-import csv
 import platform
 import sys
 from collections.abc import Callable
@@ -36,9 +35,13 @@ from ditaccel.kernels import (
 )
 from torch import Tensor
 
+from ditaccel.arguments import add_device
 from ditaccel.errors import UsageError
+from ditaccel.given import whole_argument as whole
+from ditaccel.opening import choose_device
 
 from .attention import DTYPES, in_turns, random_map
+from .shared import short_dtype, write_csv
 
 TIMES = (
     "sdpa_forward", "sparse_forward", "forward", "features", "training_free", "moments",
@@ -122,7 +125,7 @@ def _training_free(
 
 def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """One row per length and dtype."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(choose_device(args.device))
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     rows = []
     for dtype in args.dtype:
@@ -180,16 +183,18 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192])
-    parser.add_argument("--critical", type=float, default=0.05, help="share of critical tiles")
-    parser.add_argument("--negligible", type=float, default=0.1, help="share of skipped tiles")
-    parser.add_argument("--features", choices=FEATURE_MAPS, default="softmax", help="feature map")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    parser.add_argument("--heads", type=int, default=2)
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--q-tile", type=int, default=128)
-    parser.add_argument("--k-tile", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
+    add = parser.add_argument
+    add("--lengths", type=whole("--lengths", 1), nargs="+", default=[4096, 8192])
+    add("--critical", type=float, default=0.05, help="share of critical tiles")
+    add("--negligible", type=float, default=0.1, help="share of skipped tiles")
+    add("--features", choices=FEATURE_MAPS, default="softmax", help="feature map")
+    add("--dtype", nargs="+", type=short_dtype, default=["fp32", "bf16"])
+    add("--heads", type=whole("--heads", 1), default=2)
+    add("--head-dim", type=whole("--head-dim", 1), default=64)
+    add("--q-tile", type=whole("--q-tile", 16), default=128)
+    add("--k-tile", type=whole("--k-tile", 16), default=64)
+    add("--repeats", type=whole("--repeats", 1), default=5)
+    add_device(parser)
     parser.add_argument("--backend", choices=("triton", "torch"), help="of the kernels")
     parser.add_argument("--out", type=Path, help="CSV to append to")
     parser.add_argument(
@@ -220,15 +225,7 @@ def run(args: argparse.Namespace) -> int:
     print("".join(f"{name:>22}" for name in head))
     for row in rows:
         print("".join(f"{'' if row[name] is None else row[name]!s:>22}" for name in head))
-    if args.out is not None:
-        new = not args.out.exists()
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
-        print(f"written to {args.out}")
+    write_csv(args.out, FIELDS, rows, append=True)
     short = []
     for row in rows if args.at_least else ():
         for way, wanted in zip(("forward", "backward"), args.at_least, strict=True):

@@ -10,7 +10,6 @@ next sampled step. It says beforehand what an attention method can save on a mod
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import sys
 from collections import defaultdict
@@ -19,9 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ditaccel.arguments import number
 from ditaccel.attention.observe import observed
 from ditaccel.attention.planner import LayerContext, State, Watcher
 from ditaccel.errors import UsageError
+from ditaccel.given import whole_argument as whole
+
+from .shared import add_model, open_subject, run_dense, write_csv
 
 FIELDS = ("model", "layer", "head", "mass", "token_density", "tile_density", "overlap")
 
@@ -83,36 +86,31 @@ class _Watcher(Watcher):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    parser.add_argument("model", type=Path, help="folder of a sample model")
-    parser.add_argument("--prompts", type=int, default=1, help="dense generations to watch")
-    parser.add_argument("--every", type=int, default=5, help="look at every n-th step")
-    parser.add_argument("--mass", type=float, nargs="+", default=[0.9, 0.95])
-    parser.add_argument("--q-tile", type=int, default=128)
-    parser.add_argument("--k-tile", type=int, default=64)
-    parser.add_argument("--steps", type=int, help="scheduler steps")
-    parser.add_argument("--out", type=Path, help="CSV to write")
+    add_model(parser)
+    add = parser.add_argument
+    add("--prompts", type=whole("--prompts", 1), default=1, help="dense generations to watch")
+    add("--every", type=whole("--every", 1), default=5, help="look at every n-th step")
+    mass = number("--mass", 0, 1, open_ends=True)
+    add("--mass", type=mass, nargs="+", default=[0.9, 0.95], help="parts of the softmax mass")
+    add("--q-tile", type=whole("--q-tile", 1), default=128)
+    add("--k-tile", type=whole("--k-tile", 1), default=64)
+    add("--steps", type=whole("--steps", 1), help="scheduler steps")
+    add("--out", type=Path, help="CSV to write")
 
 
 def run(args: argparse.Namespace) -> int:
     """Watch dense runs; prints a table of layers."""
-    from ditaccel.models import load_pipeline, read_prompts, read_sheet
-
-    sheet = read_sheet(args.model)
-    if sheet.prompts is None:
-        raise UsageError(f"{args.model} names no prompts of its own: this needs a sample model")
-    pipe = load_pipeline(str(args.model))
-    pipe.set_progress_bar_config(disable=True)
+    subject = open_subject(args, args.prompts, num_inference_steps=args.steps)
     watcher = _Watcher(args.every, args.mass, args.q_tile, args.k_tile)
-    call = dict(sheet.call)
-    if args.steps is not None:
-        call["num_inference_steps"] = args.steps
-    with observed(pipe, watcher):
-        for i, prompt in enumerate(read_prompts(sheet.prompts, args.prompts)):
-            print(f"dense run {i + 1} of {args.prompts}", file=sys.stderr)
-            pipe(prompt=prompt, generator=torch.Generator().manual_seed(i), **call)
+    with observed(subject.pipe, watcher):
+        for i in range(len(subject.calls)):
+            print(f"dense run {i + 1} of {len(subject.calls)}", file=sys.stderr)
+            run_dense(subject, i)
+    if not watcher.seen:
+        raise UsageError("no attention call was looked at; lower --every")
     rows = [
         {
-            "model": args.model.name,
+            "model": subject.name,
             "layer": layer,
             "head": head,
             "mass": mass,
@@ -122,9 +120,7 @@ def run(args: argparse.Namespace) -> int:
         }
         for (layer, head, mass), values in sorted(watcher.seen.items())
     ]
-    print(
-        f"{args.model.name}: least share that carries the mass; tiles {args.q_tile}x{args.k_tile}"
-    )
+    print(f"{subject.name}: least share that carries the mass; tiles {args.q_tile}x{args.k_tile}")
     print(f"{'layer':>6}{'head':>6}{'mass':>7}{'tokens':>9}{'tiles':>9}{'kept on':>9}")
     for r in rows:
         on = "-" if r["overlap"] is None else f"{r['overlap']:.2f}"
@@ -132,9 +128,5 @@ def run(args: argparse.Namespace) -> int:
             f"{r['layer']:>6}{r['head']:>6}{r['mass']:>7}{r['token_density']:>9.3f}"
             f"{r['tile_density']:>9.3f}{on:>9}"
         )
-    if args.out is not None:
-        with args.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+    write_csv(args.out, FIELDS, rows)
     return 0

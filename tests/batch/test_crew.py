@@ -81,7 +81,7 @@ def test_a_worker_that_cannot_go_on_ends_the_run(
     def refuse(*_: Any) -> Any:
         raise module.UsageError("the model is damaged")
 
-    monkeypatch.setattr(module, "load_pipeline", refuse)
+    monkeypatch.setattr(module, "open_pipeline", refuse)
     code, _, noted = generate(jobs(4), "--workers", "2")
     assert code == 2 and "could not go on" in noted and len(crew) == 2
     assert_tidy(tmp_path / "out", finished=False)
@@ -90,7 +90,7 @@ def test_a_worker_that_cannot_go_on_ends_the_run(
 def test_workers_that_always_die_end_the_run(
     generate: Generate, jobs: Jobs, tmp_path: Path, crew: list[ForkedWorker], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(module, "load_pipeline", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(module, "open_pipeline", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     code, _, noted = generate(jobs(4), "--workers", "2")
     assert code == 2 and "workers keep dying (signal 9)" in noted
     assert_tidy(tmp_path / "out", finished=False)

@@ -274,7 +274,7 @@ def test_pickled_weights_are_refused(
 def test_dry_run_loads_and_writes_nothing(
     generate: Run, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "load_pipeline", None)
+    monkeypatch.setattr(worker, "open_pipeline", None)
     path = jobs(5)
     code, printed, _ = generate(path, "--dry-run", "--limit", "4", "--shard", "1/2")
     assert code == 0 and not (tmp_path / "out").exists()

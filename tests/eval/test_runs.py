@@ -19,9 +19,11 @@ from ditaccel.eval.store import load_frames
 from ditaccel.eval.summary import summarise
 
 from ditaccel import provenance
+from ditaccel.asking import default_call
 from ditaccel.errors import ConfigError, UsageError
 from ditaccel.files import read_json, read_lines
 from ditaccel.frames import to_uint8
+from ditaccel.models import Sheet
 
 CONFIGS = ["T=taylorseer:interval=2|3", "peer/first_block_cache:threshold=1e9"]
 OPTIONS = Options(fewer=[3], features="none", quiet=True)
@@ -354,10 +356,12 @@ def test_kept_tensors_are_seen(monkeypatch) -> None:
 
 
 def test_sampler_arguments(pipelines) -> None:
-    dit = Sampler(pipelines["dit"][0], {"num_inference_steps": 3}, 7, negative_prompt="ugly")
+    pipe = pipelines["dit"][0]
+    dit = Sampler(pipe, default_call(pipe, Sheet(negative_prompt="ugly")), 7)
     arguments = dit.arguments("b", 5, None)
     assert arguments["class_labels"] == [1] and arguments["num_inference_steps"] == 7
     assert "negative_prompt" not in arguments and arguments["generator"].initial_seed() == 5
-    flux = Sampler(pipelines["flux"][0], {}, 7, negative_prompt="ugly")
+    pipe = pipelines["flux"][0]
+    flux = Sampler(pipe, default_call(pipe, Sheet(negative_prompt="ugly")), 7)
     assert flux.arguments("a cat", 0, 4)["prompt"] == "a cat"
     assert flux.arguments("a cat", 0, 4)["negative_prompt"] == "ugly"

@@ -1,0 +1,77 @@
+"""How a pipeline is asked for something: by prompt or by class, and with what else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from .arguments import check_taken
+from .errors import UsageError
+from .models import Sheet, class_label, is_class_pipeline
+from .warning import warn
+
+
+def parameters(pipe: Any) -> list[str] | None:
+    """Names that a pipeline's call takes; None where it takes any."""
+    found = inspect.signature(type(pipe).__call__).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values()):
+        return None
+    return [name for name in found if name != "self"]
+
+
+def accepts(pipe: Any, name: str) -> bool:
+    """Whether a pipeline's call takes an argument."""
+    names = parameters(pipe)
+    return names is None or name in names
+
+
+def default_call(
+    pipe: Any, sheet: Sheet, given: Mapping[str, Any] | None = None, own: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """Arguments of every call, but for what is asked: the model's own and the user's.
+
+    What the model's `sample.json` names and the pipeline does not take is left out with a warning
+    (a factory may have made a pipeline of another class of it); a negative prompt is left out
+    without one, since no result depends on it there.
+
+    Args:
+        pipe: the pipeline.
+        sheet: of its model folder.
+        given: by the user, on the command line.
+        own: what the pipeline's factory gave for every call.
+
+    Raises:
+        UsageError: the pipeline does not take what the user gave.
+    """
+    names, given = parameters(pipe), dict(given or {})
+    if names is not None and (line := check_taken(given, names, type(pipe).__name__)):
+        raise UsageError(line)
+    call = {}
+    for name, value in sheet.call.items():
+        if names is None or name in names:
+            call[name] = value
+        elif name not in own:
+            warn(f"{name} of the model's sample.json: {type(pipe).__name__} takes no such argument")
+    if sheet.negative_prompt is not None and accepts(pipe, "negative_prompt"):
+        call["negative_prompt"] = sheet.negative_prompt
+    return {**call, **own, **given}
+
+
+def asked(pipe: Any, prompt: str) -> dict[str, Any]:
+    """What asks a pipeline for one thing.
+
+    Args:
+        pipe: the pipeline.
+        prompt: text, or the name or number of a class.
+
+    Raises:
+        UsageError: there is no such class, or the pipeline is asked in neither way.
+    """
+    if is_class_pipeline(pipe):
+        return {"class_labels": [class_label(pipe, prompt)]}
+    if not accepts(pipe, "prompt"):
+        raise UsageError(
+            f"{type(pipe).__name__} takes neither `prompt` nor `class_labels`; call it from Python"
+        )
+    return {"prompt": prompt}
