@@ -97,8 +97,10 @@ def test_every_command_that_loads_a_pipeline_takes_a_factory_and_a_device() -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["a", "=3", "a=", "1a=3", "generator=1", "output_type=pil", "callback_on_step_end=x"]
-    + ["num_inference_steps=0", "height=-1", "width=1.5", "num_frames=x", "a=[1", "prompt=x"],
+    [
+        *("a", "=3", "a=", "1a=3", "generator=1", "output_type=pil", "callback_on_step_end=x"),
+        *("num_inference_steps=0", "height=-1", "width=1.5", "num_frames=x", "a=[1", "prompt=x"),
+    ],
 )
 def test_calls_that_cannot_be(text) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
