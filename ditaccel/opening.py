@@ -63,7 +63,7 @@ def choose_dtype(model: str | Path, device: str, name: str | None) -> torch.dtyp
         name: torch's name of a dtype, None to choose.
     """
     if name is not None:
-        return getattr(torch, name)  # type: ignore[no-any-return]
+        return getattr(torch, name)
     if device == "cpu":
         return torch.float32
     folder = given.path(model)

@@ -140,7 +140,7 @@ def _transformer_of(cls: type, index: dict[str, Any]) -> str:
     listed = (index.get("transformer") or ["", ""])[1]
     if listed:
         return str(listed)
-    found = inspect.signature(cls.__init__).parameters.get("transformer")
+    found = inspect.signature(cls).parameters.get("transformer")
     annotation = inspect.Parameter.empty if found is None else found.annotation
     if annotation is inspect.Parameter.empty:
         return ""
