@@ -15,6 +15,7 @@ import itertools
 import types
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,6 +69,7 @@ class LayerSeam:
         breaks_graph: `AttentionContract.breaks_graph`.
         closed: whether the wrapper was undone. diffusers may still put it back (`fuse_*` keeps the
             processors it replaces, for `unfuse_*`); it then runs dense.
+        processor: the family's own, which the newest wrapper runs.
     """
 
     def __init__(self, index: int, attend: Attend, breaks_graph: bool = False) -> None:
@@ -102,6 +104,29 @@ class _Functional:
         return getattr(F, name)
 
 
+def _autocast(device: torch.device) -> torch.dtype | None:
+    """The dtype of the autocast that is on for a device, if any."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """What autocast hands to `F.scaled_dot_product_attention`; see `_autocast`."""
+    castable = x.is_floating_point() and x.dtype != torch.float64
+    return x if dtype is None or not castable else x.to(dtype)
+
+
+def _autocasting(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast with a dtype, or without any; nothing where that is so already.
+
+    Planners and kernels choose the precision of each product themselves, as attention's own kernels
+    do, which autocast never looks into.
+    """
+    if _autocast(device) == dtype:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
 def _native(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
     grouped = q.shape[1] != k.shape[1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
@@ -118,7 +143,8 @@ def _layer_attention(
         out = _native(q, k, v, mask, scale)
     else:
         dense = functools.partial(seam.dense, q, k, v, mask, scale)
-        out = seam.attend(seam.index, dense, q, k, v, mask, scale)
+        with _autocasting(q.device, None):  # which runs on around a graph, as it was traced for
+            out = seam.attend(seam.index, dense, q, k, v, mask, scale)
     return out.transpose(1, 2).contiguous()
 
 
@@ -130,9 +156,20 @@ def _(
 
 
 class _Wrapper:
-    """Base of the wrapping processors; attributes are those of the wrapped processor."""
+    """Base of the wrapping processors; attributes are those of the wrapped processor.
 
-    def __init__(self, inner: Any, seam: LayerSeam) -> None:
+    diffusers makes processors anew by calling the class of those that it finds: calling a wrapping
+    class gives one of the family's own (`_wrapper_class`), and `of` makes the wrappers.
+    """
+
+    @classmethod
+    def of(cls, inner: Any, seam: LayerSeam) -> _Wrapper:
+        """A wrapper of a processor, for one layer."""
+        made = object.__new__(cls)
+        made._lead(inner, seam)
+        return made
+
+    def _lead(self, inner: Any, seam: LayerSeam) -> None:
         number = next(_NUMBERS)
         own = {
             "_ditaccel_inner": inner,
@@ -172,14 +209,25 @@ class _Wrapper:
         scale: float | None,
     ) -> Tensor:
         """`(B, L, H, D)` in and out."""
+        # Norms give float32 under autocast; all are cast alike ahead of the family's attention.
+        device, dtype = q.device, _autocast(q.device)
+        q, k, v = (_cast(x, dtype) for x in (q, k, v))
         if torch.compiler.is_compiling():
-            if mask is not None and not isinstance(mask, Tensor):
-                return dense()  # a sparse attention of its own (`flex_attention`)
+            # a sparse attention of its own (`flex_attention`), or what attention itself refuses
+            special = mask is not None and not isinstance(mask, Tensor)
+            if special or not q.dtype == k.dtype == v.dtype:
+                return dense()
+            mask = mask if mask is None else _cast(mask, dtype)
             return torch.ops.ditaccel.layer_attention(q, k, v, mask, scale, self._ditaccel_number)
         seam = self._ditaccel_layer
+
+        def as_found() -> Tensor:
+            with _autocasting(device, dtype):
+                return dense().transpose(1, 2)
+
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out = seam.attend(seam.index, lambda: dense().transpose(1, 2), q, k, v, mask, scale)
-        return out.transpose(1, 2)
+        with _autocasting(device, None):
+            return seam.attend(seam.index, as_found, q, k, v, mask, scale).transpose(1, 2)
 
     def _dispatch(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def dispatch_attention_fn(
@@ -252,9 +300,13 @@ def _wrapper_class(processor: type) -> type:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self._ditaccel_call(self._ditaccel_inner, *args, **kwargs)
 
+    def __new__(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return processor(*args, **kwargs)
+
     # modules filter their arguments by the signature of their processor
     functools.update_wrapper(__call__, processor.__call__)
-    return type(f"Sparse{processor.__name__}", (_Wrapper,), {"__call__": __call__})
+    methods = {"__call__": __call__, "__new__": __new__}
+    return type(f"Sparse{processor.__name__}", (_Wrapper,), methods)
 
 
 def _set(module: nn.Module, processor: Any) -> None:
@@ -276,31 +328,55 @@ class ProcessorSeam:
     def __init__(self, modules: list[AttentionModule], attend: Attend) -> None:
         self._modules = modules
         self._seams = [LayerSeam(i, attend, m.breaks_graph) for i, m in enumerate(modules)]
-        self._wrapped: list[Any] = []
+        self._refused: dict[int, tuple[Any, str]] = {}
         for each in modules:
             check_processor(each)
 
     def install(self, ledger: PatchLedger) -> None:
         """Put the wrapping processors in place."""
         for each, seam in zip(self._modules, self._seams, strict=True):
-            module = each.module
-            inner: Any = _family_processor(module)
-            kind: Any = type(inner)
-            wrapper = _wrapper_class(kind)(inner, seam)
-            ledger.on_undo(functools.partial(self._put_back, module, wrapper, inner, seam))
-            _set(module, wrapper)
-            self._wrapped.append(wrapper)
+            ledger.on_undo(functools.partial(self._put_back, each.module, seam))
+            self._wrap(each.module, seam)
 
     @staticmethod
-    def _put_back(module: nn.Module, wrapper: Any, inner: Any, seam: LayerSeam) -> None:
-        seam.closed = True
-        if module.processor is wrapper:
-            _set(module, inner)
+    def _wrap(module: nn.Module, seam: LayerSeam) -> None:
+        inner = _family_processor(module)
+        _set(module, _wrapper_class(type(inner)).of(inner, seam))  # type: ignore[attr-defined]
 
-    def replaced(self) -> list[str]:
-        """Names of the modules whose processor was replaced since (by IP-Adapter, for instance)."""
-        pairs = zip(self._modules, self._wrapped, strict=True)
-        return [each.name for each, wrapper in pairs if each.module.processor is not wrapper]
+    @staticmethod
+    def _put_back(module: nn.Module, seam: LayerSeam) -> None:
+        seam.closed = True
+        processor: Any = getattr(module, "processor", None)
+        if _leads_to(processor, seam):
+            _set(module, processor._ditaccel_inner)
+
+    def follow(self) -> dict[str, str]:
+        """Wrap the processors that were put in place since (by `set_attn_processor`, say).
+
+        Returns:
+            Why those of some modules, by their names, cannot be wrapped: these run dense.
+        """
+        refused = {}
+        for each, seam in zip(self._modules, self._seams, strict=True):
+            processor: Any = getattr(each.module, "processor", None)
+            if _leads_to(processor, seam):
+                seam.processor = processor._ditaccel_inner  # (`unfuse_*` puts old ones back)
+                continue
+            known, why = self._refused.get(seam.index, (None, ""))
+            if known is None or known is not processor:
+                try:
+                    check_processor(each)
+                    self._wrap(each.module, seam)
+                    continue
+                except UnsupportedError as error:
+                    why = str(error)
+                    self._refused[seam.index] = processor, why
+            refused[each.name] = why
+        return refused
+
+
+def _leads_to(processor: Any, seam: LayerSeam) -> bool:
+    return isinstance(processor, _Wrapper) and processor._ditaccel_layer is seam
 
 
 def _family_processor(module: nn.Module) -> Any:

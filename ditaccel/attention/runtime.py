@@ -30,7 +30,7 @@ _BREAK_EVEN = {"cpu": 0.7}
 _BREAK_EVEN_ELSEWHERE = 0.97
 _WITHOUT_TRITON = ("cpu",)
 # Reasons for which a call is dense that a warning of their own goes with.
-_SAID = frozenset({"turned off", "short sequence", "mask"})
+_SAID = frozenset({"turned off", "short sequence", "mask", "mixed dtypes"})
 _WITH_MOMENTS = ("training_free", "combined")  # modes of SLA
 _RESTS = 6  # steps that such a layer is dense, before it is looked at again
 
@@ -125,6 +125,7 @@ class AttentionRuntime:
         self._reasons: set[str] = set()
         self._judged = self._sparse = False
         self._reached: set[str] = set()  # branches
+        self._dense_layers = 0  # whose processors cannot be wrapped
 
     @property
     def layers(self) -> int:
@@ -157,13 +158,6 @@ class AttentionRuntime:
     def begin_generation(self, step: DenoisingStep) -> None:
         """Check what can change between generations."""
         self.log.maps.clear()
-        replaced = self._seam.replaced()
-        if replaced:
-            self._warn(
-                f"{len(replaced)} attention processors were replaced after accelerate() (first: "
-                f"{replaced[0]}); they run dense. Call restore() before loading adapters, then "
-                "accelerate() again"
-            )
         if step.total is not None and step.total < self.planner.least_steps:
             self._turn_off(
                 f"{step.total} steps are too few for this attention method (it needs "
@@ -185,6 +179,7 @@ class AttentionRuntime:
             conditions: whether condition images come with them, in an order that is not known.
             named: the transformer's arguments by name.
         """
+        self._follow_processors()
         if conditions and not self._off:
             self._turn_off(
                 "condition images are in one sequence with the text, and where is not known; "
@@ -198,6 +193,17 @@ class AttentionRuntime:
         self._now = _Now(step, tokens, self._grid(step, sample, named))
         if isinstance(self.planner, Attaching) and not self._off:
             self.planner.begin(self._name, step)
+
+    def _follow_processors(self) -> None:
+        """Processors may have been exchanged since the last call."""
+        refused = self._seam.follow()
+        if refused:
+            why = next(iter(refused.values()))
+            self._warn(
+                f"{self._name}: {len(refused)} of {self.layers} attention layers run dense, since "
+                f"their processors were replaced after accelerate(): {why}"
+            )
+        self._dense_layers = len(refused)
 
     def _grid(self, step: DenoisingStep, sample: Tensor, named: Mapping[str, Any]) -> Grid | None:
         """Where the tokens lie; looked at once a generation, since a rule may wait for a device."""
@@ -230,7 +236,7 @@ class AttentionRuntime:
     def _say_no_effect(self, branch: str) -> None:
         """Say at the end of a generation that nothing of a branch was sparse, and why."""
         if branch not in self._reached:
-            if not self._seam.replaced():  # which was said
+            if self._dense_layers < self.layers:  # which was said
                 self._warn(
                     f"{self._name} ({branch}): its processors called attention in a way that is "
                     "not seen here (keys and values kept between steps?); attention stayed dense"
@@ -337,6 +343,13 @@ class AttentionRuntime:
                 f"method (min_tokens={self.planner.least_tokens}); attention stays dense"
             )
             return Dense("short sequence")
+        if not q.dtype == k.dtype == v.dtype:
+            kinds = ", ".join(str(x.dtype).removeprefix("torch.") for x in (q, k, v))
+            self._warn(
+                f"{self._name}: queries, keys and values differ in dtype ({kinds}); attention "
+                "stays dense (torch.autocast casts them alike)"
+            )
+            return Dense("mixed dtypes")
         text = self._text(length, now.tokens)
         keys = mask
         if mask is not None:

@@ -16,6 +16,7 @@ from ditaccel.attention.planner import Plan
 from ditaccel.attention.runtime import find_attention
 
 DISPATCHED = [name for name in ATTENTION_FAMILIES if FAMILIES[name].dispatches]
+LITE_DENSE = "lite_attention:threshold=-.inf,min_tokens=0,q_tile=16,k_tile=16,break_even=1"
 SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "break_even": 0.97}
 
 
@@ -172,48 +173,74 @@ def test_projections_fused_after_accelerate_are_used(name, monkeypatch):
 
 
 def test_a_family_that_fuses_by_other_processors(monkeypatch):
-    """Before accelerate it works; after it, the loss is said; taken back, all is as before."""
+    """Before accelerate, after it, and taken back: in force at the next call."""
     pipe, call = FAMILIES["cogvideox"]()
     dense = generate(pipe, call)
     planner = RecordingPlanner()
     config = use(monkeypatch, planner)
     pipe.transformer.fuse_qkv_projections()
     fused = generate(pipe, call)
-    with ditaccel.accelerated(pipe, attention=config):
-        assert torch.equal(generate(pipe, call), fused) and planner.seen
-    pipe.transformer.unfuse_qkv_projections()
-    planner.seen.clear()
 
-    layers = len(processors(pipe.transformer))
+    def asked():
+        found = len(planner.seen)
+        planner.seen.clear()
+        return found
+
+    with ditaccel.accelerated(pipe, attention=config):
+        assert torch.equal(generate(pipe, call), fused)
+        calls = asked()
+    pipe.transformer.unfuse_qkv_projections()
+
     ditaccel.accelerate(pipe, attention=config)
     pipe.transformer.fuse_qkv_projections()
-    with pytest.warns(UserWarning, match=f"{layers} attention processors were replaced after"):
-        assert torch.equal(generate(pipe, call), fused) and not planner.seen
-    assert "they run dense" in str(ditaccel.report(pipe))
+    assert torch.equal(generate(pipe, call), fused) and asked() == calls > 0
+    pipe.transformer.unfuse_qkv_projections()  # which puts back the wrappers that it found
+    assert torch.equal(generate(pipe, call), dense) and asked() == calls
+    pipe.transformer.fuse_qkv_projections()
+    assert torch.equal(generate(pipe, call), fused) and asked() == calls
     ditaccel.restore(pipe)
-    # diffusers kept the wrappers, and puts them back
+    assert not any(hasattr(p, "_ditaccel_inner") for p in all_processors(pipe))
+    assert torch.equal(generate(pipe, call), fused) and not asked()
+    # diffusers kept wrappers, and puts them back
     pipe.transformer.unfuse_qkv_projections()
-    assert torch.equal(generate(pipe, call), dense) and not planner.seen
+    assert torch.equal(generate(pipe, call), dense) and not asked()
     with ditaccel.accelerated(pipe, attention=config):
-        assert torch.equal(generate(pipe, call), dense) and planner.seen
+        assert torch.equal(generate(pipe, call), dense) and asked() == calls
     assert not any(hasattr(p, "_ditaccel_inner") for p in all_processors(pipe))
 
 
-def test_replaced_processors_are_said(monkeypatch):
+def test_replaced_processors_are_wrapped_in_their_turn(monkeypatch):
     from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
     pipe, call = FAMILIES["wan"]()
     dense = generate(pipe, call)
     planner = RecordingPlanner(every_other_tile)
     ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    sparse = generate(pipe, call)
     own = WanAttnProcessor()
     pipe.transformer.set_attn_processor(own)
-    with pytest.warns(
-        UserWarning, match=r"4 attention processors .*first: blocks\.0\.attn1\); they run dense"
-    ):
-        assert torch.equal(generate(pipe, call), dense)
+    assert torch.equal(generate(pipe, call), sparse)
     ditaccel.restore(pipe)
     assert all(p is own for p in all_processors(pipe))
+    assert torch.equal(generate(pipe, call), dense)
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3", "wan"])
+def test_the_class_of_a_wrapper_gives_the_familys_own_processors(name):
+    """diffusers makes processors anew by `processor.__class__()` (IP-Adapter, motion modules)."""
+    pipe, call = FAMILIES[name]()
+    dense = generate(pipe, call)
+    own = [type(p) for p in all_processors(pipe)]
+    ditaccel.accelerate(pipe, LITE_DENSE)
+    anew = {name: p.__class__() for name, p in pipe.transformer.attn_processors.items()}
+    assert set(own) <= {type(p) for p in anew.values()}
+    assert not any(hasattr(p, "_ditaccel_inner") for p in anew.values())
+    pipe.transformer.set_attn_processor(dict(anew))
+    assert torch.allclose(generate(pipe, call), dense, atol=1e-4)
+    assert ditaccel.report(pipe).attention[0].rows()
+    ditaccel.restore(pipe)
+    assert set(map(id, all_processors(pipe))) <= set(map(id, anew.values()))
+    assert torch.equal(generate(pipe, call), dense)
 
 
 def test_linear_attention_is_refused_and_nothing_is_left():

@@ -65,6 +65,35 @@ def test_ip_adapter(spec):
     assert torch.equal(generate(later, call, **extra), dense)
 
 
+def test_ip_adapter_after_an_attention_method():
+    """diffusers makes processors by the class of those it finds; what cannot be sparse is said."""
+    pipe, call = tiny_flux()
+    call = {**call, "height": 176, "width": 176}
+    own = dict(pipe.transformer.attn_processors)
+    ditaccel.accelerate(pipe, LITE)
+    extra = add_ip_adapter(pipe)
+    with pytest.warns(UserWarning, match=r"2 of 5 attention layers run dense, .*weights of its"):
+        sparse = generate(pipe, call, **extra)
+    rows = ditaccel.report(pipe).attention[0].rows()
+    assert {row["layer"] for row in rows} == {2, 3, 4}
+    assert ditaccel.report(pipe).attention[0].density < 1
+    ditaccel.restore(pipe)
+    dense = generate(pipe, call, **extra)
+    assert not torch.equal(sparse, dense)
+    other, _ = tiny_flux()
+    assert torch.equal(generate(other, call, **add_ip_adapter(other)), dense)
+    pipe, _ = tiny_flux()
+    ditaccel.accelerate(pipe, LITE)
+    expected = generate(pipe, call)
+    add_ip_adapter(pipe)
+    pipe.unload_ip_adapter()  # all layers are sparse again
+    assert torch.equal(generate(pipe, call), expected)
+    ditaccel.restore(pipe)
+    assert {k: type(p) for k, p in pipe.transformer.attn_processors.items()} == {
+        k: type(p) for k, p in own.items()
+    }
+
+
 def controlled():
     """`FluxControlNetPipeline`, whose ControlNet adds to what goes from block to block."""
     from diffusers import AutoencoderKL, FluxControlNetModel, FluxControlNetPipeline
