@@ -341,7 +341,9 @@ class ProcessorSeam:
     @staticmethod
     def _wrap(module: nn.Module, seam: LayerSeam) -> None:
         inner = _family_processor(module)
-        _set(module, _wrapper_class(type(inner)).of(inner, seam))  # type: ignore[attr-defined]
+        kind: Any = type(inner)
+        wrapping: Any = _wrapper_class(kind)
+        _set(module, wrapping.of(inner, seam))
 
     @staticmethod
     def _put_back(module: nn.Module, seam: LayerSeam) -> None:
