@@ -16,7 +16,7 @@ from ditaccel.attention.planner import Plan
 from ditaccel.attention.runtime import find_attention
 
 DISPATCHED = [name for name in ATTENTION_FAMILIES if FAMILIES[name].dispatches]
-LITE_DENSE = "lite_attention:threshold=-.inf,min_tokens=0,q_tile=16,k_tile=16,break_even=1"
+LITE_DENSE = "lite_attention:threshold=-1e9,min_tokens=0,q_tile=16,k_tile=16,break_even=1"
 SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "break_even": 0.97}
 
 

@@ -61,7 +61,7 @@ METHODS = {
     "reuse": Specs("reuse:interval=1", "reuse:interval=2"),
     "step_mask": Specs(f"step_mask:steps=[{_ALL_STEPS}]", "step_mask:steps=[0,2]"),
     "lite_attention": Specs(
-        f"lite_attention:threshold=-.inf,q_tile=16,k_tile=16,{_TILES}",
+        f"lite_attention:threshold=-1e9,q_tile=16,k_tile=16,{_TILES}",
         f"lite_attention:threshold=-0.02,skip_now=true,q_tile=16,k_tile=16,{_TILES}",
         rounding=1e-5,
     ),
