@@ -234,10 +234,12 @@ def parse_spec(spec: str, family: str | FamilyAdapter | None = None) -> Accelera
             there are no presets.
     """
     from .completion import overridden
+    from .published import is_published
 
     made: dict[str, Any] = {}
-    for part in spec.split("&"):
-        name, options = _parse_part(part.strip())
+    for part in map(str.strip, spec.split("&")):
+        published = family is not None and is_published(part)
+        name, options = (part, {}) if published else _parse_part(part)
         if name in methods() or family is None:
             chosen: tuple[Any, ...] = (method_from_dict({"method": name, **options}),)
         else:
@@ -251,16 +253,21 @@ def parse_spec(spec: str, family: str | FamilyAdapter | None = None) -> Accelera
 def _parse_part(spec: str) -> tuple[str, dict[str, Any]]:
     """Name and options of one method or preset."""
     name, _, rest = spec.partition(":")
+    return name.strip(), parse_options(rest, spec)
+
+
+def parse_options(text: str, spec: str) -> dict[str, Any]:
+    """Read `option=value,option=value`; `spec` is the whole, for messages."""
     options: dict[str, Any] = {}
-    for item in _split(rest):
-        key, equals, value = (text.strip() for text in item.partition("="))
+    for item in _split(text):
+        key, equals, value = (part.strip() for part in item.partition("="))
         require(bool(equals), f"{spec!r}: {item!r} is not option=value")
         require(key not in options, f"{spec!r} gives {key!r} twice; give each option once")
         try:
             options[key] = given.parse_yaml(value)
         except ValueError:
             raise ConfigError(f"{spec!r}: cannot read the value {value!r}") from None
-    return name.strip(), options
+    return options
 
 
 def spec_of(config: AccelerationConfig) -> str:
@@ -308,18 +315,22 @@ def _split(text: str) -> list[str]:
 
 
 def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
-    """Return a family's preset."""
+    """Return a family's preset; `published:METHOD` is one for each method (`published.py`)."""
     from .completion import completed
     from .pipelines import adapters
+    from .published import is_published, published, published_presets
 
     adapter = adapters().get(family) if isinstance(family, str) else family
     if adapter is None:
         raise ConfigError(f"unknown family {family!r}{suggest(str(family), adapters())}")
+    if is_published(name):
+        return published(name, adapter)
     family = adapter.name
     data = adapter.presets.get(name)
     if data is None:
         raise ConfigError(
-            f"{family} has no preset {name!r}{suggest(name, adapter.presets)} "
+            f"{family} has no preset {name!r}"
+            f"{suggest(name, [*adapter.presets, *published_presets(family)])} "
             "(or give the path of a config file)"
         )
     made = method_from_dict(data)
@@ -364,7 +375,8 @@ def resolve(text: str | os.PathLike[str], family: str | FamilyAdapter) -> Accele
     """Read a preset name, the path of a config file, or an inline spec.
 
     Args:
-        text: `balanced`, `fast.yaml`, `taylorseer:interval=4` or `balanced:tolerance=0.02`.
+        text: `balanced`, `fast.yaml`, `taylorseer:interval=4`, `balanced:tolerance=0.02` or
+            `published:taylorseer`.
         family: whose presets are meant.
     """
     try:

@@ -31,6 +31,7 @@ from .denoising import DenoisingStep, DenoisingTracker
 from .errors import DitaccelError, UnsupportedError, UsageError
 from .patching import unwrapped
 from .pipelines import FamilyAdapter
+from .published import published_presets
 from .session import Session, session_of, too_few_steps
 from .sizes import CallSize, call_size
 
@@ -360,7 +361,7 @@ def doctor(
         return found
     if session_of(transformers) is not None:
         raise UsageError("this pipeline is accelerated; call ditaccel.restore(pipe) first")
-    found.family, found.presets = adapter.name, list(adapter.presets)
+    found.family, found.presets = adapter.name, [*adapter.presets, *published_presets(adapter.name)]
     try:
         found.transformers = [_facts(n, t, adapter, tokens) for n, t in transformers.items()]
     except UnsupportedError as error:

@@ -10,13 +10,6 @@ ADAPTER = FamilyAdapter(
     tokens=patch_tokens,
     guidance="batched",
     presets={
-        "published": {
-            "method": "confidence_gated_taylor",
-            "threshold": 0.008,
-            "order": 1,
-            "block_order": 3,
-            "warmup": 3,
-        },
         **adaptive_presets(),
     },
 )

@@ -37,13 +37,6 @@ ADAPTER = FamilyAdapter(
     place=from_ids,
     text="front",
     presets={
-        "published": {
-            "method": "confidence_gated_taylor",
-            "threshold": 0.13,
-            "order": 1,
-            "block_order": 1,
-            "warmup": 5,
-        },
         **adaptive_presets(),
     },
     base=BY_DIFFERENCE,

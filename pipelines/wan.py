@@ -16,14 +16,6 @@ ADAPTER = FamilyAdapter(
     attention=(AttentionContract("blocks"),),
     tokens=patch_tokens,
     presets={
-        "published": {
-            "method": "confidence_gated_taylor",
-            "threshold": 0.36,
-            "order": 1,
-            "block_order": 3,
-            "warmup": 6,
-            "guidance": "follow",
-        },
         **adaptive_presets(),
     },
     base=BY_DIFFERENCE,

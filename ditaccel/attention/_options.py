@@ -52,6 +52,16 @@ def whole_tiles(name: str, ranges: Ranges, tiling: Tiling, device: torch.device)
     return inside.to(device)
 
 
+def touched_tiles(name: str, ranges: Ranges, tiling: Tiling, device: torch.device) -> Tensor:
+    """Mark the tiles that token ranges touch, bool `(1, 1, T)`; one at least is left."""
+    check_within(name, ranges, tiling.length)
+    inside = tiling.touched(list(ranges), "cpu", name)
+    require(
+        not bool(inside.all()), f"{name} touches every tile of {tiling.tile} tokens; leave some"
+    )
+    return inside.to(device)
+
+
 def check_dense(config: Any) -> None:
     """Check `dense_steps`, `dense_layers`, `min_tokens`, `break_even`."""
     for name in ("dense_steps", "dense_layers"):
@@ -79,6 +89,11 @@ def in_dense_part(config: Any, context: LayerContext) -> Dense | None:
     """The first steps and layers that a method leaves dense."""
     if context.step.index < share_of(config.dense_steps, context.step.total):
         return Dense("dense first steps")
-    if context.layer < share_of(config.dense_layers, context.layers):
+    if in_dense_layers(config, context):
         return Dense("dense first layers")
     return None
+
+
+def in_dense_layers(config: Any, context: LayerContext) -> bool:
+    """Whether a method leaves this layer dense at every step."""
+    return context.layer < share_of(config.dense_layers, context.layers)

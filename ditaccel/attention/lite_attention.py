@@ -3,14 +3,17 @@
 Attention maps of neighbouring steps are alike. While a query tile visits its key tiles, the kernel
 marks those whose scores lie so far below the running maximum that they add nothing; the next step
 leaves them out and never looks at them. Marking costs a comparison, and no map is predicted.
-Paper: arXiv 2511.11062. Beyond it: state per guidance branch that ends with the generation, a
-rotating share of the skipped tiles is tested again, and thresholds per layer and part of the loop
-can be calibrated against dense outputs (`calibration.py`).
+Paper: arXiv 2511.11062. Beyond it (ours; `published:lite_attention` switches all of it off): state
+per guidance branch, a rotating share of the skipped tiles is tested again, maps that grow old are
+made anew, layers that stay nearly dense rest, and thresholds per layer and part of the loop can be
+calibrated against dense outputs (`calibration.py`). State always ends with the generation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +36,7 @@ from ._options import (
     check_ranges,
     check_within,
     in_dense_part,
+    touched_tiles,
     whole_tiles,
 )
 from .planner import Dense, LayerContext, Plan, State
@@ -47,19 +51,25 @@ class LiteAttentionConfig:
         threshold: a tile is dropped when, for every query of its query tile, its largest score
             lies at least this many powers of two (softmax scale included) below the largest so
             far: -10 drops what weighs less than 1/1024 of the strongest key. Below 0; nearer to 0
-            is faster. The original's default is -10, its fastest published setting near -3.
+            is faster. The original's default is -10; its authors show settings up to -3, and 0,
+            which only its debug mode takes.
         thresholds: one per layer, or per layer one for each equal part of the denoising loop, as
             calibration writes them; replaces `threshold` where given.
         dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
         dense_layers: first layers that stay dense, likewise.
+        least_steps: loops with fewer steps are computed in full: marks need steps to serve.
         retest: every dropped tile is computed and tested again once in this many steps, a share of
             them at each step; 0 never takes a tile back, as the original.
         max_age: steps that a map may be old (a cache forecasts some steps); then it is made anew.
         skip_now: leave a tile that fails the test out of this very step too (BLASST, arXiv
             2512.12087): faster, less exact.
         alternate: visit the tiles in turn from either end, so that both ends meet a mature maximum.
+        share_branches: one list per layer for all guidance branches, as in the original, where a
+            module sees both in turn; False (ours) keeps a list per branch.
         must_keep: key tokens `[[start, end], …]` that are never dropped.
         must_skip: key tokens that are never computed, where they fill whole tiles.
+        must_skip_touched: drop every tile that `must_skip` touches, as the original does, which
+            takes keys outside of the ranges too; False drops those that lie inside as a whole.
         q_tile: query tokens per tile.
         k_tile: key tokens per tile.
         min_tokens: shorter sequences stay dense.
@@ -68,16 +78,35 @@ class LiteAttentionConfig:
         backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
     """
 
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {
+            "threshold": -10.0,
+            "dense_steps": 0,
+            "least_steps": 1,
+            "retest": 0,
+            "max_age": 1000,
+            "share_branches": True,
+            "must_skip_touched": True,
+            "q_tile": 128,
+            "k_tile": 176,
+            "min_tokens": 0,
+            "break_even": 1.0,
+        }
+    }
+
     threshold: float = -10.0
     thresholds: tuple[float | tuple[float, ...], ...] = ()
     dense_steps: int | float = 1
     dense_layers: int | float = 0
+    least_steps: int = 5
     retest: int = 8
     max_age: int = 8
     skip_now: bool = False
     alternate: bool = True
+    share_branches: bool = False
     must_keep: Ranges = ()
     must_skip: Ranges = ()
+    must_skip_touched: bool = False
     q_tile: int = 128
     k_tile: int = 64
     min_tokens: int = 1024
@@ -91,6 +120,7 @@ class LiteAttentionConfig:
                 _check_threshold("thresholds", value)
         check_dense(self)
         require(self.retest >= 0, f"retest is {self.retest}; it must be 0 (never) or more")
+        require(self.least_steps >= 1, f"least_steps is {self.least_steps}; give 1 or more")
         require(self.max_age >= 1, f"max_age is {self.max_age}; it must be 1 or more")
         check_ranges("must_keep", self.must_keep)
         check_ranges("must_skip", self.must_skip)
@@ -119,7 +149,8 @@ class LiteAttentionPlanner:
     def __init__(self, config: LiteAttentionConfig) -> None:
         self.config = config
         self.least_tokens = config.min_tokens
-        self.least_steps = 5
+        self.least_steps = config.least_steps
+        self.shares_branches = config.share_branches
         self.break_even = config.break_even
         self.backend: str | None = None if config.backend == "auto" else config.backend
 
@@ -145,7 +176,8 @@ class LiteAttentionPlanner:
             if config.retest:
                 mask = mask | _due(mask, state["turn"], config.retest)
         if config.must_skip:
-            skipped = whole_tiles("must_skip", config.must_skip, k_tiling, q.device)
+            tiles = touched_tiles if config.must_skip_touched else whole_tiles
+            skipped = tiles("must_skip", config.must_skip, k_tiling, q.device)
             mask = mask & ~skipped[..., None, :]
         if config.must_keep:
             check_within("must_keep", config.must_keep, k_tiling.length)

@@ -99,6 +99,9 @@ class Planner(Protocol):
         break_even: kept share above which a layer is dense for a while, and a generation from half
             way on; None for what the device gives.
         backend: of `tile_attention`, None for the best that can run.
+
+    A planner with a true attribute `shares_branches` keeps one state per layer for all guidance
+    branches, as they come; else each branch has its own.
     """
 
     least_tokens: int

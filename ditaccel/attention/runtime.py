@@ -363,7 +363,9 @@ class AttentionRuntime:
                 first = self._first_with.setdefault(str(error), self._modules[layer].name)
                 self._warn(f"{first} (and layers like it): {error}; attention stays dense")
                 return Dense("mask")
-        state = self._state((now.step.branch, layer, now.calls[layer]), q, k)
+        shared = getattr(self.planner, "shares_branches", False)
+        branch = "" if shared else now.step.branch
+        state = self._state((branch, layer, now.calls[layer]), q, k)
         now.calls[layer] += 1
         awake, kept = state.get("rest", (0, None))
         if now.step.index <= awake and kept is not None:

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ DEFAULTS: dict[str, Any] = {
     "critical": 5.0,
     "negligible": 0.0,
     "feature_map": "softmax",
+    "linear": "marginal",
+    "projection": "per_head",
     "cube": None,
     "q_tile": None,
     "k_tile": None,
@@ -73,10 +76,11 @@ class SLAConfig:
             (k_h of the paper); 5 by default. This is the density that `report` shows.
         negligible: percent that it skips (k_l); by default 10 in the modes `sla` and `sparse`, and
             0 in the others, where a marginal tile costs next to nothing.
-        mode: `training_free`: marginal tiles under one softmax with the critical ones, the default
-            without weights; `sla`: as published, needs weights and is the default for an adapter
-            of that mode; `combined`: training-free, and the trained projection of the linear
-            branch on top; `sparse`: marginal tiles skipped too, to compare with.
+        mode: `training_free`: marginal tiles under one softmax with the critical ones (ours), the
+            default without weights; `sla`: the paper's rule, which needs weights and is the default
+            for an adapter of that mode (`published:sla:weights=FILE` has the authors' tiles and
+            dense steps too); `combined`: training-free, and the trained projection of the linear
+            branch on top (ours); `sparse`: marginal tiles skipped too, to compare with.
         weights: safetensors file that `ditaccel.finetune` wrote.
         choose_by: what makes a tile critical: `mass`, the published rule, pooled queries times
             pooled keys; or `error`, what its moments would get wrong, mass times the spread of
@@ -85,12 +89,17 @@ class SLAConfig:
             alike and changes no map.)
         feature_map: of the linear branch: `softmax` (default), `elu`, `relu`, `hedgehog` or
             `norm_aware`.
+        linear: keys that the linear branch sums over: those of `marginal` tiles, as in the paper
+            and its first code (default), or `all`, as in the authors' code since December 2025.
+        projection: of the linear branch: one weight `per_head` (ours, default), or one that all
+            heads of a layer share (`shared`), as in the authors' code.
         cube: frames, rows and columns of the neighbourhood that a tile of keys should be; tokens
             are put in that order in the heads which it serves. (16, 2, 2) by default, in the modes
             `sla` and `sparse` (), the order of the model. Families that hand packed latents over
             (Flux, LTX, Qwen-Image) keep their order.
         qk: precision of the scores; only "model", the model's own.
         dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
+            Published: 0, also in the mode `sla`, where it has to be said.
         dense_layers: first layers that stay dense, likewise.
         q_tile: query tokens per tile; 128 by default, 32 in sequences below 8192 tokens.
         k_tile: key tokens per tile; 64 by default, 32 in sequences below 8192 tokens.
@@ -100,12 +109,32 @@ class SLAConfig:
         backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
     """
 
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "": {
+            "mode": "sla",
+            "critical": 5.0,
+            "negligible": 0.0,  # the paper's third class is in none of the authors' code
+            "choose_by": "mass",
+            "feature_map": "softmax",
+            "linear": "marginal",
+            "projection": "shared",
+            "cube": (),
+            "dense_steps": 0,
+            "q_tile": 64,
+            "k_tile": 64,
+            "min_tokens": 0,
+            "break_even": 1.0,
+        }
+    }
+
     critical: float | None = None
     negligible: float | None = None
     mode: Mode | None = None
     weights: str | os.PathLike[str] | None = None
     choose_by: Literal["mass", "error"] | None = None
     feature_map: FeatureMapName | None = None
+    linear: Literal["marginal", "all"] | None = None
+    projection: Literal["per_head", "shared"] | None = None
     cube: tuple[int, ...] | None = None
     qk: Literal["model"] = "model"
     dense_steps: int | float = 0.2
@@ -321,7 +350,10 @@ class SLAPlanner:
         return groups.expand(-1, q.shape[1] // k.shape[1]).flatten()
 
     def projection(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Weight `(H, D, D)` and bias `(H, D)` of a layer; None where none was trained."""
+        """Weight `(H, D, D)` and bias `(H, D)` of a layer, with H of 1 where heads share them.
+
+        None where none was trained.
+        """
         if self.adapter is None:
             return None
         return self.adapter.projection(self._component, layer)

@@ -19,7 +19,19 @@ from ..patching import PatchLedger
 
 FORMAT = "ditaccel-sla-1"
 # Options that the weights were trained for: those of a config must agree.
-SHARED = ("mode", "critical", "negligible", "feature_map", "cube", "q_tile", "k_tile")
+SHARED = (
+    "mode",
+    "critical",
+    "negligible",
+    "feature_map",
+    "linear",
+    "projection",
+    "cube",
+    "q_tile",
+    "k_tile",
+)
+# What files hold that were written before these options were there.
+_BEFORE = {"linear": "marginal", "projection": "per_head"}
 # Another model's weights give sketches that differ by about their norm; rounding to 8 bits by 1 %.
 _SKETCH_TOLERANCE = 0.05
 _SKETCHES = 16
@@ -64,7 +76,8 @@ class SLAAdapter:
     Attributes:
         options: those of `SHARED`, as trained.
         fingerprints: of each component's transformer.
-        projections: component -> a weight `(H, D, D)` and a bias `(H, D)` for each attention layer.
+        projections: component -> a weight `(H, D, D)` and a bias `(H, D)` for each attention layer;
+            H is 1 where all heads share them.
         changes: component -> parameter name -> what is added to it.
         notes: how it was trained, for people.
         source: the file, for messages.
@@ -174,7 +187,9 @@ class SLAAdapter:
                 f"{about.get('format')!r}, not {FORMAT!r}); ditaccel.finetune writes one"
             )
         data = json.loads(about["ditaccel"])
-        made = cls(data["options"], data["models"], notes=data["notes"], source=str(path))
+        made = cls(
+            {**_BEFORE, **data["options"]}, data["models"], notes=data["notes"], source=str(path)
+        )
         for component in made.fingerprints:
             stem = f"{component}/projection."
             layers = sum(n.startswith(stem) and n.endswith(".weight") for n in tensors)

@@ -143,7 +143,8 @@ class HeadGroup:
         if wants_grad or self._projection is not None:
             out, linear = self.branches(q, k, v, keys)
             if self._projection is not None:
-                weight, bias = (x[self.heads] for x in self._projection)
+                # (one that heads share is broadcast)
+                weight, bias = (x if len(x) == 1 else x[self.heads] for x in self._projection)
                 projected = linear.to(weight.dtype) @ weight.mT + bias[:, None]
                 out = (out + projected).to(q.dtype)
         else:
@@ -192,8 +193,11 @@ class HeadGroup:
         (q, k, v), moments = self._again(q, k, v, keys)
         keys = self._own_keys(keys)
         q_features, k_features = feature_map(self._planner.options["feature_map"])(q, k)
+        summed = self.marginal
+        if self._planner.options["linear"] == "all":
+            summed = torch.ones_like(summed)
         result = sparse_linear_attention(
-            q, k, v, self.critical, self.marginal,
+            q, k, v, self.critical, summed,
             q_features=q_features, k_features=k_features, scale=self._scale, mask=keys,
             backend=self._planner.backend,
         )  # fmt: skip

@@ -89,8 +89,9 @@ class Student:
                     "would be read; fine-tuning does not know this family"
                 )
             dim = weight.shape[0] // heads
+            count = 1 if self.sla.options["projection"] == "shared" else heads
             made = [
-                torch.zeros(heads, *shape, device=weight.device) for shape in ((dim, dim), (dim,))
+                torch.zeros(count, *shape, device=weight.device) for shape in ((dim, dim), (dim,))
             ]
             layers.append((made[0].requires_grad_(), made[1].requires_grad_()))
         self.sla.projections[name] = layers

@@ -2,17 +2,21 @@
 
 Queries and keys are clustered by k-means, tokens are put in the order of their clusters, and a
 query cluster attends to the key clusters that carry most of its softmax mass, estimated from the
-centroids. Tiles are the clusters, so they vary in size. Paper: arXiv 2505.18875. Beyond it: state
-per guidance branch that ends with the generation, clusterings that serve several steps, and
-`compensate`: what a query cluster skips is put under the same softmax as one mean key and value
-per cluster, and clusters are kept by the error that this would make instead of by their mass
-(compare SVG-EAR, arXiv 2603.08982).
+centroids. Tiles are the clusters, so they vary in size. Paper: arXiv 2505.18875. Beyond it (ours;
+`published:svg2` switches it off): clusterings that serve several steps, fewer first iterations,
+more clusters on short sequences, and `compensate`: what a query cluster skips is put under the same
+softmax as one mean key and value per cluster, and clusters are kept by the error that this would
+make instead of by their mass (compare SVG-EAR, arXiv 2603.08982). State is kept per guidance branch
+and ends with the generation, and k-means starts from tokens drawn without repetition by a private
+generator, the same places in all heads.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +31,7 @@ from ..kernels import (
     order_by_label,
 )
 from ..kernels.segments import segment_sums
-from ._options import Backend, check_dense, in_dense_part
+from ._options import Backend, check_dense, in_dense_layers, in_dense_part
 from .planner import Dense, LayerContext, Plan, State
 
 # Published: 300 query and 1000 key clusters on 75,600 tokens.
@@ -36,6 +40,20 @@ _K_TOKENS_PER_CLUSTER = 76
 # Short sequences need finer ones. Keys most: what is skipped is as good as its centroids.
 _LEAST_Q_CLUSTERS = 16
 _LEAST_K_CLUSTERS = 1024
+# What the authors' scripts have in common; cluster counts and dense steps are for 720p.
+_PUBLISHED: dict[str, Any] = {
+    "k_clusters": 1000,
+    "top_p": 0.9,
+    "min_share": 0.1,
+    "first_iterations": 50,
+    "iterations": 2,
+    "refresh": 1,
+    "max_age": 1000,
+    "compensate": False,
+    "dense_layers": 0.03,
+    "min_tokens": 0,
+    "break_even": 1.0,
+}
 
 
 @method("svg2", kind="attention")
@@ -44,20 +62,26 @@ class SVG2Config:
     """Semantic clusters as tiles.
 
     Args:
-        q_clusters: clusters of the queries; None for one per 252 tokens, as published for 720p, but
-            at least 16.
-        k_clusters: clusters of the keys; None for one per 76 tokens, but at least 1024, or one per
-            8 tokens where there are fewer than 8192.
+        q_clusters: clusters of the queries; None for one per 252 tokens, as published for Wan at
+            720p (300), but at least 16.
+        k_clusters: clusters of the keys; None for one per 76 tokens (published: 1000), but at least
+            1024, or one per 8 tokens where there are fewer than 8192.
         top_p: softmax mass, as the centroids tell it, that a query cluster keeps, in (0, 1]; with
-            `compensate`, share of the error that the means would make.
+            `compensate`, share of the error that the means would make. Published: 0.9, of the mass.
         min_share: least share of the key clusters that a query cluster keeps, in [0, 1].
+            Published: 0.1.
         first_iterations: k-means iterations when a generation begins to be sparse. Published: 50.
         iterations: k-means iterations per clustering afterwards, from the last centroids.
-        refresh: steps that one clustering serves; the map is made anew at every step.
+            Published: 2.
+        refresh: steps that one clustering serves; the map is made anew at every step. Published: 1.
         max_age: steps that centroids may be old (a cache forecasts some steps); then k-means
             starts afresh.
+        cluster_when_dense: run k-means in the first, dense steps too, so that the first sparse step
+            starts from warm centroids, as published for HunyuanVideo and for image-to-video at
+            480p.
         compensate: let the mean key and value of every skipped cluster stand for it, weighed by its
-            size and the spread of its keys.
+            size and the spread of its keys, and keep clusters by the error that this leaves (ours).
+            False keeps them by their mass and puts nothing in place of the others, as published.
         dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
         dense_layers: first layers that stay dense, likewise.
         min_tokens: shorter sequences stay dense.
@@ -65,6 +89,17 @@ class SVG2Config:
             None for 0.7 on a CPU and 0.97 elsewhere, 1 for never.
         backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
     """
+
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "wan": {**_PUBLISHED, "q_clusters": 300, "dense_steps": 0.2},
+        "hunyuan_video": {
+            **_PUBLISHED,
+            "q_clusters": 400,
+            "dense_steps": 0.1,
+            "cluster_when_dense": True,
+        },
+        "cosmos": {**_PUBLISHED, "q_clusters": 400, "dense_steps": 0.3},
+    }
 
     q_clusters: int | None = None
     k_clusters: int | None = None
@@ -74,6 +109,7 @@ class SVG2Config:
     iterations: int = 2
     refresh: int = 4
     max_age: int = 8
+    cluster_when_dense: bool = False
     compensate: bool = True
     dense_steps: int | float = 0.2
     dense_layers: int | float = 0.03
@@ -142,9 +178,15 @@ class SVG2Planner:
         """See `Planner`."""
         config = self.config
         dense = in_dense_part(config, context)
-        if dense is not None:
-            return dense
-        index, length = context.step.index, context.length
+        if dense is None:
+            return self._sparse(q, k, v, scale, context, state)
+        if config.cluster_when_dense and not in_dense_layers(config, context):
+            self._clustered(q, k, context, state)
+        return dense
+
+    def _clustered(self, q: Tensor, k: Tensor, context: LayerContext, state: State) -> bool:
+        """Bring the clustering of a layer up to date; returns whether the last one serves on."""
+        config, index = self.config, context.step.index
         start, end = _video(context)
         tokens = end - start
         counts = [
@@ -164,6 +206,13 @@ class SVG2Planner:
             state["sides"] = self._cluster(q, k, counts, context, state)
             state["clustered"] = index
         state["index"] = index
+        return reuse
+
+    def _sparse(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> Plan:
+        config, length = self.config, context.length
+        reuse = self._clustered(q, k, context, state)
         q_side, k_side = state["sides"]
         q_means, k_means = q_side.means(q), k_side.means(k)
         video = (slice(None), slice(None), slice(q_side.clusters), slice(k_side.clusters))

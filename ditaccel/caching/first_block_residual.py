@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from ..config import method
 from ._options import Coordinate, Guidance, Reduce, check_forecast, check_threshold
@@ -17,15 +19,19 @@ class FirstBlockResidualConfig:
 
     Args:
         threshold: relative L1 between the first block's residual and that of the last computed
-            step, >= 0, below which the remaining blocks are skipped; 0 is exact.
-        order: order of the forecast of the remaining blocks' residual; 0 reuses it.
+            step, >= 0, below which the remaining blocks are skipped; 0 is exact. 0.08 is the value
+            that ParaAttention shows for FLUX.1-dev.
+        order: order of the forecast of the remaining blocks' residual; 0 reuses it (published; its
+            variant with TaylorSeer is order 1).
         warmup: first steps that are computed.
         final: last steps that are computed.
         reduce: `batch_mean` or `worst_sample`.
-        max_consecutive: forecasts in a row at most; None for no limit.
+        max_consecutive: forecasts in a row at most; None for no limit (published).
         coordinate: forecast along the step `index`, `sigma` or `timestep`.
-        guidance: `independent`, `follow` or `difference`.
+        guidance: `independent` (published), `follow` or `difference` (ours).
     """
+
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"threshold": 0.08}}
 
     threshold: float = 0.08
     order: int = 0

@@ -275,6 +275,9 @@ class ForecastErrorGate(FirstBlockGate):
     def error(
         self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
     ) -> torch.Tensor:
+        if not len(state.first):
+            # nothing was remembered during the warm-up: a forecast of 0, as in the authors' code
+            return self.compared(state, torch.zeros_like(after), after)
         return self.compared(state, state.first.forecast(state.place(step)), after)
 
 

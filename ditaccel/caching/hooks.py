@@ -203,6 +203,8 @@ class BlockCache:
         scratch = call.state.scratch
         skipped = scratch.get("since_computed", 0)
         scratch["since_computed"] = skipped + 1
+        if self.policy.gate.skips_nothing(call.step.total):
+            return True  # nothing may be skipped, of no branch
         forced = leader.verdict.reason in ("warm-up", "last step")
         return forced or skipped >= self.policy.guidance_interval - 1
 
@@ -394,7 +396,8 @@ class BlockCache:
         if call.verdict is None:
             call.verdict = policy.gate.after_first_block(call.step, state, before, after)
         call.base = after if self._first_is_base else before
-        if not call.forecasting and not call.follows and policy.first_feature is not None:
+        early = call.step.index < policy.first_remembers_from
+        if policy.first_feature is not None and not (call.forecasting or call.follows or early):
             feature = after if policy.first_feature == "output" else after - before
             state.first.push(state.place(call.step), feature)
 
@@ -406,8 +409,8 @@ class BlockCache:
         feature = hidden
         if policy.target == "residual" and call.base is not None:
             feature = hidden - self._as_last(call.base, hidden.shape)
-        if not call.remembers:
-            return  # of a branch that follows
+        if not call.remembers or call.step.index < policy.remembers_from:
+            return  # of a branch that follows, or a step of the warm-up
         lead = feature
         if policy.granularity == "module":
             feature = feature.new_empty(0)  # only its presence counts
@@ -467,6 +470,8 @@ class BlockCache:
             output = inner(*args, **kwargs)
             if role == "idle":
                 state.idle[visit] = placeholder(output, state.idle.get(visit))
+                return output
+            if call.step.index < self.policy.remembers_from:
                 return output
             parts = [output] if isinstance(output, torch.Tensor) else list(output)
             histories = state.modules.setdefault(

@@ -22,6 +22,9 @@ class CachePolicy:
             transformer's `output`: then nothing of it runs on a step decided before its blocks.
         first_feature: what of the first block the gate compares: `output`, `residual` or None.
         first_order: order of the forecast of the first block.
+        remembers_from: first step whose features are remembered; computed steps before it feed no
+            forecast.
+        first_remembers_from: the same for the first block.
         granularity: `last_block`, or `module` (attention and MLP outputs of every block).
         guidance: `independent` branches; `follow` the first branch's decision; `difference`:
             follow, and forecast only the difference to the first branch.
@@ -42,6 +45,8 @@ class CachePolicy:
     target: str = "hidden"
     first_feature: str | None = None
     first_order: int = 0
+    remembers_from: int = 0
+    first_remembers_from: int = 0
     granularity: str = "last_block"
     guidance: str = "independent"
     guidance_interval: int = 1
