@@ -203,8 +203,8 @@ class BlockCache:
         scratch = call.state.scratch
         skipped = scratch.get("since_computed", 0)
         scratch["since_computed"] = skipped + 1
-        if self.policy.gate.skips_nothing(call.step.total):
-            return True  # nothing may be skipped, of no branch
+        if self.policy.gate.skips_nothing(None):
+            return True  # threshold 0 and its like: exact, in all branches
         forced = leader.verdict.reason in ("warm-up", "last step")
         return forced or skipped >= self.policy.guidance_interval - 1
 
