@@ -73,6 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype(parser)
     add_pipeline(parser)
     parser.add_argument("--threads", type=whole("--threads", 1), help="CPU threads")
+    parser.add_argument(
+        "--pairs",
+        type=whole("--pairs", 1),
+        default=8,
+        metavar="N",
+        help="time the first N samples, each row beside a dense run of its own (default 8)",
+    )
     parser.add_argument("--no-html", action="store_true", help="write no HTML report")
     parser.add_argument("--json", action="store_true", help="print summary.json, no table")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -120,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         pipeline=args.pipeline,
         threads=args.threads,
+        pairs=args.pairs,
         quiet=args.quiet,
     )
     prompts = read_prompts(prompts_file, args.limit)
@@ -143,12 +151,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(out: Path, summary: dict[str, Any], report: Path | None) -> None:
-    from .report_html import markdown_table
+    from .report_html import plain_table
 
-    print(markdown_table(out))
+    print(plain_table(out))
     print()
-    for line in summary["verdicts"]:
-        print(f"- {line}")
+    for verdict in summary["verdicts"]:
+        print(f"- {verdict['text']}")
     for what, how in summary["not_available"].items():
         print(f"- {what} not available: {how}")
     print(f"\nreport: {report}" if report else f"\nresults: {out}")

@@ -81,14 +81,43 @@ def _device(module: nn.Module) -> torch.device:
 
 @dataclass
 class Tally:
-    """The counts of one generation."""
+    """The counts of one generation.
+
+    Attributes:
+        calls: calls of transformers, in order.
+        layers: how often each watched layer ran, by transformer and place.
+        weights: parameters that each of them stands for.
+    """
 
     calls: list[Call] = field(default_factory=list)
+    layers: dict[tuple[str, int], int] = field(default_factory=dict)
+    weights: dict[tuple[str, int], float] = field(default_factory=dict)
 
     @property
     def work(self) -> float:
         """Block work of the whole generation, in parameters × calls."""
         return sum(call.work for call in self.calls)
+
+    def least_share(self, dense: Tally) -> float | None:
+        """The share of dense's time that this generation takes at the very least.
+
+        Parameters say how much work a layer is, not how long it takes: attention has none and may
+        take most of the time. But what ran least tells how little of the time was left, whatever
+        each layer takes: the least share of any layer, of each transformer by its work.
+
+        Returns:
+            None where the layers differ from dense's, or there are none.
+        """
+        if not dense.layers or self.weights.keys() != dense.weights.keys():
+            return None
+        least: dict[str, float] = {}
+        work: dict[str, float] = {}
+        for key, count in dense.layers.items():
+            share = self.layers.get(key, 0) / count
+            least[key[0]] = min(least.get(key[0], share), share)
+            work[key[0]] = work.get(key[0], 0.0) + count * dense.weights[key]
+        whole = sum(work.values())
+        return sum(least[name] * part for name, part in work.items()) / whole if whole else None
 
     @property
     def denoise_seconds(self) -> float | None:
@@ -255,23 +284,26 @@ def counted(pipe: Any, between: Callable[[int], None] | None = None) -> Iterator
         call.end = Moment(module)
         return output
 
-    def count(weight: float) -> Callable[..., None]:
+    def count(key: tuple[str, int], weight: float) -> Callable[..., None]:
+        tally.weights[key] = weight
+
         def hook(module: nn.Module, args: Any) -> None:
             if tally.calls:
                 tally.calls[-1].work += weight
+                tally.layers[key] = tally.layers.get(key, 0) + 1
 
         return hook
 
     try:
         transformers = transformers_of(pipe)
-        for transformer in transformers.values():
-            for layer, weight in probes_of(transformer):
-                inner = _inner_forward(layer)
+        for name, transformer in transformers.items():
+            for place, (layer, weight) in enumerate(probes_of(transformer)):
+                inner, hook = _inner_forward(layer), count((name, place), weight)
                 if inner is None:
-                    handles.append(layer.register_forward_pre_hook(count(weight)))
+                    handles.append(layer.register_forward_pre_hook(hook))
                 else:
                     wrapped.append((inner, inner.original_forward))
-                    inner.original_forward = _and_then(count(weight), inner.original_forward)
+                    inner.original_forward = _and_then(hook, inner.original_forward)
         with _called_through(transformers, around):
             yield tally
     finally:

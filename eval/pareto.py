@@ -1,26 +1,41 @@
-"""Speed against quality: matched-quality speeds, dominance, and verdicts in plain words."""
+"""Speed against quality: points, curves, speeds at equal quality, and dominance."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
-from .metrics.psnr import CAP
+from .pairs import State
 
 LEVELS = (25.0, 30.0, 35.0, 40.0)
 # Differences below are within what one seed or a busy machine changes.
-_CLOSE_DB = 0.5
-_CLOSE_SPEED = 0.03
-_DROP = 0.05
+CLOSE_DB = 0.5
+CLOSE_SPEED = 0.03
 _WIDE_DB = 8.0
+COMPARED = ("fewer_steps", "method", "peer")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One row in the plane of speed and quality."""
+    """One row in the plane of speed and quality.
+
+    Attributes:
+        id: of the row.
+        label: of the row.
+        series: of the row.
+        role: of the row.
+        knob: the swept value, where it is a number.
+        speedup: against dense; NaN where none can be told.
+        psnr: mean, to dense.
+        share: computed share.
+        state: what `speedup` is worth.
+        sparse: whether attention is computed in part, which `share` does not see.
+        kept: share of samples that stay the same picture, None where unknown.
+    """
 
     id: str
     label: str
@@ -30,24 +45,59 @@ class Point:
     speedup: float
     psnr: float
     share: float
+    state: State = State.OK
+    sparse: bool = False
+    kept: float | None = None
 
 
-def points_of(configs: Sequence[dict[str, Any]], rows: dict[str, Any]) -> list[Point]:
-    """The rows that have figures, in the run's order."""
-    return [
-        Point(
-            c["id"],
-            c["label"],
-            c["series"],
-            c["role"],
-            c.get("knob"),
-            float(rows[c["id"]]["speedup"]["median"]),
-            float(rows[c["id"]]["psnr"]["mean"]),
-            float(rows[c["id"]]["computed_share"]),
+def points_of(
+    configs: Sequence[dict[str, Any]], rows: dict[str, Any], trusted: bool = True
+) -> list[Point]:
+    """The rows that have figures, in the run's order.
+
+    Args:
+        configs: of `run.json`.
+        rows: `configs` of the summary.
+        trusted: False where the whole table's timing is noisy.
+    """
+    found = []
+    for c in configs:
+        row = rows.get(c["id"])
+        if row is None:
+            continue
+        state = State(row["timing"]["state"])
+        if state is State.OK and not trusted:
+            state = State.NOISY
+        speedup = (row["speedup"] or {}).get("median", math.nan)
+        found.append(
+            Point(
+                c["id"],
+                c["label"],
+                c["series"],
+                c["role"],
+                c.get("knob"),
+                float(speedup),
+                float(row["psnr"]["mean"]),
+                float(row["computed_share"]),
+                state,
+                bool(c.get("sparse")),
+                row["psnr"].get("kept"),
+            )
         )
-        for c in configs
-        if c["id"] in rows
-    ]
+    return found
+
+
+def in_time(points: Sequence[Point]) -> list[Point]:
+    """The points whose speed can be told."""
+    return [p for p in points if p.state is State.OK]
+
+
+def by_share(points: Sequence[Point]) -> list[Point]:
+    """The points with the speed-up that their computed share would allow in place of the timed one.
+
+    Those that compute attention in part have none: the share does not see what they save.
+    """
+    return [replace(p, speedup=1 / p.share) for p in points if not p.sparse and p.share > 0]
 
 
 def envelope(points: Sequence[Point]) -> list[Point]:
@@ -59,10 +109,23 @@ def envelope(points: Sequence[Point]) -> list[Point]:
     return kept
 
 
+class Where(StrEnum):
+    """Where on a curve a quality lies."""
+
+    MEASURED = "measured"
+    BETWEEN = "between"
+    WIDE = "wide gap"
+    BELOW = "not reached"
+    ABOVE = "all above"
+    NOISY = "noisy"
+    EMPTY = "no points"
+
+
 @dataclass(frozen=True)
 class Match:
-    """A place on a curve, or why there is none."""
+    """A place on a curve, or why there is none; `note` says it in words for people."""
 
+    where: Where
     speedup: float | None
     share: float | None
     note: str
@@ -80,23 +143,25 @@ def at_psnr(points: Sequence[Point], level: float) -> Match:
     """
     curve = envelope(points)
     if not curve:
-        return Match(None, None, "no points")
+        return Match(Where.EMPTY, None, None, "no points")
     fast, fine = curve[0], curve[-1]
     if level > fine.psnr:
-        return Match(None, None, f"does not reach {level:g} dB (best {fine.psnr:.1f} dB)")
+        note = f"does not reach {level:g} dB (best {fine.psnr:.1f} dB)"
+        return Match(Where.BELOW, None, None, note)
     if level < fast.psnr:
-        note = f"all points lie above: x{fast.speedup:.2f} already at {fast.psnr:.1f} dB"
-        return Match(None, None, note)
+        note = f"all points lie above: {fast.speedup:.2f}× already at {fast.psnr:.1f} dB"
+        return Match(Where.ABOVE, None, None, note)
     for a, b in itertools.pairwise(curve):
         if a.psnr <= level <= b.psnr:
             part = (level - a.psnr) / (b.psnr - a.psnr)
             note = f"between {a.label} and {b.label}"
+            where = Where.BETWEEN
             if b.psnr - a.psnr > _WIDE_DB:
+                where = Where.WIDE
                 note += f" ({b.psnr - a.psnr:.0f} dB apart: measure a knob in between)"
-            return Match(
-                _between(a.speedup, b.speedup, part), _between(a.share, b.share, part), note
-            )
-    return Match(fast.speedup, fast.share, f"at {fast.label}")
+            speed, share = _between(a.speedup, b.speedup, part), _between(a.share, b.share, part)
+            return Match(where, speed, share, note)
+    return Match(Where.MEASURED, fast.speedup, fast.share, f"at {fast.label}")
 
 
 def _between(a: float, b: float, part: float) -> float:
@@ -110,7 +175,7 @@ def psnr_at(points: Sequence[Point], speedup: float) -> tuple[float, str] | None
     """
     curve = envelope(points)
     for end in (curve[0], curve[-1]) if curve else ():
-        if abs(math.log(speedup / end.speedup)) <= _CLOSE_SPEED:
+        if abs(math.log(speedup / end.speedup)) <= CLOSE_SPEED:
             return end.psnr, end.label
     for a, b in itertools.pairwise(curve):
         if b.speedup <= speedup <= a.speedup:
@@ -120,26 +185,38 @@ def psnr_at(points: Sequence[Point], speedup: float) -> tuple[float, str] | None
     return None
 
 
-def matched(configs: Sequence[dict[str, Any]], rows: dict[str, Any]) -> list[dict[str, Any]]:
+def _match(points: Sequence[Point], level: float) -> Match:
+    """A series' place at a level: by time where all its points have one, else by share alone."""
+    timed = in_time(points)
+    if len(timed) == len(points):
+        return at_psnr(timed, level)
+    match = at_psnr(by_share(points), level)
+    if match.share is None and match.where is not Where.ABOVE:
+        return match
+    note = f"speed-up not told: the timing was noisy; {match.note}"
+    return Match(Where.NOISY, None, match.share, note)
+
+
+def matched(points: Sequence[Point]) -> list[dict[str, Any]]:
     """Every series' speed at `LEVELS` dB.
 
     Args:
-        configs: of `run.json`.
-        rows: `configs` of the summary.
+        points: of all rows; those that skip nothing are left out.
     """
     groups: dict[str, list[Point]] = {}
-    for point in points_of(configs, rows):
-        if point.role in ("fewer_steps", "method", "peer"):
+    for point in points:
+        if point.role in COMPARED and point.state not in (State.UNSKIPPED, State.UNTIMED):
             groups.setdefault(point.series, []).append(point)
     found = []
     for level in LEVELS:
-        for series, points in groups.items():
-            match = at_psnr(points, level)
+        for series, members in groups.items():
+            match = _match(members, level)
             found.append(
                 {
                     "psnr": level,
                     "series": series,
-                    "role": points[0].role,
+                    "role": members[0].role,
+                    "where": match.where,
                     "speedup": match.speedup,
                     "computed_share": match.share,
                     "note": match.note,
@@ -148,94 +225,20 @@ def matched(configs: Sequence[dict[str, Any]], rows: dict[str, Any]) -> list[dic
     return found
 
 
-def dominated(configs: Sequence[dict[str, Any]], rows: dict[str, Any]) -> dict[str, str]:
-    """Rows that another row beats in both speed and quality: id → id of the best such row."""
-    points = [p for p in points_of(configs, rows) if p.role in ("fewer_steps", "method", "peer")]
+def dominated(points: Sequence[Point]) -> dict[str, str]:
+    """Rows that another row beats in both speed and quality: id → id of the best such row.
+
+    Args:
+        points: of all rows; only those whose speed can be told are held against each other.
+    """
+    points = [p for p in in_time(points) if p.role in COMPARED]
     found = {}
     for point in points:
         better = [
             p
             for p in points
-            if p.speedup >= point.speedup * (1 + _CLOSE_SPEED) and p.psnr >= point.psnr + _CLOSE_DB
+            if p.speedup >= point.speedup * (1 + CLOSE_SPEED) and p.psnr >= point.psnr + CLOSE_DB
         ]
         if better:
             found[point.id] = max(better, key=lambda p: p.psnr).id
     return found
-
-
-def _cost(row: dict[str, Any], dense: dict[str, Any]) -> str:
-    """What the prompt accuracy lost, where it lost something."""
-    lost = []
-    for name, value in row.get("accuracy", {}).items():
-        full = dense.get("accuracy", {}).get(name)
-        if value is not None and full is not None and full - value >= _DROP:
-            lost.append(f"{name} {full:.0%} -> {value:.0%}")
-    return f" Prompt accuracy falls: {', '.join(lost)}." if lost else ""
-
-
-def _verdict(point: Point, fewer: Sequence[Point], floor: float | None) -> str:
-    quality = f"at {point.psnr:.1f} dB" if point.psnr < CAP else "and identical to dense"
-    head = f"{point.label}: x{point.speedup:.2f} {quality}"
-    if floor is not None and point.psnr <= floor + 1.0:
-        return f"{head}: as far from dense as another seed is; the picture is another one."
-    if point.speedup < 1 + _CLOSE_SPEED and point.psnr >= CAP:
-        return (
-            f"{head}: nothing was skipped, and its warning says why (too few steps, too short a "
-            "sequence); else loosen its options."
-        )
-    if point.speedup < 1 + _CLOSE_SPEED:
-        return f"{head}: no faster than dense; loosen its options, or leave it off."
-    if not fewer:
-        return f"{head}: no fewer-steps row to compare with."
-    here = psnr_at(fewer, point.speedup)
-    if here is not None:
-        level, where = here
-        gain = point.psnr - level
-        if gain >= _CLOSE_DB:
-            return (
-                f"{head}: {gain:.1f} dB better than fewer steps at the same time "
-                f"({level:.1f} dB, {where})."
-            )
-        if gain > -_CLOSE_DB:
-            return f"{head}: no better than fewer steps at the same time ({level:.1f} dB, {where})."
-        best = min(fewer, key=lambda p: abs(math.log(p.speedup / point.speedup)))
-        return (
-            f"{head}: fewer steps would serve you better: {best.label} gives {best.psnr:.1f} dB at "
-            f"x{best.speedup:.2f} ({level:.1f} dB at the same time, {where})."
-        )
-    slow, fast = envelope(fewer)[-1], envelope(fewer)[0]
-    if point.speedup > fast.speedup:
-        than = "better" if point.psnr > fast.psnr + _CLOSE_DB else "other"
-        if point.psnr < fast.psnr - _CLOSE_DB:
-            than = "worse"
-        return (
-            f"{head}: faster than every fewer-steps row measured; {than} quality than the fastest "
-            f"({fast.label}: x{fast.speedup:.2f} at {fast.psnr:.1f} dB)."
-        )
-    if slow.psnr >= point.psnr:
-        return (
-            f"{head}: fewer steps would serve you better: {slow.label} gives {slow.psnr:.1f} dB at "
-            f"x{slow.speedup:.2f}."
-        )
-    return (
-        f"{head}: {point.psnr - slow.psnr:.1f} dB better than the best that fewer steps gave "
-        f"({slow.label}: x{slow.speedup:.2f} at {slow.psnr:.1f} dB), but slower than that."
-    )
-
-
-def verdicts(configs: Sequence[dict[str, Any]], rows: dict[str, Any]) -> list[str]:
-    """One plain line for every method and peer: is it better than just taking fewer steps?
-
-    Args:
-        configs: of `run.json`.
-        rows: `configs` of the summary.
-    """
-    points = points_of(configs, rows)
-    fewer = [p for p in points if p.role == "fewer_steps"]
-    other = next((p.psnr for p in points if p.role == "other_seed"), None)
-    dense: dict[str, Any] = next((rows[p.id] for p in points if p.role == "dense"), {})
-    return [
-        _verdict(p, fewer, other) + _cost(rows[p.id], dense)
-        for p in points
-        if p.role in ("method", "peer")
-    ]

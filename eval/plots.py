@@ -160,7 +160,7 @@ def _place_labels(
     return labels
 
 
-def _axes(frame: Frame, font: float) -> list[Markup]:
+def _axes(frame: Frame, font: float, xlabel: str) -> list[Markup]:
     narrow = frame.width < 600
     parts = []
     size = f"font-size:{font}px"
@@ -188,7 +188,6 @@ def _axes(frame: Frame, font: float) -> list[Markup]:
         el("line", x1=frame.left, x2=frame.right, y1=frame.bottom, y2=frame.bottom, cls="axis")
     )
     middle = (frame.left + frame.right) / 2
-    xlabel = "speed-up, wall-clock (dense = 1×)"
     parts.append(
         el(
             "text", xlabel, x=middle, y=frame.height - 6, cls="axis-label", text_anchor="middle",
@@ -250,9 +249,21 @@ def _series(points: Sequence[Point], style: Style, frame: Frame) -> list[Markup]
             )
         label = p.tip.replace("\n", ", ")
         parts.append(
-            el("g", inner, cls="point", tabindex=0, role="img", aria_label=label, data_tip=p.tip)
+            el(
+                "g",
+                inner,
+                cls="point noisy" if p.noisy else "point",
+                tabindex=0,
+                role="img",
+                aria_label=label,
+                data_tip=p.tip,
+            )
         )
     return parts
+
+
+def _xlabel(evaluation: Evaluation) -> str:
+    return "speed-up (dense = 1×)" + ("" if evaluation.trusted else ", noisy timing")
 
 
 def pareto_svg(evaluation: Evaluation, width: int, height: int, font: float = 12.5) -> Markup:
@@ -277,7 +288,7 @@ def pareto_svg(evaluation: Evaluation, width: int, height: int, font: float = 12
     left, bottom = 3.2 * font, height - 4.2 * font
     frame = Frame(width, height, left, width - 10, 3.4 * font, bottom, x_range, y_range)
     taken: list[Box] = []
-    body = [*_axes(frame, font), *_references(frame, lowest, font, taken)]
+    body = [*_axes(frame, font, _xlabel(evaluation)), *_references(frame, lowest, font, taken)]
     drawn = sorted(series, key=lambda name: styles[name].role != "fewer_steps")
     for name in drawn:
         body.append(el("g", _series(series[name], styles[name], frame), data_series=name))
@@ -327,6 +338,16 @@ def pareto_png(evaluation: Evaluation, path: str | Path) -> Path:
             label=name,
         )
         for point in points:
+            if point.noisy:
+                axes.annotate(
+                    "noisy",
+                    (point.x, min(point.y, y_range[1])),
+                    xytext=(0, -12),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=7,
+                    color="#777",
+                )
             if point.y >= TOP_DB:
                 axes.annotate(
                     "identical" if point.y >= 99 else f"{point.y:.0f} dB",
@@ -350,7 +371,7 @@ def pareto_png(evaluation: Evaluation, path: str | Path) -> Path:
             color="#555",
         )
     axes.set(xlim=x_range, ylim=y_range)
-    axes.set_xlabel("speed-up, wall-clock (dense = 1×)")
+    axes.set_xlabel(_xlabel(evaluation))
     axes.set_ylabel("PSNR to dense (dB)")
     axes.grid(axis="y", color="#e5e5e5")
     axes.spines[["top", "right"]].set_visible(False)

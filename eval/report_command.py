@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
         return _job(args)
     if args.json:
         raise UsageError(f"--json is for jobs; of an evaluation, read {args.folder}/summary.json")
-    from .report_html import markdown_table, write_pareto_png, write_report
+    from .report_html import plain_table, write_pareto_png, write_report
 
     page = write_report(args.folder)
-    print(markdown_table(args.folder))
+    print(plain_table(args.folder))
     if args.png is not None:
         print(f"plot: {write_pareto_png(args.folder, args.png)}")
     print(f"report: {page}")

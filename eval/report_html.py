@@ -12,9 +12,10 @@ from ditaccel.eval.html.pareto import pareto
 from ditaccel.eval.html.series import pareto_points
 from ditaccel.eval.html.shell import document, write_text
 from ditaccel.eval.html.steps import hit_maps
-from ditaccel.eval.html.table import full_table, markdown_rows
+from ditaccel.eval.html.table import full_table
 from ditaccel.eval.html.verdict import headline, matched_table
 from ditaccel.eval.plots import pareto_png
+from ditaccel.eval.text_table import markdown_rows, terminal_table
 
 
 def _pareto(evaluation: Evaluation) -> Markup | None:
@@ -26,8 +27,8 @@ def _pareto(evaluation: Evaluation) -> Markup | None:
         el(
             "p",
             "Up and to the right is better. A method earns its place only above the dashed "
-            "baseline: there it beats simply taking fewer steps. Thin bars: p10 to p90 of the "
-            "speed-up, and down to the 5th percentile of PSNR.",
+            "baseline: there it beats simply taking fewer steps. Thin bars: the middle half of the "
+            "samples' speed-ups, and down to the 5th percentile of PSNR. Faded: noisy timing.",
             cls="muted",
         ),
     )
@@ -115,6 +116,18 @@ def markdown_table(out_dir: str | Path) -> str:
         UsageError: the folder's files are missing or damaged.
     """
     return markdown_rows(load_evaluation(out_dir))
+
+
+def plain_table(out_dir: str | Path) -> str:
+    """The few figures that matter, in aligned columns for a terminal.
+
+    Args:
+        out_dir: a folder that `ditaccel eval --out` wrote.
+
+    Raises:
+        UsageError: the folder's files are missing or damaged.
+    """
+    return "\n".join(terminal_table(load_evaluation(out_dir)))
 
 
 def write_pareto_png(out_dir: str | Path, path: str | Path) -> Path:

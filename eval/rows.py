@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ditaccel.errors import DitaccelError, UnsupportedError
@@ -16,6 +16,7 @@ from .memory import DevicePeak
 from .peers import Situation, peer_options, prepare, with_peer
 from .sampler import Generation, Sample, Sampler
 from .specs import DENSE, OTHER_SEED, PEER, RunConfig
+from .timing import Timing
 
 # Far from any seed a user picks, and the same for all: only the scale of "another picture".
 OTHER_SEED_SHIFT = 1_000_003
@@ -37,6 +38,7 @@ class Outcome:
         calls: (step, branch, action, reason, error) per transformer call.
         reported_share: the method's own account of its computed share, None where it gives none.
         peak: peak device memory, None on a CPU.
+        least_share: see `Tally.least_share`; None where it bounds nothing.
     """
 
     generation: Generation
@@ -44,6 +46,12 @@ class Outcome:
     calls: list[list[Any]]
     reported_share: float | None
     peak: int | None
+    least_share: float | None = None
+
+    @property
+    def timing(self) -> Timing:
+        """What the generation took."""
+        return replace(self.generation.timing, denoiser=self.tally.denoiser_seconds)
 
 
 class Rows:
@@ -58,6 +66,7 @@ class Rows:
         self._sampler, self._family = sampler, family
         self._prepared: dict[tuple[Any, ...], Any] = {}
         self._full: dict[str, float] = {}
+        self._dense: Tally | None = None
         self._branches = 1
 
     def validate(self, row: RunConfig) -> None:
@@ -71,6 +80,12 @@ class Rows:
         elif row.cache is not None:
             self._config(row)
 
+    def is_sparse(self, row: RunConfig) -> bool:
+        """Whether a row computes attention in part: counted layers do not see that."""
+        if row.role == PEER or row.cache is None:
+            return False
+        return getattr(self._config(row), "attention", None) is not None
+
     def _config(self, row: RunConfig) -> Any:
         from ditaccel import config
 
@@ -81,6 +96,7 @@ class Rows:
         for call in tally.calls:
             self._full[call.transformer] = max(call.work, self._full.get(call.transformer, 0.0))
         self._branches = max(1, round(len(tally.calls) / steps))
+        self._dense = tally
 
     def _situation(self, row: RunConfig, sample: Sample) -> Situation:
         steps = row.steps or self._sampler.steps
@@ -145,7 +161,11 @@ class Rows:
         if row.role == DENSE and not self._full:
             self.learn_dense(tally, self._sampler.steps)
         share = None if own is None else float(own.computed_share)
-        return Outcome(generation, tally, self._calls(tally, own), share, peak.read())
+        least = None
+        if self._dense is not None and not self.is_sparse(row):
+            least = tally.least_share(self._dense)
+        calls = self._calls(tally, own)
+        return Outcome(generation, tally, calls, share, peak.read(), least)
 
     def _calls(self, tally: Tally, own: Any) -> list[list[Any]]:
         if own is not None:

@@ -1,4 +1,4 @@
-"""Paired runs: every row on every sample, same seed and noise, round-robin, resumable."""
+"""Paired runs: every row on every sample, same seed and noise, in turns, resumable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from ditaccel.arguments import AUTO, SHORT_DTYPES
 from ditaccel.asking import default_call
 from ditaccel.errors import UnsupportedError, UsageError
 from ditaccel.factory import Opened, read_factory
-from ditaccel.files import read_lines
 from ditaccel.models import Sheet, read_sheet
 from ditaccel.opening import open_pipeline
 from ditaccel.progress import Progress, duration
@@ -24,12 +23,13 @@ from . import specs, store
 from .judge import Judge
 from .memory import CPU_MEANING, CUDA_MEANING, KeptTensors
 from .peers import PEERS
-from .rows import RowError, Rows
+from .records import SCHEMA, WARMUP, read_all
+from .rows import Outcome, RowError, Rows
 from .sampler import Sample, Sampler, make_samples
 from .specs import DENSE, PEER, RunConfig
 from .store import Store
-
-SCHEMA = 1
+from .timing import Timing
+from .turns import Turns, in_turn
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Options:
         pipeline: `module:function` or `file.py:function` that makes the pipeline of a model (see
             `ditaccel.factory.Factory`); None loads the model's own.
         threads: CPU threads, None leaves torch's setting.
+        pairs: samples that are timed: each row has a dense run of its own beside it there, which
+            about doubles what they cost. Quality is measured on all samples.
         quiet: no progress.
     """
 
@@ -64,16 +66,8 @@ class Options:
     dtype: str | None = None
     pipeline: str | None = None
     threads: int | None = None
+    pairs: int = 8
     quiet: bool = False
-
-
-def rotated(rows: Sequence[RunConfig], turn: int) -> list[RunConfig]:
-    """The rows in the order of one sample: each sample begins one row further on.
-
-    A busy moment of the machine then hits all rows alike, over the run.
-    """
-    shift = turn % len(rows)
-    return [*rows[shift:], *rows[:shift]]
 
 
 def _model_name(model: str | Path) -> str:
@@ -105,10 +99,20 @@ class _Run:
         judge: Judge,
         progress: Progress,
         stamp: dict[str, Any],
+        pairs: int,
     ) -> None:
         self.store, self.rows, self.configs, self.samples = store, rows, configs, samples
         self.judge, self.progress, self.stamp = judge, progress, stamp
         self.unavailable: dict[str, str] = {}
+        self.pairs = pairs
+        self.turns = Turns(rows.run, self._dense_so_far())
+
+    def _dense_so_far(self) -> list[Timing]:
+        """Dense runs that an earlier part of this comparison timed."""
+        lines = self.store.generations.values()
+        own = [line["timing"] for line in lines if line["config"] == self.configs[0].id]
+        twins = [pair["dense"] for line in lines for pair in line["pairs"]]
+        return [Timing.from_dict(timing) for timing in (*own, *twins)]
 
     def warm_up(self) -> None:
         """One generation per row, not timed: first calls are slow, and memory is looked at."""
@@ -146,12 +150,12 @@ class _Run:
 
     def measure(self) -> None:
         """Every sample with every row."""
-        kept = {w["config"]: w["kept_bytes"] for w in read_lines(self._path(store.WARMUPS))}
+        kept = {w["config"]: w["kept_bytes"] for w in read_all(self._path(store.WARMUPS), WARMUP)}
         self.progress.begin()
         for turn, sample in enumerate(self.samples):
-            for row in rotated(self.configs, turn):
+            for row in in_turn(self.configs, turn):
                 if not self.store.is_done(row.id, sample.id):
-                    self._generate(row, sample, kept.get(row.id, 0))
+                    self._generate(row, sample, kept.get(row.id, 0), turn)
                     self.progress.step(row.label)
                 self._judge(sample)
 
@@ -164,9 +168,22 @@ class _Run:
         )
         self.progress.note(f"{row.label}, {sample.id}: failed: {reason}")
 
-    def _generate(self, row: RunConfig, sample: Sample, kept: int) -> None:
-        try:
+    def _take(self, row: RunConfig, sample: Sample, turn: int) -> tuple[Outcome, list[Any]]:
+        """One generation, beside dense where the sample is timed; with its pairs as plain data."""
+        dense = self.configs[0]
+        if row is dense:
             outcome = self.rows.run(row, sample)
+            self.turns.dense_runs.append(outcome.timing)
+            return outcome, []
+        if turn >= self.pairs or not self.store.is_done(dense.id, sample.id):
+            return self.rows.run(row, sample), []
+        reference = self.store.frames(dense.id, sample.id)
+        outcome, pairs = self.turns.timed(dense, row, sample, reference, turn)
+        return outcome, [pair.to_dict() for pair in pairs]
+
+    def _generate(self, row: RunConfig, sample: Sample, kept: int, turn: int) -> None:
+        try:
+            outcome, pairs = self._take(row, sample, turn)
         except (RowError, UnsupportedError) as error:
             self._fail(row, sample, str(error))
             return
@@ -176,9 +193,11 @@ class _Run:
                 "config": row.id,
                 "sample": sample.id,
                 "seconds": outcome.generation.seconds,
+                "timing": outcome.timing.to_dict(),
+                "pairs": pairs,
                 "denoise_seconds": tally.denoise_seconds,
-                "denoiser_seconds": tally.denoiser_seconds,
                 "work": tally.work,
+                "least_share": outcome.least_share,
                 "reported_share": outcome.reported_share,
                 "calls": outcome.calls,
                 "peak_memory_bytes": kept if outcome.peak is None else outcome.peak,
@@ -218,8 +237,10 @@ class _Run:
             )
 
     def verify_dense(self) -> bool | None:
-        """Whether the first dense sample comes out the same once all rows have run."""
+        """Whether dense comes out the same beside every row, and once all rows have run."""
         dense, sample = self.configs[0], self.samples[0]
+        if self.turns.dense_changed:
+            return False
         if not self.store.is_done(dense.id, sample.id):
             return None
         again = self.rows.run(dense, sample).generation.frames
@@ -232,6 +253,7 @@ def _setup(
     sheet: Sheet,
     sampler: Sampler,
     configs: list[RunConfig],
+    rows: Rows,
     prompts: list[str],
     seeds: list[int],
     judge: Judge,
@@ -246,7 +268,7 @@ def _setup(
         "family": sheet.family or provenance.family_of(pipe),
         "task": sheet.task,
         "call": {**call, "num_inference_steps": sampler.steps},
-        "configs": [row.to_dict() for row in configs],
+        "configs": [{**row.to_dict(), "sparse": rows.is_sparse(row)} for row in configs],
         "prompts": prompts,
         "seeds": seeds,
         "device": device,
@@ -301,6 +323,8 @@ def evaluate(
         raise UsageError("nothing to generate: give at least one prompt and one seed")
     if options.dtype is not None and options.dtype not in SHORT_DTYPES:
         raise UsageError(f"dtype {options.dtype!r} is not one of {', '.join(SHORT_DTYPES)}")
+    if options.pairs < 1:
+        raise UsageError(f"pairs must be >= 1, got {options.pairs}: speed is measured in pairs")
     if options.threads is not None:
         if options.threads < 1:
             raise UsageError(f"threads must be >= 1, got {options.threads}")
@@ -323,7 +347,8 @@ def evaluate(
     rows = Rows(sampler, sheet.family or provenance.family_of(pipe))
     chosen = specs.build(configs, steps, options.fewer, rows.validate)
     judge = Judge(options, sheet, pipe if sampler.by_class else None)
-    setup = _setup(name, pipe, sheet, sampler, chosen, prompts, seeds, judge, opened.dtype)
+    setup = _setup(name, pipe, sheet, sampler, chosen, rows, prompts, seeds, judge, opened.dtype)
+    setup["pairs"] = options.pairs
     if factory is not None:
         setup["pipeline"] = factory.identity
     samples = make_samples(prompts, seeds)
@@ -334,7 +359,7 @@ def evaluate(
         done = sum(place.is_done(row.id, s.id) for row in chosen for s in samples)
         progress = Progress(total, done, options.quiet)
         stamp = {key: setup[key] for key in ("versions", "commit", "device")}
-        run = _Run(place, rows, chosen, samples, judge, progress, stamp)
+        run = _Run(place, rows, chosen, samples, judge, progress, stamp, options.pairs)
         try:
             repeat = None
             if done < total:

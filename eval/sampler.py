@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,8 @@ import torch
 from ditaccel.asking import asked
 from ditaccel.frames import to_uint8
 from ditaccel.models import execution_device, is_class_pipeline
+
+from .timing import Stopwatch, Timing
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Generation:
-    """What one pipeline call gave: frames uint8 (F, H, W, 3), and its wall-clock seconds."""
+    """What one pipeline call gave: frames uint8 (F, H, W, 3), and what it took."""
 
     frames: np.ndarray
-    seconds: float
+    timing: Timing
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock."""
+        return self.timing.seconds
 
 
 def make_samples(prompts: list[str], seeds: list[int]) -> list[Sample]:
@@ -44,12 +50,6 @@ def make_samples(prompts: list[str], seeds: list[int]) -> list[Sample]:
         for seed in seeds
         for i, prompt in enumerate(prompts)
     ]
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a CUDA device has done all it was given; elsewhere calls return when done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class Sampler:
@@ -98,13 +98,10 @@ class Sampler:
             UsageError: the output is no picture.
         """
         arguments = self.arguments(prompt, seed, steps)
-        device = execution_device(pipe)
-        wait_for(device)
-        start = time.perf_counter()
+        watch = Stopwatch(execution_device(pipe))
         output = pipe(**arguments)
-        wait_for(device)
-        seconds = time.perf_counter() - start
+        timing = watch.stop()
         value = getattr(output, "frames", None)
         if value is None:
             value = getattr(output, "images", None)
-        return Generation(to_uint8(value), seconds)
+        return Generation(to_uint8(value), timing)

@@ -17,6 +17,7 @@ OTHER_SEED = "other_seed"
 FEWER_STEPS = "fewer_steps"
 METHOD = "method"
 PEER = "peer"
+ROLES = (DENSE, OTHER_SEED, FEWER_STEPS, METHOD, PEER)
 
 FORMS = (
     "a preset name, a YAML file, `method:option=value,…`, `caching & attention` (two of those), "

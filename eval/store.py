@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import fcntl
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ditaccel import given
+from ditaccel.checked import Check
 from ditaccel.errors import UsageError
 from ditaccel.files import (
     DRAFT,
     append_line,
     mend_lines,
     plain,
-    read_json,
-    read_lines,
     write_atomically,
     write_json,
 )
 
+from .records import GENERATION, RESULT, read_all, read_run
+
 RUN, JOURNAL, RESULTS = "run.json", "generations.jsonl", "results.jsonl"
 FAILURES, WARMUPS, SUMMARY = "failures.jsonl", "warmups.jsonl", "summary.json"
+# No sample of ours comes near; a changed file of some kilobytes may claim to be any size.
+_LARGEST = 4 << 30
 # What must not change between the parts of one run: their timings and pictures are compared.
 IDENTITY = (
     "schema",
@@ -38,13 +42,8 @@ IDENTITY = (
 )
 
 
-def _keyed(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    found = {}
-    for line in read_lines(path):
-        if not isinstance(line.get("config"), str) or not isinstance(line.get("sample"), str):
-            raise UsageError(f"{path} is damaged: a line names no config and sample; delete it")
-        found[line["config"], line["sample"]] = line
-    return found
+def _keyed(path: Path, check: Check) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(line["config"], line["sample"]): line for line in read_all(path, check)}
 
 
 class Store:
@@ -80,7 +79,7 @@ class Store:
     def _open(self, setup: dict[str, Any]) -> None:
         path = self.folder / RUN
         if path.exists():
-            before = read_json(path)
+            before = read_run(path)
             changed = [key for key in IDENTITY if before.get(key) != setup.get(key)]
             if changed:
                 raise UsageError(
@@ -96,8 +95,8 @@ class Store:
             draft.unlink()  # a killed run's; the lock says that nobody writes it
         for name in (JOURNAL, RESULTS, FAILURES, WARMUPS):
             mend_lines(self.folder / name)
-        self.generations = _keyed(self.folder / JOURNAL)
-        self.results = _keyed(self.folder / RESULTS)
+        self.generations = _keyed(self.folder / JOURNAL, GENERATION)
+        self.results = _keyed(self.folder / RESULTS, RESULT)
 
     def append(self, name: str, line: dict[str, Any]) -> None:
         """Add one line to a file, on the disk before this returns."""
@@ -147,9 +146,17 @@ def load_frames(path: Path) -> np.ndarray:
         UsageError: missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as data:
-            frames: np.ndarray = data["frames"]
+        with zipfile.ZipFile(path) as archive:
+            size = archive.getinfo("frames.npy").file_size
+        if size <= _LARGEST:
+            with np.load(path, allow_pickle=False) as data:
+                frames: np.ndarray = data["frames"]
     except Exception as error:
         # zipfile, zlib and numpy each have their own idea of a broken file.
         raise UsageError(f"{path} is damaged; delete it and run the same command again") from error
+    if size > _LARGEST:
+        raise UsageError(
+            f"{path} holds {size >> 20} MiB, more than the {_LARGEST >> 20} MiB that frames may "
+            "take; delete it and run the same command again"
+        )
     return frames

@@ -9,18 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ditaccel.checked import read_record
 from ditaccel.errors import UsageError
-from ditaccel.files import read_json, read_lines, write_json
+from ditaccel.files import write_json
 
 from . import pareto, store
-from .metrics.fid import few_samples_note, fid
-from .metrics.kid import kid
+from .metrics.fid import FEWEST, few_samples_note, fid, fid_error
+from .metrics.kid import kid, kid_error
 from .metrics.psnr import pooled
+from .pairs import WHOLE, Dense, Pair, State, Timed, control_state, timed
+from .records import FAILURE, RESULT, SUMMARY, WARMUP, read_all, read_run
+from .timing import Timing
+from .verdicts import Kind, Level, Verdict, headline, verdicts
 
 if TYPE_CHECKING:
     from .judge import Judge
 
 _ACCURACY = ("colour", "shape", "direction")
+# Two pictures of the same scene, a little apart, do not fall below; another picture does.
+KEPT_DB = 25.0
 Lines = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -41,34 +48,66 @@ def _by_config(lines: Sequence[dict[str, Any]]) -> Lines:
     return found
 
 
-def _row(lines: dict[str, Any], dense: dict[str, Any], warmup: dict[str, Any]) -> dict[str, Any]:
+def _pairs(line: dict[str, Any]) -> list[Pair]:
+    return [Pair.from_dict(pair) for pair in line["pairs"]]
+
+
+def _dense_runs(lines: Lines, dense_id: str) -> list[Timing]:
+    """Every dense run of the comparison: the samples' own, and those beside other rows."""
+    own = [Timing.from_dict(line["timing"]) for line in lines[dense_id].values()]
+    return own + [p.dense for group in lines.values() for x in group.values() for p in _pairs(x)]
+
+
+def _timed(config: dict[str, Any], lines: dict[str, Any], dense: Dense, share: float) -> Timed:
+    """The speed-up of one row, from its pairs."""
+    if config["role"] == "dense":
+        return Timed(State.OK, "", dict.fromkeys(("median", "p25", "p75"), 1.0), 1.0, 1.0)
+    sparse = bool(config.get("sparse"))
+    beside = [line for line in lines.values() if line["pairs"]]
+    return timed(
+        [_pairs(line) for line in beside],
+        [line["computed_share"] for line in beside],
+        [1 / line["least_share"] if line.get("least_share") else None for line in beside],
+        dense,
+        sparse or share < WHOLE or config["role"] not in ("method", "peer"),
+    )
+
+
+def _efficiency(speedup: dict[str, float] | None, share: float, sparse: bool) -> float | None:
+    # Of sparse attention the computed share does not know.
+    return None if speedup is None or sparse else speedup["median"] * share
+
+
+def _row(
+    config: dict[str, Any], lines: dict[str, Any], dense: Dense, warmup: dict[str, Any]
+) -> dict[str, Any]:
     """Figures of one row over its samples."""
     metrics = [line["metrics"] for line in lines.values()]
     psnrs = np.asarray([m["psnr"] for m in metrics], dtype=np.float64)
-    # Paired: a moment in which the machine was busy divides out of a ratio of neighbours.
-    ratios = [dense[sample]["seconds"] / line["seconds"] for sample, line in lines.items()]
     share = float(np.mean([line["computed_share"] for line in lines.values()]))
-    speedup = _spread(ratios)
-    inside = [
-        (dense[sample]["denoiser_seconds"], line["denoiser_seconds"])
-        for sample, line in lines.items()
-        # results of earlier versions have none
-        if line.get("denoiser_seconds") and dense[sample].get("denoiser_seconds")
-    ]
-    denoiser_speedup = _spread([a / b for a, b in inside]) if inside else None
+    took = _timed(config, lines, dense, share)
+    shown = took.state in (State.OK, State.NOISY)
+    speedup = took.speedup if shown else None
+    inside = took.denoiser if shown else None
+    if config["role"] == "dense":
+        inside = dict.fromkeys(("median", "p25", "p75"), 1.0)
+    sparse = bool(config.get("sparse"))
     denoise = [line["denoise_seconds"] for line in lines.values() if line.get("denoise_seconds")]
+    peaks = [line["peak_memory_bytes"] for line in lines.values() if line.get("peak_memory_bytes")]
     return {
         "n": len(lines),
         "psnr": {
             "mean": float(psnrs.mean()),
+            "median": float(np.median(psnrs)),
             "p5": float(np.percentile(psnrs, 5)),
             "min": float(psnrs.min()),
             "pooled": pooled([m["mse"] for m in metrics]),
             "identical": sum(m["identical"] for m in metrics),
+            "kept": float(np.mean(psnrs >= KEPT_DB)),
         },
-        "ssim": _mean([m["ssim"] for m in metrics]),
-        "flip": _mean([m["flip"] for m in metrics]),
-        "lpips": _mean([m["lpips"] for m in metrics]),
+        "ssim": _mean([m.get("ssim") for m in metrics]),
+        "flip": _mean([m.get("flip") for m in metrics]),
+        "lpips": _mean([m.get("lpips") for m in metrics]),
         "fid_dense": None,
         "fid_real": None,
         "kid_real": None,
@@ -79,12 +118,12 @@ def _row(lines: dict[str, Any], dense: dict[str, Any], warmup: dict[str, Any]) -
         },
         "denoise_seconds": _spread(denoise) if denoise else None,
         "speedup": speedup,
+        "timing": took.to_dict(),
         "computed_share": share,
-        "efficiency": speedup["median"] * share,
-        "denoiser_seconds": _spread([b for _, b in inside]) if inside else None,
-        "denoiser_speedup": denoiser_speedup,
-        "denoiser_efficiency": denoiser_speedup["median"] * share if denoiser_speedup else None,
-        "peak_memory_bytes": max(line["peak_memory_bytes"] for line in lines.values()),
+        "efficiency": _efficiency(speedup, share, sparse),
+        "denoiser_speedup": inside,
+        "denoiser_efficiency": _efficiency(inside, share, sparse),
+        "peak_memory_bytes": max(peaks, default=0),
     }
 
 
@@ -106,16 +145,46 @@ def _distances(
     for slug, row in rows.items():
         own = features.get(slug, {})
         shared = [sample for sample in features.get(dense_id, {}) if sample in own]
-        if len(shared) >= 2:
+        if len(shared) >= FEWEST:
             dense = torch.stack([features[dense_id][sample] for sample in shared])
-            row["fid_dense"] = fid(dense, torch.stack([own[sample] for sample in shared]))
+            other = torch.stack([own[sample] for sample in shared])
+            row["fid_dense"], row["fid_dense_error"] = fid(dense, other), fid_error(dense, other)
             counts["fid_dense"] = {"n": len(shared), "note": few_samples_note(len(shared))}
-        if judge.real is not None and len(own) >= 2:
+        if judge.real is not None and min(len(own), len(judge.real)) >= FEWEST:
             mine = torch.stack(list(own.values()))
             row["fid_real"], row["kid_real"] = fid(judge.real, mine), kid(judge.real, mine)
+            row["fid_real_error"] = fid_error(judge.real, mine)
+            row["kid_real_error"] = kid_error(judge.real, mine)
             smaller = min(len(own), len(judge.real))
             counts["fid_real"] = {"n": smaller, "note": few_samples_note(smaller)}
     return counts
+
+
+def _too_few(judge: Judge, counts: dict[str, Any]) -> dict[str, str]:
+    """Distances that were left out because so few samples tell nothing, with the reason."""
+    if judge.extractor is None:
+        return {}
+    words = (
+        f"a distance of distributions needs at least {FEWEST} samples of each kind, or it tells "
+        "nothing but their number: more --seeds or prompts"
+    )
+    wanted = ("fid_dense",) if judge.real is None else ("fid_dense", "fid_real", "kid_real")
+    return {key: words for key in wanted if key.replace("kid", "fid") not in counts}
+
+
+def _table_timing(configs: Sequence[dict[str, Any]], lines: Lines, dense: Dense) -> dict[str, Any]:
+    """What the whole table's timing is worth: another seed must take as long as dense."""
+    control = next((c for c in configs if c["role"] == "other_seed" and c["id"] in lines), None)
+    took = Timed(State.UNTIMED, "", None)
+    if control is not None:
+        took = _timed(control, lines[control["id"]], dense, 1.0)
+    trusted, words = control_state(took)
+    return {
+        "trusted": trusted,
+        "text": words,
+        "control": took.speedup,
+        "dense": {"runs": dense.n, "seconds": dense.seconds, "own": dense.own},
+    }
 
 
 def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
@@ -129,36 +198,39 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
         UsageError: files missing or damaged, or no dense result.
     """
     folder = Path(folder)
-    run = read_json(folder / store.RUN)
-    lines = _by_config(read_lines(folder / store.RESULTS))
-    warmups = {w["config"]: w for w in read_lines(folder / store.WARMUPS)}
+    run = read_run(folder / store.RUN)
+    lines = _by_config(read_all(folder / store.RESULTS, RESULT))
+    warmups = {w["config"]: w for w in read_all(folder / store.WARMUPS, WARMUP)}
     dense_id = next((c["id"] for c in run["configs"] if c["role"] == "dense"), None)
-    dense = lines.get(dense_id or "")
-    if not dense or dense_id is None:
+    if dense_id is None or not lines.get(dense_id):
         raise UsageError(f"{folder} holds no dense result: run the same command again")
     done = {(line["config"], line["sample"]) for group in lines.values() for line in group.values()}
-    failures = {(f["config"], f["sample"]): f["error"] for f in read_lines(folder / store.FAILURES)}
-    try:
-        rows = {
-            c["id"]: _row(lines[c["id"]], dense, warmups.get(c["id"], {}))
-            for c in run["configs"]
-            if c["id"] in lines
-        }
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder / store.RESULTS} is damaged: a line lacks {error}; delete that line"
-        ) from error
+    failed = read_all(folder / store.FAILURES, FAILURE)
+    failures = {(f["config"], f["sample"]): f["error"] for f in failed}
+    dense = Dense.of(_dense_runs(lines, dense_id))
+    rows = {
+        c["id"]: _row(c, lines[c["id"]], dense, warmups.get(c["id"], {}))
+        for c in run["configs"]
+        if c["id"] in lines
+    }
     counts: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     if judge is not None:
         counts = _distances(rows, dense_id, _features(folder, lines, judge), judge)
-    missing = dict(judge.not_available) if judge is not None else {}
-    if judge is not None and judge.extractor is not None and "fid_dense" not in counts:
-        missing["fid_dense"] = "a distribution needs at least 2 samples: more --seeds or prompts"
-    summary: dict[str, Any] = {
+        missing = dict(judge.not_available) | _too_few(judge, counts)
+    table = _table_timing(run["configs"], lines, dense)
+    points = pareto.points_of(run["configs"], rows, table["trusted"])
+    found = verdicts(points, rows)
+    kind = Kind.TABLE_NOISE if table["trusted"] else Kind.NOISY_TABLE
+    level = Level.NOTE if table["trusted"] else Level.WARNING
+    words = table["text"][:1].upper() + table["text"][1:] + "."
+    return {
         "configs": rows,
-        "matched": pareto.matched(run["configs"], rows),
-        "dominated": pareto.dominated(run["configs"], rows),
-        "verdicts": pareto.verdicts(run["configs"], rows),
+        "timing": table,
+        "matched": pareto.matched(points),
+        "dominated": pareto.dominated(points),
+        "headline": headline(points, found),
+        "verdicts": [v.to_dict() for v in (Verdict(kind, level, words), *found)],
         "not_available": missing,
         "distances": counts,
         "failures": [
@@ -167,7 +239,6 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
             if (config, sample) not in done
         ],
     }
-    return summary
 
 
 def write_summary(
@@ -188,7 +259,7 @@ def write_summary(
     summary = summarise(folder, judge)
     path = folder / store.SUMMARY
     if dense_repeats is None and path.exists():
-        before = read_json(path)
+        before = read_record(path, SUMMARY, "delete that file and run the same command again")
         dense_repeats = before.get("dense_repeats")
         # Peers that could not run are not tried again by a run that had nothing left to do.
         unavailable = {
@@ -199,10 +270,11 @@ def write_summary(
     summary["not_available"] |= {f"config {slug}": why for slug, why in unavailable.items()}
     summary["dense_repeats"] = dense_repeats
     if dense_repeats is False:
-        summary["verdicts"].insert(
-            0,
+        words = (
             "Warning: dense did not come out bit-equal after the other rows had run: this device "
-            "is not deterministic, or a row left something behind.",
+            "is not deterministic, or a row left something behind."
         )
+        changed = Verdict(Kind.DENSE_CHANGED, Level.WARNING, words)
+        summary["verdicts"].insert(0, changed.to_dict())
     write_json(path, summary)
     return summary

@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ditaccel.eval.pairs import State
+from ditaccel.eval.records import AGAIN, FAILURE, RESULT, read_all, read_run
+from ditaccel.eval.records import SUMMARY as SHAPE
 from ditaccel.eval.store import FAILURES, RESULTS, RUN, SUMMARY
 
+from ditaccel.checked import read_record
 from ditaccel.errors import UsageError
-from ditaccel.files import read_json, read_lines
 
-SCHEMA = 1
 Json = dict[str, Any]
 
 
@@ -63,6 +65,18 @@ class Evaluation:
             return None
         return float(value) if math.isfinite(value) else None
 
+    def state(self, config: Config) -> State:
+        """What the speed-up of `config` is worth; noisy where the whole table is."""
+        state = State(self.stats(config)["timing"]["state"])
+        if state is State.OK and not self.trusted and config.role != "dense":
+            return State.NOISY
+        return state
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the table's control row came out at 1.00: its timing can be trusted."""
+        return bool((self.summary.get("timing") or {}).get("trusted", True))
+
     @property
     def moving(self) -> bool:
         """Whether the samples are clips."""
@@ -89,36 +103,6 @@ class Evaluation:
         return bad | {name: words for name, row in rows.items() if row.get("finite") is False}
 
 
-def _object(path: Path) -> Json:
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise UsageError(f"{path} must hold a JSON object: run the evaluation again")
-    return value
-
-
-def _rows(path: Path) -> list[Json]:
-    rows = read_lines(path)
-    if any("config" not in row or "sample" not in row for row in rows):
-        raise UsageError(
-            f"{path}: a line names no config or no sample: delete it and run the evaluation again"
-        )
-    return rows
-
-
-def _configs(run: Json, summary: Json, folder: Path) -> list[Config]:
-    try:
-        listed = [
-            Config(c["id"], c["label"], c["series"], c["role"], c["spec"], c.get("knob"))
-            for c in run["configs"]
-        ]
-        have = summary["configs"]
-    except (KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder}: run.json or summary.json lacks {error}: run the evaluation again"
-        ) from None
-    return [config for config in listed if config.id in have]
-
-
 def load_evaluation(folder: str | Path) -> Evaluation:
     """Read `run.json`, `results.jsonl` and `summary.json`.
 
@@ -134,16 +118,22 @@ def load_evaluation(folder: str | Path) -> Evaluation:
             f"{folder} is not a folder: name one that `ditaccel eval --out` or "
             "`ditaccel generate --out` wrote"
         )
-    run = _object(folder / RUN)
-    if run.get("schema") != SCHEMA:
-        raise UsageError(
-            f"{folder / RUN} has schema {run.get('schema')!r}, this version reads {SCHEMA}: "
-            "run the evaluation again"
-        )
-    results = _rows(folder / RESULTS)
-    failures = _rows(folder / FAILURES)
-    summary = _object(folder / SUMMARY)
-    configs = _configs(run, summary, folder)
+    run = read_run(folder / RUN)
+    results = read_all(folder / RESULTS, RESULT)
+    failures = read_all(folder / FAILURES, FAILURE)
+    summary = read_record(folder / SUMMARY, SHAPE, "run the same command again")
+    configs = [
+        Config(c["id"], c["label"], c["series"], c["role"], c["spec"], c.get("knob"))
+        for c in run["configs"]
+        if c["id"] in summary["configs"]
+    ]
     if not results or not configs:
         raise UsageError(f"{folder} holds no results yet: let the evaluation finish first")
+    known = {c["id"] for c in run["configs"]}
+    strange = next((x["config"] for x in (*results, *failures) if x["config"] not in known), None)
+    if strange is not None:
+        shown = strange[:60].encode("unicode_escape").decode()
+        raise UsageError(
+            f"{folder / RESULTS} is damaged: {shown!r} is not a config of {RUN}; {AGAIN}"
+        )
     return Evaluation(folder, run, results, failures, summary, configs)

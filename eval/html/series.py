@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ditaccel.eval.html.load import Config, Evaluation
+from ditaccel.eval.pairs import State
 
 # Okabe and Ito's palette, told apart under the common kinds of colour blindness; every series has
 # its own marker too. Each entry: on a light ground, on a dark ground.
@@ -61,6 +62,7 @@ class Point:
     y_low: float
     samples: int
     short: str
+    noisy: bool = False
 
     @property
     def tip(self) -> str:
@@ -69,8 +71,9 @@ class Point:
         tail = "" if self.y >= 99 else f" (p5 {self.y_low:.1f})"
         count = f"{self.samples} sample{'s' * (self.samples != 1)}"
         return (
-            f"{self.config.label}\n{self.x:.2f}× faster than dense"
-            f" (p10 {self.x_low:.2f}, p90 {self.x_high:.2f})\n{quality}{tail}, {count}"
+            f"{self.config.label}\n{self.x:.2f}× dense's speed"
+            f" (middle half {self.x_low:.2f} to {self.x_high:.2f})"
+            f"{', noisy' if self.noisy else ''}\n{quality}{tail}, {count}"
         )
 
 
@@ -132,8 +135,9 @@ def pareto_points(evaluation: Evaluation) -> dict[str, list[Point]]:
         y = evaluation.number(config, "psnr", "mean")
         if x is None or y is None:
             continue
-        low, high = (evaluation.number(config, "speedup", q) for q in ("p10", "p90"))
+        low, high = (evaluation.number(config, "speedup", q) for q in ("p25", "p75"))
         p5 = evaluation.number(config, "psnr", "p5")
+        noisy = evaluation.state(config) is State.NOISY
         points[config.series].append(
             Point(
                 config,
@@ -143,7 +147,8 @@ def pareto_points(evaluation: Evaluation) -> dict[str, list[Point]]:
                 x if high is None else high,
                 y if p5 is None else p5,
                 int(evaluation.number(config, "n") or 0),
-                short[config.id],
+                short[config.id] + (" (noisy)" if noisy else ""),
+                noisy,
             )
         )
     return {series: sorted(ps, key=lambda p: p.x) for series, ps in points.items() if ps}

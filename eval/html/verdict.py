@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from ditaccel.eval.html.load import Evaluation
+from ditaccel.eval.html.load import Config, Evaluation
 from ditaccel.eval.html.markup import Markup, breakable, el
 from ditaccel.eval.html.series import series_styles
+from ditaccel.eval.pareto import Where
+from ditaccel.eval.verdicts import Level
 
-# The level whose figures make the headline; 30 dB is where differences stop to be plain to see.
-HEADLINE_DB = 30
 # Speed-ups closer than this are noise on a busy machine.
 TIE = 0.03
-WARNINGS = (
-    "fewer steps would serve",
-    "no better than fewer",
-    "no faster than dense",
-    "as far from dense",
-    "worse quality",
-    "accuracy falls",
-    "warning",
-)
+_ICONS = {Level.GOOD: "✓", Level.NOTE: "→", Level.WARNING: "!"}
 
 
 def _matched(evaluation: Evaluation) -> list[dict[str, Any]]:
-    return [row for row in evaluation.summary.get("matched") or [] if isinstance(row, dict)]
+    return list(evaluation.summary.get("matched") or [])
 
 
 def _at(rows: list[dict[str, Any]], level: float, role: str) -> list[dict[str, Any]]:
@@ -39,53 +31,54 @@ def _tile(value: str, words: str, kind: str = "") -> Markup:
     return el("div", el("strong", value), el("span", breakable(words)), cls=f"tile {kind}".strip())
 
 
-def _level_tiles(rows: list[dict[str, Any]], level: float, levels: list[float]) -> list[Markup]:
-    """The fastest method at a level, beside fewer steps and the best peer."""
-    tiles = []
-    fewer = [r for r in rows if r["psnr"] == level and r["role"] == "fewer_steps"]
-    baseline = next((r["speedup"] for r in fewer if r.get("speedup") is not None), None)
-    methods = sorted(_at(rows, level, "method"), key=lambda r: -r["speedup"])
-    if methods:
-        best = methods[0]
-        words = f"fastest method at {level:g} dB PSNR: {best['series']}"
-        slower = baseline is not None and best["speedup"] < baseline
-        tiles.append(_tile(f"{best['speedup']:.2f}×", words, "main bad" if slower else "main"))
-    else:
-        tiles.append(_tile("–", _why_none(rows, levels), "main"))
-    if baseline is not None:
-        tiles.append(_tile(f"{baseline:.2f}×", f"just taking fewer steps, at {level:g} dB"))
-    elif fewer:
-        note = str(fewer[0].get("note") or "not reached")
-        tiles.append(_tile("–", f"just taking fewer steps, at {level:g} dB: {note}"))
-    peers = sorted(_at(rows, level, "peer"), key=lambda r: -r["speedup"])
-    if peers:
-        words = f"best other tool at {level:g} dB: {peers[0]['series']}"
-        tiles.append(_tile(f"{peers[0]['speedup']:.2f}×", words))
-    return tiles
+def _quality(psnr: float | None) -> str:
+    if psnr is None:
+        return "PSNR not known"
+    return "identical to dense" if psnr >= 99 else f"{psnr:.1f} dB to dense"
 
 
-def _why_none(rows: list[dict[str, Any]], levels: list[float]) -> str:
-    """Why no method has a speed at any level; one that is better than asked for is named."""
-    above = [r for r in rows if r["role"] == "method" and "lie above" in str(r.get("note"))]
-    if above:
-        best = max(above, key=lambda r: r["psnr"])
-        return f"at {best['psnr']:g} dB PSNR, {best['series']}: {best['note']}"
-    return f"no method's curve crosses {' or '.join(f'{v:g}' for v in sorted(levels))} dB PSNR"
+def _verdict_on(evaluation: Evaluation, config: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = evaluation.summary["verdicts"]
+    return next((v for v in found if v.get("config") == config), {})
+
+
+def _row_tile(evaluation: Evaluation, config: Config, words: str, kind: str = "") -> Markup:
+    """A measured row: its speed-up, and its quality in the words."""
+    speed = evaluation.number(config, "speedup", "median")
+    quality = _quality(evaluation.number(config, "psnr", "mean"))
+    value = "–" if speed is None else f"{speed:.2f}×"
+    return _tile(value, f"{words}{config.label}, {quality}", kind)
 
 
 def _tiles(evaluation: Evaluation) -> list[Markup]:
-    rows = _matched(evaluation)
+    """The best row beside what it is held against: measured rows, as the verdicts name them."""
+    head = evaluation.summary.get("headline") or {}
+    configs = {config.id: config for config in evaluation.configs}
+    best, fewer, peer = (configs.get(str(head.get(key))) for key in ("config", "fewer", "peer"))
     tiles = []
-    levels = sorted({row["psnr"] for row in rows}, key=lambda v: abs(v - HEADLINE_DB))
-    # A level that some method crosses, the nearest to the headline's.
-    level = next((v for v in levels if _at(rows, v, "method")), levels[0] if levels else None)
-    if level is not None:
-        tiles += _level_tiles(rows, level, levels)
+    if best is not None:
+        tiles.append(_row_tile(evaluation, best, "best row: ", "main"))
+        level = _verdict_on(evaluation, best.id).get("fewer_psnr")
+        if level is not None:
+            tiles.append(_tile(f"{level:.1f} dB", "what fewer steps keep at the same time"))
+        elif fewer is not None:
+            tiles.append(_row_tile(evaluation, fewer, "nearest with fewer steps: "))
+        if peer is not None:
+            tiles.append(_row_tile(evaluation, peer, "best other tool: "))
+    elif any(config.role == "method" for config in evaluation.configs):
+        tiles.append(_tile("–", _why_none(evaluation), "main bad"))
+        if fewer is not None:
+            tiles.append(_row_tile(evaluation, fewer, "with fewer steps: "))
     samples = {row["sample"] for row in evaluation.results}
-    configs = len(evaluation.configs)
-    count = f"sample{'s' * (len(samples) != 1)} in each of {configs} configurations"
+    count = f"sample{'s' * (len(samples) != 1)} in each of {len(configs)} configurations"
     tiles.append(_tile(str(len(samples)), count))
     return tiles
+
+
+def _why_none(evaluation: Evaluation) -> str:
+    if not evaluation.trusted:
+        return "no best row: the timing is noisy, so go by the computed shares below"
+    return "no method is better than fewer steps at the same time here"
 
 
 def _failures(evaluation: Evaluation) -> list[Markup]:
@@ -105,10 +98,11 @@ def _failures(evaluation: Evaluation) -> list[Markup]:
 def headline(evaluation: Evaluation) -> Markup:
     """Tiles with the main figures, then the verdicts line by line."""
     lines = []
-    for text in evaluation.summary.get("verdicts") or []:
-        warn = any(mark in str(text).lower() for mark in WARNINGS)
-        icon = el("span", "!" if warn else "→", cls="icon", aria_hidden="true")
-        lines.append(el("li", icon, el("span", breakable(str(text))), cls="warn" if warn else None))
+    for verdict in evaluation.summary["verdicts"]:
+        level = Level(verdict["level"])
+        icon = el("span", _ICONS[level], cls="icon", aria_hidden="true")
+        words = el("span", breakable(verdict["text"]))
+        lines.append(el("li", icon, words, cls="warn" if level is Level.WARNING else level))
     lines += _failures(evaluation)
     verdicts = el("ul", lines, cls="verdicts") if lines else None
     return el("div", el("div", _tiles(evaluation), cls="tiles"), verdicts)
@@ -124,15 +118,23 @@ def _against(speed: float, baseline: float | None, role: str) -> Markup | None:
     return el("small", word, cls="win" if gain > 0 else "lose")
 
 
-def _how(note: str) -> Markup | None:
+def _how(row: dict[str, Any]) -> Markup | None:
     """Where the figure comes from; a wide gap between the measured points must be seen."""
-    if not note:
-        return None
-    return el("small", el("abbr", "wide gap" if "apart" in note else "interpolated", title=note))
+    words = {Where.WIDE: "wide gap", Where.MEASURED: "measured"}.get(row["where"], "interpolated")
+    return el("small", el("abbr", words, title=row["note"])) if row["note"] else None
+
+
+def _no_speed(row: dict[str, Any]) -> Markup:
+    """A cell without a speed-up: the reason, and the computed share where noise is the reason."""
+    share = row.get("computed_share")
+    if row.get("where") == Where.NOISY and share is not None:
+        note = el("small", el("abbr", "timing noisy", title=row["note"]))
+        return el("td", el("b", f"{share:.0%} computed"), note)
+    return el("td", el("small", row.get("note") or "not reached"), cls="none")
 
 
 def matched_table(evaluation: Evaluation) -> Markup | None:
-    """Speed-up of each series where its curve crosses 25, 30 and 35 dB.
+    """Speed-up of each series where its curve crosses a level.
 
     Returns:
         None if the summary holds no such comparison.
@@ -153,7 +155,7 @@ def matched_table(evaluation: Evaluation) -> Markup | None:
             row = next((r for r in rows if r["series"] == name and r["psnr"] == level), {})
             speed = row.get("speedup")
             if speed is None:
-                cells.append(el("td", el("small", row.get("note") or "not reached"), cls="none"))
+                cells.append(_no_speed(row))
                 continue
             baselines = _at(rows, level, "fewer_steps")
             share = row.get("computed_share")
@@ -163,7 +165,7 @@ def matched_table(evaluation: Evaluation) -> Markup | None:
                     el("b", f"{speed:.2f}×"),
                     _against(speed, baselines[0]["speedup"] if baselines else None, names[name]),
                     el("small", f"{share:.0%} computed") if share is not None else None,
-                    _how(str(row.get("note") or "")),
+                    _how(row),
                 )
             )
         body.append(el("tr", cells, cls=names[name]))

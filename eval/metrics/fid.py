@@ -9,6 +9,10 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from ditaccel.errors import UsageError
 
 FEW = 1000
+# Below, a covariance or a kernel mean tells of the number of samples and of nothing else.
+FEWEST = 10
+_GROUPS = 10
+_WIDEST = 512
 
 
 class Identity(nn.Module):
@@ -27,15 +31,16 @@ def feature_sets(reference: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
     """Two feature sets (N, D) and (M, D), checked, in float64.
 
     Raises:
-        UsageError: wrong shape, fewer than two samples, or NaN (it would make the distance NaN).
+        UsageError: wrong shape, fewer than `FEWEST` samples, or NaN (it would make the distance
+            NaN).
     """
     for name, features in (("reference", reference), ("candidate", candidate)):
         if features.ndim != 2 or features.shape[1] == 0:
             raise UsageError(f"{name} features must be (N, D), got {tuple(features.shape)}")
-        if len(features) < 2:
+        if len(features) < FEWEST:
             raise UsageError(
-                f"{name}: {len(features)} sample(s); a distribution needs at least 2 "
-                "(more prompts or seeds)"
+                f"{name}: {len(features)} sample(s); a distance of distributions needs at least "
+                f"{FEWEST}, or it tells nothing but their number (more prompts or seeds)"
             )
         if not torch.isfinite(features).all():
             raise UsageError(f"{name} features hold NaN or infinity")
@@ -74,3 +79,32 @@ def fid(reference: Tensor, candidate: Tensor) -> float:
     metric.update(b, real=False)
     # Rounding leaves ±1e-12 for equal sets; a distance is not negative.
     return max(0.0, float(metric.compute()))
+
+
+def fid_error(reference: Tensor, candidate: Tensor) -> float | None:
+    """Standard error of `fid`, by leaving out a tenth of the samples at a time (jackknife).
+
+    It is the sampling error alone: the upward bias of small N comes on top.
+
+    Args:
+        reference: see `fid`.
+        candidate: see `fid`.
+
+    Returns:
+        None where there are too few samples to leave a tenth out, or where the features are so
+        wide that ten more distances would take minutes.
+
+    Raises:
+        UsageError: see `feature_sets`.
+    """
+    a, b = feature_sets(reference, candidate)
+    if a.shape[1] > _WIDEST or min(len(a), len(b)) < FEWEST + 2:
+        return None
+    found = []
+    for group in range(_GROUPS):
+        parts = [x[torch.arange(len(x)) % _GROUPS != group] for x in (a, b)]
+        if min(len(part) for part in parts) < FEWEST:
+            return None
+        found.append(fid(*parts))
+    values = torch.tensor(found, dtype=torch.float64)
+    return float(((values - values.mean()) ** 2).sum().mul((_GROUPS - 1) / _GROUPS).sqrt())

@@ -1,7 +1,5 @@
 """Seconds inside of transformer calls, as the pipeline sees them, on a clock that a test winds."""
 
-import json
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +10,6 @@ from ditaccel.eval.peers import Situation, peer_options, with_peer
 from ditaccel.eval.report_html import markdown_table, write_report
 from ditaccel.eval.runs import Options, evaluate
 from ditaccel.eval.sampler import Sampler
-from ditaccel.eval.summary import summarise
 
 import ditaccel
 from ditaccel.caching.hooks import BlockCache
@@ -137,45 +134,12 @@ def test_every_row_has_them(run):
     lines, summary = read_lines(run / "results.jsonl"), read_json(run / "summary.json")
     assert {line["config"] for line in lines} == set(summary["configs"])
     for line in lines:
-        assert 0 < line["denoiser_seconds"] <= line["denoise_seconds"] <= line["seconds"]
+        assert 0 < line["timing"]["denoiser"] <= line["denoise_seconds"] <= line["seconds"]
     for row in summary["configs"].values():
-        wanted = row["denoiser_speedup"]["median"] * row["computed_share"]
-        assert row["denoiser_efficiency"] == pytest.approx(wanted)
+        if row["denoiser_speedup"] is not None:  # a busy machine leaves no undisturbed pair
+            wanted = row["denoiser_speedup"]["median"] * row["computed_share"]
+            assert row["denoiser_efficiency"] == pytest.approx(wanted)
     assert summary["configs"]["dense"]["denoiser_efficiency"] == 1.0
     text = write_report(run).read_text()
     assert ">efficiency<" in text and ">denoiser efficiency<" in text
     assert "efficiency" not in markdown_table(run)
-
-
-def test_results_of_an_earlier_version_show_a_dash(run, tmp_path):
-    old = shutil.copytree(run, tmp_path / "old")
-    lines = read_lines(old / "results.jsonl")
-    for line in lines:
-        del line["denoiser_seconds"]
-    (old / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    summary = summarise(old)
-    for name, row in summary["configs"].items():
-        assert row["denoiser_seconds"] is row["denoiser_efficiency"] is None, name
-        assert row["efficiency"] > 0
-        for key in ("denoiser_seconds", "denoiser_speedup", "denoiser_efficiency"):
-            del row[key]  # as its summary.json has it
-    (old / "summary.json").write_text(json.dumps(summary))
-    text = write_report(old).read_text()
-    row = text[text.index('id="figures"') :].split("<tr")[2]
-    assert ">denoiser efficiency<" in text and ">–<" in row
-
-
-def test_a_run_that_an_earlier_version_began(run, tmp_path):
-    """Samples of which dense or the row has no seconds are left out."""
-    mixed = shutil.copytree(run, tmp_path / "mixed")
-    lines = read_lines(mixed / "results.jsonl")
-    for line in lines:
-        if line["sample"] == "p000-s0":
-            del line["denoiser_seconds"]
-    (mixed / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    by_key = {(line["config"], line["sample"]): line for line in lines}
-    ratio = (
-        by_key["dense", "p000-s1"]["denoiser_seconds"]
-        / by_key["steps-3", "p000-s1"]["denoiser_seconds"]
-    )
-    assert summarise(mixed)["configs"]["steps-3"]["denoiser_speedup"]["median"] == ratio

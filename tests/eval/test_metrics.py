@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from ditaccel.eval.metrics import psnr as psnr_module
-from ditaccel.eval.metrics.fid import few_samples_note, fid
+from ditaccel.eval.metrics.fid import few_samples_note, fid, fid_error
 from ditaccel.eval.metrics.flip import flip
 from ditaccel.eval.metrics.frames import to_frames
-from ditaccel.eval.metrics.kid import kid
+from ditaccel.eval.metrics.kid import kid, kid_error
 from ditaccel.eval.metrics.psnr import CAP, from_mse, mean_squared_error, pooled, psnr
 from ditaccel.eval.metrics.ssim import ssim
 from hypothesis import given, settings
@@ -151,13 +151,44 @@ def test_distances_refuse_one_sample_nan_and_mixed_extractors(distance) -> None:
     broken = a.clone()
     broken[3, 1] = torch.nan
     for other, words in (
-        (a[:1], "at least 2"),
+        (a[:1], "1 sample.*at least 10"),
+        (a[:9], "9 sample.*at least 10"),
         (broken, "NaN"),
         (torch.randn(20, 5), "same extractor"),
         (a[0], r"\(N, D\)"),
     ):
         with pytest.raises(UsageError, match=words):
             distance(a, other)
+
+
+def test_a_set_has_no_distance_to_itself_and_so_few_samples_none_at_all() -> None:
+    """KID of a set of three with itself came out at -5.35."""
+    a = torch.randn(12, 64, generator=torch.Generator().manual_seed(3))
+    assert kid(a, a.clone()) == 0.0
+    with pytest.raises(UsageError, match="tells nothing but their number"):
+        kid(a[:3], a[:3])
+
+
+def test_standard_errors_cover_the_spread_of_repeated_draws() -> None:
+    generator = torch.Generator().manual_seed(5)
+    found: dict[str, list[float]] = {"kid": [], "kid error": [], "fid": [], "fid error": []}
+    for _ in range(60):
+        a, b = torch.randn(60, 4, generator=generator), torch.randn(80, 4, generator=generator)
+        b = 1.3 * b + 0.4
+        found["kid"].append(kid(a, b))
+        found["kid error"].append(kid_error(a, b))
+        found["fid"].append(fid(a, b))
+        found["fid error"].append(float(fid_error(a, b) or 0))
+    for name in ("kid", "fid"):
+        spread = float(np.std(found[name]))
+        assert 0.6 * spread < float(np.median(found[f"{name} error"])) < 1.7 * spread, name
+
+
+def test_no_standard_error_where_none_can_be_had() -> None:
+    a = torch.randn(11, 4)
+    assert fid_error(a, a + 1) is None  # a tenth left out would leave too few
+    wide = torch.randn(20, 600)
+    assert fid_error(wide, wide + 1) is None
 
 
 def test_few_samples_are_flagged() -> None:

@@ -93,7 +93,12 @@ def test_prompts_and_labels_are_escaped(write_evaluation: Writer, tmp_path: Path
     run = write_evaluation(tmp_path, video=False, samples=1, configs=FEW, prompt=attack)
     _edit(run / "run.json", lambda d: d["configs"][2].update(label=attack, series=attack))
     _edit(run / "run.json", lambda d: d.update(model=f"somewhere/{attack}", commit=attack))
-    _edit(run / "summary.json", lambda d: d["verdicts"].append(attack))
+    _edit(
+        run / "summary.json",
+        lambda d: d["verdicts"].append(
+            {"kind": "better than fewer steps", "level": "good", "text": attack}
+        ),
+    )
     _edit(run / "summary.json", lambda d: d["not_available"].update(lpips=attack))
     page = write_report(run).read_text()
     assert page.count("<script>") == 1
@@ -173,13 +178,13 @@ def test_step_map_counts_calls(run: Path) -> None:
     text = write_report(run).read_text()
     assert "computed in 3 of 3 samples" in text
     assert "gate error, median" in text
-    assert "nothing was skipped" not in _Page(text).text
+    assert _Page(text).text.count("samples: nothing was skipped") == 0
     rows = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     for row in rows:
         row["calls"] = [[0, "cond", "compute", "", None]] if row["config"] == "cg-2" else []
     (run / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = _Page(write_report(run).read_text()).text
-    assert "nothing was skipped" in text and "No step record" in text
+    assert text.count("samples: nothing was skipped") == 1 and "No step record" in text
 
 
 @pytest.mark.parametrize(
@@ -188,10 +193,11 @@ def test_step_map_counts_calls(run: Path) -> None:
         ("run.json", None, "run.json"),
         ("run.json", "{", "damaged"),
         ("run.json", '{"schema": 99}', "schema 99"),
-        ("run.json", '{"schema": 1}', "lacks 'configs'"),
-        ("summary.json", "[]", "JSON object"),
+        ("run.json", '{"schema": 1}', "earlier version (schema 1)"),
+        ("run.json", '{"schema": 2}', "configs is missing"),
+        ("summary.json", "[]", "must be an object, not a list"),
         ("results.jsonl", "", "no results yet"),
-        ("results.jsonl", '{"config": "dense"}\n', "names no config or no sample"),
+        ("results.jsonl", '{"config": "dense"}\n', "line 1 is damaged: sample is missing"),
         ("results.jsonl", 'nonsense\n{"config": "dense", "sample": "p"}\n', "line 1"),
         ("media/dense/p000-s0.npz", "not a zip", "damaged"),
     ],

@@ -8,7 +8,6 @@ import pytest
 from ditaccel.eval.html import media
 from ditaccel.eval.html.markup import breakable, el, raw
 from ditaccel.eval.html.series import PALETTE, short_labels
-from ditaccel.eval.html.verdict import _why_none
 from ditaccel.eval.plots import marker_path
 
 from ditaccel.errors import UsageError
@@ -123,13 +122,3 @@ def test_series_colours_stand_out_in_both_themes() -> None:
     for light, dark in PALETTE:
         assert _contrast(light, "#fbfbf9") >= 4.0
         assert _contrast(dark, "#14161a") >= 4.5
-
-
-def test_a_method_above_every_level_is_named_where_no_curve_crosses_one():
-    """A curve of one point crosses nothing; "none" would read as if no method were any good."""
-    above = {"psnr": 40.0, "series": "presets", "role": "method", "speedup": None}
-    above["note"] = "all points lie above: x1.99 already at 40.1 dB"
-    below = {**above, "series": "slow", "note": "does not reach 40 dB (best 39.0 dB)"}
-    words = _why_none([below, {**above, "psnr": 30.0}, above], [30.0, 40.0])
-    assert words == f"at 40 dB PSNR, presets: {above['note']}"
-    assert _why_none([below], [40.0, 30.0]) == "no method's curve crosses 30 or 40 dB PSNR"

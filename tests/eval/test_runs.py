@@ -6,17 +6,20 @@ import os
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from ditaccel.eval import memory
 from ditaccel.eval.judge import load_real
-from ditaccel.eval.runs import Options, evaluate, rotated
+from ditaccel.eval.rows import Rows
+from ditaccel.eval.runs import Options, evaluate
 from ditaccel.eval.sampler import Sampler, make_samples
 from ditaccel.eval.specs import build
 from ditaccel.eval.store import load_frames
 from ditaccel.eval.summary import summarise
+from ditaccel.eval.turns import REPEATS, in_turn
 
 from ditaccel import provenance
 from ditaccel.asking import default_call
@@ -86,16 +89,17 @@ def test_pairs_share_their_noise(finished) -> None:
     assert not np.array_equal(*dense)
 
 
-def test_round_robin_hits_all_rows_alike(finished) -> None:
+def test_rows_take_turns_behind_dense(finished) -> None:
     rows = build(CONFIGS, 6, [3])
-    assert next(r.id for r in rotated(rows, 0)) == "dense"
-    assert len({rotated(rows, turn)[0].id for turn in range(len(rows))}) == len(rows)
+    orders = [in_turn(rows, turn) for turn in range(len(rows) - 1)]
+    assert {order[0].id for order in orders} == {"dense"}
+    assert len({order[1].id for order in orders}) == len(rows) - 1
     made = read_lines(finished / "generations.jsonl")
     order = [(line["sample"], line["config"]) for line in made]
     expected = [
         (sample.id, row.id)
         for turn, sample in enumerate(make_samples(PROMPTS, [0, 1]))
-        for row in rotated(rows, turn)
+        for row in in_turn(rows, turn)
     ]
     assert order == expected
 
@@ -104,21 +108,68 @@ def test_summary(finished) -> None:
     summary = read_json(finished / "summary.json")
     dense = summary["configs"]["dense"]
     assert dense["n"] == 4 and dense["psnr"]["identical"] == 4
-    assert dense["speedup"] == {"median": 1.0, "p10": 1.0, "p90": 1.0}
+    assert dense["speedup"] == {"median": 1.0, "p25": 1.0, "p75": 1.0}
     assert dense["seconds"]["warmup"] > 0
     assert summary["dense_repeats"] is True
-    assert len(summary["verdicts"]) == 3 and summary["failures"] == []
+    table, *verdicts = summary["verdicts"]
+    assert table["config"] is None and "dense with another seed, the same work" in table["text"]
+    assert len(verdicts) == 3 and summary["failures"] == []
     assert set(summary["not_available"]) >= {"lpips", "fid_dense", "fid_real", "accuracy"}
-    row = summary["configs"]["steps-3"]
-    assert row["efficiency"] == pytest.approx(row["speedup"]["median"] * row["computed_share"])
-    lines = [x for x in read_lines(finished / "results.jsonl") if x["config"] == "steps-3"]
-    base = {
-        x["sample"]: x["seconds"]
-        for x in read_lines(finished / "results.jsonl")
-        if x["config"] == "dense"
-    }
-    ratios = [base[x["sample"]] / x["seconds"] for x in lines]
-    assert row["speedup"]["median"] == pytest.approx(np.median(ratios))
+    assert summary["configs"]["steps-3"]["psnr"]["kept"] is not None
+
+
+def test_every_row_is_timed_beside_a_dense_run_of_its_own(finished) -> None:
+    for line in read_lines(finished / "results.jsonl"):
+        pairs = line["pairs"]
+        assert line["timing"]["seconds"] == line["seconds"] and line["timing"]["process"] > 0
+        assert (not pairs) if line["config"] == "dense" else 1 <= len(pairs) <= 1 + REPEATS
+        for pair in pairs:
+            assert pair["dense"]["seconds"] > 0 and pair["row"]["denoiser"] > 0
+        if pairs:
+            assert pairs[0]["row"] == line["timing"]
+    runs = read_json(finished / "summary.json")["timing"]["dense"]["runs"]
+    assert runs >= 4 * 5 + 4  # beside each of five rows on four samples, and the samples' own
+
+
+def test_only_the_first_samples_are_timed(model_folder, tmp_path) -> None:
+    options = replace(OPTIONS, pairs=1)
+    out = evaluate(str(model_folder), [], ["b"], [0, 1], tmp_path / "out", options)
+    for line in read_lines(out / "results.jsonl"):
+        timed = line["sample"] == "p000-s0" and line["config"] != "dense"
+        assert bool(line["pairs"]) == timed
+    assert read_json(out / "summary.json")["configs"]["steps-3"]["n"] == 2
+
+
+def test_a_row_that_changes_dense_is_found(model_folder, tmp_path, monkeypatch) -> None:
+    original = Rows.run
+    spoilt = []
+
+    def run(self, row, sample, between=None):
+        outcome = original(self, row, sample, between)
+        if between is None and row.role == "fewer_steps":
+            spoilt.append(row)
+        elif spoilt and row.role == "dense":
+            spoilt.clear()
+            frames = outcome.generation.frames.copy()
+            frames[0, 0, 0, 0] ^= 1
+            return replace(outcome, generation=replace(outcome.generation, frames=frames))
+        return outcome
+
+    monkeypatch.setattr(Rows, "run", run)
+    out = evaluate(str(model_folder), [], ["b"], [0, 1], tmp_path / "out", OPTIONS)
+    summary = read_json(out / "summary.json")
+    assert summary["dense_repeats"] is False
+    assert summary["verdicts"][0]["kind"] == "dense changed"
+
+
+def test_results_of_an_earlier_version_are_refused_in_one_line(model_folder, tmp_path) -> None:
+    (tmp_path / "run.json").write_text('{"schema": 1, "configs": []}')
+    for call in (
+        lambda: summarise(tmp_path),
+        lambda: evaluate(str(model_folder), [], ["b"], [0], tmp_path, OPTIONS),
+    ):
+        with pytest.raises(UsageError, match=r"earlier version .*not timed in pairs.*again, into"):
+            call()
 
 
 def test_a_finished_run_does_nothing_again(finished, model_folder) -> None:
@@ -249,9 +300,9 @@ def test_loaded_pipeline_and_video(pipelines, tmp_path) -> None:
     assert load_frames(out / "media/dense/p000-s0.npz").shape == (5, 16, 16, 3)
     row = summary["configs"]["steps-4-taylorseer-interval-2"]
     assert row["computed_share"] < 4 / 6
-    assert row["fid_real"] is not None and row["kid_real"] is not None
-    assert summary["distances"]["fid_dense"]["note"].startswith("N=2 < 1000")
-    assert summary["configs"]["dense"]["fid_dense"] == pytest.approx(0, abs=1e-9)
+    # Of two samples a distance tells nothing, so there is none and the reason is said.
+    for key in ("fid_dense", "fid_real", "kid_real"):
+        assert row[key] is None and "at least 10 samples" in summary["not_available"][key]
     calls = read_lines(out / "results.jsonl")[0]["calls"]
     assert {tuple(c[:2]) for c in calls} == {(s, f"call{b}") for s in range(6) for b in (0, 1)}
 
@@ -289,6 +340,7 @@ def test_bad_input_before_anything_is_written(model_folder, tmp_path) -> None:
         (UsageError, "at least 2", {"steps": 1}),
         (UsageError, "dtype", {"dtype": "int8"}),
         (UsageError, "threads", {"threads": 0}),
+        (UsageError, "pairs must be", {"pairs": 0}),
         (UsageError, "neither a folder", {"features": "nowhere"}),
         (UsageError, "no weights file", {"lpips_weights": "nowhere.pth"}),
         (UsageError, "device", {"device": "cuda:99"}),
@@ -306,9 +358,9 @@ def test_summary_of_a_damaged_folder(tmp_path, finished) -> None:
         summarise(tmp_path)
     lines = (finished / "results.jsonl").read_text().splitlines()
     first = json.loads(next(x for x in lines if '"config": "dense"' in x))
-    del first["seconds"]
+    first["seconds"] = "soon"
     (tmp_path / "results.jsonl").write_text(json.dumps(first) + "\n")
-    with pytest.raises(UsageError, match="lacks 'seconds'"):
+    with pytest.raises(UsageError, match="line 1 is damaged: seconds must be a number, not text"):
         summarise(tmp_path)
 
 

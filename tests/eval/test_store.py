@@ -6,16 +6,34 @@ import os
 
 import numpy as np
 import pytest
+from ditaccel.eval import store as store_module
+from ditaccel.eval.records import SCHEMA
 from ditaccel.eval.store import Store, load_frames
 
 from ditaccel.errors import UsageError
 from ditaccel.files import plain, read_json, read_lines, write_json
 
-SETUP = {"schema": 1, "configs": [{"id": "dense"}], "prompts": ["a"], "seeds": [0]}
+DENSE = dict.fromkeys(("id", "label", "series", "role", "spec"), "dense")
+SETUP = {"schema": SCHEMA, "configs": [DENSE], "prompts": ["a"], "seeds": [0]}
 
 
 def line(config: str = "dense", sample: str = "p000-s0") -> dict:
-    return {"config": config, "sample": sample, "media": f"media/{config}/{sample}.npz"}
+    return {
+        "config": config,
+        "sample": sample,
+        "media": f"media/{config}/{sample}.npz",
+        "seconds": 1.0,
+        "timing": {"seconds": 1.0},
+        "pairs": [],
+        "calls": [],
+        "work": 1.0,
+    }
+
+
+def result(sample: str = "p000-s0", **metrics: float | None) -> dict:
+    judged = {"psnr": 99.0, "mse": 0.0, "identical": True, **metrics}
+    seen = {"prompt": "a", "seed": 0, "computed_share": 1.0, "metrics": judged}
+    return {**line(sample=sample), **seen}
 
 
 def frames() -> np.ndarray:
@@ -26,11 +44,11 @@ def test_what_is_written_is_read_again(tmp_path) -> None:
     with Store(tmp_path / "run", SETUP) as store:
         assert not store.is_done("dense", "p000-s0")
         store.add_generation(line(), frames())
-        store.add_result(line() | {"metrics": {"psnr": float("inf")}})
+        store.add_result(result(ssim=float("inf")))
     with Store(tmp_path / "run", SETUP) as store:
         assert store.is_done("dense", "p000-s0")
         assert np.array_equal(store.frames("dense", "p000-s0"), frames())
-        assert store.results["dense", "p000-s0"]["metrics"] == {"psnr": None}
+        assert store.results["dense", "p000-s0"]["metrics"]["ssim"] is None
         (tmp_path / "run" / line()["media"]).unlink()
         assert not store.is_done("dense", "p000-s0")
 
@@ -39,11 +57,11 @@ def test_what_is_written_is_read_again(tmp_path) -> None:
 def test_half_written_last_line_is_cut_off(tmp_path, torn) -> None:
     folder = tmp_path / "run"
     with Store(folder, SETUP) as store:
-        store.append("results.jsonl", line())
+        store.append("results.jsonl", result())
     with (folder / "results.jsonl").open("ab") as file:
         file.write(torn)
     with Store(folder, SETUP) as store:
-        store.append("results.jsonl", line(sample="p001-s0"))
+        store.append("results.jsonl", result("p001-s0"))
     found = [d.get("sample") for d in read_lines(folder / "results.jsonl")]
     assert found[0] == "p000-s0" and found[-1] == "p001-s0"
     assert (folder / "results.jsonl").read_bytes().endswith(b"\n")
@@ -54,7 +72,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path) -> None:
     Store(folder, SETUP).close()
     for text, words in (
         ('{"config": "a"}\nbroken\n{"config": "b"}\n', "line 2 is damaged"),
-        ('{"config": "a"}\n', "names no config and sample"),
+        ('{"config": "a"}\n', "line 1 is damaged: sample is missing"),
         ("[]\n", "line 1 is damaged"),
     ):
         (folder / "generations.jsonl").write_text(text)
@@ -126,6 +144,14 @@ def test_damaged_media(tmp_path) -> None:
     (tmp_path / "x.npz").write_bytes(b"PK broken")
     with pytest.raises(UsageError, match="damaged; delete it"):
         load_frames(tmp_path / "x.npz")
+
+
+def test_media_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(store_module, "_LARGEST", 1 << 20)
+    np.savez_compressed(tmp_path / "bomb.npz", frames=np.zeros((1, 1024, 1024, 3), np.uint8))
+    assert (tmp_path / "bomb.npz").stat().st_size < 10_000
+    with pytest.raises(UsageError, match=r"holds 3 MiB, more than the 1 MiB"):
+        load_frames(tmp_path / "bomb.npz")
 
 
 def test_json_files_are_strict_and_whole(tmp_path) -> None:

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from ditaccel.eval import counting, sampler
+from ditaccel.eval import counting, timing
 from ditaccel.eval.counting import Moment
 from ditaccel.eval.sampler import Sampler
 
@@ -27,7 +27,11 @@ class FakePipe:
 def timed(monkeypatch, device):
     events = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda d=None: events.append(f"wait for {d}"))
-    monkeypatch.setattr(sampler.time, "perf_counter", lambda: events.append("clock") or 0.0)
+    clock = SimpleNamespace(
+        perf_counter=lambda: events.append("clock") or 0.0, process_time=lambda: 0.0
+    )
+    monkeypatch.setattr(timing, "time", clock)
+    monkeypatch.setattr(timing.Stopwatch, "_event", lambda self: None)
     pipe = FakePipe(events, torch.device(device))
     Sampler(pipe, {}, 4).generate(pipe, "a", 0)
     return events

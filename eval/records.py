@@ -1,0 +1,231 @@
+"""The shape of an evaluation's files: what a reader may trust once it has been checked."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ditaccel.checked import (
+    LARGE,
+    Check,
+    WrongShape,
+    anything,
+    choice,
+    flag,
+    items,
+    maybe,
+    number,
+    read_record,
+    read_records,
+    record,
+    row,
+    table,
+    text,
+    whole,
+)
+from ditaccel.errors import UsageError
+from ditaccel.files import read_json
+
+from .pairs import State
+from .pareto import Where
+from .specs import ROLES
+from .verdicts import Basis, Kind, Level
+
+# Of `run.json` and all beside it. 2: rows are timed in pairs, verdicts are data.
+SCHEMA = 2
+AGAIN = "run the evaluation again, into another folder"
+
+_SECONDS = number(1e-9, 1e9)
+_SHARE = number(0, 1e3)
+_DB = number(-1000, 1000)
+_SPEEDUP = number(1e-6, 1e6)
+_ROLE = choice(*ROLES)
+
+
+def _inside(value: Any, at: str) -> str:
+    """A path below the folder: a changed file must not lead a reader elsewhere."""
+    name = text(value, at)
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\0" in name or len(name) > 1000:
+        raise WrongShape(f"{at} must be a path inside of the folder")
+    return name
+
+
+def _short(value: Any, at: str) -> str:
+    """A name: not empty, and of a length that a file name or a table can have."""
+    name = text(value, at)
+    if not 0 < len(name) <= 1000:
+        raise WrongShape(f"{at} must be a text of 1 to 1000 characters")
+    return name
+
+
+_TIMING = record(
+    {"seconds": _SECONDS},
+    {
+        "process": number(0, 1e9),
+        "device": number(0, 1e9),
+        "wait": number(0, 1e9),
+        "denoiser": number(0, 1e9),
+    },
+)
+_PAIR = record({"dense": _TIMING, "row": _TIMING})
+
+_CONFIG = record(
+    {"id": _short, "label": _short, "series": _short, "role": _ROLE, "spec": text},
+    {"knob": maybe(number()), "sparse": flag},
+)
+_RUN = record(
+    {"configs": items(_CONFIG, 1)},
+    {
+        "model": text,
+        "family": maybe(text),
+        "task": maybe(text),
+        "call": table(anything),
+        "prompts": items(text),
+        "seeds": items(whole()),
+        "device": record({}, {"name": maybe(text), "type": text}),
+        "versions": table(anything),
+        "commit": maybe(text),
+        "command": maybe(text),
+        "dtype": text,
+        "fps": maybe(number(1e-3, 1e3)),
+        "memory": maybe(text),
+        "pairs": whole(1),
+    },
+)
+
+_CALL = row(whole(0, 10**6), text, text, maybe(text), maybe(number()))
+_GENERATION = {
+    "config": _short,
+    "sample": _short,
+    "seconds": _SECONDS,
+    "timing": _TIMING,
+    "pairs": items(_PAIR),
+    "calls": items(_CALL),
+    "media": _inside,
+}
+_GENERATION_MAY = {
+    "denoise_seconds": maybe(number(0, 1e9)),
+    "reported_share": maybe(_SHARE),
+    "least_share": maybe(_SHARE),
+    "peak_memory_bytes": maybe(number(0, LARGE)),
+    "work": number(0, 1e300),
+}
+GENERATION = record({**_GENERATION, "work": number(0, 1e300)}, _GENERATION_MAY)
+
+_METRICS = record(
+    {"psnr": _DB, "mse": number(0), "identical": flag},
+    {
+        name: maybe(number())
+        for name in ("ssim", "flip", "lpips", "psnr_pooled", "colour", "shape", "direction")
+    },
+)
+RESULT = record(
+    {
+        **_GENERATION,
+        "prompt": text,
+        "seed": whole(),
+        "metrics": _METRICS,
+        "computed_share": _SHARE,
+    },
+    {**_GENERATION_MAY, "finite": flag},
+)
+FAILURE = record({"config": _short, "sample": _short, "error": text})
+WARMUP = record({"config": _short, "seconds": number(-1e9, 1e9), "kept_bytes": number(0, LARGE)})
+
+_SPREAD = record({"median": number()}, {k: number() for k in ("p10", "p25", "p75", "p90")})
+_SPEEDUPS = record(dict.fromkeys(("median", "p25", "p75"), _SPEEDUP))
+_TIMED = record(
+    {"state": choice(*State), "reason": text},
+    {"wall": maybe(_SPEEDUP), "own": maybe(_SPEEDUP), "clock": text},
+)
+_STATS = record(
+    {
+        "n": whole(0, 10**9),
+        "psnr": record(
+            {"mean": _DB},
+            {
+                **{k: maybe(_DB) for k in ("median", "p5", "min", "pooled")},
+                "kept": maybe(number(0, 1)),
+                "identical": whole(0, 10**9),
+            },
+        ),
+        "speedup": maybe(_SPEEDUPS),
+        "timing": _TIMED,
+        "computed_share": _SHARE,
+    },
+    {
+        "seconds": maybe(_SPREAD),
+        "accuracy": table(maybe(number())),
+        "denoiser_speedup": maybe(_SPEEDUPS),
+        **{
+            k: maybe(number())
+            for k in (
+                "ssim", "flip", "lpips", "fid_dense", "fid_real", "kid_real", "fid_dense_error",
+                "fid_real_error", "kid_real_error", "efficiency", "denoiser_efficiency",
+                "peak_memory_bytes",
+            )
+        },
+    },
+)  # fmt: skip
+_MATCH = record(
+    {
+        "psnr": _DB,
+        "series": _short,
+        "role": choice("fewer_steps", "method", "peer"),
+        "where": choice(*Where),
+        "note": text,
+    },
+    {"speedup": maybe(_SPEEDUP), "computed_share": maybe(_SHARE)},
+)
+_VERDICT = record(
+    {"kind": choice(*Kind), "level": choice(*Level), "text": text},
+    {
+        "config": maybe(text),
+        "basis": choice(*Basis),
+        "fewer_psnr": maybe(_DB),
+        "lost": items(text),
+    },
+)
+_HEADLINE = record({}, {name: maybe(text) for name in ("config", "fewer", "peer")})
+SUMMARY = record(
+    {"configs": table(_STATS), "verdicts": items(_VERDICT)},
+    {
+        "matched": items(_MATCH),
+        "dominated": table(text),
+        "headline": _HEADLINE,
+        "timing": record({"trusted": flag, "text": text}),
+        "not_available": table(text),
+        "failures": items(FAILURE),
+        "dense_repeats": maybe(flag),
+    },
+)
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The checked content of `run.json`.
+
+    Raises:
+        UsageError: missing, damaged, or of another version: one line that says what to do.
+    """
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} is damaged: it must hold a JSON object; {AGAIN}")
+    schema = data.get("schema")
+    if schema != SCHEMA or isinstance(schema, bool):
+        if schema == 1:
+            why = "its rows were not timed in pairs, so its speed-ups cannot be checked"
+            raise UsageError(f"{path} is of an earlier version (schema 1): {why}; {AGAIN}")
+        shown = str(schema)[:40].encode("unicode_escape").decode()
+        raise UsageError(f"{path} has schema {shown}, this version reads {SCHEMA}; {AGAIN}")
+    run: dict[str, Any] = read_record(path, _RUN, AGAIN)
+    for key in ("id", "label"):
+        names = [config[key] for config in run["configs"]]
+        if len(set(names)) < len(names):
+            raise UsageError(f"{path} is damaged: two of its configs share their {key}; {AGAIN}")
+    return run
+
+
+def read_all(path: Path, check: Check) -> list[dict[str, Any]]:
+    """The checked lines of one of the run's JSON-lines files."""
+    return read_records(path, check, "delete that line and run the same command again")
