@@ -62,8 +62,16 @@ class Timing:
 
     @property
     def waited(self) -> bool | None:
-        """Whether it met a busy moment, None where the system does not say."""
-        return None if self.wait is None else self.wait > BUSY * self.seconds
+        """Whether it met a busy moment, None where nothing tells.
+
+        Where the system does not say, absence from the processor does: one thread that has all its
+        work in memory is away only where others have its place.
+        """
+        if self.wait is not None:
+            return self.wait > BUSY * self.seconds
+        if self.process is None or self.parallel:
+            return None
+        return self.seconds - self.process > BUSY * self.seconds
 
     def to_dict(self) -> dict[str, float]:
         """The figures that are known."""

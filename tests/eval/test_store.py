@@ -132,7 +132,7 @@ def test_a_full_disk_is_one_clear_line_and_the_run_goes_on_later(tmp_path, monke
         with pytest.raises(UsageError, match="No space left on device"):
             store.add_generation(line(), frames())
         with pytest.raises(UsageError, match="No space left on device"):
-            store.append("results.jsonl", line())
+            store.append("results.jsonl", result())
     monkeypatch.undo()
     assert not list((tmp_path / "run").rglob("*.npz")) and not list(tmp_path.rglob("*.draft"))
     with Store(tmp_path / "run", SETUP) as store:
