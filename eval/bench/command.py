@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, batch, overhead, sla, sparse_linear, sparsity
+from . import attention, batch, overhead, sla, sparse_linear, sparsity, trajectory
 
 BENCHES = {
     "attention": (attention, "tile attention by dense attention, over lengths and densities"),
@@ -13,6 +13,7 @@ BENCHES = {
     "batch": (batch, "a batch job by the plain loop, caching off"),
     "overhead": (overhead, "what a cache costs on a computed and on a forecast step"),
     "sparsity": (sparsity, "how much of a model's attention carries its mass, per head"),
+    "trajectory": (trajectory, "how hard a model is: how its outputs move, what half the steps do"),
 }
 
 

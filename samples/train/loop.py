@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-RUNS = Path(__file__).resolve().parents[2] / "runs"
+# SAMPLES_RUNS names a folder that outlives the checkout.
+RUNS = Path(os.environ.get("SAMPLES_RUNS") or Path(__file__).resolve().parents[2] / "runs")
 Loss = Callable[[nn.Module, int, torch.Generator], Tensor]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,21 +30,21 @@ TOKENS = 24
 WIDTH = 64
 
 
-def t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer(words: Sequence[str] = WORDS) -> T5Tokenizer:
     """One token a word; letters are there so that other words become tokens too."""
     letters = "abcdefghijklmnopqrstuvwxyz,."
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
-    vocab += [("▁" + word, -1.0) for word in WORDS if word != "a"] + [("▁a", -1.0)]
+    vocab += [("▁" + word, -1.0) for word in words if word != "a"] + [("▁a", -1.0)]
     vocab += [(letter, -8.0) for letter in letters]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=512)
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer(words: Sequence[str] = WORDS, tokens: int = TOKENS) -> CLIPTokenizer:
     """Byte-pair tokenizer whose merges build the words above from their letters."""
     letters = [chr(c) for c in range(33, 127)]
     symbols = ["<|startoftext|>", "<|endoftext|>", *letters, *(c + "</w>" for c in letters)]
     merges: dict[tuple[str, str], None] = {}
-    for word in WORDS:
+    for word in words:
         pieces = [*word[:-1], word[-1] + "</w>"]
         # Merging from the right end keeps merges of different words from spoiling each other.
         while len(pieces) > 1:
@@ -51,7 +52,7 @@ def clip_tokenizer() -> CLIPTokenizer:
             pieces[-2:] = [pieces[-2] + pieces[-1]]
     symbols += dict.fromkeys(a + b for a, b in merges)
     vocab = {symbol: i for i, symbol in enumerate(dict.fromkeys(symbols))}
-    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=vocab, merges=list(merges), model_max_length=tokens)
 
 
 def build_t5(tokens: int) -> T5EncoderModel:
@@ -87,7 +88,7 @@ def build_umt5(tokens: int) -> UMT5EncoderModel:
     )
 
 
-def build_clip(tokens: int) -> CLIPTextModel:
+def build_clip(tokens: int, length: int = TOKENS) -> CLIPTextModel:
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=tokens,
@@ -95,7 +96,7 @@ def build_clip(tokens: int) -> CLIPTextModel:
             intermediate_size=128,
             num_hidden_layers=1,
             num_attention_heads=4,
-            max_position_embeddings=TOKENS,
+            max_position_embeddings=length,
             projection_dim=WIDTH,
             bos_token_id=0,
             eos_token_id=1,
@@ -104,12 +105,12 @@ def build_clip(tokens: int) -> CLIPTextModel:
     )
 
 
-def tokenize(tokenizer: object, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Ids and mask (N, TOKENS), padded and cut as the pipelines do."""
+def tokenize(tokenizer: object, texts: list[str], length: int = TOKENS) -> tuple[Tensor, Tensor]:
+    """Ids and mask (N, length), padded and cut as the pipelines do."""
     out = tokenizer(  # type: ignore[operator]
         texts,
         padding="max_length",
-        max_length=TOKENS,
+        max_length=length,
         truncation=True,
         return_attention_mask=True,
         return_tensors="pt",

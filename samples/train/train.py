@@ -1,8 +1,9 @@
 """Train one sample model: `python samples/train/train.py MODEL --minutes M`.
 
 Every call goes on where the last one stopped. Order for a start from nothing: features, image-vae,
-video-vae, then dit, flux and wan. Set SHAPES_PAUSE_FILE to a path to make the loop wait while that
-file exists.
+video-vae, then dit, flux and wan; scenes-vae, its pool (scenes_pool.py), then scenes-flux. Set
+SHAPES_PAUSE_FILE to a path to make the loop wait while that file exists, and SAMPLES_RUNS to a
+folder that shall hold all states in place of `runs/`.
 """
 
 from __future__ import annotations
@@ -81,6 +82,21 @@ def _wan() -> tuple:
     )
 
 
+def _scenes_vae() -> tuple:
+    from scenes.vae import build_vae, vae_loss
+
+    run = Run("scenes-vae", build_vae(), rate=3e-3, decay=0.995)
+    return run, vae_loss(16)
+
+
+def _scenes_flux() -> tuple:
+    from scenes.flux import build_flux, flux_loss
+    from scenes.pools import Pool
+
+    run = Run("scenes-flux", build_flux(), decay=0.998, **DENOISER)
+    return run, flux_loss(Pool())
+
+
 MODELS = {
     "features": _features,
     "image-vae": _image_vae,
@@ -88,6 +104,8 @@ MODELS = {
     "dit": _dit,
     "flux": _flux,
     "wan": _wan,
+    "scenes-vae": _scenes_vae,
+    "scenes-flux": _scenes_flux,
 }
 
 

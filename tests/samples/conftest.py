@@ -15,7 +15,9 @@ SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 def script() -> Iterator[Callable[[str], ModuleType]]:
     """Import a script of `samples/train` by name."""
     folder = SAMPLES / "train"
-    names = {path.stem for path in folder.glob("*.py")}
+    scripts = [*folder.glob("*.py"), *folder.glob("scenes/*.py")]
+    parts = [path.relative_to(folder).with_suffix("").parts for path in scripts]
+    names = {"scenes", *(".".join(part) for part in parts)}
     taken = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.path.insert(0, str(folder))
     try:

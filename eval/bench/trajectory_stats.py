@@ -1,0 +1,263 @@
+"""What is measured along the steps of a dense run: changes, predictors, ratios, attention."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from ditaccel.pipelines import FamilyAdapter
+from torch import Tensor, nn
+
+from ditaccel.attention.planner import LayerContext, State, Watcher
+from ditaccel.calls import Arguments
+from ditaccel.outputs import tensors_of
+
+from .sparsity import heaviest, tile_mass
+
+TILE_ROWS = 8  # of an attention map that are looked at, spread over the sequence
+
+
+class Trajectory:
+    """Statistics of what the scheduler is given at each step, over any number of dense runs.
+
+    Three outputs are held at a time, whatever the model's size.
+    """
+
+    def __init__(self) -> None:
+        self.changes: dict[int, list[float]] = defaultdict(list)
+        self.likeness: list[float] = []  # |correlation| of output and latents, per step
+        self._moments: dict[int, Tensor] = defaultdict(lambda: torch.zeros(5).double())
+        self._last: list[Tensor] = []
+        self.steps = 0
+
+    def begin(self) -> None:
+        """Start another run."""
+        self._last, self.steps = [], 0
+
+    def add(self, output: Tensor, latents: Tensor) -> None:
+        """Take the guided output of one step and the latents it was made for."""
+        output = output.detach().float()
+        if output.shape == latents.shape:
+            both = torch.stack([output.flatten(), latents.detach().float().flatten()])
+            self.likeness.append(float(torch.corrcoef(both)[0, 1].abs().nan_to_num()))
+        if self._last:
+            last = self._last[-1]
+            change = (output - last).abs().mean() / output.abs().mean().clamp(min=1e-12)
+            self.changes[self.steps].append(float(change))
+        if len(self._last) == 2:
+            older, newer = (o.flatten().double() for o in self._last)
+            now = output.flatten().double()
+            products = [newer @ newer, newer @ older, older @ older, now @ newer, now @ older]
+            # A step weighs what its share of the output is, not how large it happens to be.
+            self._moments[self.steps] += torch.stack(products).cpu() / float(now @ now)
+        self._last = [*self._last[-1:], output]
+        self.steps += 1
+
+    def change(self, start: float, end: float) -> float | None:
+        """Mean relative L1 change over the steps from the share `start` to `end` of the run."""
+        inside = [v for k in self._within(start, end, self.changes) for v in self.changes[k]]
+        return statistics.mean(inside) if inside else None
+
+    def weights(self, start: float, end: float) -> tuple[float, float] | None:
+        """Least-squares weights of the newest and the last but one output for the next one."""
+        inside = self._within(start, end, self._moments)
+        if not inside:
+            return None
+        nn_, no, oo, xn, xo = sum(self._moments[k] for k in inside).tolist()  # type: ignore[union-attr]
+        determinant = nn_ * oo - no * no
+        if determinant <= 1e-12 * nn_ * oo:
+            return None
+        return (xn * oo - xo * no) / determinant, (xo * nn_ - xn * no) / determinant
+
+    def _within(self, start: float, end: float, of: Any) -> list[int]:
+        return [k for k in sorted(of) if start * self.steps <= k < end * self.steps]
+
+
+@contextmanager
+def watched(scheduler: Any, trajectory: Trajectory) -> Iterator[None]:
+    """Show `trajectory` every step of a scheduler within a `with` block."""
+    step, before = scheduler.step, vars(scheduler).get("step")
+
+    def around(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kw: Any) -> Any:
+        trajectory.add(model_output, sample)
+        return step(model_output, timestep, sample, *args, **kw)
+
+    scheduler.step = around
+    try:
+        yield
+    finally:
+        if before is None:
+            del scheduler.step
+        else:
+            scheduler.step = before
+
+
+class Residuals:
+    """MagCache's ratios: how the length of what all blocks add changes from call to call.
+
+    Args:
+        transformer: whose blocks run.
+        adapter: its family.
+    """
+
+    def __init__(self, transformer: nn.Module, adapter: FamilyAdapter) -> None:
+        contracts = [c for c in adapter.blocks if not c.side]
+        self._ends = (contracts[0], contracts[-1])
+        self._first = getattr(transformer, contracts[0].container)[0]
+        self._last = getattr(transformer, contracts[-1].container)[-1]
+        self._entered: Tensor | None = None
+        self.lengths: list[Tensor] = []
+
+    def _enters(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._entered = Arguments(module).get(self._ends[0].hidden, args, kwargs)
+
+    def _leaves(self, module: nn.Module, args: Any, output: Any) -> None:
+        contract = self._ends[1]
+        outputs = tensors_of(output, len(contract.returns))
+        left = outputs[contract.returns.index("hidden")]
+        entered, self._entered = self._entered, None
+        if entered is None or left.ndim != 3:
+            return
+        image = entered.shape[1]
+        left = left[:, :image] if contract.fused == "back" else left[:, -image:]
+        if left.shape == entered.shape:
+            self.lengths.append((left - entered).detach().float().norm(dim=-1).cpu())
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Listen within a `with` block."""
+        handles = [
+            self._first.register_forward_pre_hook(self._enters, with_kwargs=True),
+            self._last.register_forward_hook(self._leaves),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def ratios(self, steps: int) -> list[float]:
+        """Mean over tokens of the ratio to the step before, of the first branch."""
+        branches = max(1, len(self.lengths) // max(1, steps))
+        first = self.lengths[::branches]
+        pairs = itertools.pairwise(first)
+        return [float((b / a.clamp(min=1e-12)).mean()) for a, b in pairs if a.shape == b.shape]
+
+
+class AttentionWatcher(Watcher):
+    """Least share of tiles that carries the mass, and how much of it lasts for another step.
+
+    Args:
+        mass: of the softmax.
+        tiles: queries and keys of a tile.
+        every: look at every n-th step and the one after it.
+    """
+
+    def __init__(self, mass: float, tiles: tuple[int, int], every: int) -> None:
+        self._mass, self._tiles, self._every = mass, tiles, max(2, every)
+        self.density: dict[tuple[int, int], list[float]] = defaultdict(list)
+        self.overlap: dict[tuple[int, int], list[float]] = defaultdict(list)
+
+    def look(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> None:
+        """Add up the weights of some rows of tiles of each head, for the first sample."""
+        turn = context.step.index % self._every
+        if turn > 1:
+            return
+        height = self._tiles[0]
+        rows = -(-q.shape[2] // height)
+        chosen = torch.linspace(0, rows - 1, min(rows, TILE_ROWS)).round().long().unique().tolist()
+        group = q.shape[1] // k.shape[1]
+        for head in range(q.shape[1]):
+            keys = k[0, head // group].float().T
+            tiles = []
+            for row in chosen:
+                queries = q[0, head, row * height : (row + 1) * height].float()
+                weights = (queries @ keys * scale).softmax(-1)[None]
+                tiles.append(tile_mass(weights, *self._tiles))
+            kept = heaviest(torch.cat(tiles, 1), self._mass)
+            self.density[context.layer, head].append(float(kept.float().mean()))
+            last = state.get(("kept", head))
+            if turn == 1 and last is not None and last.shape == kept.shape:
+                self.overlap[context.layer, head].append(float((kept & last).sum() / kept.sum()))
+            state["kept", head] = kept
+
+    def heads(self) -> list[dict[str, Any]]:
+        """One row per layer and head."""
+        return [
+            {
+                "layer": layer,
+                "head": head,
+                "density": round(statistics.mean(values), 4),
+                "overlap": round(statistics.mean(self.overlap[layer, head]), 4)
+                if self.overlap[layer, head]
+                else None,
+            }
+            for (layer, head), values in sorted(self.density.items())
+        ]
+
+
+@torch.no_grad()
+def as_initialised(module: nn.Module) -> bool:
+    """Whether the weights look as torch draws them at first: within `1 / sqrt(inputs)`.
+
+    Training takes some weights of nearly every layer out of those bounds.
+    """
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear) and m.weight.numel() >= 64]
+    inside = [float(m.weight.abs().max()) <= 1.0001 * m.in_features**-0.5 for m in layers]
+    return bool(inside) and sum(inside) >= 0.9 * len(inside)
+
+
+@contextmanager
+def other_precision(transformers: list[nn.Module], dtype: torch.dtype) -> Iterator[torch.dtype]:
+    """Let transformers compute in another precision within a `with` block.
+
+    float32 runs under bfloat16 autocast. Half-precision weights are widened to float32, which makes
+    the same numbers more exact, and stay so: do this last.
+
+    Args:
+        transformers: of one pipeline.
+        dtype: of their weights.
+    """
+    handles: list[Any] = []
+    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
+
+    def widened(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.float() if floating else value
+
+    for module in transformers:
+        if dtype == torch.float32:
+            inner = module.forward
+
+            def cast(*args: Any, inner: Any = inner, **kwargs: Any) -> Any:
+                kind = next((a.device.type for a in kwargs.values() if isinstance(a, Tensor)), "")
+                with torch.autocast(kind or "cpu", dtype=torch.bfloat16):
+                    return inner(*args, **kwargs)
+
+            module.forward = cast
+        else:
+            module.float()
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda _, args, kwargs: (
+                        tuple(widened(a) for a in args),
+                        {k: widened(v) for k, v in kwargs.items()},
+                    ),
+                    with_kwargs=True,
+                )
+            )
+    try:
+        yield other
+    finally:
+        for handle in handles:
+            handle.remove()
+        if dtype == torch.float32:
+            for module in transformers:
+                del module.forward

@@ -1,0 +1,106 @@
+"""Encoded pictures of scenes, at both resolutions, and what makes their latents white.
+
+    python samples/train/scenes_pool.py 24576
+
+Chunk numbers seed the data, so a pool that grows keeps what it had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from loop import RUNS, autocast, averaged, device
+from torch import Tensor
+from tqdm import tqdm
+
+from scenes.vae import SHRINK, build_vae, halved
+from scenes.words import captions, held_out
+from scenes.world import SIZE, Scenes, render, sample_scenes
+
+FOLDER = RUNS / "pools"
+CHUNK = 2048
+_BATCH = 32
+SIDE = SIZE // SHRINK  # of the latents of whole pictures
+
+
+def files() -> list[Path]:
+    """The chunks that are there, in order."""
+    return sorted(FOLDER.glob("scenes-[0-9]*.pt"))
+
+
+@torch.no_grad()
+def extend(count: int, chunk: int = CHUNK) -> None:
+    """Grow the pool to at least `count` pictures.
+
+    Args:
+        count: pictures.
+        chunk: pictures per file, which is written in one go.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    vae = averaged("scenes-vae", build_vae())
+    for number in range(len(files()), -(-count // chunk)):
+        scenes = sample_scenes(chunk, torch.Generator().manual_seed(5000 + number))
+        whole, small = [], []
+        for start in tqdm(range(0, chunk, _BATCH), desc=f"pool scenes {number}", mininterval=10):
+            pictures = render(scenes[start : start + _BATCH])[:, 0].mul(2).sub(1).to(device())
+            with autocast():
+                for kept, seen in ((whole, pictures), (small, halved(pictures))):
+                    kept.append(vae.encode(seen).latent_dist.mean.bfloat16().cpu())
+        path = FOLDER / f"scenes-{number:04d}.pt"
+        temporary = path.with_suffix(".tmp")
+        state = {"whole": torch.cat(whole), "small": torch.cat(small), "scenes": asdict(scenes)}
+        torch.save(state, temporary)
+        temporary.replace(path)
+
+
+def statistics() -> tuple[Tensor, Tensor]:
+    """Mean (C,) and covariance (C, C) of the latents of whole pictures of the first chunk."""
+    path = FOLDER / "statistics-scenes.pt"
+    if not path.exists():
+        latents = torch.load(files()[0], weights_only=True)["whole"].float()
+        flat = latents.transpose(0, 1).flatten(1)
+        torch.save([flat.mean(1), torch.cov(flat)], path)
+    mean, covariance = torch.load(path, weights_only=True)
+    return mean, covariance
+
+
+class Pool:
+    """Whitened latents and the scenes they show.
+
+    Args:
+        limit: use the first so many pictures, so that a pool that grew gives the same batches.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        # Mapped, not read: batches touch what they draw.
+        parts = [torch.load(p, weights_only=True, mmap=True) for p in files()]
+        if not parts:
+            raise FileNotFoundError("no pool: run `python samples/train/scenes_pool.py N`")
+        mean, covariance = statistics()
+        values, vectors = torch.linalg.eigh(covariance.double())
+        self.mean, self.inwards = mean, (vectors / values.sqrt() @ vectors.T).float()
+        self._latents = {name: [part[name] for part in parts] for name in ("whole", "small")}
+        names = parts[0]["scenes"]
+        self.scenes = Scenes(**{k: torch.cat([p["scenes"][k] for p in parts]) for k in names})
+        self._chunk = len(parts[0]["whole"])
+        self.count = min(limit or len(self.scenes), len(self.scenes))
+
+    def batch(self, n: int, small: bool, generator: torch.Generator) -> tuple[Tensor, Scenes]:
+        """Random latents (n, C, side, side) in float32 and their scenes."""
+        index = torch.randint(self.count, (n,), generator=generator)
+        stored = self._latents["small" if small else "whole"]
+        chosen = [stored[i // self._chunk][i % self._chunk] for i in index.tolist()]
+        latents = torch.stack(chosen).float() - self.mean[:, None, None]
+        with torch.autocast("cpu", enabled=False):
+            return torch.einsum("cd,ndhw->nchw", self.inwards, latents), self.scenes[index]
+
+    @staticmethod
+    def texts(scenes: Scenes, generator: torch.Generator, drop: float) -> list[str]:
+        """Captions, with a share of `drop` and all held-out ones replaced by the empty prompt."""
+        dropped = (torch.rand(len(scenes), generator=generator) < drop).tolist()
+        return [
+            "" if gone or held_out(text) else text
+            for gone, text in zip(dropped, captions(scenes, generator), strict=True)
+        ]
