@@ -18,15 +18,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import ditaccel
 from ditaccel.api import _transformers
 from ditaccel.attention.observe import observed
 from ditaccel.errors import DitaccelError, UsageError
+from ditaccel.frames import to_uint8
 
 from ..metrics.psnr import psnr
-from ..sampler import Generation, Sampler
+from .shared import Subject, add_model, open_subject
 from .trajectory_stats import (
     AttentionWatcher,
     Residuals,
@@ -74,27 +76,32 @@ class Bench:
     """Measures one pipeline.
 
     Args:
-        pipe: the diffusers pipeline.
-        sampler: how to call it.
-        prompts: texts or class names, one generation each.
+        subject: the pipeline and its calls, one generation each.
+        steps: of the dense runs.
     """
 
-    def __init__(self, pipe: Any, sampler: Sampler, prompts: list[str]) -> None:
-        self.pipe, self.sampler, self.prompts = pipe, sampler, prompts
-        transformers, self.adapter = _transformers(pipe)
+    def __init__(self, subject: Subject, steps: int) -> None:
+        self.pipe, self.calls, self.steps = subject.pipe, subject.calls, steps
+        transformers, self.adapter = _transformers(subject.pipe)
         self.transformers = list(transformers.values())
 
-    def _run(self, i: int, steps: int | None = None) -> Generation:
-        return self.sampler.generate(self.pipe, self.prompts[i], i, steps)
+    def _run(self, i: int, steps: int | None = None) -> np.ndarray:
+        """Frames uint8 (F, H, W, 3) of one generation, its noise drawn with its number."""
+        output = self.pipe(
+            **{"output_type": "np", **self.calls[i], "num_inference_steps": steps or self.steps},
+            generator=torch.Generator("cpu").manual_seed(i),
+        )
+        frames = getattr(output, "frames", None)
+        return to_uint8(output.images if frames is None else frames)
 
-    def _psnrs(self, dense: list[Generation], steps: int | None = None) -> list[float]:
-        return [psnr(d.frames, self._run(i, steps).frames) for i, d in enumerate(dense)]
+    def _psnrs(self, dense: list[np.ndarray], steps: int | None = None) -> list[float]:
+        return [psnr(frames, self._run(i, steps)) for i, frames in enumerate(dense)]
 
-    def dense(self) -> tuple[list[Generation], dict[str, Any]]:
+    def dense(self) -> tuple[list[np.ndarray], dict[str, Any]]:
         """The dense runs and what they show."""
         trajectory, ratios, dense = Trajectory(), [], []
-        for i in range(len(self.prompts)):
-            _say(f"dense run {i + 1} of {len(self.prompts)}")
+        for i in range(len(self.calls)):
+            _say(f"dense run {i + 1} of {len(self.calls)}")
             trajectory.begin()
             residuals = [Residuals(t, self.adapter) for t in self.transformers]
             with ExitStack() as stack:
@@ -113,17 +120,16 @@ class Bench:
         found["random"] = random or max(trajectory.likeness, default=1.0) < 0.1
         return dense, found
 
-    def accelerated(self, dense: list[Generation]) -> dict[str, Any]:
+    def accelerated(self, dense: list[np.ndarray]) -> dict[str, Any]:
         """PSNR of half the steps and of TaylorSeer, in dB to the dense runs."""
-        steps = self.sampler.steps
         _say("half the steps")
-        found: dict[str, Any] = {"half_steps": self._psnrs(dense, max(1, steps // 2))}
-        spec = taylorseer_at(SPEED, steps)
+        found: dict[str, Any] = {"half_steps": self._psnrs(dense, self.steps // 2)}
+        spec = taylorseer_at(SPEED, self.steps)
         _say(spec)
         values, shares = [], []
-        for i, generation in enumerate(dense):
+        for i, frames in enumerate(dense):
             with ditaccel.accelerated(self.pipe, spec):
-                values.append(psnr(generation.frames, self._run(i).frames))
+                values.append(psnr(frames, self._run(i)))
                 shares.append(ditaccel.report(self.pipe).computed_share)
         found["taylorseer"] = {"spec": spec, "psnr": values, "speed": len(shares) / sum(shares)}
         return found
@@ -136,7 +142,7 @@ class Bench:
             self._run(0)
         return watcher.heads()
 
-    def noise_floor(self, dense: list[Generation]) -> dict[str, Any]:
+    def noise_floor(self, dense: list[np.ndarray]) -> dict[str, Any]:
         """PSNR of another precision of the transformers alone; leaves half precision widened."""
         _say("another precision")
         dtype = next(self.transformers[0].parameters()).dtype
@@ -191,12 +197,9 @@ def table(found: dict[str, Any]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    parser.add_argument("model", help="folder of a diffusers pipeline, or Hub id")
+    add_model(parser)
     parser.add_argument("--prompts", type=int, default=4, help="generations, one per prompt")
-    parser.add_argument("--prompt-file", type=Path, help="prompts, one a line")
     parser.add_argument("--steps", type=int, help="scheduler steps (the model's own, else 50)")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--mass", type=float, default=0.9, help="of the softmax, for attention")
     parser.add_argument("--q-tile", type=int, default=128)
     parser.add_argument("--k-tile", type=int, default=64)
@@ -205,24 +208,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="JSON to write, with every figure per step")
 
 
+@torch.no_grad()
 def run(args: argparse.Namespace) -> int:
     """Measure a model; prints a table."""
-    from ditaccel.models import load_pipeline, read_prompts, read_sheet
-
-    sheet = read_sheet(args.model)
-    file = args.prompt_file or sheet.prompts
-    if file is None:
-        raise UsageError(f"{args.model} names no prompts of its own; give --prompt-file FILE")
     if args.prompts < 1:
         raise UsageError(f"--prompts {args.prompts}: must be 1 or more")
-    prompts = read_prompts(file, args.prompts)
-    steps = args.steps or int(sheet.call.get("num_inference_steps", 50))
+    subject = open_subject(args, args.prompts, num_inference_steps=args.steps)
+    subject.pipe.set_progress_bar_config(disable=True)
+    steps = int(subject.calls[0].get("num_inference_steps") or 50)
     if steps < 6:
         raise UsageError(f"--steps {steps}: six or more, else there is no middle of the run")
-    pipe = load_pipeline(args.model, args.device, getattr(torch, args.dtype))
-    bench = Bench(pipe, Sampler(pipe, sheet.call, steps, sheet.negative_prompt), prompts)
+    bench = Bench(subject, steps)
     dense, found = bench.dense()
-    found |= {"model": Path(args.model).name, "prompts": len(prompts), "mass": args.mass}
+    found |= {"model": subject.name, "prompts": len(dense), "mass": args.mass}
     found |= bench.accelerated(dense)
     if not args.quick:
         try:
