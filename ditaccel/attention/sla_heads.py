@@ -22,7 +22,7 @@ from ..kernels import (
     tile_moments,
 )
 from .planner import LayerContext
-from .sla_map import moment_errors, pooled_mass, tile_classes
+from .sla_map import moment_errors, pooled_scores, tile_classes
 
 if TYPE_CHECKING:
     from .sla import SLAPlanner
@@ -88,7 +88,7 @@ class HeadGroup:
         q_means = pool_tiles(q, tilings[0])
         moments = self._moments = tile_moments(k, v, tilings[1], self._own_keys(context.keys))
         if planner.choose_by == "mass":
-            mass = rank = pooled_mass(q_means, moments, scale)
+            mass = rank = pooled_scores(q_means, moments, scale)
         else:
             mass, rank = moment_errors(q_means, moments, scale)
         critical, marginal = tile_classes(mass, options["critical"], options["negligible"], rank)

@@ -16,7 +16,8 @@ def tile_classes(
     """Sort the key tiles of each query tile into critical, marginal and negligible ones.
 
     Args:
-        mass: `(B, H, Tq, Tk)`, share of each key tile in the row's softmax.
+        mass: `(B, H, Tq, Tk)`, share of each key tile in the row's softmax, or its logarithm up to
+            a constant of the row: only its order counts.
         critical: percent of the key tiles that are critical, rounded down, but at least one tile.
         negligible: percent that are negligible, rounded down: those of the least mass that are not
             critical.
@@ -37,18 +38,24 @@ def tile_classes(
     return is_critical, ~(is_critical | is_negligible)
 
 
-def pooled_mass(q_means: Tensor, moments: TileMoments, scale: float) -> Tensor:
-    """Mass of each key tile as published: softmax of mean queries times mean keys.
+def pooled_scores(q_means: Tensor, moments: TileMoments, scale: float) -> Tensor:
+    """Scores of mean queries and mean keys, by whose softmax tiles are sorted as published.
+
+    The softmax itself is not taken: it changes no order within a row, and where scores lie far
+    apart it is 0 in float32 for many tiles, whose order would be lost.
 
     Args:
         q_means: mean query of each query tile, `(B, H, Tq, D)`.
-        moments: of the key tiles; tiles without keys get nothing.
+        moments: of the key tiles.
         scale: of the softmax.
 
     Returns:
-        `(B, H, Tq, Tk)`.
+        `(B, H, Tq, Tk)`, -inf for tiles without keys.
     """
-    return (_logits(q_means, moments, scale)).softmax(-1)
+    keys = moments.keys
+    rows = q_means.to(keys.dtype).unflatten(1, (keys.shape[1], -1))
+    scores = (rows.flatten(2, 3) @ keys.mT).unflatten(2, rows.shape[2:4]).flatten(1, 2) * scale
+    return scores.masked_fill(moments.sizes[:, :, None] == 0, -torch.inf)
 
 
 def moment_errors(q_means: Tensor, moments: TileMoments, scale: float) -> tuple[Tensor, Tensor]:
@@ -68,15 +75,7 @@ def moment_errors(q_means: Tensor, moments: TileMoments, scale: float) -> tuple[
     group = q_means.shape[1] // moments.keys.shape[1]
     half = score_variance(q_means, moments, scale) / 2
     sizes = moments.sizes[:, :, None].clamp(min=1).log()
-    mass = (_logits(q_means, moments, scale) + half.log1p() + sizes).softmax(-1)
+    mass = (pooled_scores(q_means, moments, scale) + half.log1p() + sizes).softmax(-1)
     spread = moments.value_spread.repeat_interleave(group, 1)[:, :, None]
     size = moments.values.norm(dim=-1).repeat_interleave(group, 1)[:, :, None]
     return mass, mass * ((2 * half).sqrt() * spread + half * size)
-
-
-def _logits(q_means: Tensor, moments: TileMoments, scale: float) -> Tensor:
-    """Scores of mean queries and mean keys, -inf for tiles without keys."""
-    keys = moments.keys
-    rows = q_means.to(keys.dtype).unflatten(1, (keys.shape[1], -1))
-    scores = (rows.flatten(2, 3) @ keys.mT).unflatten(2, rows.shape[2:4]).flatten(1, 2) * scale
-    return scores.masked_fill(moments.sizes[:, :, None] == 0, -torch.inf)

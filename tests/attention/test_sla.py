@@ -76,6 +76,22 @@ def test_the_published_map_in_float64():
             assert plan.tile_map.to_mask()[0, head, i].tolist() == expected
 
 
+def test_tiles_far_below_the_best_one_keep_their_order():
+    """Beyond 103 below the largest score a float32 softmax is 0, and ties went by index."""
+    q, k, v = (x * 60 for x in _tensors(heads=1, kv_heads=1, length=160))
+    config = SLAConfig(mode="sparse", critical=10, negligible=40, cube=(), **SMALL)
+    plan, _ = _run(config, q, k, v)
+    (group,) = plan.extra["groups"]
+    means = [x[0, 0].double().unflatten(0, (10, 16)).mean(1) for x in (q, k)]
+    scores = means[0] @ means[1].T / WIDTH**0.5
+    assert float((scores.amax(1) - scores.amin(1)).median()) > 103
+    negligible = ~(group.marginal[0, 0] | plan.tile_map.to_mask()[0, 0])
+    for i in range(10):
+        assert set(negligible[i].nonzero().flatten().tolist()) == set(
+            scores[i].argsort()[:4].tolist()
+        )
+
+
 def test_at_least_one_tile_is_critical_however_few_there_are():
     q, k, v = _tensors(length=40)
     plan, out = _run(SLAConfig(critical=1, **SMALL), q, k, v)
