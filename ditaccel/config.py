@@ -276,7 +276,7 @@ def spec_of(config: AccelerationConfig) -> str:
     Options that have their defaults are left out; `parse_spec` or `from_dict` reads back the same
     methods.
     """
-    text = " & ".join(map(_method_spec, config.methods))
+    text = " & ".join(map(method_spec, config.methods))
     try:
         same = parse_spec(text).methods == config.methods
     except ConfigError:
@@ -284,7 +284,8 @@ def spec_of(config: AccelerationConfig) -> str:
     return text if same else yaml.safe_dump(to_dict(config), sort_keys=False).strip()
 
 
-def _method_spec(method: Any) -> str:
+def method_spec(method: Any) -> str:
+    """A method's config as a user writes it, without options that have their defaults."""
     options = {
         f.name: getattr(method, f.name)
         for f in dataclasses.fields(method)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .attention.records import AttentionLog
 from .report import CallRecord, Report
+from .stopwatch import Stopwatch
 
 # A batch job makes thousands of generations: calls beyond this are only counted.
 MAX_CALLS = 20_000
+# Times that are not yet read from the device, at most.
+_UNREAD = 2_000
 
 
 @dataclass(eq=False)
@@ -32,6 +35,7 @@ class Journal:
     warnings: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
     attention: list[AttentionLog] = field(default_factory=list)
+    _watches: dict[int, Stopwatch] = field(default_factory=dict)
 
     def add(self, record: CallRecord) -> None:
         """Book one call."""
@@ -40,7 +44,25 @@ class Journal:
         self.forecasts += record.action == "forecast"
         self.share_sum += record.share
         if len(self.calls) > MAX_CALLS:
+            self._read_watches()
             del self.calls[: MAX_CALLS // 2]
+
+    def time(self, watch: Stopwatch) -> None:
+        """End the time of the call that was booked last, if one was since the watch began."""
+        if not watch.exact or not self.calls:
+            return
+        watch.lap()
+        self._watches[self.total_calls - 1] = watch
+        if len(self._watches) > _UNREAD:
+            self._read_watches()
+
+    def _read_watches(self) -> None:
+        """Put the times of calls into their records; waits for the device."""
+        first = self.total_calls - len(self.calls)
+        for number, watch in self._watches.items():
+            (seconds,) = watch.seconds()
+            self.calls[number - first] = replace(self.calls[number - first], seconds=seconds)
+        self._watches.clear()
 
     def assume(self, line: str) -> None:
         """Book what was taken for granted, once."""
@@ -49,6 +71,7 @@ class Journal:
 
     def report(self) -> Report:
         """What was written so far, as a value that does not change any more."""
+        self._read_watches()
         return Report(
             family=self.family,
             method=self.method,

@@ -6,9 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from statistics import median
 from typing import Any
 
+from . import report_text
 from .attention.records import AttentionLog
+from .reasons import Reason, advice, deciding
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,13 @@ class CallRecord:
         timestep: timestep argument.
         sigma: noise level, where the scheduler has one.
         action: `compute` or `forecast`.
-        reason: why.
+        reason: why, in words.
         error: what the gate compared, where it compared.
         blocks_run: blocks that ran.
         blocks_total: blocks there are.
         share: parameters of the blocks that ran, by those of all blocks.
+        cause: what decided; of a branch that follows another one, what decided over that.
+        seconds: time that the call took, of the device; None where that is not known.
     """
 
     generation: int
@@ -42,6 +47,8 @@ class CallRecord:
     blocks_run: int
     blocks_total: int
     share: float
+    cause: Reason = Reason.NO_METHOD
+    seconds: float | None = None
 
     @classmethod
     def computed(cls, transformer: str, step: Any, reason: str) -> CallRecord:
@@ -62,7 +69,7 @@ class CallRecord:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """What happened since `accelerate` (or in one generation of it), up to when it was asked for.
 
@@ -121,7 +128,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        data = asdict(replace(self, attention=()))
+        data = report_text.plain(asdict(replace(self, attention=())))
         data["computed_share"] = self.computed_share
         data["attention"] = [row for log in self.attention for row in log.rows()]
         return data
@@ -129,6 +136,19 @@ class Report:
     def to_json(self) -> str:
         """Return JSON."""
         return json.dumps(self.to_dict(), indent=1)
+
+    @property
+    def timing(self) -> Timing | None:
+        """Time that the newest calls took; None where no call of them was timed."""
+        return Timing.of(self.calls)
+
+    @property
+    def causes(self) -> dict[tuple[str, Reason], int]:
+        """Steps of the newest generation per (action, cause): computed ones first.
+
+        A step counts once for each cause that one of its branches had.
+        """
+        return steps_per_cause(self.last_generation().calls)
 
     def verdict(self) -> str:
         """One line in plain words."""
@@ -140,11 +160,11 @@ class Report:
         if "cache" not in self.config:
             return f"{self.total_calls} transformer calls were computed; no caching method is on."
         if not self.forecasts:
-            reasons = Counter(c.reason for c in self.calls).most_common(1)
+            found = {cause: n for (_, cause), n in steps_per_cause(self.calls).items()}
+            most = deciding(found)
             return (
                 f"Nothing was skipped: all {self.total_calls} transformer calls were computed "
-                f"(mostly: {reasons[0][0]}). Raise the threshold, tolerance or interval, or use "
-                "more steps."
+                f"(mostly: {most.value}). To skip steps, {advice(most)}."
             )
         return (
             f"{self.forecasts} of {self.total_calls} transformer calls were forecast; blocks did "
@@ -152,53 +172,73 @@ class Report:
         )
 
     def __str__(self) -> str:
-        off = "" if self.is_on else " (off now)"
-        lines = [f"ditaccel report: {self.family}, {self.method or 'no method'}{off}"]
-        for kind in ("cache", "attention"):
-            options = dict(self.config.get(kind) or {})
-            options.pop("method", None)
-            if options:
-                lines.append("  " + ", ".join(f"{k}={v}" for k, v in options.items()))
-        if self.filled:
-            own = ", ".join(f"{k}={v}" for k, v in self.filled.items())
-            lines.append(f"  (not given, so {self.family}'s own: {own})")
-        lines.append(self.verdict())
-        if self.calls and "cache" in self.config:
-            lines.append(
-                f"Cache: {self.cache_bytes / 1e6:.2f} MB at most "
-                f"({self.tensors_per_branch} {self.tensors} per branch)."
-            )
-            if self.correction:
-                lines.append(f"Gap correction: {self.correction}.")
-            lines += _table(self.last_generation().calls)
-        for log in self.attention:
-            lines += log.lines()
-        lines += [f"Assumed: {a}" for a in self.assumed]
-        lines += [f"Warning: {w}" for w in self.warnings]
-        return "\n".join(lines)
+        return "\n".join(report_text.summary(self))
+
+    def details(self) -> str:
+        """The report in full: every layer, assumption and warning."""
+        return "\n".join(report_text.details(self))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        """The short report as a notebook shows it."""
+        return report_text.html_of(self)
 
 
-def _table(calls: Iterable[CallRecord]) -> list[str]:
-    """The last generation: a hit map per transformer and branch, then the reasons."""
-    calls = list(calls)
-    rows: dict[tuple[str, str], list[CallRecord]] = {}
-    for call in calls:
-        rows.setdefault((call.transformer, call.branch), []).append(call)
-    width = max(len(f"{t} {b}") for t, b in rows)
-    lines = [f"Last generation, one sign a step (# computed, . forecast, {len(rows)} branch(es)):"]
-    for (transformer, branch), group in rows.items():
-        marks = {c.step: "#" if c.action == "compute" else "." for c in group}
-        text = "".join(marks.get(step, " ") for step in range(max(marks) + 1))
-        computed = sum(c.action == "compute" for c in group)
-        name = f"{transformer} {branch}"
-        lines.append(f"  {name:<{width}}  {text}  {computed}/{len(group)} computed")
-    reasons = Counter((c.action, c.reason.split(" of ")[0]) for c in calls)
-    for (action, reason), count in reasons.most_common():
-        errors = [
-            c.error
-            for c in calls
-            if c.error is not None and (c.action, c.reason.split(" of ")[0]) == (action, reason)
-        ]
-        span = f", error {min(errors):.2g} to {max(errors):.2g}" if errors else ""
-        lines.append(f"  {action:<8} {count:>4} x {reason}{span}")
-    return lines
+def steps_per_cause(calls: Iterable[CallRecord]) -> dict[tuple[str, Reason], int]:
+    """Number of steps per (action, cause): computed ones first, then the most frequent."""
+    steps = {(c.transformer, c.generation, c.step, c.action, c.cause) for c in calls}
+    counts = Counter((action, cause) for *_, action, cause in steps)
+    return dict(sorted(counts.items(), key=lambda item: (item[0][0], -item[1], item[0])))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time of transformer calls, measured.
+
+    Attributes:
+        calls: how many were timed.
+        seconds: of all of them together.
+        computed: seconds of a computed call, the median; None where there is none.
+        forecast: the same of a forecast call.
+        speedup: time of as many computed calls, by the time of these: an estimate of what caching
+            saves within the transformer, from the medians of each branch. None where nothing was
+            forecast.
+    """
+
+    calls: int
+    seconds: float
+    computed: float | None
+    forecast: float | None
+    speedup: float | None
+
+    @classmethod
+    def of(cls, calls: Iterable[CallRecord]) -> Timing | None:
+        """From the calls that were timed."""
+        groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+        actions: dict[str, list[float]] = {"compute": [], "forecast": []}
+        for call in calls:
+            if call.seconds is not None:
+                group = groups.setdefault((call.transformer, call.branch), {})
+                group.setdefault(call.action, []).append(call.seconds)
+                actions[call.action].append(call.seconds)
+        number = sum(map(len, actions.values()))
+        if not number:
+            return None
+        dense = spent = 0.0
+        for group in groups.values():
+            computed, forecast = group.get("compute", []), group.get("forecast", [])
+            if not computed:
+                continue
+            # medians: the first call of a process, or one that compiles, says nothing of the others
+            dense += median(computed) * (len(computed) + len(forecast))
+            spent += median(computed) * len(computed)
+            spent += median(forecast) * len(forecast) if forecast else 0.0
+        return cls(
+            calls=number,
+            seconds=sum(sum(seconds) for seconds in actions.values()),
+            computed=median(actions["compute"]) if actions["compute"] else None,
+            forecast=median(actions["forecast"]) if actions["forecast"] else None,
+            speedup=dense / spent if actions["forecast"] and spent else None,
+        )

@@ -15,7 +15,6 @@ from .attention.planner import Planner
 from .attention.runtime import AttentionRuntime
 from .caching.blocks import find_blocks
 from .caching.budget import tensors_per_branch, unit
-from .caching.gate import NON_FINITE
 from .caching.hooks import BlockCache
 from .caching.policy import CachePolicy
 from .calls import Arguments, as_tensor, has_conditions
@@ -27,7 +26,9 @@ from .journal import Journal
 from .learning import DryRun
 from .patching import PatchLedger, compiled_as_a_whole, patch_of, unwrapped
 from .pipelines import FamilyAdapter
+from .reasons import Reason, advice, deciding
 from .report import CallRecord, Report
+from .stopwatch import Stopwatch
 from .warning import warn
 
 _FORECAST = "forecast"
@@ -209,6 +210,7 @@ class Session:
             return value
 
         def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+            watch = Stopwatch.at((*args, *kwargs.values()))
             if name in self._unlearnt:
                 self._learn(name, inner, args, kwargs)
             cache, attention = self._caches.get(name), self._attention.get(name)
@@ -244,6 +246,7 @@ class Session:
                 self.abort()
                 raise
             self._book(name, step, call)
+            self.journal.time(watch)
             return output
 
         return around
@@ -283,7 +286,7 @@ class Session:
             self._warn(
                 f"{name} produced non-finite features at step {step.index} ({step.branch}): such "
                 "steps are computed in full; check weights and dtype",
-                once=f"{name}: {NON_FINITE}",
+                once=f"{name}: {Reason.NON_FINITE}",
             )
         if verdict.forecast:
             self._reasons[_FORECAST] += 1
@@ -303,7 +306,8 @@ class Session:
                 timestep=step.timestep,
                 sigma=step.sigma,
                 action="forecast" if verdict.forecast else "compute",
-                reason=verdict.reason,
+                reason=verdict.text,
+                cause=verdict.reason,
                 error=verdict.error,
                 blocks_run=call.blocks_run if cache.blocks else int(not verdict.forecast),
                 blocks_total=len(cache.blocks) or 1,
@@ -318,12 +322,13 @@ class Session:
         too_few = too_few_steps("", policy, step.total) is not None
         if self._reasons[_FORECAST] or asked_for or too_few:
             return
-        (reason, _), *_ = self._reasons.most_common(1)
-        if reason == NON_FINITE:
+        causes = {Reason(cause): n for cause, n in self._reasons.items()}
+        most = deciding(causes)
+        if most is Reason.NON_FINITE:
             return  # which was said, and no threshold helps
         self._warn(
-            f"a whole generation was computed and nothing forecast (mostly: {reason}); raise "
-            "the threshold, tolerance or interval, use more steps, or leave this model uncached"
+            f"a whole generation was computed and nothing forecast (mostly: {most.value}); "
+            f"{advice(most)}"
         )
 
     def _warn(self, line: str, once: str = "") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,42 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UsageError
 from ..kernels import TileMap
+from ..stopwatch import Stopwatch
 
 # Side of the pictures of tile maps.
 _THUMBNAIL = 48
 # A batch job makes thousands of generations: calls beyond this are forgotten, the oldest first.
 MAX_RECORDS = 50_000
 _DIGITS = "0123456789#"
-
-
-class Stopwatch:
-    """Laps of one attention call: on a GPU by events, which are read only when asked for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        self._marks: list[Any] = []
-        self.lap()
-
-    def lap(self) -> None:
-        """End a lap, and begin the next."""
-        if not self._cuda:
-            self._marks.append(time.perf_counter())
-            return
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._marks.append(event)
-
-    def seconds(self) -> list[float]:
-        """Length of each lap; waits for the device."""
-        laps = []
-        for start, end in zip(self._marks, self._marks[1:], strict=False):
-            if self._cuda:
-                end.synchronize()
-                laps.append(start.elapsed_time(end) / 1e3)
-            else:
-                laps.append(end - start)
-        return laps
 
 
 @dataclass(frozen=True)
@@ -82,6 +54,11 @@ def thumbnail(tile_map: TileMap) -> Tensor:
     kept = tile_map.to_mask().float().mean((0, 1))[None, None]
     rows, columns = (min(_THUMBNAIL, n) for n in kept.shape[-2:])
     return F.adaptive_avg_pool2d(kept, (rows, columns))[0, 0].mul(255).round().to(torch.uint8)
+
+
+def _digit(densities: list[float] | None) -> str:
+    """The mean in tenths, # for all; a space where there is none."""
+    return _DIGITS[int(10 * sum(densities) / len(densities) + 1e-9)] if densities else " "
 
 
 class AttentionLog:
@@ -144,22 +121,35 @@ class AttentionLog:
         newest = self.last_generation()
         return sum(float(r.density) for r in newest) / len(newest) if newest else 1.0
 
-    def lines(self) -> list[str]:
-        """The newest generation for people: a table of layers, and density along the steps."""
+    def headline(self) -> str:
+        """The newest generation in one line."""
         rows = self.rows()
         if not rows:
-            return [f"Attention of {self.transformer}: no call was seen."]
-        sparse = [r for r in self.last_generation() if r.sparse]
+            return f"Attention of {self.transformer}: no call was seen."
+        sparse = sum(r.sparse for r in self.last_generation())
         spent = sum(r["planning_s"] + r["running_s"] for r in rows)
         planning = sum(r["planning_s"] for r in rows)
-        lines = [
-            f"Attention of {self.transformer}: {len(sparse)} of {len(rows)} calls sparse, "
+        line = (
+            f"Attention of {self.transformer}: {sparse} of {len(rows)} calls sparse, "
             f"{100 * self.density:.0f} % of the attention matrix computed; "
             f"{spent:.2f} s, of which {100 * planning / max(spent, 1e-9):.0f} % planning."
-        ]
+        )
         if not sparse:
-            reasons = sorted({r["reason"] for r in rows})
-            return [*lines, f"  Nothing was skipped: {', '.join(reasons)}."]
+            line += f" Nothing was skipped: {', '.join(sorted({r['reason'] for r in rows}))}."
+        return line
+
+    def along_steps(self) -> str:
+        """Density along the newest generation's steps, a sign each, over layers and branches."""
+        steps: dict[int, list[float]] = {}
+        for r in self.rows():
+            steps.setdefault(r["step"], []).append(r["density"])
+        return "".join(_digit(steps.get(i)) for i in range(max(steps, default=-1) + 1))
+
+    def lines(self) -> list[str]:
+        """The newest generation for people: a table of layers, and density along the steps."""
+        rows, lines = self.rows(), [self.headline()]
+        if not any(r.sparse for r in self.last_generation()):
+            return lines
         lines.append("  Density along the steps, tenths (# = all), mean over branches:")
         width = max(map(len, self.layers))
         for layer, name in enumerate(self.layers):
@@ -170,10 +160,7 @@ class AttentionLog:
             if not steps:
                 continue
             last = max(r["step"] for r in rows)
-            marks = "".join(
-                _DIGITS[int(10 * sum(steps[i]) / len(steps[i]) + 1e-9)] if i in steps else " "
-                for i in range(last + 1)
-            )
+            marks = "".join(_digit(steps.get(i)) for i in range(last + 1))
             mean = sum(r["density"] for r in of_layer) / len(of_layer)
             time_spent = sum(r["planning_s"] + r["running_s"] for r in of_layer)
             lines.append(f"  {name:<{width}}  {marks}  {100 * mean:3.0f} %  {time_spent:.2f} s")
@@ -189,16 +176,20 @@ class AttentionLog:
             branch: guidance branch; the first one by default.
 
         Raises:
-            ValueError: nothing was sparse, or there is no such branch.
+            UsageError: nothing was sparse, there is no such branch, or the file cannot be
+                written.
         """
         from PIL import Image, ImageDraw
 
         branches = list(dict.fromkeys(b for _, b, _ in self.maps))
         if not branches:
-            raise ValueError("no attention call of the newest generation was sparse: no maps")
+            raise UsageError(
+                "no attention call of the newest generation was sparse, so no map can be drawn; "
+                "run the pipeline first, or see in the report why attention stayed dense"
+            )
         branch = branch or branches[0]
         if branch not in branches:
-            raise ValueError(f"no branch {branch!r}; there are: {', '.join(branches)}")
+            raise UsageError(f"there is no branch {branch!r}; there are: {', '.join(branches)}")
         chosen = {(at, step): m for (at, b, step), m in self.maps.items() if b == branch}
         rows, columns = sorted({a for a, _ in chosen}), sorted({s for _, s in chosen})
         cell = _THUMBNAIL + 2
@@ -216,5 +207,10 @@ class AttentionLog:
             draw.text((left_margin + i * cell + 2, 2), f"step {step}", fill=255)
         for i, at in enumerate(rows):
             draw.text((4, top_margin + i * cell + cell // 2 - 6), f"layer {at}", fill=255)
-        image.save(path)
+        try:
+            image.save(path)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"cannot write the picture {path} ({error}); give a writable path that ends in .png"
+            ) from None
         return path

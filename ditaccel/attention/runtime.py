@@ -19,10 +19,11 @@ from ..kernels.moments import why as why_moments
 from ..patching import PatchLedger
 from ..pipelines import submodule
 from ..pipelines.grids import Grid
+from ..stopwatch import Stopwatch
 from .masks import KeyMask, NotKeyPadding
 from .planner import Attaching, Dense, LayerContext, Plan, Planner, State, Watcher
 from .processor import AttentionModule, ProcessorSeam
-from .records import AttentionLog, AttentionRecord, Stopwatch, thumbnail
+from .records import AttentionLog, AttentionRecord, thumbnail
 
 # Kept share of the attention matrix above which a layer is faster dense. On a CPU a kept tile costs
 # more than its part of dense attention, most at short sequences.

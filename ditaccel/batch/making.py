@@ -100,7 +100,7 @@ class Maker:
         for call in last.calls:
             mark = "#" if call.action == "compute" else "."
             steps.setdefault(f"{call.transformer} {call.branch}".strip(), {})[call.step] = mark
-        reasons = Counter(f"{call.action}: {call.reason.split(' of ')[0]}" for call in last.calls)
+        reasons = Counter(f"{call.action}: {call.cause.value}" for call in last.calls)
         return {
             "calls": calls,
             "forecast": forecasts,

@@ -17,6 +17,7 @@ import torch
 from ..denoising import DenoisingStep
 from ..errors import ConfigError
 from ..outputs import split
+from ..reasons import Reason
 from .correction import GapEnd
 from .forecast import relative_l1
 
@@ -30,18 +31,24 @@ class Verdict:
 
     Attributes:
         forecast: True to forecast the rest of the step, False to compute it.
-        reason: a word or two for the report.
+        reason: what decided.
         error: the figure that was compared, where there was one.
+        detail: the reason in words, where they say more than its own.
     """
 
     forecast: bool
-    reason: str
+    reason: Reason
     error: float | None = None
+    detail: str = ""
+
+    @property
+    def text(self) -> str:
+        """The reason in a word or two, for people."""
+        return self.detail or self.reason.value
 
 
-COMPUTE_WARMUP = Verdict(False, "warm-up")
-COMPUTE_LAST = Verdict(False, "last step")
-NON_FINITE = "non-finite features"
+COMPUTE_WARMUP = Verdict(False, Reason.WARM_UP)
+COMPUTE_LAST = Verdict(False, Reason.LAST_STEPS)
 
 
 @dataclass(frozen=True)
@@ -76,10 +83,10 @@ class StepRules:
             return COMPUTE_LAST
         if len(state.last) < self.needed:
             # a second transformer, or a branch that guidance switched on late
-            return Verdict(False, "no history yet")
+            return Verdict(False, Reason.NO_HISTORY)
         since = step.index - state.last_index  # not the branch's calls: guidance may have paused
         if self.max_consecutive is not None and since > self.max_consecutive:
-            return Verdict(False, "too many forecasts in a row")
+            return Verdict(False, Reason.LONG_GAP)
         return None
 
 
@@ -135,8 +142,8 @@ class IntervalGate(ScheduleGate):
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         if step.index - state.last_index >= self.interval:
-            return Verdict(False, f"every {self.interval} steps")
-        return Verdict(True, "between computed steps")
+            return Verdict(False, Reason.SCHEDULED, detail=f"every {self.interval} steps")
+        return Verdict(True, Reason.BETWEEN)
 
 
 @dataclass
@@ -156,8 +163,8 @@ class MaskGate(ScheduleGate):
                 f"call the pipeline with num_inference_steps={self.total}"
             )
         if step.index in self.steps:
-            return Verdict(False, "in the mask")
-        return Verdict(True, "not in the mask")
+            return Verdict(False, Reason.IN_MASK)
+        return Verdict(True, Reason.NOT_IN_MASK)
 
 
 # Most that a gap may grow at once. ODE solvers often allow twice, which overshot on the samples
@@ -196,8 +203,8 @@ class StepSizeGate(ScheduleGate):
         gap = state.scratch.get("gap", 1)
         error = state.scratch.get("error")
         if step.index - state.last_index >= gap:
-            return Verdict(False, f"gap of {gap} reached", error)
-        return Verdict(True, f"within the gap of {gap}", error)
+            return Verdict(False, Reason.GAP_REACHED, error, f"gap of {gap} reached")
+        return Verdict(True, Reason.WITHIN_GAP, error, f"within the gap of {gap}")
 
     def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
         errors = split(end.error, state.shapes)
@@ -293,7 +300,7 @@ class FirstBlockResidualGate(FirstBlockGate):
 def _below(errors: torch.Tensor, threshold: float) -> Verdict:
     error = float(errors.max())
     if not math.isfinite(error):
-        return Verdict(False, NON_FINITE, error)
+        return Verdict(False, Reason.NON_FINITE, error)
     if error < threshold:
-        return Verdict(True, "error below threshold", error)
-    return Verdict(False, "error above threshold", error)
+        return Verdict(True, Reason.BELOW_THRESHOLD, error)
+    return Verdict(False, Reason.ABOVE_THRESHOLD, error)

@@ -14,6 +14,7 @@ from ..outputs import form_of, join, split, tensors_of, with_tensors
 from ..patching import PatchLedger, patch_of
 from ..pipelines import submodule
 from ..ranks import Ranks
+from ..reasons import Reason
 from .blocks import Block, placeholder, regrouped
 from .budget import within_budget
 from .forecast import History
@@ -33,7 +34,7 @@ _OTHER_LENGTH = (
     "guidance='difference' compares the hidden states of the guidance branches, whose sequences "
     "differ in length here (their texts do); use target='output', or guidance='follow'"
 )
-_FOLLOWS = Verdict(False, "computed with the first branch")
+_WITH_FIRST = "computed with the first branch"
 
 
 def all_finite(values: torch.Tensor) -> torch.Tensor:
@@ -189,12 +190,14 @@ class BlockCache:
         if self.policy.guidance == "difference" and leader.verdict.forecast:
             call.remembers = False  # a difference to a forecast would carry its error on
         if len(state.last) < self.policy.rules.needed:
-            return Verdict(False, "no history yet")
+            why = Reason.NO_HISTORY if leader.verdict.forecast else leader.verdict.reason
+            return Verdict(False, why)
         if self.policy.guidance == "follow":
-            return replace(leader.verdict, reason=f"follows {leader.branch}")
+            return replace(leader.verdict, detail=f"follows {leader.branch}")
         if not leader.verdict.forecast and self._is_due(call, leader):
-            return _FOLLOWS
-        return Verdict(True, f"difference to {leader.branch}")
+            return Verdict(False, leader.verdict.reason, detail=_WITH_FIRST)
+        why = leader.verdict.reason if leader.verdict.forecast else Reason.DIFFERENCE
+        return Verdict(True, why, detail=f"difference to {leader.branch}")
 
     def _is_due(self, call: Call, leader: Leader) -> bool:
         """Whether a branch is computed on a computed step of the first one."""
@@ -205,8 +208,7 @@ class BlockCache:
         scratch["since_computed"] = skipped + 1
         if self.policy.gate.skips_nothing(None):
             return True  # threshold 0 and its like: exact, in all branches
-        forced = leader.verdict.reason in ("warm-up", "last step")
-        return forced or skipped >= self.policy.guidance_interval - 1
+        return leader.verdict.reason.forced or skipped >= self.policy.guidance_interval - 1
 
     def replayed(self, call: Call) -> Any:
         """What the transformer returns on a step of which nothing runs, None if it must run."""
@@ -215,7 +217,7 @@ class BlockCache:
             return None
         if form is None:
             if not self.blocks:
-                call.verdict = Verdict(False, "it returns more than latents")
+                call.verdict = Verdict(False, Reason.MORE_THAN_LATENTS)
                 self._warn(
                     "the transformer returns more than latents, or not in the form it did before, "
                     "so no call of it can be left out; use target='hidden'"
@@ -227,7 +229,7 @@ class BlockCache:
         """Book the call once the transformer has returned; returns the output, corrected."""
         self._call = None
         state = call.state
-        verdict = call.verdict = call.verdict or Verdict(False, "the first block did not run")
+        verdict = call.verdict = call.verdict or Verdict(False, Reason.FIRST_BLOCK_LEFT_OUT)
         if not self.blocks and not verdict.forecast:
             call.reached_end, call.cost_run = True, self.total_cost
         if not verdict.forecast:

@@ -253,7 +253,7 @@ def test_report_of_attention(tmp_path):
     pipe, call = peaked("wan")
     with ditaccel.accelerated(pipe, attention=PEAKED):
         assert "no call was seen" in log_of(pipe).lines()[0]
-        with pytest.raises(ValueError, match="no attention call of the newest generation"):
+        with pytest.raises(ditaccel.UsageError, match="no attention call of the newest generation"):
             log_of(pipe).picture(tmp_path / "none.png")
         generate(pipe, call)
         generate(pipe, call)
@@ -264,21 +264,25 @@ def test_report_of_attention(tmp_path):
         assert all(r["planning_s"] >= 0 and r["running_s"] > 0 for r in rows)
         assert log.density == pytest.approx(sum(r["density"] for r in rows) / len(rows))
         assert "Attention of transformer: 56 of 64 calls sparse" in text
-        line = next(x for x in text.splitlines() if "blocks.2.attn1" in x)
+        assert "along the steps, in tenths (# = all): ##" in text and "blocks.2.attn1" not in text
+        line = next(x for x in report.details().splitlines() if "blocks.2.attn1" in x)
         marks = line.split()[1]
         assert len(marks) == 8 and marks.startswith("##") and marks[-1].isdigit()
         saved = json.loads(report.to_json())
         assert saved["attention"] == rows
         assert saved["config"]["attention"]["threshold"] == -4.0
-        assert report.last_generation().attention == [log]
+        assert report.last_generation().attention == (log,)
         sizes = set()
         for branch in (None, "uncond"):
             with Image.open(log.picture(tmp_path / f"{branch}.png", branch)) as picture:
                 sizes.add(picture.size)
                 assert picture.getextrema() == (0, 255)
         assert sizes == {(64 + 7 * 50, 16 + 4 * 50)}
-        with pytest.raises(ValueError, match="no branch 'x'; there are: cond, uncond"):
+        with pytest.raises(ditaccel.UsageError, match="no branch 'x'; there are: cond, uncond"):
             log.picture(tmp_path / "x.png", "x")
+        for name in ("x.nothing", "no/folder.png"):
+            with pytest.raises(ditaccel.UsageError, match=r"cannot write the picture .*png"):
+                log.picture(tmp_path / name)
 
 
 def test_spec_preset_file_and_round_trip(tmp_path):

@@ -1,0 +1,70 @@
+"""Why a step was computed or forecast, as data: no decision is taken from words for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """What decided over one transformer call; the value is its name in files.
+
+    A branch that follows another one has the reason of the branch that it follows.
+    """
+
+    WARM_UP = "warm-up"
+    LAST_STEPS = "last step"
+    NO_HISTORY = "no history yet"
+    LONG_GAP = "too many forecasts in a row"
+    SCHEDULED = "scheduled"
+    BETWEEN = "between computed steps"
+    IN_MASK = "in the mask"
+    NOT_IN_MASK = "not in the mask"
+    GAP_REACHED = "gap reached"
+    WITHIN_GAP = "within the gap"
+    ABOVE_THRESHOLD = "error above threshold"
+    BELOW_THRESHOLD = "error below threshold"
+    NON_FINITE = "non-finite features"
+    DIFFERENCE = "difference to the first branch"
+    MORE_THAN_LATENTS = "it returns more than latents"
+    FIRST_BLOCK_LEFT_OUT = "the first block did not run"
+    NO_METHOD = "no caching method"
+    OTHER = "other"
+
+    @property
+    def forced(self) -> bool:
+        """Whether the place in the loop decided, and nothing that was seen."""
+        return self in (Reason.WARM_UP, Reason.LAST_STEPS)
+
+
+_ADVICE = {
+    Reason.WARM_UP: "use more steps, or a smaller warmup",
+    Reason.LAST_STEPS: "use more steps, or a smaller final",
+    Reason.NO_HISTORY: "use more steps: a forecast needs computed ones before it",
+    Reason.LONG_GAP: "raise max_consecutive",
+    Reason.SCHEDULED: "raise the interval",
+    Reason.IN_MASK: "leave steps out of the mask",
+    Reason.GAP_REACHED: "raise the tolerance, use more steps, or leave this model uncached",
+    Reason.ABOVE_THRESHOLD: "raise the threshold, use more steps, or leave this model uncached",
+    Reason.NON_FINITE: "check weights and dtype: no threshold helps here",
+    Reason.MORE_THAN_LATENTS: "use target='hidden'",
+    Reason.FIRST_BLOCK_LEFT_OUT: "leave layers in, or take a method with target='output'",
+}
+
+
+def deciding(causes: Mapping[Reason, int]) -> Reason:
+    """The cause that a change can act on, of those of steps that were computed.
+
+    What the place in the loop decided comes last: it is no use to change where something else has
+    decided as well.
+
+    Args:
+        causes: number of steps per cause, at least one.
+    """
+    free = {cause: n for cause, n in causes.items() if not cause.forced} or causes
+    return max(free, key=lambda cause: free[cause])
+
+
+def advice(cause: Reason) -> str:
+    """What to do where nothing was skipped for this cause."""
+    return _ADVICE.get(cause, "use more steps, or another method")
