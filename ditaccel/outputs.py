@@ -70,3 +70,10 @@ def split(joined: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
         return [joined]
     parts = joined.split([shape[1:].numel() for shape in shapes], 1)
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def all_finite(values: torch.Tensor) -> torch.Tensor:
+    """Whether all values are finite, as a 0-d tensor on their device."""
+    # NaN goes through to both ends; a mask of all values costs twenty times a copy of them
+    low, high = torch.aminmax(values)
+    return torch.isfinite(low) & torch.isfinite(high)

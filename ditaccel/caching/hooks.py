@@ -10,7 +10,7 @@ import torch
 
 from ..denoising import DenoisingStep
 from ..errors import ConfigError, UnsupportedError
-from ..outputs import form_of, join, split, tensors_of, with_tensors
+from ..outputs import all_finite, form_of, join, split, tensors_of, with_tensors
 from ..patching import PatchLedger, patch_of
 from ..pipelines import submodule
 from ..ranks import Ranks
@@ -35,13 +35,6 @@ _OTHER_LENGTH = (
     "differ in length here (their texts do); use target='output', or guidance='follow'"
 )
 _WITH_FIRST = "computed with the first branch"
-
-
-def all_finite(values: torch.Tensor) -> torch.Tensor:
-    """Whether all values are finite, as a 0-d tensor on their device."""
-    # NaN goes through to both ends; a mask of all values costs twenty times a copy of them
-    low, high = torch.aminmax(values)
-    return torch.isfinite(low) & torch.isfinite(high)
 
 
 class BlockCache:

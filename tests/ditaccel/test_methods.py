@@ -6,7 +6,7 @@ from tiny import generate, tiny_dit, tiny_flux, tiny_wan, tiny_wan22
 
 import ditaccel
 from ditaccel.caching.blocks import placeholder
-from ditaccel.caching.hooks import all_finite
+from ditaccel.outputs import all_finite
 
 
 def computed(pipe, branch=None):
