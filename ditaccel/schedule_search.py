@@ -153,14 +153,16 @@ def plans(
     # Longer gaps for the difference: it moves slowly.
     other_costs = GapCosts(difference, longest=2 * costs.longest) if difference else None
     for count, (cost, path) in best_steps(costs, range(steps), warmup).items():
-        if count > 0.6 * steps:
-            continue
         if other_costs is None:
-            found.append(Plan(path, None, count / steps, cost))
+            if count < steps:  # all of them would be the dense run
+                found.append(Plan(path, None, count / steps, cost))
             continue
+        if count > 0.6 * steps and (steps - count) % 2:
+            continue  # there plans differ little, and each takes as long to find as all short ones
         for others, (extra, nodes) in best_steps(other_costs, path, warmup).items():
             share = (count + others) / (2 * steps)
-            found.append(Plan(path, nodes, share, cost + weight**2 * extra))
+            if share < 1.0:
+                found.append(Plan(path, nodes, share, cost + weight**2 * extra))
     front: list[Plan] = []
     for plan in sorted(found, key=lambda p: (p.share, p.cost)):
         if not front or plan.cost < front[-1].cost:

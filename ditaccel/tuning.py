@@ -19,6 +19,7 @@ from .caching.step_mask import StepMaskConfig
 from .config import AccelerationConfig, choice
 from .errors import ConfigError, UnsupportedError, UsageError
 from .option_types import checked, checked_value
+from .plan_search import best_within, cheapest_good
 from .prompts import Prompt, as_calls, listed
 from .recording import Recording, record
 from .schedule_search import Plan, Trajectory, plans
@@ -92,6 +93,12 @@ class TuningRun:
     def level(self, statistic: str) -> float:
         """Return `psnr` (`mean`) or `psnr_min` (`min`)."""
         return self.psnr if statistic == "mean" else self.psnr_min
+
+    def reaches(self, target: Target) -> bool:
+        """Whether it holds what a target of steps asks for."""
+        if target.psnr is not None:
+            return self.level(target.statistic) >= target.psnr
+        return self.computed_share <= (target.computed_share or 0.0) + 1e-9
 
 
 def _trajectories(
@@ -248,8 +255,14 @@ class Tuner:
             self._checked[plan] = run
         return self._checked[plan]
 
+    def _runs(self) -> list[TuningRun]:
+        """All that were run, for whatever target."""
+        return list(self._checked.values())
+
     def at_share(self, share: float, statistic: str = "mean") -> TuningRun:
         """Return the best checked plan that computes no more than `share` of the calls.
+
+        Of two within 1 dB the one with the longer warm-up is taken, and that is said.
 
         Args:
             share: between 0 and 1.
@@ -259,43 +272,49 @@ class Tuner:
             ConfigError: no plan computes so little.
         """
         choice("statistic", statistic, STATISTICS)
-        within = [[p for p in front if p.share <= share] for front in self.plans]
-        runs = [self.check(front[-1]) for front in within if front]
-        if not runs:
+        if not any(best_within(self.plans, share, self.check)):
             least = min(p.share for front in self.plans for p in front)
             raise ConfigError(f"computed_share {share:g} is out of reach; at least {least:.3f}")
-        return self._best(runs, statistic)
+        within = {p: r for p, r in self._checked.items() if r.computed_share <= share + 1e-9}
 
-    def _best(self, runs: Sequence[TuningRun], statistic: str) -> TuningRun:
-        """The run with the highest level; the first one (the longest warm-up) has a margin."""
-        best = max(runs, key=lambda r: r.level(statistic))
-        return runs[0] if best.level(statistic) < runs[0].level(statistic) + _MARGIN else best
+        def level(plan: Plan) -> float:
+            return within[plan].level(statistic)
+
+        best = max(within, key=level)
+        safer = max((p for p in self.plans[0] if p in within), key=level, default=best)
+        if best is safer or level(best) >= level(safer) + _MARGIN:
+            return within[best]
+        if level(best) > level(safer):
+            self._progress(
+                f"{within[safer].config.label} is taken for its longer warm-up: the best, "
+                f"{within[best].config.label}, has only {level(best) - level(safer):.1f} dB more"
+            )
+        return within[safer]
 
     def at_psnr(self, psnr: float, statistic: str = "mean") -> TuningRun:
         """Return the checked plan with the least computation that reaches `psnr`.
+
+        Every plan that this tuner has run counts, whatever it was run for. Where none reaches it,
+        a warning says so, and the run with the highest level is returned (`TuningRun.reaches`).
 
         Args:
             psnr: in dB.
             statistic: `mean` or `min` of the samples' PSNR has to reach it.
         """
         choice("statistic", statistic, STATISTICS)
-        runs = []
-        for front in self.plans:
-            low, high = 0, len(front) - 1
-            while low < high:
-                middle = (low + high) // 2
-                if self.check(front[middle]).level(statistic) >= psnr:
-                    high = middle
-                else:
-                    low = middle + 1
-            runs.append(self.check(front[low]))
-        reached = [r for r in runs if r.level(statistic) >= psnr]
-        if not reached:
-            best = max(runs, key=lambda r: r.level(statistic))
-            of = "" if statistic == "mean" else " for the worst sample"
-            warn(f"no plan reaches {psnr:g} dB{of}; the best has {best.level(statistic):.1f} dB")
-            return best
-        return min(reached, key=lambda r: r.computed_share)
+        found = cheapest_good(
+            self.plans, self.check, self._runs, lambda run: run.level(statistic) >= psnr
+        )
+        if found is not None:
+            return found
+        best = max(self._runs(), key=lambda r: r.level(statistic))
+        of = "" if statistic == "mean" else " for the worst sample"
+        warn(
+            f"no plan that was run reaches {psnr:g} dB{of}; the best has "
+            f"{best.level(statistic):.1f} dB, with {100 * best.computed_share:.0f} % of the calls "
+            "computed"
+        )
+        return best
 
     def reach(self, target: Target) -> TuningRun:
         """Return the checked plan that serves a target best."""

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -16,9 +17,10 @@ import ditaccel.recording as recording_room
 from ditaccel import config as configs
 from ditaccel.api import _transformers
 from ditaccel.caching.forecast import newton_weights
+from ditaccel.plan_search import cheapest_good
 from ditaccel.recording import record
-from ditaccel.schedule_search import GapCosts, Trajectory, best_steps, plans
-from ditaccel.tuning import Tuner, _trajectories
+from ditaccel.schedule_search import GapCosts, Plan, Trajectory, best_steps, plans
+from ditaccel.tuning import Tuner, TuningRun, _trajectories
 
 CALLS = [{"class_labels": [3]}, {"class_labels": [5]}]
 
@@ -264,3 +266,82 @@ def test_mistakes_are_named():
         ditaccel.Target(psnr=30, statistic="median")
     with pytest.raises(ditaccel.ConfigError, match=r"computed_share is 1\.5"):
         ditaccel.Target(computed_share=1.5)
+
+
+def _measured(levels):
+    """Fronts of one plan per share, and a check that gives the levels in `levels`."""
+    front = [Plan((0, i + 1), None, share, 1 / share) for i, share in enumerate(levels)]
+    given = dict(zip(front, levels.values(), strict=True))
+    runs: dict = {}
+
+    def check(plan):
+        return runs.setdefault(plan, TuningRun(None, plan.share, given[plan], given[plan]))
+
+    return front, check, runs
+
+
+@pytest.mark.parametrize("target", [20.0, 28.0, 31.0, 31.9, 35.0, 45.0])
+@pytest.mark.parametrize(
+    "levels",
+    [
+        (20, 25, 31.9, 27, 28.6),  # the dearest is not the best
+        (12, 40, 14, 41, 16, 42, 18, 43),
+        (45, 10, 10, 10, 10, 10),
+        (10, 10, 10, 44, 10, 10),
+        (20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 42, 44, 46),
+    ],
+)
+def test_the_cheapest_of_all_that_were_run_is_taken_on_any_front(levels, target):
+    shares = [round(0.1 + 0.8 * i / len(levels), 3) for i in range(len(levels))]
+    front, check, runs = _measured(dict(zip(shares, levels, strict=True)))
+    check(front[len(front) // 3])  # by an earlier search
+
+    def good(run):
+        return run.psnr >= target
+
+    found = cheapest_good([front], check, lambda: list(runs.values()), good)
+    held = [r for r in runs.values() if good(r)]
+    assert found == (min(held, key=lambda r: r.computed_share) if held else None)
+    if sorted(levels) == list(levels):
+        every = [s for s, level in zip(shares, levels, strict=True) if level >= target]
+        assert found is not None and found.computed_share == every[0]
+
+
+def test_nothing_that_was_run_is_forgotten():
+    """The fault: 31.9 dB at share .438 was shown, and 28.6 dB at .5 returned."""
+    pipe, _ = tiny_dit(scheduler=DDIMScheduler(clip_sample=False))
+    tuner = Tuner(pipe, [{**c, "num_inference_steps": 12} for c in CALLS])
+    front, check, _ = _measured({0.25: 20.0, 0.438: 31.9, 0.5: 28.6})
+    tuner.plans = [front]
+    tuner.check = lambda plan: tuner._checked.setdefault(plan, check(plan))
+    with pytest.warns(UserWarning, match=r"reaches 35 dB; the best has 31\.9 dB, with 44 %"):
+        best = tuner.at_psnr(35)
+    assert best.psnr == 31.9 and not best.reaches(ditaccel.Target(psnr=35))
+    assert tuner.at_psnr(31).computed_share == 0.438
+    assert tuner.at_share(0.5).psnr == 31.9 and tuner.at_share(0.3).psnr == 20.0
+
+
+def test_a_plan_with_the_longer_warm_up_within_a_decibel_is_taken_and_that_is_said():
+    pipe, _ = tiny_dit(scheduler=DDIMScheduler(clip_sample=False))
+    lines = []
+    tuner = Tuner(pipe, [{**c, "num_inference_steps": 12} for c in CALLS], progress=lines.append)
+    safe, check_safe, _ = _measured({0.4: 30.0})
+    short, check_short, _ = _measured({0.41: 30.6})
+    label = ditaccel.AccelerationConfig(label="plan")
+
+    def check(plan):
+        run = (check_safe if plan in safe else check_short)(plan)
+        run = replace(run, config=label)
+        return tuner._checked.setdefault(plan, run)
+
+    tuner.plans, tuner.check = [safe, short], check
+    assert tuner.at_share(0.5).psnr == 30.0
+    assert "for its longer warm-up" in lines[-1] and "only 0.6 dB more" in lines[-1]
+
+
+def test_plans_of_nearly_all_steps_are_on_the_front():
+    _, first = trajectory()
+    _, difference = trajectory(seed=1)
+    assert plans(first, None, 0.0, warmup=1)[-1].share == pytest.approx(8 / 9)
+    front = plans(first, difference, 3.0, warmup=1)
+    assert 0.8 < front[-1].share < 1.0
