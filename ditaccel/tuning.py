@@ -13,7 +13,7 @@ import torch
 from ._compat import refuse_split
 from .api import _transformers, accelerated
 from .api import report as report_of
-from .attention.calibration import calibrate
+from .attention.calibration import Calibration, calibrate
 from .caching._options import MemoryBudget
 from .caching.step_mask import StepMaskConfig
 from .config import AccelerationConfig, choice
@@ -255,7 +255,8 @@ class Tuner:
             self._checked[plan] = run
         return self._checked[plan]
 
-    def _runs(self) -> list[TuningRun]:
+    @property
+    def runs(self) -> list[TuningRun]:
         """All that were run, for whatever target."""
         return list(self._checked.values())
 
@@ -303,11 +304,11 @@ class Tuner:
         """
         choice("statistic", statistic, STATISTICS)
         found = cheapest_good(
-            self.plans, self.check, self._runs, lambda run: run.level(statistic) >= psnr
+            self.plans, self.check, lambda: self.runs, lambda run: run.level(statistic) >= psnr
         )
         if found is not None:
             return found
-        best = max(self._runs(), key=lambda r: r.level(statistic))
+        best = max(self.runs, key=lambda r: r.level(statistic))
         of = "" if statistic == "mean" else " for the worst sample"
         warn(
             f"no plan that was run reaches {psnr:g} dB{of}; the best has "
@@ -322,6 +323,16 @@ class Tuner:
             return self.at_psnr(target.psnr, target.statistic)
         assert target.computed_share is not None
         return self.at_share(target.computed_share, target.statistic)
+
+
+def no_saving(calibration: Calibration, error: float) -> str:
+    """Say that a calibration found nothing worth skipping."""
+    mean = sum(calibration.density) / len(calibration.density)
+    return (
+        f"within an error of {error:g} per layer {100 * mean:.0f} % of the attention is kept, and "
+        f"above {100 * calibration.break_even:.0f} % sparse attention costs time here, so a run "
+        "would go dense; allow a larger error, or leave attention alone for this model"
+    )
 
 
 def tune(
@@ -357,7 +368,8 @@ def tune(
 
     Raises:
         ConfigError: a target out of range, a share out of reach, or too few steps to skip any. A
-            PSNR out of reach is a warning, and the best plan is returned.
+            PSNR out of reach is a warning, and the best plan is returned; so is a calibration that
+            would skip nothing.
         UnsupportedError: two transformers, or a scheduler that does not add its outputs up.
     """
     prompts = listed(prompts)
@@ -367,6 +379,8 @@ def tune(
         calibration = calibrate(
             pipe, prompts, target_error=error, seed=seed, progress=progress, **call
         )
+        if not calibration.saves:
+            warn(no_saving(calibration, error))
         return AccelerationConfig(
             attention=calibration.config, label=f"attention within {100 * error:g} %"
         )

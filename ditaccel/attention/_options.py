@@ -15,6 +15,11 @@ from .planner import Dense, LayerContext
 Ranges = tuple[tuple[int, int], ...]
 Backend = Literal["auto", "triton", "torch", "naive"]
 
+# Kept share of the attention matrix above which a layer is faster dense. On a CPU a kept tile costs
+# more than its part of dense attention, most at short sequences.
+_BREAK_EVEN = {"cpu": 0.7}
+_BREAK_EVEN_ELSEWHERE = 0.97
+
 
 def check_ranges(name: str, value: Ranges) -> None:
     """Check token ranges `((start, end), …)`: ascending, end exclusive, apart from each other."""
@@ -76,6 +81,16 @@ def check_dense(config: Any) -> None:
         share is None or 0.0 < share <= 1.0,
         f"break_even is {share}; give a share of the attention matrix in (0, 1], 1 for never",
     )
+
+
+def break_even_of(chosen: float | None, device_type: str) -> float:
+    """The kept share of the attention matrix above which sparse attention costs time.
+
+    Args:
+        chosen: by the config, None for what the kind of device is known for.
+        device_type: `cpu`, `cuda`, …
+    """
+    return _BREAK_EVEN.get(device_type, _BREAK_EVEN_ELSEWHERE) if chosen is None else chosen
 
 
 def share_of(value: int | float, total: int | None) -> int:

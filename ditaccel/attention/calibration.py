@@ -23,6 +23,7 @@ from ..errors import UsageError
 from ..kernels import tile_attention
 from ..option_types import checked_value
 from ..prompts import Prompt, as_calls
+from ._options import break_even_of
 from .lite_attention import LiteAttentionConfig, LiteAttentionPlanner
 from .observe import observed
 from .planner import Dense, LayerContext, State, Watcher
@@ -40,11 +41,19 @@ class Calibration:
         config: the config with `thresholds` filled in.
         error: per layer, mean relative L1 error of its output against the dense one.
         density: per layer, mean computed share of its attention matrix.
+        break_even: share above which sparse attention costs time on the device it ran on.
     """
 
     config: LiteAttentionConfig
     error: tuple[float, ...]
     density: tuple[float, ...]
+    break_even: float = 1.0
+
+    @property
+    def saves(self) -> bool:
+        """Whether a run with it would skip enough to be worth its cost; else it would go dense."""
+        mean = _mean(self.density)
+        return mean < 1.0 and mean <= self.break_even
 
 
 class _Recorder(Watcher):
@@ -53,7 +62,11 @@ class _Recorder(Watcher):
     def __init__(self, candidates: Mapping[float, LiteAttentionConfig], parts: int) -> None:
         self._planners = {name: LiteAttentionPlanner(c) for name, c in candidates.items()}
         self._parts = parts
+        self._least = min(planner.least_tokens for planner in self._planners.values())
         self.layers = 0
+        self.device_type = "cpu"
+        # tokens of a sequence that was too short
+        self.short: int | None = None
         # (layer, part, candidate) -> [relative errors], [densities]
         self.errors: dict[tuple[int, int, float], list[float]] = defaultdict(list)
         self.densities: dict[tuple[int, int, float], list[float]] = defaultdict(list)
@@ -62,7 +75,10 @@ class _Recorder(Watcher):
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
     ) -> None:
         """Let each candidate plan, and hold its output against the dense one."""
-        self.layers = context.layers
+        self.layers, self.device_type = context.layers, q.device.type
+        if q.shape[2] < self._least:
+            self.short = q.shape[2]
+            return
         part = min(int(context.fraction * self._parts), self._parts - 1)
         dense: Tensor | None = None
         for name, planner in self._planners.items():
@@ -96,6 +112,13 @@ def _measure(
         for i, call in enumerate(calls):
             progress(f"dense run {i + 1} of {len(calls)}, {len(candidates)} threshold(s) a layer")
             pipe(**call, generator=torch.Generator().manual_seed(seed + i))
+    if not recorder.errors and recorder.short is not None:
+        least = next(iter(candidates.values())).min_tokens
+        raise UsageError(
+            f"nothing to calibrate: attention runs over {recorder.short} tokens here, and shorter "
+            f"sequences than min_tokens={least} stay dense; make larger pictures or longer clips, "
+            "or leave attention alone for this model"
+        )
     if not recorder.errors:
         raise UsageError(
             "no attention call was open to skipping (dense_steps, dense_layers, a mask, or too few "
@@ -177,4 +200,5 @@ def calibrate(
         chosen,
         error=tuple(_mean(held.errors.get((i, 0, 0.0)) or [0.0]) for i in layers),
         density=tuple(_mean(held.densities.get((i, 0, 0.0)) or [1.0]) for i in layers),
+        break_even=break_even_of(chosen.break_even, held.device_type),
     )

@@ -20,15 +20,12 @@ from ..patching import PatchLedger
 from ..pipelines import submodule
 from ..pipelines.grids import Grid
 from ..stopwatch import Stopwatch
+from ._options import break_even_of
 from .masks import KeyMask, NotKeyPadding
 from .planner import Attaching, Dense, LayerContext, Plan, Planner, State, Watcher
 from .processor import AttentionModule, ProcessorSeam
 from .records import AttentionLog, AttentionRecord, thumbnail
 
-# Kept share of the attention matrix above which a layer is faster dense. On a CPU a kept tile costs
-# more than its part of dense attention, most at short sequences.
-_BREAK_EVEN = {"cpu": 0.7}
-_BREAK_EVEN_ELSEWHERE = 0.97
 _WITHOUT_TRITON = ("cpu",)
 # Reasons for which a call is dense that a warning of their own goes with.
 _SAID = frozenset({"turned off", "short sequence", "mask", "mixed dtypes"})
@@ -263,9 +260,7 @@ class AttentionRuntime:
             )
 
     def _break_even(self, density: Tensor) -> float:
-        if self.planner.break_even is not None:
-            return self.planner.break_even
-        return _BREAK_EVEN.get(density.device.type, _BREAK_EVEN_ELSEWHERE)
+        return break_even_of(self.planner.break_even, density.device.type)
 
     def _turn_off(self, why: str) -> None:
         self._off = why

@@ -73,9 +73,11 @@ def test_bad_input() -> None:
         calibrate(pipe, [], BASE)
     with ditaccel.accelerated(pipe, attention=BASE), pytest.raises(UsageError, match="restore"):
         calibrate(pipe, [call], BASE)
-    short = LiteAttentionConfig(dense_steps=100)
+    dense = dataclasses.replace(BASE, dense_steps=100)
     with pytest.raises(UsageError, match="no attention call"):
-        calibrate(pipe, [call], short)
+        calibrate(pipe, [call], dense)
+    with pytest.raises(UsageError, match=r"192 tokens here, and shorter .* min_tokens=1024"):
+        calibrate(pipe, [call], LiteAttentionConfig())
 
 
 def test_candidates_are_in_documented_units() -> None:
@@ -85,7 +87,8 @@ def test_candidates_are_in_documented_units() -> None:
 def test_tune_calibrates_attention() -> None:
     pipe, call = _peaked()
     call = {**call, "height": 256, "width": 256, "num_inference_steps": 6, "num_frames": 13}
-    found = ditaccel.tune(pipe, [call], ditaccel.Target(attention_error=0.05))
+    with pytest.warns(UserWarning, match=r"100 % of the attention is kept, .* would go dense"):
+        found = ditaccel.tune(pipe, [call], ditaccel.Target(attention_error=0.05))
     assert found.cache is None and len(found.attention.thresholds) == 2
     for wrong in ({}, {"psnr": 30.0, "attention_error": 0.1}, {"attention_error": 1.5}):
         with pytest.raises(ConfigError, match=r"Target|attention_error"):

@@ -64,3 +64,61 @@ def test_a_scheduler_that_does_not_add_up_is_refused(model_folder, tmp_path, cap
     assert main(arguments) == 2
     assert "use adaptive_taylor" in capsys.readouterr().err
     assert not (tmp_path / "a.yaml").exists()
+
+
+def test_a_target_out_of_reach_is_said_with_exit_code_1(additive, tmp_path, capsys):
+    path = tmp_path / "far.yaml"
+    arguments = ["tune", str(additive), "--psnr", "98", "--limit", "1", "--out", str(path)]
+    assert main(arguments) == 1
+    told = capsys.readouterr()
+    lines = [line for line in told.err.splitlines() if "not reached" in line]
+    assert (
+        len(lines) == 1 and "psnr-98: no plan that was run reaches 98 dB; the best of" in lines[0]
+    )
+    assert str(path) in lines[0] and path.exists()
+    shown = [
+        float(line.split(", ")[1].split()[0]) for line in told.err.splitlines() if "share" in line
+    ]
+    assert f"has {max(shown):.1f} dB" in lines[0]  # the best that was shown, not the last
+
+
+def test_a_file_that_is_there_is_not_replaced_without_being_told(additive, tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("mine")
+    arguments = ["tune", str(additive), "--psnr", "12", "--limit", "1", "--out", str(path)]
+    assert main(arguments) == 2
+    assert "is there already" in capsys.readouterr().err and path.read_text() == "mine"
+    far = [*arguments[:3], "98", *arguments[4:], "--overwrite"]
+    assert main(far) == 1
+    assert "is left as it was" in capsys.readouterr().err and path.read_text() == "mine"
+    assert main([*arguments, "--overwrite"]) == 0
+    assert configs.load(path).cache.total == 6
+    folder = tmp_path / "share-0.7.yaml"
+    folder.mkdir()
+    arguments = ["tune", str(additive), "--share", "0.5,0.7", "--out", str(tmp_path)]
+    assert main(arguments) == 2 and not (tmp_path / "share-0.5.yaml").exists()
+
+
+def test_a_calibration_of_no_effect_is_said_and_writes_nothing(
+    additive, tmp_path, capsys, monkeypatch
+):
+    path = tmp_path / "a.yaml"
+    arguments = ["tune", str(additive), "--attention-error", "0.02", "--limit", "1"]
+    assert main([*arguments, "--out", str(path)]) == 2
+    assert "than min_tokens=1024 stay dense" in capsys.readouterr().err and not path.exists()
+
+    from ditaccel.eval import tune_command
+
+    from ditaccel.attention.calibration import Calibration
+    from ditaccel.attention.lite_attention import LiteAttentionConfig
+
+    found = [Calibration(LiteAttentionConfig(), (0.01,), (density,), 0.7) for density in (0.9, 0.5)]
+    found.append(Calibration(LiteAttentionConfig(), (0.05,), (0.5,), 0.7))
+    monkeypatch.setattr(tune_command, "calibrate", lambda *_, **__: found.pop(0))
+    assert main([*arguments, "--out", str(path)]) == 1
+    told = capsys.readouterr().err
+    assert "90 % of the attention is kept" in told and "no file is written" in told
+    assert not path.exists()
+    assert main([*arguments, "--out", str(path)]) == 0 and path.exists()
+    assert main([*arguments, "--out", str(tmp_path / "b.yaml")]) == 1
+    assert "the mean error of the layers is 0.0500" in capsys.readouterr().err
