@@ -6,7 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from . import given as given_texts
 from .arguments import check_taken
+from .config import suggest
 from .errors import UsageError
 from .models import Sheet, class_label, is_class_pipeline
 from .warning import warn
@@ -24,6 +26,27 @@ def accepts(pipe: Any, name: str) -> bool:
     """Whether a pipeline's call takes an argument."""
     names = parameters(pipe)
     return names is None or name in names
+
+
+def check_call(pipe: Any, call: Mapping[str, Any], verb: str) -> None:
+    """Look at the arguments of a call before a pipeline does, which says less.
+
+    Args:
+        pipe: the pipeline.
+        call: all that it will be called with, as far as the user gave it.
+        verb: who asks, for the message.
+
+    Raises:
+        UsageError: the pipeline takes no such argument.
+        ConfigError: a common argument is out of range.
+    """
+    names = parameters(pipe)
+    for name, value in call.items():
+        if names is not None and name not in names:
+            hint = suggest(name, names)
+            raise UsageError(f"{verb}: {type(pipe).__name__} takes no argument {name!r}{hint}")
+        if name in given_texts.RANGES:
+            given_texts.call_argument(name, value, f"{verb}:")
 
 
 def default_call(

@@ -84,6 +84,19 @@ class Teacher:
         """The arguments of a call by name."""
         return self._arguments[call.component].named(call.args, call.kwargs)
 
+    def first_call(self, item: Any, seed: int) -> TeacherCall:
+        """The first transformer call for one item of the data; latents that it holds are not used.
+
+        Raises:
+            ConfigError: the pipeline calls no transformer.
+        """
+        arguments = {"prompt": item} if isinstance(item, str) else dict(item)
+        arguments.pop("latents", None)
+        generator = torch.Generator().manual_seed(seed)
+        found = self._recorded(arguments, generator, lambda step: True, first_only=True)
+        require(bool(found), "the pipeline called no transformer; check the arguments of the call")
+        return found[0]
+
     def calls(self, item: Any, seed: int, wanted: Callable[[DenoisingStep], bool]) -> list[Any]:
         """Transformer calls for one item of the data.
 

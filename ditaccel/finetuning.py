@@ -25,19 +25,22 @@ import torch
 from torch import Tensor
 
 from .api import _transformers
+from .asking import check_call
 from .attention._options import share_of
 from .attention.sla import SLAConfig
 from .attention.sla_student import TRAIN, Student
 from .config import choice, require
 from .denoising import DenoisingStep
+from .differences import differences, told
 from .distillation import Teacher, TeacherCall
 from .errors import ConfigError, DitaccelError, UsageError
 from .files import append_line, read_lines, write_atomically, write_json
+from .finetuned import Finetuned
 from .loss_curve import LOSSES, draw_curve
-from .option_types import checked
 from .progress import Progress
 from .prompts import Prompt, listed
 from .session import session_of
+from .warning import warn
 
 STATE, ADAPTER, RUN = "state.pt", "adapter.safetensors", "run.json"
 _WARMUP = 20
@@ -50,27 +53,6 @@ class TrainingStopped(DitaccelError):
     """Training broke off; the message says at which step, and what is kept."""
 
 
-@dataclass(frozen=True)
-class Finetuned:
-    """What `finetune` made.
-
-    Attributes:
-        adapter: file for `SLAConfig(weights=…)`.
-        steps: of training.
-        error_before: relative error (RMS) of the transformers' outputs on held-out calls with the
-            projection at 0: the training-free error in mode `combined`, plain sparse in mode `sla`.
-        error_after: the same after training.
-        size: bytes of the file.
-    """
-
-    adapter: Path
-    steps: int
-    error_before: float
-    error_after: float
-    size: int
-
-
-@checked("finetune")
 @dataclass(frozen=True)
 class _Settings:
     steps: int
@@ -153,14 +135,38 @@ def finetune(
     transformers, adapter = _transformers(pipe)
     if session_of(transformers) is not None:
         raise UsageError("finetune needs the dense pipeline; call ditaccel.restore(pipe) first")
+    for item in data:
+        check_call(pipe, {**call, **({} if isinstance(item, str) else item)}, "finetune")
     config = config or SLAConfig()
     student = Student(transformers, adapter, config, train)
     try:
         teacher = Teacher(pipe, transformers, adapter, call)
+        _require_sparse(student, teacher, data[0], settings.seed)
         run = _Run(Path(out), student, teacher, data, config, settings, call, quiet)
         return run.train()
     finally:
         student.close()
+
+
+def _require_sparse(student: Student, teacher: Teacher, item: Any, seed: int) -> None:
+    """Look at one transformer call, before anything is written: is there something to learn?
+
+    Raises:
+        ConfigError: no attention call is sparse, so no weight would ever change.
+    """
+    first = teacher.first_call(item, seed)
+    with torch.no_grad():
+        sample, named = teacher.sample(first), teacher.named(first)
+        with student.attending(first.component, first.step, sample, named):
+            teacher.output(first)
+    dense = student.dense_reasons(first.component)
+    if dense is None:
+        return
+    why = "; ".join(dict.fromkeys(student.said)) or ", ".join(sorted(dense)) or "it was not called"
+    what = "lower min_tokens of the config (sla:min_tokens=0), or make larger pictures or clips"
+    if dense != {"short sequence"}:
+        what = "give a config and a call under which attention is sparse"
+    raise ConfigError(f"nothing would be trained, since no attention call is sparse: {why}. {what}")
 
 
 class _Run:
@@ -248,12 +254,11 @@ class _Run:
                 known = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise UsageError(f"{path} is damaged ({error}); choose another folder") from None
-            own = json.loads(json.dumps(described))
-            changed = [k for k in own if own[k] != known.get(k)]
+            changed = differences(json.loads(json.dumps(described)), known)
             if changed:
                 raise UsageError(
-                    f"{self._folder} holds a run with other {', '.join(changed)}; choose another "
-                    "folder, or the same arguments to go on with it"
+                    f"{self._folder} holds a run with other settings ({told(changed)}); choose "
+                    "another folder, or the same arguments to go on with it"
                 )
         elif self._main:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -359,7 +364,10 @@ class _Run:
             with self._averaged():
                 size = self._student.sla.save(self._folder / ADAPTER)
             draw_curve(self._folder)
-        return Finetuned(self._folder / ADAPTER, self._step, self._before, after, size)
+        made = Finetuned(self._folder / ADAPTER, self._step, self._before, after, size)
+        if not made.better and self._main:
+            warn(made.verdict)
+        return made
 
     def _rate(self) -> float:
         steps = self._settings.steps

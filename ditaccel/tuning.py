@@ -13,6 +13,7 @@ import torch
 from ._compat import refuse_split
 from .api import _transformers, accelerated
 from .api import report as report_of
+from .asking import check_call
 from .attention.calibration import Calibration, calibrate
 from .caching._options import MemoryBudget
 from .caching.step_mask import StepMaskConfig
@@ -201,6 +202,7 @@ class Tuner:
             given = sorted({"output_type", "generator"} & set(call))
             if given:
                 raise UsageError(f"tune sets {given[0]} itself; leave it out of the call")
+            check_call(pipe, call, "tune")
         transformers, adapter = _transformers(pipe)
         for name, transformer in transformers.items():
             refuse_split(name, transformer, "tune")

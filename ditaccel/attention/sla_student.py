@@ -37,6 +37,7 @@ class Student:
 
     Attributes:
         sla: what the file will hold; its tensors are float32 and learn.
+        said: warnings of its attention, for people.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Student:
         )
         self._transformers = dict(transformers)
         self._ledger = PatchLedger(owner=self)
+        self.said: list[str] = []
         mode = config.mode or "combined"
         require(
             mode in TRAINED,
@@ -74,7 +76,7 @@ class Student:
             self._add_changes(name, transformer, adapter, train)
             planner = SLAPlanner(config, self.sla)
             planner.attached_to(name)
-            runtime = AttentionRuntime(name, transformer, adapter, planner, lambda line: None)
+            runtime = AttentionRuntime(name, transformer, adapter, planner, self.said.append)
             runtime.install_seam(self._ledger)
             self._runtimes[name] = runtime
 
@@ -165,6 +167,11 @@ class Student:
             yield
         finally:
             runtime.clear()
+
+    def dense_reasons(self, component: str) -> set[str] | None:
+        """Why every attention call of the last transformer call was dense; None if one was not."""
+        records = self._runtimes[component].log.records
+        return None if any(r.sparse for r in records) else {r.reason for r in records}
 
     def close(self) -> None:
         """Leave the transformers as they were found."""

@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import generate, tiny_wan, tiny_wan22
+from tiny import generate, tiny_dit, tiny_wan, tiny_wan22
 
 import ditaccel
 from ditaccel import ConfigError, SLAConfig, UsageError, cli
@@ -194,7 +195,7 @@ def test_what_is_refused_says_why(tmp_path):
         ("lr is 0", {"lr": 0}),
         ("train is 'lora'", {"train": "lora"}),
         ("mode='sparse' has nothing to train", {"config": SLAConfig(mode="sparse")}),
-        ("no step of a generation is left", {"config": SLAConfig(dense_steps=3)}),
+        ("no step of a generation is left", {"config": replace(CONFIG, dense_steps=3)}),
     ):
         with pytest.raises(ConfigError, match=wanted):
             start(**options)
@@ -262,3 +263,48 @@ def test_two_processes_learn_the_same_weights(tmp_path):
     assert [line[1] for line in told] == ["0", "1"]
     assert told[0][2:] == told[1][2:] and float(told[0][3]) < float(told[0][2])
     assert len(read_lines(tmp_path / "run" / LOSSES)) == 3
+
+
+def test_nothing_sparse_is_said_before_anything_is_written(tmp_path):
+    pipe, data, call = _start()
+    options = {"out": tmp_path / "run", "steps": 2, "quiet": True}
+    with pytest.raises(ConfigError, match=r"no attention call is sparse: .* \d+ tokens .*min_tok"):
+        finetune(pipe, data, SLAConfig(), **options, **call)
+    seen = []
+    pipe.transformer.register_forward_hook(lambda *_: seen.append(1))
+    with pytest.raises(ConfigError, match="larger pictures or clips"):
+        finetune(pipe, data, SLAConfig(mode="sla"), **options, **call)
+    assert len(seen) <= 3  # one step of one generation, and the student's look at it
+    assert not (tmp_path / "run").exists()
+
+
+def test_arguments_that_the_pipeline_does_not_take_are_named(tmp_path):
+    pipe, _ = tiny_dit()
+    options = {"out": tmp_path / "run", "quiet": True}
+    with pytest.raises(UsageError, match="DiTPipeline takes no argument 'negative_prompt'"):
+        finetune(pipe, [{"class_labels": [1]}], CONFIG, negative_prompt="", **options)
+    with pytest.raises(ConfigError, match="num_inference_steps is 0; it must be a whole number"):
+        finetune(pipe, [{"class_labels": [1]}], CONFIG, num_inference_steps=0, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_made_it_worse_says_so(tmp_path):
+    with pytest.warns(UserWarning, match="training made the outputs no better"):
+        made = _train(tmp_path, steps=3, lr=100.0)
+    assert not made.better and made.error_after >= made.error_before
+    assert "leave" in made.verdict and str(made.adapter) in made.verdict
+
+
+def test_resuming_with_other_settings_says_which_differ(tmp_path):
+    _train(tmp_path, steps=1)
+    other = {"steps": 3, "lr": 0.5}
+    with pytest.raises(UsageError) as told:
+        _train(tmp_path, **other)
+    for words in ("steps is 3, there 1", "lr is 0.5, there 0.01", "choose another folder"):
+        assert words in str(told.value)
+    assert "average" not in str(told.value)
+    pipe, data, call = _start(num_inference_steps=4)
+    with pytest.raises(UsageError, match=r"num_inference_steps is '4', there '3'"):
+        finetune(
+            pipe, data, CONFIG, out=tmp_path, steps=1, lr=1e-2, save_every=2, quiet=True, **call
+        )
