@@ -205,7 +205,9 @@ def test_what_is_refused_says_why(tmp_path):
     with pytest.raises(UsageError, match="finetune needs the pipeline"):
         finetune(pipe.transformer, data, CONFIG, out=tmp_path / "a", quiet=True, **call)
     _train(tmp_path / "run", steps=1)
-    with pytest.raises(UsageError, match="holds a run with other settings; choose another folder"):
+    with pytest.raises(
+        UsageError, match=r"other settings \(steps is 2, there 1\); choose another folder"
+    ):
         _train(tmp_path / "run", steps=2)
     with ditaccel.accelerated(pipe, "sla:min_tokens=0"), pytest.raises(UsageError, match="dense"):
         start()
