@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from ditaccel.errors import UsageError
+
 from .frames import frame_pair
+
+# Half of the window is mirrored at each edge.
+_LEAST = 6
 
 
 def ssim(reference: Any, candidate: Any) -> float:
@@ -21,7 +26,12 @@ def ssim(reference: Any, candidate: Any) -> float:
         candidate: the same shape.
 
     Raises:
-        UsageError: shapes differ, or a value is not finite.
+        UsageError: shapes differ, frames are too small, or a value is not finite.
     """
     a, b = frame_pair(reference, candidate)
+    if min(a.shape[-2:]) < _LEAST:
+        raise UsageError(
+            f"SSIM needs frames of at least {_LEAST} x {_LEAST} pixels, got {a.shape[-1]} x "
+            f"{a.shape[-2]}: its window has 11, mirrored at the edges"
+        )
     return float(torch.as_tensor(structural_similarity_index_measure(b, a, data_range=1.0)))
