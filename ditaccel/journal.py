@@ -28,10 +28,11 @@ class Journal:
     total_calls: int = 0
     forecasts: int = 0
     share_sum: float = 0.0
-    cache_bytes: int = 0
+    memory: dict[str, int] = field(default_factory=dict)
     tensors_per_branch: int = 0
     tensors: str = "hidden states"
     correction: str = ""
+    left: float | None = None
     warnings: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
     attention: list[AttentionLog] = field(default_factory=list)
@@ -81,10 +82,11 @@ class Journal:
             total_calls=self.total_calls,
             forecasts=self.forecasts,
             share_sum=self.share_sum,
-            cache_bytes=self.cache_bytes,
+            memory=dict(self.memory),
             tensors_per_branch=self.tensors_per_branch,
             tensors=self.tensors,
             correction=self.correction,
+            left=self.left,
             warnings=tuple(self.warnings),
             assumed=tuple(self.assumed),
             attention=tuple(log.copy() for log in self.attention),

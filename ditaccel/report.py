@@ -11,6 +11,7 @@ from typing import Any
 
 from . import report_text
 from .attention.records import AttentionLog
+from .expectation import MEASURED, Expectation
 from .reasons import Reason, advice, deciding
 
 
@@ -82,10 +83,12 @@ class Report:
         total_calls: number of all calls.
         forecasts: number of all forecast calls.
         share_sum: sum of all calls' shares.
-        cache_bytes: most bytes that the histories held at once.
+        memory: most bytes that the cache held at once, by what they were for.
         tensors_per_branch: tensors that the histories hold per branch when full.
         tensors: what they are: `hidden states` or `outputs`.
         correction: what became of `correction="auto"`, empty where it was not asked for.
+        left: error that the newest generation's forecasts were seen to leave in the latents
+            (`expectation`), by their size; None where that is not known.
         warnings: lines that were shown.
         assumed: what was taken for granted, or learnt, of a transformer of no known family.
         attention: the log of each transformer whose attention is replaced.
@@ -100,14 +103,20 @@ class Report:
     total_calls: int = 0
     forecasts: int = 0
     share_sum: float = 0.0
-    cache_bytes: int = 0
+    memory: dict[str, int] = field(default_factory=dict)
     tensors_per_branch: int = 0
     tensors: str = "hidden states"
     correction: str = ""
+    left: float | None = None
     warnings: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     attention: tuple[AttentionLog, ...] = ()
     is_on: bool = True
+
+    @property
+    def cache_bytes(self) -> int:
+        """Most bytes that the cache held at once."""
+        return sum(self.memory.values())
 
     @property
     def computed_share(self) -> float:
@@ -170,6 +179,11 @@ class Report:
             f"{self.forecasts} of {self.total_calls} transformer calls were forecast; blocks did "
             f"{100 * self.computed_share:.0f} % of the dense computation."
         )
+
+    @property
+    def expected(self) -> Expectation | None:
+        """PSNR of the newest generation against dense; None where its error is not known, or 0."""
+        return MEASURED.expect(self.left) if self.left else None
 
     def __str__(self) -> str:
         return "\n".join(report_text.summary(self))

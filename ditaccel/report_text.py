@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from . import config as configs
+from .caching.budget import size
 
 if TYPE_CHECKING:
     from .report import CallRecord, Report
@@ -70,13 +71,34 @@ def _head(report: Report, whole: bool = False) -> list[str]:
     lines.append(report.verdict())
     lines += _time(report)
     if report.calls and "cache" in report.config:
-        lines.append(
-            f"Cache: {report.cache_bytes / 1e6:.2f} MB at most "
-            f"({report.tensors_per_branch} {report.tensors} per branch)."
-        )
+        lines.append(_memory(report))
         if report.correction:
             lines.append(f"Gap correction: {report.correction}.")
+        lines += _quality(report)
     return lines
+
+
+def _memory(report: Report) -> str:
+    parts = [f"{size(held)} {use}" for use, held in report.memory.items() if held]
+    if parts:
+        parts[0] += f" ({report.tensors_per_branch} {report.tensors} in each branch)"
+    return f"Cache: {size(report.cache_bytes)} at most: {', '.join(parts) or 'nothing was kept'}."
+
+
+def _quality(report: Report) -> list[str]:
+    """What the newest generation's forecasts cost in quality."""
+    if not report.last_generation().forecasts:
+        return []  # which the verdict says
+    if report.expected is None:
+        return [
+            "Quality: not estimated: the error of these forecasts is not measured (it is with "
+            "correction='auto' or adaptive_taylor, where the scheduler's steps are known and the "
+            "last one is computed)."
+        ]
+    return [
+        f"Quality: expect {report.expected}; calibrated on the shipped samples only (error left in "
+        f"the latents: {report.left:.2g})."
+    ]
 
 
 def _time(report: Report) -> list[str]:

@@ -21,6 +21,7 @@ from .calls import Arguments, as_tensor, has_conditions
 from .completion import completed
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import UnsupportedError, UsageError
+from .expectation import Leftover
 from .families import family_of
 from .journal import Journal
 from .learning import DryRun
@@ -63,6 +64,7 @@ class Session:
         self._attention: dict[str, AttentionRuntime] = {}
         self._generation = -1
         self._reasons: Counter[str] = Counter()
+        self._left = Leftover()
         self._warned: set[str] = set()
         self._active = ""
         self.journal = Journal(
@@ -259,6 +261,8 @@ class Session:
     def _begin_generation(self, step: DenoisingStep) -> None:
         self._generation = step.generation
         self._reasons.clear()
+        self._left = Leftover()
+        self.journal.left = None
         for name, transformer in self.transformers.items():
             self._note_ranks(name, transformer)  # it may have been split since `accelerate`
         for name in {**self._caches, **self._attention}:
@@ -288,15 +292,20 @@ class Session:
                 "steps are computed in full; check weights and dtype",
                 once=f"{name}: {Reason.NON_FINITE}",
             )
+        if call.left is not None:
+            error, began = call.left
+            self._left.gap_ended((name, step.branch), error, began, step.total)
         if verdict.forecast:
             self._reasons[_FORECAST] += 1
+            if not call.follows:
+                self._left.forecast((name, step.branch))
         elif not call.follows:  # else the first branch's reason is the true one
             self._reasons[verdict.reason] += 1
         if step.is_last:
             self._say_no_hits(step, cache)
-        self.journal.cache_bytes = max(
-            self.journal.cache_bytes, sum(c.peak_bytes for c in self._caches.values())
-        )
+            self.journal.left = self._left.value
+        peaks = [c.memory.peak for c in self._caches.values()]
+        self.journal.memory = {k: sum(p.get(k, 0) for p in peaks) for p in peaks for k in p}
         self.journal.add(
             CallRecord(
                 generation=step.generation,

@@ -195,6 +195,13 @@ class History:
         # every call asks, of every module
         self.nbytes = sum(f.numel() * f.element_size() for f in self._features)
 
+    def limit(self, order: int) -> None:
+        """Go on with forecasts of a lower order, and keep no more than they need."""
+        self.order = order
+        self._keep = features_kept(order, self.basis)
+        del self._features[self._keep :], self._places[self._keep :]
+        self.nbytes = sum(f.numel() * f.element_size() for f in self._features)
+
     def _score(self, place: float, feature: torch.Tensor) -> None:
         for basis in (*WEIGHTS, "exponential"):
             error = float(relative_l1(self._forecast(place, basis), feature))

@@ -106,8 +106,14 @@ class Gate(Protocol):
     ) -> Verdict:
         """Decide from the first block's input and output `(B, L, C)`."""
 
-    def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
-        """See what the forecasts before a computed step were wrong by."""
+    def gap_ended(self, state: BranchState, end: GapEnd, left: torch.Tensor) -> None:
+        """See what the forecasts before a computed step were wrong by.
+
+        Args:
+            state: of the branch.
+            end: of the gap.
+            left: its error, as `left_in_latents`.
+        """
 
 
 @dataclass
@@ -127,7 +133,7 @@ class ScheduleGate:
     ) -> Verdict:
         raise TypeError(f"{type(self).__name__} decides before the first block")
 
-    def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
+    def gap_ended(self, state: BranchState, end: GapEnd, left: torch.Tensor) -> None:
         """A schedule learns nothing."""
 
 
@@ -206,12 +212,8 @@ class StepSizeGate(ScheduleGate):
             return Verdict(False, Reason.GAP_REACHED, error, f"gap of {gap} reached")
         return Verdict(True, Reason.WITHIN_GAP, error, f"within the gap of {gap}")
 
-    def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
-        errors = split(end.error, state.shapes)
-        relative = [_relative_size(e, s) for e, s in zip(errors, state.samples, strict=True)]
-        # the worst sample decides, and of a video and its sound the worse one
-        worst = torch.stack(relative).max() / step.latent_scale
-        error = float(worst if state.ranks is None else state.ranks.largest(worst))
+    def gap_ended(self, state: BranchState, end: GapEnd, left: torch.Tensor) -> None:
+        error = float(left)
         gap = 1
         if self.tolerance > 0.0 and math.isfinite(error):
             ideal = (
@@ -223,6 +225,15 @@ class StepSizeGate(ScheduleGate):
             longest = min(max(GROWTH * end.length, end.length + 1.0), float(self.max_interval))
             gap = int(min(max(ideal, 1.0), longest))
         state.scratch.update(gap=gap, error=error)
+
+
+def left_in_latents(step: DenoisingStep, state: BranchState, end: GapEnd) -> torch.Tensor:
+    """Error of a gap in the latents by their size: mean absolute values, worst sample, 0-d."""
+    errors = split(end.error, state.shapes)
+    relative = [_relative_size(e, s) for e, s in zip(errors, state.samples, strict=True)]
+    # the worst sample decides, and of a video and its sound the worse one
+    worst = torch.stack(relative).max() / step.latent_scale
+    return worst if state.ranks is None else state.ranks.largest(worst)
 
 
 def _relative_size(error: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
@@ -264,7 +275,7 @@ class FirstBlockGate:
         """Relative L1 to compare, of each stream, or of each of its samples."""
         raise TypeError(f"{type(self).__name__} compares nothing")
 
-    def gap_ended(self, step: DenoisingStep, state: BranchState, end: GapEnd) -> None:
+    def gap_ended(self, state: BranchState, end: GapEnd, left: torch.Tensor) -> None:
         """The histories hold all that these gates need."""
 
     def compared(

@@ -16,9 +16,10 @@ from ..pipelines import submodule
 from ..ranks import Ranks
 from ..reasons import Reason
 from .blocks import Block, placeholder, regrouped
-from .budget import within_budget
+from .budget import nbytes_of, watches_gaps
 from .forecast import History
-from .gate import StepSizeGate, Verdict
+from .gate import StepSizeGate, Verdict, left_in_latents
+from .memory import Memory
 from .policy import CachePolicy
 from .state import BranchState, Call, Leader
 
@@ -60,15 +61,15 @@ class BlockCache:
         self._states: dict[tuple[str, Any], BranchState] = {}
         self._call: Call | None = None
         self._leader: Leader | None = None
-        self._budget_checked = False
         self._finite: torch.Tensor | None = None
-        self.peak_bytes = 0
+        self._device = torch.device("cpu")
+        self.memory = Memory(warn)
         self.ranks: Ranks | None = None
 
     # -- set-up --
 
     def install(self, ledger: PatchLedger) -> None:
-        """Patch the blocks, and at module granularity the modules inside them."""
+        """Patch the blocks, and at module granularity modules inside them."""
         for index, block in enumerate(self.blocks):
             patch = ledger.intercept(block.module, self._around_block(index, block))
             if self.policy.granularity != "module":
@@ -96,7 +97,7 @@ class BlockCache:
         self._leader = None
         self._call = None
         self._finite = None
-        self._budget_checked = False
+        self.memory.clear()
         self.policy = self._configured
 
     def computed_by(self, ranks: Ranks | None) -> None:
@@ -122,8 +123,8 @@ class BlockCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the histories hold now."""
-        return sum(state.nbytes for state in self._states.values())
+        """Bytes that are held now."""
+        return sum(self.memory.held(self._states.values(), self._leader).values())
 
     # -- one call of the transformer --
 
@@ -137,6 +138,7 @@ class BlockCache:
             samples: the latents that the transformer is given, one tensor or more.
             return_dict: as the transformer was asked.
         """
+        self._device = samples[0].device
         fingerprint = tuple((tuple(s.shape), s.dtype, s.device) for s in samples)
         key = (step.branch, fingerprint)
         for stale in [k for k in self._states if k[0] == step.branch and k != key]:
@@ -144,15 +146,11 @@ class BlockCache:
         state = self._states.setdefault(key, BranchState(self.policy, self.ranks))
         if isinstance(self.policy.gate, StepSizeGate) and not step.is_last:
             self.policy.gate.check(step)  # at once, not after a costly warm-up
-        if self._watches_gaps:
+        if watches_gaps(self.policy):
             state.samples = [sample.detach() for sample in samples]
         self._call = call = Call(step, state, None, len(samples), return_dict, fingerprint)
         self._decide(call)
         return call
-
-    @property
-    def _watches_gaps(self) -> bool:
-        return self.policy.correction != "never" or isinstance(self.policy.gate, StepSizeGate)
 
     def _decide(self, call: Call) -> None:
         step, state = call.step, call.state
@@ -236,7 +234,8 @@ class BlockCache:
         if self.policy.target == "output":
             output = self._through_output(call, verdict, output)
         output = self._correct(call, verdict, output)
-        self.peak_bytes = max(self.peak_bytes, self.nbytes)
+        state.samples = []  # not ours to keep between calls
+        self.memory.book(self._states.values(), self._leader)
         if call.step.is_last:
             # state does not outlive the generation
             self._states = {k: s for k, s in self._states.items() if s is not state}
@@ -254,7 +253,8 @@ class BlockCache:
             tensors = tensors_of(output, call.streams)
             state.shapes = [tensor.shape for tensor in tensors]
             joined = join(tensors)
-            self._check_budget(joined)
+            state.snapshot.hidden = nbytes_of(joined)
+            self._check_budget()
             self._observe(call, joined)
             form = form_of(output, call.streams)
             if form is not None:
@@ -273,7 +273,7 @@ class BlockCache:
     def _correct(self, call: Call, verdict: Verdict, output: Any) -> Any:
         """Learn from the gap that a computed step ends, and take its error out of the latents."""
         step, state = call.step, call.state
-        if not self._watches_gaps or step.sigma is None or step.sigma_next is None:
+        if not watches_gaps(self.policy) or step.sigma is None or step.sigma_next is None:
             if self.policy.correction == "always":
                 raise ConfigError(_NOT_ADDITIVE)
             return output
@@ -282,6 +282,8 @@ class BlockCache:
         tensors = tensors_of(output, call.streams)
         state.shapes = [tensor.shape for tensor in tensors]
         sample = join(tensors)
+        state.snapshot.returned(sample, len(tensors), step)
+        self._check_budget()
         by_difference = self.policy.guidance == "difference" and not call.alone
         leader = self._leader if by_difference else None
         base = leader.output if call.follows and leader is not None else None
@@ -296,7 +298,9 @@ class BlockCache:
             end = state.corrector.computed(place, width, tracked, step.feedback, corrects)
             if end is not None:
                 if not call.follows:
-                    self.policy.gate.gap_ended(step, state, end)
+                    left = left_in_latents(step, state, end)
+                    self.policy.gate.gap_ended(state, end, left)
+                    call.left = None if end.hypothetical else (left, step.index - end.length)
                 correction = end.correction
         if not corrects:
             correction = None
@@ -323,8 +327,9 @@ class BlockCache:
             if call is None:
                 return inner(*args, **kwargs)
             through_blocks = self.policy.target != "output"
-            if first and through_blocks:
-                self._check_budget(block.hidden_in(args, kwargs))
+            if first and through_blocks and not len(call.state.last):
+                call.state.snapshot.hidden = nbytes_of(block.hidden_in(args, kwargs))
+                self._check_budget()
             if call.forecasting and not self._must_run(index, call):
                 if index == self._last_side and call.state.hint is not None:
                     return call.state.hint
@@ -342,6 +347,7 @@ class BlockCache:
             if index == self._last_side and through_blocks:
                 # the last block may take it up, behind which nothing is forecast any more
                 call.state.hint = output
+                call.state.snapshot.hint = nbytes_of(*output)
             if not call.forecasting or self.policy.granularity == "last_block":
                 call.blocks_run += 1
                 call.cost_run += block.cost
@@ -394,6 +400,8 @@ class BlockCache:
         early = call.step.index < policy.first_remembers_from
         if policy.first_feature is not None and not (call.forecasting or call.follows or early):
             feature = after if policy.first_feature == "output" else after - before
+            state.snapshot.first = nbytes_of(feature)
+            self._check_budget()
             state.first.push(state.place(call.step), feature)
 
     def _observe(self, call: Call, hidden: torch.Tensor) -> None:
@@ -413,6 +421,8 @@ class BlockCache:
             if call.leader.shape != feature.shape:
                 raise ConfigError(_OTHER_LENGTH)
             feature = feature - call.leader
+        if policy.granularity != "module":
+            state.snapshot.hidden = nbytes_of(feature)
         state.last.push(state.place(call.step), feature)
         if not call.follows:
             # the copy in the history: the block's own memory may be written to again
@@ -454,8 +464,7 @@ class BlockCache:
             call = self._call
             if call is None or self.policy.granularity != "module":
                 return inner(*args, **kwargs)
-            state = call.state
-            visit = (name, call.visits[name])  # CogView4's MLP runs once for each stream
+            state, visit = call.state, (name, call.visits[name])  # CogView4's MLP: once a stream
             call.visits[name] += 1
             if call.forecasting:
                 if role == "idle":
@@ -469,6 +478,11 @@ class BlockCache:
             if call.step.index < self.policy.remembers_from:
                 return output
             parts = [output] if isinstance(output, torch.Tensor) else list(output)
+            if visit not in state.modules:
+                state.snapshot.modules += nbytes_of(*parts)
+                self._check_budget()
+            if self.policy.granularity != "module":
+                return output  # made smaller just now
             histories = state.modules.setdefault(
                 visit, [History(self.policy.order, self.policy.basis) for _ in parts]
             )
@@ -480,16 +494,7 @@ class BlockCache:
 
     # -- memory --
 
-    def _check_budget(self, feature: torch.Tensor) -> None:
-        if self._budget_checked:
-            return
-        self._budget_checked = True
-        if self.ranks is not None and self.policy.memory_budget is not None:
-            # parts may differ by a token, and what they make of the budget must not
-            count = self.ranks.largest(torch.tensor(float(feature.numel()), device=feature.device))
-            feature = feature.new_empty(int(count), device="meta")
-        policy = within_budget(self.policy, self.blocks, feature, self._warn)
-        if policy is not self.policy:
-            self.policy = policy
-            for state in self._states.values():
-                state.last = History(policy.order, policy.basis)
+    def _check_budget(self) -> None:
+        """Refuse, or do less, once it shows that the budget will not do."""
+        states = self._states.values()
+        self.policy = self.memory.within(self.policy, states, self.ranks, self._device)

@@ -12,6 +12,7 @@ import torch
 from ..denoising import DenoisingStep
 from ..errors import ConfigError
 from ..ranks import Ranks
+from .budget import Snapshot, nbytes_of
 from .correction import GapCorrector
 from .forecast import History
 from .gate import Verdict
@@ -28,6 +29,7 @@ class BranchState:
         self.modules: dict[tuple[str, int], list[History]] = {}
         self.idle: dict[tuple[str, int], Any] = {}
         self.corrector = GapCorrector()
+        self.snapshot = Snapshot()
         self.coordinate = policy.coordinate
         self.samples: list[torch.Tensor] = []
         self.shapes: list[torch.Size] = []
@@ -39,11 +41,18 @@ class BranchState:
         self.scratch: dict[str, Any] = {}
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all histories."""
+    def history_bytes(self) -> int:
+        """Bytes of all histories, the corrector's apart."""
         modules = sum(h.nbytes for histories in self.modules.values() for h in histories)
-        hint = sum(t.numel() * t.element_size() for t in self.hint or ())
-        return self.last.nbytes + self.first.nbytes + modules + self.corrector.nbytes + hint
+        return self.last.nbytes + self.first.nbytes + modules + nbytes_of(*(self.hint or ()))
+
+    def shrink(self, policy: CachePolicy) -> None:
+        """Go on with a policy that remembers less."""
+        if self.modules:
+            self.modules.clear()
+            self.idle.clear()
+            self.last = History(policy.order, policy.basis)
+        self.last.limit(policy.order)
 
     def place(self, step: DenoisingStep) -> float:
         """Return where on the forecasts' coordinate a step lies."""
@@ -77,6 +86,7 @@ class Call:
     blocks_run: int = 0
     cost_run: int = 0
     reached_end: bool = False
+    left: tuple[torch.Tensor, int] | None = None  # error of the gap it ended, and where that began
     visits: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -95,3 +105,8 @@ class Leader:
     feature: torch.Tensor | None
     output: torch.Tensor | None = None
     correction: torch.Tensor | None = None
+
+    @property
+    def tensors(self) -> list[torch.Tensor | None]:
+        """What is held for the branches that follow."""
+        return [self.feature, self.output, self.correction]

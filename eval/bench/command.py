@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import argparse
 
-from . import attention, batch, overhead, sla, sparse_linear, sparsity, trajectory
+from . import (
+    attention,
+    batch,
+    calibration,
+    overhead,
+    presets,
+    sla,
+    sparse_linear,
+    sparsity,
+    trajectory,
+)
 
 BENCHES = {
     "attention": (attention, "tile attention by dense attention, over lengths and densities"),
@@ -12,6 +22,8 @@ BENCHES = {
     "sla": (sla, "error of what may stand for tiles that are not computed"),
     "batch": (batch, "a batch job by the plain loop, caching off"),
     "overhead": (overhead, "what a cache costs on a computed and on a forecast step"),
+    "presets": (presets, "quality and computed share of presets, over steps and seeds"),
+    "calibration": (calibration, "what PSNR to expect from the error that is left in the latents"),
     "sparsity": (sparsity, "how much of a model's attention carries its mass, per head"),
     "trajectory": (trajectory, "how hard a model is: how its outputs move, what half the steps do"),
 }

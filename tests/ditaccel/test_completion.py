@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from ditaccel.pipelines import adapters
+from tiny import tiny_dit, tiny_flux
 
 import ditaccel
 from ditaccel import AdaptiveTaylorConfig, config
 from ditaccel.caching.gate import StepRules
-from tests.support.tiny import tiny_dit, tiny_flux
 
 MEASURED = [name for name, each in adapters().items() if "balanced" in each.presets]
 

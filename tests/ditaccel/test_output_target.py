@@ -35,7 +35,7 @@ def test_outputs_lie_on_a_line_and_no_layer_runs(make):
         generate(pipe, call, num_inference_steps=6)
         branches = len({c.branch for c in ditaccel.report(pipe).calls})
         assert len(ran) == 2 * branches
-        assert "outputs per branch" in str(ditaccel.report(pipe))
+        assert "2 outputs in each branch" in str(ditaccel.report(pipe))
     for index in (2, 5):
         expected = given[1] + (index - 1) * (given[1] - given[0])
         torch.testing.assert_close(given[index], expected, rtol=1e-4, atol=1e-5)
@@ -73,7 +73,7 @@ def test_memory_is_counted_and_budgeted_in_outputs():
         assert ditaccel.report(pipe).cache_bytes == 2 * 2 * size
     tight = f"{spec},memory_budget={2 * size},on_budget=downgrade"
     with ditaccel.accelerated(pipe, tight):
-        with pytest.warns(UserWarning, match="2 outputs for each of two branches.*order=0"):
+        with pytest.warns(UserWarning, match="outputs to forecast from; 2 branches.*order=0"):
             generate(pipe, call)
         assert ditaccel.report(pipe).cache_bytes == 2 * size
 

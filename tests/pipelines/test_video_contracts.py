@@ -14,7 +14,7 @@ from tiny_video_more import kandinsky5_nabla
 import ditaccel
 from ditaccel.caching.blocks import find_blocks
 from ditaccel.caching.correction import GapEnd
-from ditaccel.caching.gate import FirstBlockResidualGate, StepSizeGate
+from ditaccel.caching.gate import FirstBlockResidualGate, StepSizeGate, left_in_latents
 from ditaccel.caching.state import BranchState
 from ditaccel.denoising import DenoisingStep
 from ditaccel.outputs import join
@@ -140,7 +140,8 @@ def test_the_worse_of_two_streams_decides():
     state.hidden_shapes = state.shapes
     error = join([torch.full_like(video, 0.001), torch.full_like(sound, 0.03)])
     gate = StepSizeGate(tolerance=0.01, order=1, max_interval=12)
-    gate.gap_ended(DenoisingStep(0, 9, "cond", 1.0), state, GapEnd(error, -0.1, 4, False))
+    end = GapEnd(error, -0.1, 4, False)
+    gate.gap_ended(state, end, left_in_latents(DenoisingStep(0, 9, "cond", 1.0), state, end))
     assert state.scratch["error"] == pytest.approx(0.3)
     state.first.push(0.0, join([video, sound]))
     after = join([video * 1.001 * 2, sound * 1.5 * 2])

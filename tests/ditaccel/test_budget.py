@@ -1,0 +1,122 @@
+"""A budget counts every byte that is held, whatever the method, the target and the family."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny import generate
+from tiny_families import FAMILIES
+
+import ditaccel
+from ditaccel.session import session_of
+
+LAST = "granularity=last_block"
+SPECS = [
+    "adaptive_taylor:tolerance=1e9,warmup=2,max_interval=3",
+    "adaptive_taylor:tolerance=1e9,warmup=3,order=2,guidance=difference",
+    "adaptive_taylor:tolerance=1e9,warmup=2,target=hidden,guidance=follow",
+    "adaptive_taylor:tolerance=1e9,warmup=2,target=hidden,guidance=difference",
+    "taylorseer:interval=3",
+    "taylorseer:interval=3,order=0",
+    f"taylorseer:interval=2,{LAST},correction=auto",
+    f"taylorseer:interval=2,{LAST},target=residual,guidance=difference",
+    f"taylorseer:interval=2,{LAST},target=output,order=2,basis=exponential,correction=auto",
+    "confidence_gated_taylor:threshold=1e9,block_order=3,warmup=3",
+    "first_block_residual:threshold=1e9",
+    "reuse:interval=2",
+    "step_mask:steps=[0,1,4],correction=auto,guidance=difference",
+]
+SOME = ["dit", "flux", "wan", "sd3", "ltx2", "wan_vace", "cogvideox", "qwen_image", "hidream"]
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    """All tensors that an object of ours holds."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item, seen)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from _tensors(item, seen)
+    elif type(value).__module__.startswith("ditaccel.caching"):
+        yield from _tensors(vars(value), seen)
+
+
+def really_held(pipe: Any, given: set[int] = frozenset()) -> int:
+    """Bytes of all memory that the caches' states hold, each once.
+
+    Args:
+        pipe: the pipeline.
+        given: where the latents lie that a call is given just now: they are the pipeline's own.
+    """
+    parts = {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
+    storages = {}
+    for cache in session_of(parts)._caches.values():
+        held = [cache._states, cache._leader]
+        for tensor in _tensors(held, set()):
+            storage = tensor.untyped_storage()
+            # (a placeholder of an idle module is one number, however large it looks)
+            storages[storage.data_ptr()] = min(storage.nbytes(), tensor.nbytes)
+    return sum(n for place, n in storages.items() if place not in given)
+
+
+def most_held(pipe: Any, call: dict[str, Any]) -> int:
+    """The most that is held between two calls of the transformer."""
+    seen = [0]
+
+    def look(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = {t.untyped_storage().data_ptr() for t in _tensors([args, kwargs], set())}
+        seen.append(really_held(pipe, given))
+
+    handles = [
+        part.register_forward_pre_hook(look, with_kwargs=True)
+        for name, part in pipe.components.items()
+        if name.startswith("transformer") and isinstance(part, torch.nn.Module)
+    ]
+    try:
+        generate(pipe, call)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(seen)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    "name", [n if n in SOME[:4] else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
+)
+def test_a_budget_that_is_taken_holds_what_is_held(name, spec):
+    pipe, call = FAMILIES[name]()
+    with ditaccel.accelerated(pipe, spec):
+        held = most_held(pipe, call)
+        report = ditaccel.report(pipe)
+    assert held and report.cache_bytes >= 0.999 * held - 64  # idle modules' placeholders
+    if not hasattr(ditaccel.config.parse_spec(spec).cache, "memory_budget"):
+        return
+    least = report.cache_bytes
+    with ditaccel.accelerated(pipe, f"{spec},memory_budget={held - 65}"):
+        with pytest.raises(ditaccel.ConfigError, match="over the budget of"):
+            generate(pipe, call)
+        assert really_held(pipe) <= held
+    gc.collect()
+    with ditaccel.accelerated(pipe, f"{spec},memory_budget={2 * least}"):
+        generate(pipe, call)  # nor is anything refused that would do
+        assert ditaccel.report(pipe).forecasts
+
+
+def test_the_report_adds_up():
+    pipe, call = FAMILIES["wan"]()
+    with ditaccel.accelerated(pipe, SPECS[1]):
+        generate(pipe, call)
+        report = ditaccel.report(pipe)
+    assert sum(report.memory.values()) == report.cache_bytes
+    line = next(x for x in str(report).splitlines() if x.startswith("Cache: "))
+    assert "(3 outputs in each branch)" in line and "for gap correction" in line
