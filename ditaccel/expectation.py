@@ -41,10 +41,11 @@ class Calibration:
     def expect(self, error: float) -> Expectation:
         """What an error comes to."""
         middle = self.level - self.slope * math.log10(max(error, 1e-12))
-        points = (
-            min(max(x, 0.0), CEILING) for x in (middle, middle + self.low, middle + self.high)
+        psnr, low, high = (
+            min(max(level, 0.0), CEILING)
+            for level in (middle, middle + self.low, middle + self.high)
         )
-        return Expectation(*points, self.coverage)
+        return Expectation(psnr, low, high, self.coverage)
 
 
 @dataclass(frozen=True)

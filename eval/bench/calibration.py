@@ -57,7 +57,8 @@ def fit(rows: Sequence[presets.Row]) -> Calibration:
     (level, slope), *_ = np.linalg.lstsq(design * root[:, None], psnr * root, rcond=None)
     rest = psnr - design @ np.array([level, slope])
     low, high = (_quantile(rest, weights, x) for x in ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2))
-    return Calibration(*(round(float(x), 1) for x in (level, slope, low, high)), COVERAGE)
+    level, slope, low, high = (round(float(x), 1) for x in (level, slope, low, high))
+    return Calibration(level, slope, low, high, COVERAGE)
 
 
 def coverage(calibration: Calibration, rows: Sequence[presets.Row]) -> dict[str, float]:

@@ -22,11 +22,15 @@ from typing import Any
 import torch
 
 import ditaccel
+from ditaccel.asking import default_call
 from ditaccel.errors import UsageError
-from ditaccel.models import load_pipeline, read_prompts, read_sheet
+from ditaccel.given import whole_argument as whole
+from ditaccel.models import read_prompts, read_sheet
+from ditaccel.opening import open_pipeline
 
 from ..metrics.psnr import from_mse, mean_squared_error
 from ..sampler import Sampler
+from .shared import add_model, write_csv
 
 PRESETS = ("safe", "balanced", "fast")
 FIELDS = ("model", "config", "steps", "seed", "prompt", "psnr", "computed", "left")
@@ -38,7 +42,7 @@ Row = dict[str, Any]
 
 def measure(
     pipe: Any,
-    sheet: Any,
+    call: dict[str, Any],
     configs: Sequence[str],
     steps: Sequence[int],
     seeds: Sequence[int],
@@ -49,7 +53,7 @@ def measure(
 
     Args:
         pipe: an unaccelerated pipeline.
-        sheet: its `ditaccel.models.Sheet`.
+        call: arguments of its call (`Sampler`).
         configs: presets or specs.
         steps: numbers of scheduler steps.
         seeds: of the noise; each goes with one prompt.
@@ -58,7 +62,7 @@ def measure(
     """
     rows = []
     for count in steps:
-        sampler = Sampler(pipe, sheet.call, count, sheet.negative_prompt)
+        sampler = Sampler(pipe, call, count)
         for seed in seeds:
             prompt = prompts[seed * _STRIDE % len(prompts)]
             dense = sampler.generate(pipe, prompt, seed).frames
@@ -106,6 +110,8 @@ def disorder(rows: Iterable[Row], order: Sequence[str] = PRESETS) -> list[str]:
     lines = []
     for model, steps in sorted({key[:2] for key in found}):
         for better, faster in itertools.pairwise(order):
+            if not {(model, steps, better), (model, steps, faster)} <= found.keys():
+                continue
             first, second = found[model, steps, better], found[model, steps, faster]
             place = f"{model} at {steps} steps: {better} against {faster}".strip()
             if first[0] < second[0]:
@@ -113,16 +119,6 @@ def disorder(rows: Iterable[Row], order: Sequence[str] = PRESETS) -> list[str]:
             if first[2] < second[2]:
                 lines.append(f"{place}: computed {first[2]:.3f}, {second[2]:.3f}")
     return lines
-
-
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """Append rows to a CSV, with a header where it is new."""
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 def read(path: Path) -> list[Row]:
@@ -144,38 +140,38 @@ def read(path: Path) -> list[Row]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    parser.add_argument("model", type=Path, help="folder of a model with a sample.json")
-    parser.add_argument("--steps", type=int, nargs="+", default=[8, 16, 25, 50])
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(100, 104)))
-    parser.add_argument("--config", nargs="+", default=list(PRESETS), help="presets or specs")
-    parser.add_argument("--prompts", type=Path, help="prompt file (default: the model's own)")
-    parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="CSV to append to")
+    add_model(parser)
+    add = parser.add_argument
+    add("--steps", type=whole("--steps", 1), nargs="+", default=[8, 16, 25, 50])
+    add("--seeds", type=whole("--seeds", 0), nargs="+", default=list(range(100, 104)))
+    add("--config", nargs="+", default=list(PRESETS), help="presets or specs (default: presets)")
+    add("--threads", type=whole("--threads", 1), default=1, help="CPU threads (default 1)")
+    add("--out", type=Path, help="CSV to append to")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; 1 where the presets are out of order."""
-    if min(*args.steps, args.threads, 1) < 1:
-        raise UsageError("--steps and --threads are at least 1")
     sheet = read_sheet(args.model)
-    path = args.prompts or sheet.prompts
-    if path is None:
-        raise UsageError(f"{args.model} names no prompts; give --prompts FILE")
+    source = args.prompt_file or sheet.prompts
+    if source is None:
+        raise UsageError("give --prompt-file FILE: the model folder names no prompts of its own")
+    prompts = read_prompts(source)
     torch.set_num_threads(args.threads)
-    pipe = load_pipeline(args.model, args.device)
+    opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
+    name = Path(args.model).expanduser().resolve().name
 
     def say(row: Row) -> None:
-        row["model"] = args.model.name
-        if args.out is not None:
-            write(args.out, [row])  # at once: the grid may take hours
+        row["model"] = name
+        # at once: the grid may take hours
+        write_csv(args.out, FIELDS, [row], append=True, quiet=True)
         print("{config} {steps} steps, seed {seed}: {psnr} dB".format_map(row), file=sys.stderr)
 
-    rows = measure(pipe, sheet, args.config, args.steps, args.seeds, read_prompts(path), say)
+    call = default_call(opened.pipe, sheet, {}, opened.call)
+    rows = measure(opened.pipe, call, args.config, args.steps, args.seeds, prompts, say)
     print(f"{'steps':>5}  {'config':<30}{'PSNR':>8}{'least':>8}{'computed':>10}")
     for (_, steps, config), (mean, least, share) in means(rows).items():
         print(f"{steps:>5}  {config:<30}{mean:>8.1f}{least:>8.1f}{share:>10.3f}")
-    ordered = [name for name in PRESETS if name in args.config]
+    ordered = [each for each in PRESETS if each in args.config]
     lines = disorder(rows, ordered)
     print("\n".join(["Out of order:", *lines] if lines else ["Presets are in order."]))
     return 1 if lines else 0

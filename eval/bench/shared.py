@@ -86,9 +86,13 @@ def short_dtype(text: str) -> str:
 
 
 def write_csv(
-    path: Path | None, fields: Sequence[str], rows: Iterable[dict[str, Any]], append: bool = False
+    path: Path | None,
+    fields: Sequence[str],
+    rows: Iterable[dict[str, Any]],
+    append: bool = False,
+    quiet: bool = False,
 ) -> None:
-    """Write rows to a CSV, or add them to it; nothing without a path.
+    """Write rows to a CSV, or add them to it; nothing without a path. Says so, unless `quiet`.
 
     Raises:
         UsageError: it cannot be written.
@@ -105,4 +109,5 @@ def write_csv(
             writer.writerows(rows)
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot write --out {path!s:.200}: {error}"[:400]) from None
-    print(f"written to {path}")
+    if not quiet:
+        print(f"written to {path}")
