@@ -128,7 +128,7 @@ def in_words(policy: CachePolicy, snapshots: Sequence[Snapshot]) -> str:
     leader = max((s.leader(policy) for s in snapshots), default=0)
     parts = [f"{size(forecasts)} of {unit(policy)} to forecast from"]
     parts += [f"{size(correction)} for gap correction"] * bool(correction)
-    parts += [f"{size(leader)} of the first branch"] * bool(leader)
+    parts += [f"{size(leader)} for the branches that follow"] * bool(leader)
     return ", ".join(parts)
 
 

@@ -40,7 +40,7 @@ class Memory:
         return {
             "to forecast from": sum(state.history_bytes for state in states),
             "for gap correction": sum(state.corrector.nbytes for state in states),
-            "of the first branch": unique_bytes(t for t in tensors if id(t) not in kept),
+            "for the branches that follow": unique_bytes(t for t in tensors if id(t) not in kept),
         }
 
     def book(self, states: Collection[BranchState], leader: Leader | None) -> None:
