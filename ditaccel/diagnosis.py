@@ -12,7 +12,6 @@ import importlib.metadata
 import platform
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,145 +21,27 @@ from . import config as configs
 from .api import _components, _transformers
 from .attention.runtime import find_attention
 from .caching.blocks import find_blocks
-from .caching.budget import size, tensors_per_branch, unit
+from .caching.budget import tensors_per_branch, unit
 from .caching.policy import CachePolicy
 from .caching.state import BranchState
 from .completion import completed
 from .config import AccelerationConfig
 from .denoising import DenoisingStep, DenoisingTracker
-from .errors import DitaccelError, UnsupportedError, UsageError
+from .errors import DitaccelError, UnsupportedError
+from .findings import Diagnosis, MethodVerdict, TransformerFacts
+from .option_types import checked_value
 from .patching import unwrapped
 from .pipelines import FamilyAdapter
 from .published import published_presets
-from .session import Session, session_of, too_few_steps
+from .session import Session, too_few_steps
+from .sessions import sessions_on, suspended
 from .sizes import CallSize, call_size
 
 # Tokens of a 1024 x 1024 picture in patches of 16, and of 81 frames at 832 x 480 (Wan).
 _TOKENS = {"image": 4096, "video": 32760}
+_BASELINES = ("reuse", "step_mask")  # they are there to be compared with
 # Options without which a method has no meaning.
 _OPTIONS: dict[str, dict[str, Any]] = {"step_mask": {"steps": (0,)}}
-
-
-@dataclass(frozen=True)
-class MethodVerdict:
-    """Whether a method applies.
-
-    Attributes:
-        name: of the method.
-        kind: `cache` or `attention`.
-        reason: why it does not apply; empty where it does.
-        memory: bytes that its histories take for two guidance branches; None where unknown.
-        note: what remains to be seen where it applies.
-    """
-
-    name: str
-    kind: str
-    reason: str = ""
-    memory: int | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class TransformerFacts:
-    """What would be patched of one transformer.
-
-    Attributes:
-        component: its name in the pipeline.
-        kind: its class.
-        blocks: `(container, class, number)` in the order in which they run.
-        attention: `(container.*.module, processor, number)` of self-attention.
-        text: where text tokens stand in the joint sequence: `none`, `front`, `back` or `unknown`.
-        width: channels of a token, None where the config does not tell.
-        tokens: for which memory is estimated.
-    """
-
-    component: str
-    kind: str
-    blocks: list[tuple[str, str, int]]
-    attention: list[tuple[str, str, int]]
-    text: str
-    width: int | None
-    tokens: int
-
-
-@dataclass
-class Diagnosis:
-    """What `doctor` found; print it to read it.
-
-    Attributes:
-        pipeline: class of the pipeline.
-        family: its family, empty where there is none.
-        problem: why nothing can be accelerated, or why the chosen config would do nothing.
-        transformers: what would be patched.
-        scheduler: facts of the scheduler by name.
-        config: the config that was asked about.
-        methods: which apply.
-        presets: names of the family's presets.
-        backends: backend of the tile kernel -> why it cannot run here, None where it can.
-        versions: package -> version.
-    """
-
-    pipeline: str
-    family: str = ""
-    problem: str = ""
-    transformers: list[TransformerFacts] = field(default_factory=list)
-    scheduler: dict[str, str] = field(default_factory=dict)
-    config: str = ""
-    methods: list[MethodVerdict] = field(default_factory=list)
-    presets: list[str] = field(default_factory=list)
-    backends: dict[str, str | None] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def ok(self) -> bool:
-        """Whether `accelerate` would do something."""
-        return not self.problem and any(not m.reason for m in self.methods)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {**dataclasses.asdict(self), "ok": self.ok}
-
-    def __str__(self) -> str:
-        lines = [f"ditaccel doctor: {self.pipeline}, family {self.family or 'unknown'}"]
-        for facts in self.transformers:
-            lines += _transformer_lines(facts)
-        lines += [f"Scheduler: {k}: {v}" for k, v in self.scheduler.items()]
-        if self.presets:
-            lines.append(f"Presets: {', '.join(self.presets)}")
-        lines += _method_lines(self.methods)
-        for name, reason in self.backends.items():
-            lines.append(f"Kernel backend {name}: {reason or 'can run'}")
-        lines.append(f"Versions: {', '.join(f'{k} {v}' for k, v in self.versions.items())}")
-        if self.ok:
-            what = f"with {self.config}" if self.config else "by the methods above"
-            lines.append(f"Verdict: this pipeline can be accelerated {what}.")
-        else:
-            why = self.problem or "no method applies (reasons above)"
-            lines.append(f"Verdict: nothing would happen: {why}")
-        return "\n".join(lines)
-
-
-def _transformer_lines(facts: TransformerFacts) -> list[str]:
-    lines = [f"{facts.component}: {facts.kind}"]
-    lines += [f"  blocks     {c}: {n} x {kind}" for c, kind, n in facts.blocks]
-    lines += [f"  attention  {path}: {n} x {kind}" for path, kind, n in facts.attention]
-    text = {
-        "none": "no text in the sequence",
-        "front": "text, then image or video tokens",
-        "back": "image or video tokens, then text",
-    }.get(facts.text, "where text stands is seen in a dry run")
-    width = f"{facts.width} channels" if facts.width else "unknown width"
-    return [*lines, f"  tokens     {text}; {width}; memory below is for {facts.tokens} tokens"]
-
-
-def _method_lines(methods: Iterable[MethodVerdict]) -> list[str]:
-    lines = []
-    for each in methods:
-        text = each.reason or f"works{each.note and f', {each.note}'}"
-        if not each.reason and each.memory is not None:
-            text += f", about {size(each.memory)} of cache"
-        lines.append(f"Method {each.name} ({each.kind}): {text}")
-    return lines
 
 
 def _count(items: Iterable[tuple[str, str]]) -> list[tuple[str, str, int]]:
@@ -214,6 +95,7 @@ def _facts(
         text="unknown" if adapter.provisional else adapter.text,
         width=_width(transformer),
         tokens=tokens or _TOKENS["video" if video else "image"],
+        dtype=str(getattr(transformer, "dtype", torch.float32)).removeprefix("torch."),
     )
 
 
@@ -350,17 +232,28 @@ def doctor(
 
     Raises:
         ConfigError: the config is wrong.
-        UsageError: this is no pipeline, or it is accelerated.
+        UsageError: it is not a pipeline.
     """
+    tokens = checked_value("doctor", "tokens", int | None, tokens)
+    steps = checked_value("doctor", "steps", int | None, steps)
+    # what is on is off while methods are tried
+    with suspended(sessions_on(pipe, _components(pipe).values())):
+        return _diagnosis(pipe, config, tokens, steps, call)
+
+
+def _diagnosis(
+    pipe: Any,
+    config: Any,
+    tokens: int | None,
+    steps: int | None,
+    call: Mapping[str, Any] | None,
+) -> Diagnosis:
     found = Diagnosis(type(pipe).__name__, versions=versions())
     try:
         transformers, adapter = _transformers(pipe)
     except UnsupportedError as error:
         found.problem = str(error)
-        _components(pipe)
         return found
-    if session_of(transformers) is not None:
-        raise UsageError("this pipeline is accelerated; call ditaccel.restore(pipe) first")
     found.family, found.presets = adapter.name, [*adapter.presets, *published_presets(adapter.name)]
     try:
         found.transformers = [_facts(n, t, adapter, tokens) for n, t in transformers.items()]
@@ -399,11 +292,18 @@ def doctor(
                 f"{tokens} tokens are fewer than its min_tokens={method.min_tokens}"
             )
         note = "if a dry run at the first call shows how its blocks work" if dry else ""
+        idle = ""
         if method.kind == "attention" and tokens is None and ours is not None and not note:
-            note = _too_short(method, ours)
-        found.methods.append(MethodVerdict(method.method, method.kind, reason, memory, note))
+            idle = _too_short(method, ours)
+        found.methods.append(
+            MethodVerdict(method.method, method.kind, reason, memory, note or idle, bool(idle))
+        )
     if chosen is not None:
         found.problem = next((m.reason for m in found.methods if m.reason), "")
+        if not found.problem and all(m.idle for m in found.methods):
+            found.problem = "; ".join(f"{m.name} {m.note}" for m in found.methods)
+    else:
+        found.recommendation = _recommendation(found, transformers, adapter, step, steps)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if found.transformers[0].attention:
         found.backends = _backends(first, device)
@@ -418,8 +318,44 @@ def _too_short(method: Any, size: CallSize) -> str:
     here = f" ({_in_words(size.call)})" if size.call else ""
     more = "" if longer is None else f"; it would from {_in_words(longer)} on"
     return (
-        f"but does nothing at this model's size{here}: {size.tokens} tokens are fewer than its "
+        f"does nothing at this model's size{here}: {size.tokens} tokens are fewer than its "
         f"min_tokens={method.min_tokens}{more}"
+    )
+
+
+def _recommendation(
+    found: Diagnosis,
+    transformers: dict[str, nn.Module],
+    adapter: FamilyAdapter,
+    step: DenoisingStep | None,
+    steps: int | None,
+) -> str:
+    """What to call, and why: the family's preset, else the first method that works."""
+    reasons = []
+    for name in sorted(adapter.presets, key=lambda name: name != "balanced"):
+        setting, _ = completed(configs.preset(name, adapter), adapter)
+        (method,) = setting.methods
+        reason = try_on(transformers, setting)
+        if not reason and method.kind == "cache":
+            policy = method.policy()
+            reason = _objection(policy, step)
+            if not reason and steps is not None:
+                reason = too_few_steps(name, policy, steps) or ""
+        if not reason:
+            return (
+                f"ditaccel.accelerate(pipe, {name!r}): the preset that was set for this family "
+                f"({method.method}), and it applies here"
+            )
+        reasons.append(reason)
+    better = [m for m in found.methods if m.works and not m.note and m.name not in _BASELINES]
+    if not better:
+        return ""
+    why = (
+        f"the presets do not apply ({reasons[0]}), and" if reasons else "the family has no preset;"
+    )
+    return (
+        f"ditaccel.accelerate(pipe, {better[0].name!r}): {why} this is the first method that "
+        "applies; compare it with dense runs before you rely on it (ditaccel eval)"
     )
 
 

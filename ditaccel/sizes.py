@@ -101,9 +101,11 @@ def call_size(
 
 def _parameters(pipe: Any) -> dict[str, Any]:
     """Arguments of the pipeline's call and their defaults."""
-    import diffusers
+    kind: Any = type(pipe)
+    if not callable(pipe):  # it has the name of its class and no more (`doctor_command`)
+        import diffusers
 
-    kind = getattr(diffusers, type(pipe).__name__, type(pipe))
+        kind = getattr(diffusers, kind.__name__, kind)
     return {key: p.default for key, p in inspect.signature(kind.__call__).parameters.items()}
 
 
@@ -130,7 +132,8 @@ def _compression(vae: Any) -> tuple[int | None, int | None]:
     config = getattr(vae, "config", None) or {}
 
     def first(*names: str) -> int | None:
-        values = (config.get(n, getattr(vae, n, None)) for n in names)
+        # a value of the config is not asked of the module: diffusers warns of that
+        values = (config[n] if n in config else getattr(vae, n, None) for n in names)
         return next((v for v in values if isinstance(v, int) and v > 0), None)
 
     down = config.get("temperal_downsample") or ()

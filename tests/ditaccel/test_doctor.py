@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,15 +111,16 @@ def test_exit_code_is_1_where_nothing_would_happen(tmp_path, capsys):
         (["{}/wan", "--config", "warp"], "no preset 'warp'"),
         (["{}/wan", "--tokens", "0"], "--tokens must be a whole number >= 1: '0'"),
         (["{}/broken"], "cannot be read"),
-        (["{}/newer"], "which diffusers"),
+        (
+            ["no-such/model"],
+            "nor a model in the local Hub cache; doctor reads",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(arguments, line, tmp_path, capsys):
     save_configs(tiny_wan()[0], tmp_path / "wan")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "model_index.json").write_text("{")
-    (tmp_path / "newer").mkdir()
-    (tmp_path / "newer" / "config.json").write_text('{"_class_name": "NoSuchTransformer"}')
     try:
         code = cli.main(["doctor", *(a.format(tmp_path) for a in arguments)])
     except SystemExit as end:  # argparse's own
@@ -128,12 +130,21 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, line, tmp_path, capsys
     assert line in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
 
 
-def test_an_accelerated_pipeline_is_refused():
+def test_an_accelerated_pipeline_is_looked_at_and_goes_on():
     pipe, call = tiny_dit()
+    clean = traces(pipe)
+    found = ditaccel.doctor(pipe).to_dict()
     ditaccel.accelerate(pipe, "taylorseer & lite_attention")
-    with pytest.raises(ditaccel.UsageError, match=r"call ditaccel\.restore"):
-        ditaccel.doctor(pipe)
-    assert torch.isfinite(generate(pipe, call)).all()
+    before, expected = traces(pipe), generate(pipe, call)
+    assert ditaccel.doctor(pipe).to_dict() == found
+    with pytest.raises(ditaccel.ConfigError, match="warp"):
+        ditaccel.doctor(pipe, "warp")
+    assert [sorted(x) for x in traces(pipe)] == [sorted(x) for x in before]
+    assert torch.equal(generate(pipe, call), expected)
+    report = ditaccel.report(pipe)
+    assert report.total_calls == 2 * call["num_inference_steps"] and len(report.attention) == 1
+    ditaccel.restore(pipe)
+    assert traces(pipe)[0].keys() == clean[0].keys()
 
 
 def test_reasons_come_from_the_pipeline_at_hand():
@@ -200,13 +211,107 @@ def test_an_attention_method_that_would_do_nothing_at_the_default_size(tmp_path,
         "width=64): 64 tokens are fewer than its min_tokens=1024; it would from height=256, "
         "width=256 on" in text
     )
-    assert cli.main(["doctor", str(SAMPLES / "shapes-dit"), "--config", "sla"]) == 0
-    assert "model's size: 64 tokens are fewer than its min_tokens=1024\n" in capsys.readouterr().out
+    assert cli.main(["doctor", str(SAMPLES / "shapes-dit"), "--config", "sla"]) == 1
+    text = capsys.readouterr().out
+    assert "model's size: 64 tokens are fewer than its min_tokens=1024\n" in text
+    assert "Verdict: nothing would happen: sla does nothing at this model's size" in text
+    both = ["doctor", str(SAMPLES / "shapes-dit"), "--config", "taylorseer & sla"]
+    assert cli.main(both) == 0  # the cache works, which is said of each
+    assert "Method sla (attention): works, but does nothing" in capsys.readouterr().out
     assert cli.main(["doctor", str(SAMPLES / "shapes-wan")]) == 0  # 2048 tokens
     assert "does nothing" not in capsys.readouterr().out
     few = ["doctor", str(SAMPLES / "shapes-wan"), "--config", "svg2", "--tokens", "1000"]
     assert cli.main(few) == 1
     assert "1000 tokens are fewer than its min_tokens=1024" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "line"),
+    [
+        ("unet", {"unet": ["diffusers", "UNet2DConditionModel"]}, "has a UNet (UNet2DCond"),
+        (
+            "newer",
+            {"_class_name": "NoSuchPipeline"},
+            "names the class NoSuchPipeline, whi",
+        ),
+        (
+            "part",
+            {"transformer": ["diffusers", "NoSuchTransformer"]},
+            "class NoSuchTransformer",
+        ),
+    ],
+)
+def test_what_cannot_be_accelerated_is_said_before_anything_is_read(
+    name, index, line, tmp_path, capsys
+):
+    """Nothing but the index is there: no file of a component has to be readable."""
+    folder = tmp_path / name
+    folder.mkdir()
+    index = {"_class_name": "StableDiffusionXLPipeline", **index}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert cli.main(["doctor", str(folder)]) == 1
+    out = capsys.readouterr()
+    assert "Verdict: nothing would happen: " in out.out and line in out.out and not out.err
+    assert cli.main(["doctor", str(folder), "--json"]) == 1
+    data = json.loads(capsys.readouterr().out)
+    assert not data["ok"] and line in data["problem"]
+
+
+def test_a_folder_of_a_unet_or_of_a_class_that_is_not_there(tmp_path, capsys):
+    for kind, line in (("UNet2DConditionModel", "is a UNet"), ("NoSuchModel", "which diffusers")):
+        (tmp_path / "config.json").write_text(json.dumps({"_class_name": kind}))
+        assert cli.main(["doctor", str(tmp_path)]) == 1
+        assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_text_exit_code_and_recommendation_agree(name, tmp_path, capsys):
+    """And no warning is shown that is not ours."""
+    pipe, _ = FAMILIES[name]()
+    folder = save_configs(pipe, tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # which no user sees
+        found = ditaccel.doctor(pipe)
+        code = cli.main(["doctor", str(folder), "--dtype", "float32"])
+    text, said = capsys.readouterr()
+    assert not said
+    assert code == (0 if found.ok else 1) and ("nothing would happen" in text) is not found.ok
+    assert " in float32, two branches" in text and repr(found) == str(found)
+    assert found.ok is bool(found.recommendation)
+    call = found.recommendation.partition(":")[0]
+    eval(call, {"ditaccel": ditaccel, "pipe": pipe})
+    ditaccel.restore(pipe)
+
+
+def test_the_recommendation_fits_scheduler_and_steps():
+    from diffusers import HeunDiscreteScheduler
+
+    pipe, _ = tiny_wan()
+    assert "accelerate(pipe, 'balanced'): the preset that" in ditaccel.doctor(pipe).recommendation
+    heun, _ = tiny_dit(scheduler=HeunDiscreteScheduler())
+    found = ditaccel.doctor(heun)
+    assert "in stages (Heun)" in found.recommendation and "'balanced'" not in found.recommendation
+    assert "3 steps are too few" in ditaccel.doctor(pipe, steps=3).recommendation
+    with pytest.raises(ditaccel.ConfigError, match=r"doctor: steps is 2.5; it must be a whole"):
+        ditaccel.doctor(pipe, steps=2.5)
+
+
+def test_a_hub_id_whose_files_are_in_the_local_cache(tmp_path, monkeypatch, capsys):
+    import huggingface_hub
+
+    folder = save_configs(tiny_wan()[0], tmp_path / "snapshot")
+    asked = []
+
+    def look(repo, name):
+        asked.append((repo, name))
+        return str(folder / name) if (folder / name).is_file() else None
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", look)
+    assert cli.main(["doctor", "somebody/wan"]) == 0
+    assert "family wan" in capsys.readouterr().out
+    assert asked == [("somebody/wan", "model_index.json")]
+    assert cli.main(["doctor", str(folder)]) == 0 and len(asked) == 1
 
 
 @pytest.mark.parametrize("name", ["shapes-dit", "shapes-flux", "shapes-wan"])

@@ -26,7 +26,7 @@ SPECS = [
     "first_block_residual:threshold={threshold}",
     "confidence_gated_taylor:threshold={threshold},warmup=2",
     "confidence_gated_taylor:threshold={threshold},warmup=2,target=residual,reduce=worst_sample",
-    "adaptive_taylor:tolerance={threshold}",
+    "adaptive_taylor:tolerance={threshold},warmup=3",
     "reuse:interval=2,target=residual",
     "taylorseer:interval=3",
     "taylorseer:interval=3,granularity=last_block",
