@@ -29,8 +29,9 @@ def draw_curve(folder: Path) -> Path | None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     steps = [x["step"] for x in lines]
-    axes.plot(steps, losses.tolist(), lw=0.4, alpha=0.4)
-    axes.plot(steps, smooth)
+    axes.plot(steps, losses.tolist(), lw=0.4, alpha=0.4, label="each step")
+    axes.plot(steps, smooth, label="running mean, 0.95 of the one before")
+    axes.legend(frameon=False)
     axes.set(yscale="log", xlabel="step", ylabel="mean squared error of the output")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

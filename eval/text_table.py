@@ -89,3 +89,15 @@ def terminal_table(evaluation: Evaluation) -> list[str]:
         if evaluation.state(config) is State.IMPOSSIBLE:
             lines.append(f"{config.label}: {evaluation.stats(config)['timing']['reason']}")
     return lines
+
+
+def main_lines(evaluation: Evaluation) -> list[str]:
+    """What a reader should take along: the noise of the table, and the best row's verdict."""
+    best = (evaluation.summary.get("headline") or {}).get("config")
+    verdicts = evaluation.summary["verdicts"]
+    lines = [v["text"] for v in verdicts if v.get("config") is None]
+    if best is not None:
+        lines += [f"Best row: {v['text']}" for v in verdicts if v.get("config") == best]
+    elif evaluation.trusted:
+        lines.append("No method is better than fewer steps at the same time here.")
+    return lines

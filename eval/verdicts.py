@@ -93,7 +93,7 @@ def _lost(row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     for name, value in row.get("accuracy", {}).items():
         full = dense.get("accuracy", {}).get(name)
         if value is not None and full is not None and full - value >= _DROP:
-            lost.append(f"{name} {full:.0%} -> {value:.0%}")
+            lost.append(f"{name} {full:.0%} → {value:.0%}")
     return lost
 
 

@@ -20,6 +20,7 @@ _THUMBNAIL = 48
 # A batch job makes thousands of generations: calls beyond this are forgotten, the oldest first.
 MAX_RECORDS = 50_000
 _DIGITS = "0123456789#"
+_LEGEND = "kept, skipped; queries run down, keys to the right; grey: not sparse"
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,10 @@ class AttentionLog:
         chosen = {(at, step): m for (at, b, step), m in self.maps.items() if b == branch}
         rows, columns = sorted({a for a, _ in chosen}), sorted({s for _, s in chosen})
         cell = _THUMBNAIL + 2
-        left_margin, top_margin = 64, 16
-        size = (top_margin + len(rows) * cell, left_margin + len(columns) * cell)
+        left_margin, top_margin, legend = 64, 16, 18
+        legend_width = left_margin + 6 * len(_LEGEND)
+        height = top_margin + len(rows) * cell
+        size = (height + legend, max(left_margin + len(columns) * cell, legend_width))
         sheet = torch.full(size, 96, dtype=torch.uint8)
         for (at, step), kept in chosen.items():
             picture = F.interpolate(kept[None, None].float(), (_THUMBNAIL, _THUMBNAIL))[0, 0]
@@ -207,6 +210,10 @@ class AttentionLog:
             draw.text((left_margin + i * cell + 2, 2), f"step {step}", fill=255)
         for i, at in enumerate(rows):
             draw.text((4, top_margin + i * cell + cell // 2 - 6), f"layer {at}", fill=255)
+        for i, shade in enumerate((255, 0)):
+            left = 4 + 18 * i
+            draw.rectangle((left, height + 4, left + 12, height + 14), fill=shade, outline=160)
+        draw.text((left_margin - 20, height + 3), _LEGEND, fill=255)
         try:
             image.save(path)
         except (OSError, ValueError) as error:

@@ -152,6 +152,7 @@ def note_of(evaluation: Evaluation, column: Column) -> str | None:
 
 def columns_of(evaluation: Evaluation) -> list[Column]:
     """Columns that hold a figure; the footnotes say how to get the others."""
+    counts = {evaluation.number(c, "n") for c in evaluation.configs}
     return [
         column
         for column in COLUMNS
@@ -160,6 +161,8 @@ def columns_of(evaluation: Evaluation) -> list[Column]:
             for path in (column.path, column.beside)
             for c in evaluation.configs
         )
+        # The same number in every row is said once, above the table.
+        and (column.key != "n" or len(counts) > 1)
     ]
 
 
@@ -199,7 +202,7 @@ def cell_text(evaluation: Evaluation, config: Config, column: Column) -> tuple[s
     if value is None:
         return (speedup_words(evaluation, config), "") if column.key == "speedup" else ("", "")
     text, tail = column.text(value), ""
-    if column.spread:
+    if column.spread and not (column.key == "speedup" and config.role == "dense"):
         bounds = [evaluation.number(config, *column.path[:-1], key) for key in column.spread]
         known = [column.text(bound) for bound in bounds if bound is not None]
         if len(known) == 2:

@@ -14,7 +14,7 @@ from ditaccel.eval.html.media import Frames
 SHOWN = ("fewer_steps", "method", "peer")
 SAMPLES = 3
 # Cards that a wide screen shows side by side.
-ROW = 4
+ROW = 8
 # Browsers refuse more than some dozens of video elements in a page, so later samples get strips.
 MOVING = 2
 # Characters of data URIs a page may hold, so that the file stays below 8 MB.
@@ -169,7 +169,7 @@ class Gallery:
                 rows.append(list(cards))
         return [el("div", cards, cls="cards") for cards in rows]
 
-    def sample(self, pick: Pick, moving: bool) -> Markup:
+    def sample(self, pick: Pick, moving: bool, opened: bool) -> Markup:
         """All cards of one sample; `moving` adds the videos to the strips."""
         first = next((c for c in self.evaluation.configs if c.role == "dense"), None)
         dense = self._frames(first, pick.sample)[0] if first else None
@@ -185,12 +185,17 @@ class Gallery:
                 cls="controls",
             )
         return el(
-            "div",
-            el("h3", pick.why),
-            el("p", el("q", prompt), el("code", pick.sample), cls="prompt"),
+            "details",
+            el(
+                "summary",
+                el("h3", pick.why),
+                el("span", el("q", prompt), el("code", pick.sample), cls="prompt"),
+            ),
             controls,
             el("div", reference, el("div", self._series(pick.sample, dense, moving)), cls="stage"),
             cls="sample",
+            # One sample says what to look for; the others are a click away.
+            open=opened,
         )
 
 
@@ -221,7 +226,7 @@ def gallery(evaluation: Evaluation) -> Markup | None:
         return None
     builder = Gallery(evaluation)
     picks = pick_samples(evaluation)
-    samples = [builder.sample(pick, i < MOVING) for i, pick in enumerate(picks)]
+    samples = [builder.sample(pick, i < MOVING, i == 0) for i, pick in enumerate(picks)]
     note = None
     if builder.left_out:
         note = el(

@@ -114,6 +114,14 @@ def _card(item: Item, record: dict[str, Any], thumbnail: str | None) -> Markup:
     picture: Markup = el("span", "no preview", cls="muted")
     if thumbnail is not None:
         picture = el("img", src=thumbnail, alt=item.prompt or item.name, loading="lazy")
+    link = "outputs/" + quote(str(main))
+    shot = el("a", picture, href=link, cls="shot")
+    if str(main).endswith((".mp4", ".webm")):
+        # Nothing is read before it is played: a job may hold thousands of clips.
+        shot = el(
+            "video", controls=True, preload="none", loop=True, playsinline=True, poster=thumbnail,
+            src=link, aria_label=item.prompt or item.name,
+        )  # fmt: skip
     steps = record.get("steps") or {}
     facts = [f"seed {item.seed}", duration(sum(record["seconds"].get(p, 0.0) for p in PARTS[:3]))]
     if steps.get("calls"):
@@ -123,7 +131,7 @@ def _card(item: Item, record: dict[str, Any], thumbnail: str | None) -> Markup:
     )
     return el(
         "figure",
-        el("a", picture, href="outputs/" + quote(str(main)), cls="shot"),
+        shot,
         el(
             "figcaption",
             el("b", item.prompt or item.name),
@@ -161,7 +169,14 @@ def _gallery(folder: JobFolder, items: Sequence[Item]) -> Markup:
         el("output", f"{len(cards)} shown", cls="muted"),
         cls="search",
     )
-    return el("div", search, el("div", cards, cls="wall"), note)
+    legend = el(
+        "p",
+        "Bars below an output, one mark a step:",
+        el("span", el("i", cls="on"), cls="strip-steps"), " computed",
+        el("span", el("i", cls="off"), cls="strip-steps"), " forecast.",
+        cls="legend",
+    )  # fmt: skip
+    return el("div", search, legend, el("div", cards, cls="wall"), note)
 
 
 def _facts(job: dict[str, Any]) -> Markup:
@@ -222,5 +237,7 @@ def write_gallery(root: str | Path) -> tuple[Path, list[str], dict[str, Any]]:
         el("nav", [el("a", title, href=f"#{key}") for key, (title, _) in shown.items()]),
     )
     main = [el("section", el("h2", title), body, id=key) for key, (title, body) in shown.items()]
-    page = write_text(folder.root / PAGE, document(f"{name}: ditaccel job", header, main))
+    page = write_text(
+        folder.root / PAGE, document(f"{name}: ditaccel job", header, main, own_media=True)
+    )
     return page, describe(summary), summary

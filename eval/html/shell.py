@@ -9,11 +9,12 @@ from pathlib import Path
 from ditaccel.eval.html.markup import Child, el, raw
 from ditaccel.eval.html.series import PALETTE
 
+from ditaccel.checked import legible
 from ditaccel.errors import UsageError
 
 # The page may load nothing at all: pictures and videos are data URIs, style and script are inline.
 POLICY = (
-    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
+    "default-src 'none'; img-src data:; media-src data:{media}; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'"
 )
 
@@ -29,12 +30,20 @@ def _style() -> str:
     return colours + _asset("page.css")
 
 
-def document(title: str, header: Child, main: Child) -> str:
-    """A whole page around `header` and `main`."""
+def document(title: str, header: Child, main: Child, own_media: bool = False) -> str:
+    """A whole page around `header` and `main`.
+
+    Args:
+        title: of the window.
+        header: top of the page.
+        main: the rest.
+        own_media: whether it may play videos that lie in folders beside it.
+    """
+    policy = POLICY.format(media=" file: 'self'" if own_media else "")
     head = el(
         "head",
         el("meta", charset="utf-8"),
-        el("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        el("meta", http_equiv="Content-Security-Policy", content=policy),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
         el("link", rel="icon", href="data:,"),
@@ -59,7 +68,8 @@ def write_text(path: Path, text: str) -> Path:
     """
     draft = path.with_name(path.name + ".tmp")
     try:
-        draft.write_text(text, encoding="utf-8")
+        # A lone surrogate, half of a cut emoji, must not cost the page.
+        draft.write_bytes(legible(text).encode("utf-8"))
         os.replace(draft, path)
     except OSError as error:
         raise UsageError(f"cannot write {path} ({error.strerror}): choose another folder") from None

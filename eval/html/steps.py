@@ -10,6 +10,9 @@ from typing import Any
 from ditaccel.eval.html.load import Config, Evaluation
 from ditaccel.eval.html.markup import Markup, breakable, el
 
+# Maps that a reader sees without a click.
+OPEN = 6
+
 
 @dataclass
 class Cell:
@@ -109,7 +112,13 @@ def hit_maps(evaluation: Evaluation) -> Markup | None:
         "p",
         el("span", cls="cell all"), " computed in every sample ",
         el("span", cls="cell", style="--p:0.5"), " in some ",
-        el("span", cls="cell zero"), " forecast in every sample",
+        el("span", cls="cell zero"), " forecast in every sample. Columns are steps, rows are "
+        "guidance branches.",
         cls="legend",
     )  # fmt: skip
-    return el("div", legend, maps, cls="maps")
+    shown, others = maps[:OPEN], maps[OPEN:]
+    if not others:
+        return el("div", el("div", legend, shown, cls="maps"))
+    words = f"{len(others)} more configuration{'s' * (len(others) != 1)}"
+    fold = el("details", el("summary", words), el("div", others, cls="maps"), cls="more")
+    return el("div", el("div", legend, shown, cls="maps"), fold)

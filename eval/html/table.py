@@ -98,7 +98,13 @@ def full_table(evaluation: Evaluation) -> Markup:
     table = el(
         "table", el("thead", el("tr", head)), el("tbody", body), cls="sortable", id="figures"
     )
-    return el("div", el("div", table, cls="scroll", tabindex=0), _footnotes(evaluation, columns))
+    counts = [evaluation.number(c, "n") or 0 for c in evaluation.configs]
+    words = f"{max(counts):.0f} sample{'s' * (max(counts) != 1)} in each configuration"
+    if min(counts) != max(counts):
+        words = f"{min(counts):.0f} to {max(counts):.0f} samples in each configuration"
+    hint = el("p", f"{words}; click a heading to sort, point at it for what it means.", cls="muted")
+    scroll = el("div", table, cls="scroll", tabindex=0)
+    return el("div", hint, scroll, _footnotes(evaluation, columns))
 
 
 def _footnotes(evaluation: Evaluation, columns: list[Column]) -> Markup:

@@ -12,6 +12,8 @@ from ditaccel.eval.verdicts import Level
 
 # Speed-ups closer than this are noise on a busy machine.
 TIE = 0.03
+# Verdicts that a reader sees without a click.
+OPEN = 8
 _ICONS = {Level.GOOD: "✓", Level.NOTE: "→", Level.WARNING: "!"}
 
 
@@ -104,8 +106,13 @@ def headline(evaluation: Evaluation) -> Markup:
         words = el("span", breakable(verdict["text"]))
         lines.append(el("li", icon, words, cls="warn" if level is Level.WARNING else level))
     lines += _failures(evaluation)
-    verdicts = el("ul", lines, cls="verdicts") if lines else None
-    return el("div", el("div", _tiles(evaluation), cls="tiles"), verdicts)
+    shown, others = lines[:OPEN], lines[OPEN:]
+    verdicts = el("ul", shown, cls="verdicts") if shown else None
+    fold = None
+    if others:
+        words = f"{len(others)} more verdict{'s' * (len(others) != 1)}"
+        fold = el("details", el("summary", words), el("ul", others, cls="verdicts"), cls="more")
+    return el("div", el("div", _tiles(evaluation), cls="tiles"), verdicts, fold)
 
 
 def _against(speed: float, baseline: float | None, role: str) -> Markup | None:

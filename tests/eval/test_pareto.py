@@ -146,8 +146,8 @@ def test_lost_prompt_accuracy_is_said() -> None:
     rows = rows_of(*points)
     rows["m"]["accuracy"]["colour"] = 0.6
     (found,) = verdicts(points, rows)
-    assert "colour 100% -> 60%" in found.text
-    assert (found.level, found.lost) == (Level.WARNING, ("colour 100% -> 60%",))
+    assert "colour 100% → 60%" in found.text
+    assert (found.level, found.lost) == (Level.WARNING, ("colour 100% → 60%",))
 
 
 def test_dominance() -> None:
