@@ -105,6 +105,17 @@ def _steps(record: dict[str, Any]) -> Markup | None:
     )
 
 
+def clip(link: str, thumbnail: str | None, alt: str) -> Markup:
+    """A video that plays in place, from the file beside the page.
+
+    Nothing is read before it is played: a job may hold thousands of clips.
+    """
+    return el(
+        "video", controls=True, preload="none", loop=True, playsinline=True, poster=thumbnail,
+        src=link, aria_label=alt,
+    )  # fmt: skip
+
+
 def _card(item: Item, record: dict[str, Any], thumbnail: str | None) -> Markup:
     files = [
         el("a", file["kind"], href="outputs/" + quote(str(file["path"])))
@@ -117,11 +128,7 @@ def _card(item: Item, record: dict[str, Any], thumbnail: str | None) -> Markup:
     link = "outputs/" + quote(str(main))
     shot = el("a", picture, href=link, cls="shot")
     if str(main).endswith((".mp4", ".webm")):
-        # Nothing is read before it is played: a job may hold thousands of clips.
-        shot = el(
-            "video", controls=True, preload="none", loop=True, playsinline=True, poster=thumbnail,
-            src=link, aria_label=item.prompt or item.name,
-        )  # fmt: skip
+        shot = clip(link, thumbnail, item.prompt or item.name)
     steps = record.get("steps") or {}
     facts = [f"seed {item.seed}", duration(sum(record["seconds"].get(p, 0.0) for p in PARTS[:3]))]
     if steps.get("calls"):
