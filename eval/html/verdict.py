@@ -110,8 +110,8 @@ def headline(evaluation: Evaluation) -> Markup:
     verdicts = el("ul", shown, cls="verdicts") if shown else None
     fold = None
     if others:
-        words = f"{len(others)} more verdict{'s' * (len(others) != 1)}"
-        fold = el("details", el("summary", words), el("ul", others, cls="verdicts"), cls="more")
+        title = f"{len(others)} more verdict{'s' * (len(others) != 1)}"
+        fold = el("details", el("summary", title), el("ul", others, cls="verdicts"), cls="more")
     return el("div", el("div", _tiles(evaluation), cls="tiles"), verdicts, fold)
 
 
