@@ -29,10 +29,6 @@ COMMANDS = {
 }
 
 
-# How long a mistake is told: arguments of any length stand in argparse's own lines.
-_LINE = 500
-
-
 def _argument(check: Callable[[str], Any]) -> Callable[[str], Any]:
     """A checker as argparse wants it: its line becomes the parser's."""
 
@@ -63,8 +59,7 @@ class _Parser(argparse.ArgumentParser):
         self.register("type", None, _argument(_text))
 
     def error(self, message: str) -> NoReturn:
-        line = given.printable(" ".join(message.split()))
-        line = line if len(line) <= _LINE else f"{line[:_LINE]}…"
+        line = given.one_line(message)
         self.exit(2, f"{self.prog}: error: {line} (`{self.prog} --help` lists the options)\n")
 
 

@@ -50,6 +50,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
+def one_line(text: str, most: int = 500) -> str:
+    """Text as one line of bounded length that does nothing to a terminal."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= most else f"{line[:most]}…"
+
+
 def path(text: str | os.PathLike[str]) -> Path:
     """A path as a user writes it, `~` expanded; whether something is there is not looked at.
 
@@ -283,3 +289,23 @@ def parse_yaml(text: str) -> Any:
 def seeds_of(values: Iterable[Any], name: str = "--seeds") -> tuple[int, ...]:
     """Several seeds; see `seed`."""
     return tuple(seed(value, name) for value in values)
+
+
+def lines(text: str) -> list[str]:
+    """Lines as editors end them: at LF, CR or both.
+
+    Never at the other characters where `str.splitlines` ends one (vertical tab, form feed, U+2028
+    …): they come into texts by pasting, and belong to them.
+    """
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def prompt_of(line: str) -> str | None:
+    """The prompt on a line; None for an empty line and for a comment (`#` in front).
+
+    A prompt that begins with `#` is written `\\#`.
+    """
+    line = line.strip()
+    if not line or line.startswith("#"):
+        return None
+    return line[1:] if line.startswith("\\#") else line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import warnings
 from collections.abc import Iterator
@@ -83,7 +84,7 @@ def line_of(error: BaseException) -> str:
 
 
 def read_prompts(path: str | Path, limit: int | None = None) -> list[str]:
-    """The prompts of a file: one a line, `#` begins a comment line.
+    """The prompts of a file: one per line; `#` begins a comment, `\\#` a prompt with `#` in front.
 
     Raises:
         UsageError: no such file, not UTF-8 text, or no prompt in it.
@@ -92,10 +93,10 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[str]:
     if not path.is_file():
         raise UsageError(f"no prompt file at {path}; give --prompts FILE (one prompt a line)")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = given.lines(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as UTF-8 text ({line_of(error)})") from error
-    prompts = [line for line in lines if line and not line.startswith("#")]
+    prompts = [prompt for prompt in map(given.prompt_of, lines) if prompt is not None]
     if not prompts:
         raise UsageError(f"{path} holds no prompt; write one a line")
     return prompts[:limit] if limit else prompts
@@ -180,10 +181,18 @@ def class_label(pipe: Any, prompt: str) -> int:
     labels = getattr(pipe, "labels", None) or {}
     if prompt in labels:
         return int(labels[prompt])
-    if prompt.isdigit():
+    if prompt.isdecimal() and len(prompt) < 20:
         return int(prompt)
+    folded = {name.casefold(): name for name in labels}
+    if prompt.casefold() in folded:
+        return int(labels[folded[prompt.casefold()]])
+    near = difflib.get_close_matches(prompt.casefold(), folded, n=1)
+    hint = f"did you mean {folded[near[0]]!r}?" if near else ""
     some = ", ".join(list(labels)[:5])
-    raise UsageError(f"the model has no class {prompt!r}; it has such as: {some or 'numbers'}")
+    raise UsageError(
+        f"the model has no class {given.shown(prompt)}; "
+        + (hint or f"it has such as: {some or 'numbers'}")
+    )
 
 
 def is_class_pipeline(pipe: Any) -> bool:

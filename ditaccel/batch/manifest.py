@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .. import given
 from ..errors import ConfigError, DitaccelError, UsageError
 from ..files import read_lines, write_atomically
+from ..models import line_of
 from . import names
 from .facts import Facts
 from .jobs import RawRow
@@ -90,7 +93,12 @@ class Settings:
 
 def _digest(data: Any) -> str:
     text = json.dumps(data, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _legible(value: Any) -> str:
+    """Text that every file can hold, of a row that cannot be made."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else ""
 
 
 class Planner:
@@ -123,7 +131,8 @@ class Planner:
                 if item.id in items:
                     repeated += 1
                     continue
-                other = taken.get(item.name.casefold())
+                key = unicodedata.normalize("NFC", item.name).casefold()
+                other = taken.get(key)
                 if other is not None and not item.error:
                     item = replace(
                         item,
@@ -131,7 +140,7 @@ class Planner:
                         "{id} or {seed} to --name, or give rows a name",
                     )
                 elif not item.error:
-                    taken[item.name.casefold()] = item
+                    taken[key] = item
                 items[item.id] = item
         return list(items.values()), repeated
 
@@ -143,17 +152,23 @@ class Planner:
             seeds = self.settings.seeds if row.seed is None else (row.seed,)
             if row.name is not None and len(seeds) > 1:
                 raise ConfigError("a row with a name takes one seed: give it a seed, too")
-            return [self._item(row, seed) for seed in seeds]
+            items = [self._item(row, seed) for seed in seeds]
+            for item in items:
+                _line(item)
+            return items
         except DitaccelError as error:
-            prompt = raw.values.get("prompt")
-            return [
-                Item(
-                    id=_digest([raw.row, raw.values]),
-                    row=raw.row,
-                    prompt=prompt if isinstance(prompt, str) else "",
-                    error=str(error),
-                )
-            ]
+            reason = str(error)
+        except (OSError, ValueError, TypeError, ArithmeticError, RecursionError) as error:
+            # A row is somebody's text: whatever else it makes Python raise is its own fault alone.
+            reason = f"it cannot be read ({type(error).__name__}: {line_of(error)})"
+        return [
+            Item(
+                id=_digest([raw.row, given.shown(raw.values, 10_000)]),
+                row=raw.row,
+                prompt=_legible(raw.values.get("prompt")),
+                error=_legible(given.one_line(reason)),
+            )
+        ]
 
     def _config(self, text: str | None) -> dict[str, Any] | None:
         text = text or self.settings.config
@@ -163,11 +178,17 @@ class Planner:
 
     def _fingerprint(self, path: str) -> str:
         if path not in self._inputs:
+            digest = hashlib.sha256()
             try:
-                data = b"" if "://" in path else Path(path).read_bytes()
+                if "://" not in path:
+                    with open(path, "rb") as file:
+                        while chunk := file.read(1 << 20):
+                            digest.update(chunk)
             except OSError as error:
                 raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
-            self._inputs[path] = hashlib.sha256(data or path.encode()).hexdigest()
+            if digest.digest() == hashlib.sha256().digest():
+                digest.update(path.encode())
+            self._inputs[path] = digest.hexdigest()
         return self._inputs[path]
 
     def _subject(self, row: Row) -> tuple[str, int | None]:
@@ -181,7 +202,8 @@ class Planner:
             return row.prompt or "", None
         if row.class_label is None and not row.prompt:
             raise ConfigError("no class: give its name as prompt, or class_label")
-        number = facts.number_of(row.prompt or "") if row.class_label is None else row.class_label
+        named = row.prompt or "" if row.class_label is None else row.class_label
+        number = facts.number_of(named) if isinstance(named, str) else named
         if facts.labels and number not in facts.labels.values():
             raise ConfigError(f"the model has no class {number}; it has {len(facts.labels)}")
         named = next((name for name, n in facts.labels.items() if n == number), str(number))
@@ -246,14 +268,19 @@ class Planner:
         return names.fill(self.template, values)
 
 
+def _line(item: Item) -> bytes:
+    """An item as a line of the manifest."""
+    return (json.dumps(asdict(item), ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def write_manifest(path: Path, items: Sequence[Item], drafts: Path | None = None) -> None:
     """One item a line; for `drafts` see `write_atomically`.
 
     Raises:
         UsageError: it cannot be written.
     """
-    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items]
-    write_atomically(path, lambda file: file.write("".join(lines).encode()), drafts)
+    text = b"".join(map(_line, items))
+    write_atomically(path, lambda file: file.write(text), drafts)
 
 
 def read_manifest(path: Path) -> list[Item]:

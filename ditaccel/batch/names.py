@@ -8,12 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
+from ..given import shown
 
 DEFAULT = "{prompt}-s{seed}-{id}"
 PRESETS = {"vbench": "{text}-{take}"}
 FIELDS = ("id", "row", "prompt", "text", "take", "seed")
 _PART = re.compile(r"\{([^{}]*)\}")
 _SLUG, _LENGTH = 60, 180
+# Bytes of a row's own name: suffixes and what drafts add must still fit into the system's 255.
+_OWN = 200
+# Bytes of a template: what it makes must fit into a path.
+_TEMPLATE = 500
 
 
 def check_template(template: str) -> str:
@@ -23,6 +28,10 @@ def check_template(template: str) -> str:
         ConfigError: an unknown field, or one with a format, an index or an attribute.
     """
     template = PRESETS.get(template, template)
+    if re.search(r"[\x00-\x1f\ud800-\udfff]", template):
+        raise ConfigError(f"--name {shown(template)}: it holds what no file name can")
+    if len(template.encode()) > _TEMPLATE:
+        raise ConfigError(f"--name {shown(template)}: longer than {_TEMPLATE} bytes")
     for name in _PART.findall(template):
         if name not in FIELDS and not re.fullmatch(r"meta\.\w+", name):
             raise ConfigError(
@@ -33,7 +42,7 @@ def check_template(template: str) -> str:
     rest = _PART.sub("", template)
     if "{" in rest or "}" in rest:
         raise ConfigError(f"--name {template!r}: a brace is not closed")
-    if not template.strip("/ ") or template.startswith("/") or ".." in template.split("/"):
+    if template.startswith("/") or not all(part.strip(" .-") for part in template.split("/")):
         raise ConfigError(f"--name {template!r}: it must name a file inside the output folder")
     return template
 
@@ -85,8 +94,11 @@ def check_name(name: str) -> str:
     """The `name` of a row.
 
     Raises:
-        ConfigError: it is a path, or holds what no file name can.
+        ConfigError: it is a path, too long, or holds what no file name can.
     """
     if not name or name.startswith(".") or re.search(r"[\x00-\x1f/\\]", name):
-        raise ConfigError(f"name {name!r} is no file name: no path, no leading dot")
+        raise ConfigError(f"name {shown(name)} is no file name: no path, no leading dot")
+    size = len(name.encode())
+    if size > _OWN:
+        raise ConfigError(f"name {shown(name)} is too long: {size} bytes, {_OWN} are the most")
     return name

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import base64
+import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date
+from datetime import time as clock
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .. import config as configs
 from .. import given
 from ..errors import ConfigError, UsageError
 from .names import check_name
@@ -29,6 +32,7 @@ ALIASES = {
 OWN = ("generator", "output_type", "return_dict", "prompt", "negative_prompt", "class_labels")
 INPUTS = ("image", "video")
 _REMOTE = ("http", "https")
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Row:
         row: number in the file.
         prompt: text, or class name.
         negative_prompt: of the unconditional branch.
-        class_label: class number.
+        class_label: class number, or its name.
         seed: of the noise.
         call: arguments of the pipeline call: sizes, steps, guidance and what `call` holds.
         inputs: `image` and `video`: an absolute path or a URL.
@@ -52,7 +56,7 @@ class Row:
     row: int
     prompt: str | None = None
     negative_prompt: str | None = None
-    class_label: int | None = None
+    class_label: int | str | None = None
     seed: int | None = None
     call: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
@@ -64,19 +68,21 @@ class Row:
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"{name} is {value!r}; it must be text")
+        raise ConfigError(f"{name} is {given.shown(value)}; it must be text")
     return value.strip()
 
 
 def _whole(low: int, high: int) -> Callable[[str, Any], int]:
     def read(name: str, value: Any) -> int:
         number: Any = value
-        if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+\s*", value):
-            number = int(value)
-        elif isinstance(value, float) and value.is_integer():
+        if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,100}(\.0*)?\s*", value):
+            number = int(value.partition(".")[0])
+        elif isinstance(value, (float, Decimal)) and math.isfinite(value) and value == int(value):
             number = int(value)  # parquet and spreadsheets turn whole numbers into floats
         if isinstance(number, bool) or not isinstance(number, int) or not low <= number <= high:
-            raise ConfigError(f"{name} is {value!r}; it must be a whole number, {low} to {high}")
+            raise ConfigError(
+                f"{name} is {given.shown(value)}; it must be a whole number, {low} to {high}"
+            )
         return number
 
     return read
@@ -86,13 +92,24 @@ def _number(low: float, high: float) -> Callable[[str, Any], float]:
     def read(name: str, value: Any) -> float:
         try:
             number = float("nan") if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if not math.isfinite(number) or not low <= number <= high:
-            raise ConfigError(f"{name} is {value!r}; it must be a number, {low:g} to {high:g}")
+            comma = isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+,\d+\s*", value)
+            hint = " with a point, not a comma" if comma else ""
+            raise ConfigError(
+                f"{name} is {given.shown(value)}; it must be a number{hint}, {low:g} to {high:g}"
+            )
         return number
 
     return read
+
+
+def _class(name: str, value: Any) -> int | str:
+    """A class number; text that is none stays, as a class name."""
+    if isinstance(value, str) and not re.fullmatch(r"\s*[+-]?[0-9.]+\s*", value):
+        return value.strip()
+    return _whole(0, 1 << 31)(name, value)
 
 
 _CALL: dict[str, Callable[[str, Any], Any]] = {
@@ -102,7 +119,7 @@ _CALL: dict[str, Callable[[str, Any], Any]] = {
 _PLAIN: dict[str, Callable[[str, Any], Any]] = {
     "prompt": _text,
     "negative_prompt": _text,
-    "class_label": _whole(0, 1 << 31),
+    "class_label": _class,
     "seed": _whole(0, given.MAX_SEED),
     "fps": _number(0.1, 1000),
     "config": _text,
@@ -110,17 +127,35 @@ _PLAIN: dict[str, Callable[[str, Any], Any]] = {
 FIELDS = (*_PLAIN, *_CALL, *INPUTS, "size", "name", "call", "meta")
 
 
+def column(name: str) -> str:
+    """A column's own name: whatever its letters' case, and spaces for underscores."""
+    name = name.strip()
+    if name[:5].lower() == "meta.":
+        return f"meta.{name[5:]}"  # the rest is the user's own
+    name = re.sub(r"[\s-]+", "_", name).lower()
+    return ALIASES.get(name, name)
+
+
+def is_column(name: str) -> bool:
+    """Whether a job file may have such a column."""
+    name = column(name)
+    return name in FIELDS or name.startswith("meta.")
+
+
 def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
-        name = ALIASES.get(key.strip(), key.strip())
+        name = column(key)
         if name in found:
-            raise ConfigError(f"{name} is given twice (as {key!r} too)")
+            raise ConfigError(f"{name} is given twice (as {given.shown(key)} too)")
         found[name] = value
     if "size" in found:
-        match = re.fullmatch(r"\s*(\d+)\s*[x×*]\s*(\d+)\s*", str(found.pop("size")))
+        size = found.pop("size")
+        match = re.fullmatch(r"(?i)\s*(\d{1,9})\s*[x×*]\s*(\d{1,9})\s*", str(size)[:100])
         if not match:
-            raise ConfigError("size must be WIDTHxHEIGHT, such as 832x480")
+            raise ConfigError(
+                f"size is {given.shown(size)}; it must be WIDTHxHEIGHT, such as 832x480"
+            )
         if "width" in found or "height" in found:
             raise ConfigError("give either size or width and height")
         found["width"], found["height"] = match.groups()
@@ -130,11 +165,11 @@ def _canonical(values: Mapping[str, Any]) -> dict[str, Any]:
 def _mapping(name: str, value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = given.parse_json(value)
         except ValueError as error:
-            raise ConfigError(f"{name} is no valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{name} must be a JSON object")
+            raise ConfigError(f"{name} is not valid JSON ({error})") from None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"{name} is {given.shown(value)}; it must be a JSON object")
     return value
 
 
@@ -148,7 +183,9 @@ def check_call(call: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in call.items():
         if key in OWN or key.startswith("callback"):
             raise ConfigError(f"call: {key} cannot be set there")
-        checked[key] = _CALL[key](key, value) if key in _CALL else value
+        checked[key] = (
+            _CALL[key](key, value) if key in _CALL else given.call_argument(key, value, "call:")
+        )
     return checked
 
 
@@ -180,15 +217,68 @@ def check_columns(path: Path, names: Iterable[str]) -> None:
     """
     for name in names:
         try:
-            _known(ALIASES.get(name, name))
+            _known(name)
         except ConfigError as error:
             raise UsageError(f"{path}: {error}") from None
 
 
 def _known(key: str) -> None:
-    if key not in FIELDS and not key.startswith("meta."):
-        hint = configs.suggest(key, FIELDS)
-        raise ConfigError(f"unknown column {key!r}{hint} (your own: meta.NAME)")
+    if is_column(key):
+        return
+    names = [*FIELDS, *ALIASES]
+    near = difflib.get_close_matches(column(key), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise ConfigError(
+        f"unknown column {given.shown(key)}{hint} Known: {', '.join(FIELDS)} (your own: meta.NAME)"
+    )
+
+
+def check_text(value: Any, name: str = "") -> None:
+    """Refuse text that no file can hold, wherever it stands in a row.
+
+    Args:
+        value: the row, or a part of it.
+        name: of the column.
+
+    Raises:
+        ConfigError: half a character, a byte that is not UTF-8, or nested too deeply.
+    """
+    if given.is_deep(value):
+        raise ConfigError(f"{name or 'the row'} is nested too deeply")
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            check_text(key, name or "a column's name")
+            check_text(part, name or str(key))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            check_text(part, name)
+    elif isinstance(value, str) and (match := _HALF.search(value)):
+        code = ord(match.group())
+        if 0xDC80 <= code <= 0xDCFF:
+            what = f"holds a byte that is not UTF-8 (0x{code - 0xDC00:02x}); save the file as UTF-8"
+        else:
+            what = f"holds half a character (\\u{code:04x}, a cut emoji?); write it whole"
+        raise ConfigError(f"{name} {what}")
+
+
+def own(value: Any) -> Any:
+    """A value of the user's own as JSON holds it: what it has no form for becomes text.
+
+    Dates and times in ISO format, decimals with all digits, bytes in base64.
+    """
+    if isinstance(value, Mapping):
+        return {str(k): own(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [own(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (date, clock)):
+        return value.isoformat()
+    if isinstance(value, (bytes, bytearray)):
+        return base64.b64encode(value).decode("ascii")
+    return str(value)
 
 
 def check_row(number: int, values: Mapping[str, Any], base: Path, allow_remote: bool) -> Row:
@@ -203,15 +293,16 @@ def check_row(number: int, values: Mapping[str, Any], base: Path, allow_remote: 
     Raises:
         ConfigError: the first thing that is wrong with it, in one line.
     """
+    check_text(values)
     found = _canonical(values)
     made: dict[str, Any] = {"call": {}, "inputs": {}, "meta": {}}
-    said = {ALIASES[key.strip()]: key for key in values if key.strip() in ALIASES}
+    said = {column(key): key for key in values}
     try:
         _fill(made, found, base, allow_remote)
     except ConfigError as error:
         # In the file's own words.
         name, _, rest = str(error).partition(" ")
-        raise ConfigError(f"{said.get(name, name)} {rest}") from None
+        raise ConfigError(f"{said.get(name, name).strip()} {rest}") from None
     return Row(number, **made)
 
 
@@ -224,9 +315,9 @@ def _fill(made: dict[str, Any], found: dict[str, Any], base: Path, allow_remote:
         elif key == "name":
             made["name"] = check_name(_text(key, value))
         elif key == "meta":
-            made["meta"] |= _mapping(key, value)
+            made["meta"] |= {k: own(v) for k, v in _mapping(key, value).items()}
         elif key.startswith("meta."):
-            made["meta"][key.removeprefix("meta.")] = value
+            made["meta"][key.removeprefix("meta.")] = own(value)
         else:
             _known(key)
     extra = check_call(_mapping("call", found["call"])) if "call" in found else {}

@@ -8,38 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_plans import FACTS, plan
 
 from ditaccel.batch import names
 from ditaccel.batch.arguments import choose
-from ditaccel.batch.facts import Facts, read_facts
+from ditaccel.batch.facts import read_facts
 from ditaccel.batch.jobs import RawRow, read_rows
-from ditaccel.batch.manifest import Item, Planner, Settings, read_manifest, write_manifest
+from ditaccel.batch.manifest import Planner, Settings, read_manifest, write_manifest
 from ditaccel.batch.rows import check_row
 from ditaccel.errors import ConfigError, UnsupportedError, UsageError
 from ditaccel.models import Sheet
-
-FACTS = Facts(
-    model="m",
-    pipeline="WanPipeline",
-    family="wan",
-    transformer="WanTransformer3DModel",
-    arguments=dict.fromkeys(
-        (
-            *("prompt", "negative_prompt", "height", "width", "num_frames", "guidance_scale"),
-            *("num_inference_steps", "image", "max_sequence_length"),
-        ),
-        True,
-    ),
-    sheet=Sheet(call={"height": 64, "width": 64, "num_inference_steps": 50}, negative_prompt=""),
-    fingerprint="f",
-)
-
-
-def plan(
-    tmp_path: Path, *rows: dict[str, Any], facts: Facts = FACTS, **settings: Any
-) -> list[Item]:
-    planner = Planner(facts, Settings(**settings), tmp_path)
-    return planner.plan([RawRow(i, row) for i, row in enumerate(rows, 1)])[0]
 
 
 def test_every_format_gives_the_same_items(tmp_path: Path) -> None:
@@ -74,7 +52,7 @@ def test_txt_takes_prompts_and_leaves_comments(tmp_path: Path) -> None:
         ("j.yaml", "a: 1", "a job file ends in"),
         ("j.csv", "prompt,prompt\na,b\n", "name every column once"),
         ("j.csv", "promt,seed\na,1\n", r"j\.csv: unknown column 'promt'.*prompt"),
-        ("j.parquet", "no parquet", "no readable parquet"),
+        ("j.parquet", "no parquet", "not a readable parquet"),
         ("j.jsonl", b"\xff\xfe", "UTF-8"),
     ],
 )
@@ -114,7 +92,7 @@ def test_a_broken_line_is_a_broken_row(tmp_path: Path) -> None:
         ({"prompt": "a", "size": "1x1", "width": 4}, "either size or"),
         ({"prompt": "a", "frames": 5, "num_frames": 6}, "given twice"),
         ({"prompt": "a", "promt": "b"}, "did you mean 'prompt'"),
-        ({"prompt": "a", "call": "{"}, "no valid JSON"),
+        ({"prompt": "a", "call": "{"}, "not valid JSON"),
         ({"prompt": "a", "call": {"generator": 1}}, "cannot be set"),
         ({"prompt": "a", "call": {"callback_on_step_end": "os.system"}}, "cannot be set"),
         ({"prompt": "a", "call": {"eta": 1}}, "takes no argument 'eta'"),
