@@ -216,18 +216,20 @@ def whole_argument(name: str, low: int, high: int = MAX_SEED) -> Callable[[str],
 
 
 def is_plain(value: Any) -> bool:
-    """Whether JSON holds a value as it is."""
+    """Whether every reader of JSON takes a value as it is (numbers of 64 bits)."""
     if isinstance(value, Mapping):
         return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
     if isinstance(value, (list, tuple)):
         return all(map(is_plain, value))
     if isinstance(value, float):
         return value - value == 0  # neither NaN nor infinite
-    return value is None or isinstance(value, (bool, int, str))
+    if isinstance(value, int):
+        return -MAX_SEED <= value <= MAX_SEED
+    return value is None or isinstance(value, str)
 
 
-def is_deep(value: Any) -> bool:
-    """Whether lists and mappings are nested more than `MAX_DEPTH` deep."""
+def is_deep(value: Any, most: int = MAX_DEPTH) -> bool:
+    """Whether lists and mappings are nested more than `most` deep."""
     level, depth = [value], 0
     while level:
         depth += 1
@@ -238,7 +240,7 @@ def is_deep(value: Any) -> bool:
             for inner in (outer.values() if isinstance(outer, dict) else outer)
             if isinstance(inner, (dict, list, tuple))
         ]
-        if depth > MAX_DEPTH:
+        if depth > most:
             return True
     return False
 

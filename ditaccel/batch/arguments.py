@@ -11,6 +11,7 @@ from ..arguments import add_call, add_device, add_dtype, add_pipeline
 from ..errors import ConfigError
 from ..given import whole_argument as whole
 from .encode import CODECS, KINDS
+from .inputs import MAX_PIXELS
 from .manifest import Item
 from .names import DEFAULT
 
@@ -117,6 +118,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--retry-failed", action="store_true", help="try failed items again")
     add("--verify", action="store_true", help="compare hashes of done files, not sizes alone")
     add("--allow-remote", action="store_true", help="input images and videos may be URLs")
+    add(
+        "--max-input",
+        type=whole("--max-input", 1),
+        default=MAX_PIXELS,
+        metavar="PIXELS",
+        help=f"most pixels of an input image, or of all frames of an input video ({MAX_PIXELS})",
+    )
     add("--dry-run", action="store_true", help="say what would be done, and load nothing")
     add("--json", action="store_true", help="print the summary as JSON")
     add("--quiet", action="store_true", help="show no progress")

@@ -71,6 +71,7 @@ def _settings(
         dtype=args.dtype or default,
         allow_remote=args.allow_remote,
         pipeline="" if factory is None else factory.reference,
+        max_input=args.max_input,
     )
 
 
@@ -86,11 +87,12 @@ def _plan_lines(
     facts: Facts, run: Run, config: Any, items: Sequence[Item], ours: Sequence[Item], out: str
 ) -> list[str]:
     settings, options = run.settings, run.options
-    good = [item for item in items if not item.error]
+    good = [item for item in ours if not item.error]
+    bad = sum(bool(item.error) for item in items)
     lines = [
         f"model: {facts.model} ({facts.pipeline}, {facts.family or 'no known family'})",
         f"config: {_config_line(settings.config, config)}",
-        f"items: {len(items)}, {len(items) - len(good)} of them bad rows",
+        f"items: {len(items)}, {bad} of them bad rows",
         f"this command: {len(ours)} of them"
         + (
             f", shard {run.rank.index}/{run.rank.count} ({run.rank.source})"
@@ -156,8 +158,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DitaccelError: unusable input, in one line.
     """
+
+    def note(text: str) -> None:
+        if not args.quiet:
+            print(f"generate: {given.one_line(text)}", file=sys.stderr, flush=True)
+
     rank = find_rank(args.shard)
-    rows = read_rows(args.jobs)
+    rows = read_rows(args.jobs, note)
     factory = read_factory(args.pipeline) if args.pipeline else None
     facts = read_facts(args.model, factory)
     kind = kind_of(args.device, remote=args.engine == "ray")
@@ -170,11 +177,6 @@ def run(args: argparse.Namespace) -> int:
             f"--pipeline {args.pipeline}: there are workers on {', '.join(work.devices)}, and the "
             "function takes no `device`; let it take one, or give --workers 1"
         )
-
-    def note(text: str) -> None:
-        if not args.quiet:
-            print(f"generate: {text}", file=sys.stderr, flush=True)
-
     if repeated:
         note(f"{repeated} rows repeat earlier ones exactly: made once (--seeds makes more of each)")
     bad = [item for item in ours if item.error]
@@ -273,6 +275,8 @@ def _job(args: argparse.Namespace, facts: Facts, work: Run, items: list[Item]) -
         "commit": provenance.commit(),
         "command": provenance.command(),
         "items": len(items),
+        # `--limit` and `--filter`: what else is in the job file is not left to do.
+        "chosen": None if len(work.ids) == len(items) else list(work.ids),
     }
 
 

@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import given
+from ..checked import Check
 from ..errors import UsageError
 from ..files import append_line, mend_lines, plain, read_lines, unwritten, write_atomically
 from ..files import write_json as _write_json
+from . import shapes
 from .manifest import Item, read_manifest
 
 JOB, MANIFEST, RESULTS = "job.json", "manifest.jsonl", "results.jsonl"
@@ -38,13 +40,13 @@ DONE, FAILED = "done", "failed"
 THUMBNAIL = "thumbnail"
 
 
-def _load(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is none or it is damaged."""
+def _load(path: Path, shape: Check) -> dict[str, Any] | None:
+    """A JSON object, or None where there is none, or it is damaged or was changed."""
     try:
-        data = given.parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data: dict[str, Any] = shape(given.parse_json(path.read_text(encoding="utf-8")), "")
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return data if isinstance(data, dict) else None
+    return data
 
 
 def sha256(path: Path) -> str:
@@ -122,7 +124,13 @@ class JobFolder:
 
     def job(self) -> dict[str, Any]:
         """Content of `job.json`, empty if it is missing."""
-        return _load(self.root / JOB) or {}
+        return _load(self.root / JOB, shapes.JOB) or {}
+
+    def chosen(self, items: Sequence[Item]) -> list[Item]:
+        """The items that the newest command asked for (`--limit`, `--filter`), by default all."""
+        ids = self.job().get("chosen")
+        wanted = None if ids is None else set(ids)
+        return [item for item in items if wanted is None or item.id in wanted]
 
     def sidecar(self, item: Item) -> Path:
         """Path of an item's sidecar.
@@ -144,15 +152,12 @@ class JobFolder:
         """
         if item.error:
             return None
-        record = _load(self.sidecar(item))
-        if record is None or record.get("id") != item.id:
+        record = _load(self.sidecar(item), shapes.DONE_RECORD)
+        if record is None or record["id"] != item.id:
             return None
-        files = record.get("files")
-        if not isinstance(files, list) or not files:
-            return None
-        for file in files:
-            path = self.outputs / str(file.get("path"))
-            if size_of(path) != file.get("bytes"):
+        for file in record["files"]:
+            path = self.outputs / file["path"]
+            if size_of(path) != file["bytes"]:
                 return None
             if verify and sha256(path) != file.get("sha256"):
                 return None
@@ -163,7 +168,7 @@ class JobFolder:
         if item.error:
             line = {"id": item.id, "row": item.row, "status": FAILED, "reason": item.error}
             return {**line, "prompt": item.prompt, "kind": "row"}
-        return _load(self.failed / f"{item.id}.json")
+        return _load(self.failed / f"{item.id}.json", shapes.FAILED_RECORD)
 
     def publish(
         self, item: Item, parts: Iterable[tuple[Path, str]], record: dict[str, Any]
@@ -233,7 +238,7 @@ class JobFolder:
 
     def thumbnail(self, item: Item) -> str | None:
         """A small picture of a done item as a data URI, if its sidecar has one."""
-        found = (_load(self.sidecar(item)) or {}).get(THUMBNAIL)
+        found = (_load(self.sidecar(item), shapes.DONE_RECORD) or {}).get(THUMBNAIL)
         return found if isinstance(found, str) and found.startswith("data:image/") else None
 
     def write_results(self, items: Sequence[Item]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import torch
 from .. import api
 from .. import config as configs
 from ..frames import to_uint8
-from .inputs import load_inputs
+from .inputs import MAX_PIXELS, load_inputs
 from .manifest import Item
 from .seam import Seam, Turn
 
@@ -52,12 +52,19 @@ class Maker:
         seam: around it.
         kinds: files that are wanted.
         call: arguments of every call that an item's own stand before.
+        max_input: most pixels of an input; see `load_inputs`.
     """
 
     def __init__(
-        self, pipe: Any, seam: Seam, kinds: Sequence[str], call: Mapping[str, Any] | None = None
+        self,
+        pipe: Any,
+        seam: Seam,
+        kinds: Sequence[str],
+        call: Mapping[str, Any] | None = None,
+        max_input: int = MAX_PIXELS,
     ) -> None:
         self.pipe, self.seam, self._call = pipe, seam, dict(call or {})
+        self.max_input = max_input
         self.keep_latents = "latents" in kinds
         self.decode = any(kind != "latents" for kind in kinds)
         self._config: dict[str, Any] | None = None
@@ -115,7 +122,8 @@ class Maker:
     def arguments(self, items: Sequence[Item]) -> dict[str, Any]:
         """Keyword arguments of the call for items of one shape."""
         first = items[0]
-        made: dict[str, Any] = {**self._call, **first.call, **load_inputs(first.inputs)}
+        inputs = load_inputs(first.inputs, self.max_input)
+        made: dict[str, Any] = {**self._call, **first.call, **inputs}
         made["output_type"] = "np" if getattr(self.pipe, "vae", None) is not None else "latent"
         # On the CPU on every device, one an item: the noise must depend on the seed alone.
         generators = [torch.Generator("cpu").manual_seed(item.seed) for item in items]

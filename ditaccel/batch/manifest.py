@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from .. import given
+from ..checked import read_records
 from ..errors import ConfigError, DitaccelError, UsageError
-from ..files import read_lines, write_atomically
+from ..files import write_atomically
 from ..models import line_of
 from . import names
 from .facts import Facts
+from .inputs import MAX_PIXELS, check_input
 from .jobs import RawRow
 from .rows import Row, check_row
+from .shapes import ITEM
 
 DEFAULT_FPS = 16.0
 
@@ -76,6 +79,7 @@ class Settings:
         allow_remote: inputs may be URLs.
         pipeline: reference of the function that makes the pipeline, which every worker imports;
             empty for the model's own.
+        max_input: most pixels of an input image, or of all frames of an input video.
     """
 
     config: str = "balanced"
@@ -89,6 +93,7 @@ class Settings:
     dtype: str = "float32"
     allow_remote: bool = False
     pipeline: str = ""
+    max_input: int = MAX_PIXELS
 
 
 def _digest(data: Any) -> str:
@@ -115,6 +120,7 @@ class Planner:
         self.template = names.check_template(settings.name)
         self._configs = {settings.config: facts.resolve(settings.config)}
         self._inputs: dict[str, str] = {}
+        self._looked_at: set[tuple[str, str]] = set()
         self._takes: Counter[str] = Counter()
 
     def plan(self, rows: Iterable[RawRow]) -> tuple[list[Item], int]:
@@ -176,6 +182,11 @@ class Planner:
             self._configs[text] = self.facts.resolve(text)
         return self._configs[text]
 
+    def _check_input(self, key: str, path: str) -> None:
+        if (key, path) not in self._looked_at:
+            check_input(key, path, self.settings.max_input)
+            self._looked_at.add((key, path))
+
     def _fingerprint(self, path: str) -> str:
         if path not in self._inputs:
             digest = hashlib.sha256()
@@ -226,6 +237,8 @@ class Planner:
         for key, optional in facts.arguments.items():
             if not optional and key not in given:
                 raise ConfigError(f"{facts.pipeline} needs {key!r}")
+        for key, path in row.inputs.items():
+            self._check_input(key, path)
         item = Item(
             id="",
             row=row.row,
@@ -292,6 +305,7 @@ def read_manifest(path: Path) -> list[Item]:
     if not path.is_file():
         raise UsageError(f"{path} is missing: {path.parent} holds no job")
     try:
-        return [Item(**line) for line in read_lines(path)]
+        found = read_records(path, ITEM, "run the command again that made it")
+        return [Item(**line) for line in found]
     except TypeError as error:
         raise UsageError(f"{path} was written by another version ({error})") from None

@@ -32,6 +32,8 @@ ALIASES = {
 OWN = ("generator", "output_type", "return_dict", "prompt", "negative_prompt", "class_labels")
 INPUTS = ("image", "video")
 _REMOTE = ("http", "https")
+# Of lists and mappings in a row: readers of results take no deeper ones.
+_DEPTH = 8
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -243,7 +245,7 @@ def check_text(value: Any, name: str = "") -> None:
     Raises:
         ConfigError: half a character, a byte that is not UTF-8, or nested too deeply.
     """
-    if given.is_deep(value):
+    if given.is_deep(value, _DEPTH):
         raise ConfigError(f"{name or 'the row'} is nested too deeply")
     if isinstance(value, Mapping):
         for key, part in value.items():
@@ -264,7 +266,7 @@ def check_text(value: Any, name: str = "") -> None:
 def own(value: Any) -> Any:
     """A value of the user's own as JSON holds it: what it has no form for becomes text.
 
-    Dates and times in ISO format, decimals with all digits, bytes in base64.
+    Dates and times in ISO format, long numbers with all digits, bytes in base64.
     """
     if isinstance(value, Mapping):
         return {str(k): own(v) for k, v in value.items()}
@@ -272,7 +274,7 @@ def own(value: Any) -> Any:
         return [own(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if given.is_plain(value):
         return value
     if isinstance(value, (date, clock)):
         return value.isoformat()

@@ -105,6 +105,11 @@ def describe(summary: dict[str, Any], said: Collection[str] = ()) -> list[str]:
         f"{summary['left']} left"
         + (f"; {summary['working']} at work" if summary.get("working") else "")
     ]
+    if summary.get("not_chosen"):
+        lines.append(
+            f"{summary['not_chosen']} more rows of the job file were not asked for (--limit, "
+            "--filter)"
+        )
     if summary["done"]:
         lines.append(f"work: {where_time_goes(summary['seconds'])}")
         lines.append(

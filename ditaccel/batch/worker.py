@@ -107,7 +107,7 @@ class Worker:
         if settings.pipeline:
             self._check_class()
         self.seam = Seam(self.pipe, overlap=options.lanes > 1)
-        self.maker = Maker(self.pipe, self.seam, settings.save, opened.call)
+        self.maker = Maker(self.pipe, self.seam, settings.save, opened.call, settings.max_input)
         first = queue.peek()
         if first is not None and queue.is_uniform():
             # What the model refuses, it refuses for every item: say so once, now.

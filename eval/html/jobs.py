@@ -38,6 +38,8 @@ def _tiles(summary: dict[str, Any]) -> Markup:
         if summary["working"] and summary["seconds_left"] is not None:
             words = f"left, about {duration(summary['seconds_left'])}"
         tiles.append(_tile(str(summary["left"]), words))
+    if summary.get("not_chosen"):
+        tiles.append(_tile(str(summary["not_chosen"]), "rows not asked for (--limit, --filter)"))
     if summary["seconds_an_item"] is not None:
         tiles.append(_tile(duration(summary["seconds_an_item"]), "of work an item (median)"))
     if summary["hit_rate"] is not None:
@@ -222,8 +224,13 @@ def write_gallery(root: str | Path) -> tuple[Path, list[str], dict[str, Any]]:
     if not folder.exists:
         raise UsageError(f"{folder.root} holds no job: name a folder of `ditaccel generate --out`")
     items = folder.items()
+    chosen = {item.id for item in folder.chosen(items)}
     lines = folder.merged(items)
-    summary = summarise(folder, items, lines)
+    # Beside what the newest command chose: what earlier ones made, or tried to.
+    settled = {line["id"] for line in lines}
+    meant = [item for item in items if item.id in chosen or item.id in settled]
+    summary = summarise(folder, meant, lines)
+    summary["not_chosen"] = len(items) - len(meant)
     job = folder.job()
     name = Path(str(job.get("model", "job"))).name
     parts = {

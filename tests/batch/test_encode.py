@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ditaccel.batch import encode
 from ditaccel.batch.encode import check_codec, write_files, write_mp4
-from ditaccel.batch.inputs import load_inputs
+from ditaccel.batch.folder import sha256
 from ditaccel.errors import UnsupportedError, UsageError
 
 av = pytest.importorskip("av")
@@ -57,11 +61,72 @@ def test_a_clip_comes_back(tmp_path: Path, codec: str, low: float) -> None:
     assert stated["crf"] == 12 and stated["pix_fmt"] == "yuv420p" and "padded_from" not in stated
 
 
+def noisy(frames: int = 21, side: int = 64) -> np.ndarray:
+    """A disc that moves over noise: what made x264's rate control differ from run to run."""
+    noise = np.random.default_rng(0).integers(-6, 6, (frames, side, side, 3))
+    y, x = np.mgrid[0:side, 0:side]
+    made = np.full((frames, side, side, 3), (200, 220, 240))
+    for t, picture in enumerate(made):
+        picture[(x - 10 - 2 * t) ** 2 + (y - 30 - 5 * np.sin(t)) ** 2 < 150] = (200, 30, 40)
+    return np.clip(made + noise, 0, 255).astype(np.uint8)
+
+
+def digests(folder: Path, codec: str, times: int) -> set[str]:
+    """Hashes of so many encodings of one clip, with other memory in use each time."""
+    found, held = set(), []
+    for index in range(times):
+        held.append(bytes(1000 + 37 * index))
+        write_mp4(folder / "a.mp4", noisy(), 16.0, codec, 18)
+        found.add(sha256(folder / "a.mp4"))
+    return found
+
+
+@pytest.mark.parametrize(("codec", "times"), [("h264", 60), ("av1", 10)])
+def test_many_encodings_of_a_clip_are_one_file(tmp_path: Path, codec: str, times: int) -> None:
+    assert len(digests(tmp_path, codec, times)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("codec", "times"), [("h264", 1500), ("av1", 200)])
+def test_very_many_encodings_of_a_clip_are_one_file(tmp_path: Path, codec: str, times: int) -> None:
+    assert len(digests(tmp_path, codec, times)) == 1
+
+
+@pytest.mark.parametrize(
+    ("codec", "option", "sets"),
+    [
+        ("h264", "x264-params", ("asm=SSE2", "asm=AVX2", "asm=0")),
+        ("av1", "svtav1-params", ("asm=sse4_1", "asm=avx2", "asm=c")),
+    ],
+)
+def test_every_instruction_set_gives_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, option: str, sets: tuple[str, ...]
+) -> None:
+    found = digests(tmp_path, codec, 1)
+    encoder, options = encode.CODECS[codec]
+    for name in sets:
+        own = {**options, option: f"{options[option]}:{name}"}
+        monkeypatch.setitem(encode.CODECS, codec, (encoder, own))
+        found |= digests(tmp_path, codec, 1)
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("codec", ["h264", "av1"])
-def test_the_same_frames_give_the_same_bytes(tmp_path: Path, codec: str) -> None:
-    for name in "ab":
-        write_mp4(tmp_path / name, clip(5), 16.0, codec, 30)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+def test_other_processes_and_cores_give_the_same_bytes(tmp_path: Path, codec: str) -> None:
+    """As in a worker of its own, with other threads allowed, and on one core."""
+    found = digests(tmp_path, codec, 1)
+    np.save(tmp_path / "clip.npy", noisy())
+    code = (
+        "import os, sys, numpy; from pathlib import Path; "
+        "pin = getattr(os, 'sched_setaffinity', None); "
+        "pin and pin(0, {min(os.sched_getaffinity(0))}); "
+        "from ditaccel.batch.encode import write_mp4; "
+        "write_mp4(Path(sys.argv[1]), numpy.load(sys.argv[2]), 16.0, sys.argv[3], 18)"
+    )
+    arguments = [str(tmp_path / "b.mp4"), str(tmp_path / "clip.npy"), codec]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-P", "-c", code, *arguments], check=True, env=environment)
+    assert found == {sha256(tmp_path / "b.mp4")}
 
 
 def test_odd_sides_are_padded_and_said(tmp_path: Path) -> None:
@@ -105,46 +170,3 @@ def test_kinds_of_files(tmp_path: Path) -> None:
     assert only[1] == "x.png"
     with pytest.raises(UnsupportedError, match="no VAE"):
         write_files(tmp_path, "x", ("latents",), frames, None, 8.0, "h264", 18)
-
-
-def test_inputs(tmp_path: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray(clip(1)[0]).save(tmp_path / "a.png")
-    write_mp4(tmp_path / "a.mp4", clip(4), 16.0, "h264", 5)
-    made = load_inputs({"image": str(tmp_path / "a.png"), "video": str(tmp_path / "a.mp4")})
-    assert np.array_equal(np.asarray(made["image"]), clip(1)[0]) and len(made["video"]) == 4
-    (tmp_path / "b.png").write_bytes(b"no picture")
-    for name in ("image", "video"):
-        with pytest.raises(UsageError, match=rf"{name} .*b\.png cannot be read"):
-            load_inputs({name: str(tmp_path / "b.png")})
-
-
-def test_remote_inputs_and_their_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-    from functools import partial
-    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-
-    from PIL import Image
-
-    from ditaccel.batch import inputs
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            """Say nothing."""
-
-    Image.fromarray(clip(1)[0]).save(tmp_path / "a.png")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/a.png"
-        made = load_inputs({"image": url})
-        assert np.array_equal(np.asarray(made["image"]), clip(1)[0])
-        with pytest.raises(UsageError, match=r"cannot be read .*404"):
-            load_inputs({"image": url.replace("a.png", "b.png")})
-        monkeypatch.setattr(inputs, "MAX_BYTES", 100)
-        with pytest.raises(UsageError, match="larger than"):
-            load_inputs({"image": url})
-    finally:
-        server.shutdown()
-        server.server_close()

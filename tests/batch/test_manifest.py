@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from job_plans import FACTS, plan
+from PIL import Image
 
 from ditaccel.batch import names
 from ditaccel.batch.arguments import choose
@@ -121,7 +122,7 @@ def test_the_id_depends_on_what_decides_the_output_and_on_nothing_else(tmp_path:
     (again,) = plan(tmp_path, {"seed": "1", "text": "a", "meta": {"split": "x"}}, name="{row}")
     assert again.id == first.id
     picture = tmp_path / "p.png"
-    picture.write_bytes(b"one")
+    Image.new("RGB", (1, 1)).save(picture)
     others = [
         plan(tmp_path, {**row, "seed": 2}),
         plan(tmp_path, {**row, "prompt": "b"}),
@@ -136,7 +137,7 @@ def test_the_id_depends_on_what_decides_the_output_and_on_nothing_else(tmp_path:
         plan(tmp_path, row, facts=replace(FACTS, fingerprint="g")),
         plan(tmp_path, {**row, "image": "p.png"}),
     ]
-    picture.write_bytes(b"two")
+    Image.new("RGB", (1, 1), "red").save(picture)
     others.append(plan(tmp_path, {**row, "image": "p.png"}))
     ids = {first.id} | {items[0].id for items in others}
     assert len(ids) == 1 + len(others)
