@@ -69,7 +69,7 @@ def _video(file: IO[bytes], most: int, decode: bool) -> list[Any] | None:
             raise UsageError("it holds no video")
         stream = container.streams.video[0]
         pixels = stream.width * stream.height
-        seconds = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        seconds = float((stream.duration or 0) * (stream.time_base or 0))
         if pixels < 1:
             raise UsageError("it holds no frame")
         # What the file says of itself; what it really holds is counted below.
