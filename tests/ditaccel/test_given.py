@@ -155,7 +155,6 @@ def test_odd_paths_are_one_line_in_every_command(
     [
         ("eval", ("--call", "num_inference_steps=0"), "num_inference_steps is 0"),
         ("generate", ("--call", "num_inference_steps=0"), "num_inference_steps is 0"),
-        ("generate", ("--call", "eta=2024-01-01"), "it must be a number, text"),
         ("generate", ("--call", "eta=" + "[" * 3000), "nested too deeply"),
         ("eval", ("--seeds", "9" * 23), "--seeds must be"),
         ("generate", ("--seeds", "9" * 23), "--seeds must be"),
