@@ -155,7 +155,7 @@ def test_odd_paths_are_one_line_in_every_command(
     [
         ("eval", ("--call", "num_inference_steps=0"), "num_inference_steps is 0"),
         ("generate", ("--call", "num_inference_steps=0"), "num_inference_steps is 0"),
-        ("generate", ("--call", "eta=" + "[" * 3000), "nested too deeply"),
+        ("generate", ("--call", "eta=" + "[" * 3000), "--call eta"),
         ("eval", ("--seeds", "9" * 23), "--seeds must be"),
         ("generate", ("--seeds", "9" * 23), "--seeds must be"),
         ("tune", ("--seed", "9" * 23), "--seed is 9999"),
