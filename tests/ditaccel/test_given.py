@@ -158,8 +158,8 @@ def test_odd_paths_are_one_line_in_every_command(
         ("generate", ("--call", "eta=" + "[" * 3000), "--call eta"),
         ("eval", ("--seeds", "9" * 23), "--seeds must be"),
         ("generate", ("--seeds", "9" * 23), "--seeds must be"),
-        ("tune", ("--seed", "9" * 23), "--seed is 9999"),
-        ("finetune", ("--seed", "-1"), "--seed is -1"),
+        ("tune", ("--seed", "9" * 23), "--seed"),
+        ("finetune", ("--seed", "-1"), "--seed"),
         *((c, ("--device", d), "--device") for c in ("eval", "tune", "finetune", "generate")
           for d in ("meta", "mps", "cuda:99", "\n")),
     ],
