@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -72,6 +74,20 @@ def _wait_while_paused() -> float:
     while path and os.path.exists(path):
         time.sleep(1)
     return time.time() - start
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets within a `with` block, so that a step is finished and saved."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _optimisers(
@@ -188,6 +204,8 @@ class Run:
     ) -> None:
         """Train for `minutes` of wall-clock time, then save; also saves once a minute.
 
+        SIGTERM ends it early, after the step that is under way.
+
         Args:
             loss_of: gives the loss for (model, step, generator).
             minutes: length of this session, pauses not counted.
@@ -196,35 +214,41 @@ class Run:
         """
         start, saved, shown = time.time(), time.time(), 0.0
         bar = tqdm(desc=self.folder.name, initial=self.step, unit="step", mininterval=10)
-        while (spent := time.time() - start) < minutes * 60:
-            start += _wait_while_paused()
-            began = time.time()
-            factor = min(1.0, (self.step - self.started + 1) / warmup)
-            if anneal:
-                factor *= 1 - 0.95 * spent / (minutes * 60)
-            self._set_rate(factor)
-            with autocast(), plain_attention():
-                loss = loss_of(self.model, self.step, self.generator)
-            if not torch.isfinite(loss):
-                raise ValueError(f"loss is {loss.item()} at step {self.step}: lower the rate")
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            for optimiser in self.optimisers:
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-            self._update_ema()
-            self.step += 1
-            self.seconds += time.time() - began
-            shown = loss.item() if not shown else 0.98 * shown + 0.02 * loss.item()
-            bar.update()
-            if self.step % 20 == 0:
-                bar.set_postfix(loss=f"{shown:.4f}")
-                self.log.append((self.step, self.seconds, round(shown, 5)))
-            if time.time() - saved > 60:
-                self.save()
-                saved = time.time()
+        with _asked_to_stop() as stop:
+            while (spent := time.time() - start) < minutes * 60 and not stop.is_set():
+                start += _wait_while_paused()
+                began = time.time()
+                factor = min(1.0, (self.step - self.started + 1) / warmup)
+                if anneal:
+                    factor *= 1 - 0.95 * spent / (minutes * 60)
+                loss = self._learn(loss_of, factor)
+                self.seconds += time.time() - began
+                shown = loss if not shown else 0.98 * shown + 0.02 * loss
+                bar.update()
+                if self.step % 20 == 0:
+                    bar.set_postfix(loss=f"{shown:.4f}")
+                    self.log.append((self.step, self.seconds, round(shown, 5)))
+                if time.time() - saved > 60:
+                    self.save()
+                    saved = time.time()
         bar.close()
         self.save()
+
+    def _learn(self, loss_of: Loss, factor: float) -> float:
+        """One step at the learning rate times `factor`; returns the loss."""
+        self._set_rate(factor)
+        with autocast(), plain_attention():
+            loss = loss_of(self.model, self.step, self.generator)
+        if not torch.isfinite(loss):
+            raise ValueError(f"loss is {loss.item()} at step {self.step}: lower the rate")
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        self._update_ema()
+        self.step += 1
+        return loss.item()
 
     @torch.no_grad()
     def _update_ema(self) -> None:

@@ -1,16 +1,29 @@
-"""Render and encode pictures of scenes: `python samples/train/scenes_pool.py COUNT`."""
+"""Render and encode scenes: `python samples/train/scenes_pool.py pictures 24576`.
+
+Pictures are for scenes-flux; frames (first frames of clips) and clips for scenes-wan. A pool grows
+by chunks; what is there stays.
+"""
 
 from __future__ import annotations
 
 import argparse
 
 import torch
-from scenes.pools import extend
+from scenes.pools import extend, extend_clips
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("kind", choices=["pictures", "frames", "clips"])
     parser.add_argument("count", type=int)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    extend(arguments.count)
+    if arguments.kind == "pictures":
+        extend(arguments.count)
+    else:
+        extend_clips(arguments.count, single=arguments.kind == "frames")
+
+
+if __name__ == "__main__":
+    main()

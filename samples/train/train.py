@@ -97,6 +97,23 @@ def _scenes_flux() -> tuple:
     return run, flux_loss(Pool())
 
 
+def _scenes_video_vae() -> tuple:
+    from scenes.video import build_video_vae, video_vae_loss
+
+    def plan(step: int) -> tuple[int, int]:
+        return (16, 1) if step < 1500 or step % 3 == 0 else (3, 9)
+
+    return Run("scenes-video-vae", build_video_vae(), rate=2e-3), video_vae_loss(plan)
+
+
+def _scenes_wan() -> tuple:
+    from scenes.pools import Clips
+    from scenes.wan import build_wan, wan_loss
+
+    run = Run("scenes-wan", build_wan(), decay=0.998, **DENOISER)
+    return run, wan_loss(Clips(single=True), lambda: Clips(single=False))
+
+
 MODELS = {
     "features": _features,
     "image-vae": _image_vae,
@@ -106,6 +123,8 @@ MODELS = {
     "wan": _wan,
     "scenes-vae": _scenes_vae,
     "scenes-flux": _scenes_flux,
+    "scenes-video-vae": _scenes_video_vae,
+    "scenes-wan": _scenes_wan,
 }
 
 

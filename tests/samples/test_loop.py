@@ -1,6 +1,7 @@
 """Training in pieces is training in one piece, bit for bit."""
 
 import math
+import signal
 
 import pytest
 import torch
@@ -111,3 +112,24 @@ def test_plain_attention_is_attention_and_is_put_back(loop):
     assert functional.scaled_dot_product_attention is fused
     assert (found.float() - expected).norm() < 0.02 * expected.norm()  # bfloat16
     torch.testing.assert_close(masked, fused(q, k, v, attn_mask=mask))
+
+
+def test_sigterm_ends_after_a_step_and_saves_it(loop, tmp_path):
+    def stopping(model, step, generator):
+        if step == 4:
+            signal.raise_signal(signal.SIGTERM)
+        assert step < 5
+        return loss_of(model, step, generator)
+
+    torch.manual_seed(0)
+    run = loop.Run("pieces", Model(), rate=1e-2, muon=True, decay=0.9, seed=1)
+    before = signal.getsignal(signal.SIGTERM)
+    run.train(stopping, 10, warmup=10)
+    assert run.step == 5
+    assert signal.getsignal(signal.SIGTERM) is before
+    runs = {}
+    for name, steps in (("whole", 7), ("pieces", 2)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "RUNS", tmp_path)
+            runs[name] = session(loop, patch, name, steps)
+    assert equal(runs["whole"].model.state_dict(), runs["pieces"].model.state_dict())

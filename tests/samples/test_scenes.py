@@ -70,24 +70,26 @@ def test_captions_fit_and_name_what_stands_in_front(world, words):
 
 
 def test_held_out_prompts_are_never_taught(world, words, script):
-    pool = script("scenes.pools").Pool
+    pools = script("scenes.pools")
     scenes = drawn(world, 256)
-    texts = pool.texts(scenes, torch.Generator().manual_seed(0), 0.0)
+    texts = pools.texts(scenes, torch.Generator().manual_seed(0), 0.0)
     assert not any(words.held_out(text) for text in texts if text)
     assert all(words.held_out(text) for text in words.held_out_prompts(20, 7))
 
 
-def test_cells_show_the_nearest_thing(world, words):
-    scenes = drawn(world, 8)
+def test_cells_show_the_nearest_thing_where_it_has_gone(world, script):
+    visible = script("scenes.seen").visible
+    scenes = drawn(world, 8, moving=True)
     for size in (128, 64):
-        seen = words.visible(scenes, 4, size)
-        assert seen.shape == (8, (size // 4) ** 2, 3)
-    side = 32
-    seen = words.visible(scenes, 4, 128).view(8, side, side, 3)
-    front = scenes.place[:, -1]
-    x = (front[:, 0] / 4).long().clamp(0, side - 1)
-    y = ((front[:, 1] - 0.9 * scenes.radius[:, -1]) / 4).long().clamp(0, side - 1)
-    assert torch.equal(seen[torch.arange(8), y, x, 0], scenes.kind[:, -1])
+        assert visible(scenes, 4, size).shape == (8, (size // 4) ** 2, 3)
+    side, times = 32, torch.tensor([0.0, 6.0])
+    seen = visible(scenes, 4, 128, times).view(8, 2, side, side, 3)
+    y = ((scenes.place[:, -1, 1] - 0.9 * scenes.radius[:, -1]) / 4).long()
+    for frame, time in enumerate(times):
+        x = (scenes.place[:, -1, 0] + (scenes.speed[:, -1] - scenes.pan) * time) / 4
+        there = (x >= 0) & (x < side)
+        kinds = seen[torch.arange(8), frame, y, x.long().clamp(0, side - 1), 0]
+        assert torch.equal(kinds[there], scenes.kind[there, -1])
 
 
 def test_whitening_changes_latents_and_no_picture(script):

@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
+)
 from loop import RUNS, averaged
+from text import t5_tokenizer
 
 from scenes.flux import SHIFT, build_flux, tokenizers
-from scenes.pools import statistics
+from scenes.pools import clip_statistics, statistics
 from scenes.vae import build_vae, whiten
-from scenes.words import TOKENS, held_out_prompts
+from scenes.video import FRAMES, build_video_vae
+from scenes.wan import SHIFT as WAN_SHIFT
+from scenes.wan import build_wan
+from scenes.words import TOKENS, WORDS, held_out_prompts
 from scenes.world import SIZE
 
-CALL = {
-    "height": SIZE,
-    "width": SIZE,
-    "num_inference_steps": 50,
-    "guidance_scale": 1.0,
-    "true_cfg_scale": 4.0,
-    "max_sequence_length": TOKENS,
+_SHAPE = {"height": SIZE, "width": SIZE, "num_inference_steps": 50}
+CALLS: dict[str, dict[str, Any]] = {
+    "scenes-flux": {
+        **_SHAPE,
+        "guidance_scale": 1.0,
+        "true_cfg_scale": 4.0,
+        "max_sequence_length": TOKENS,
+    },
+    "scenes-wan": {
+        **_SHAPE,
+        "num_frames": FRAMES,
+        "guidance_scale": 4.0,
+        "max_sequence_length": TOKENS,
+    },
 }
+TASKS = {"scenes-flux": "text-to-image", "scenes-wan": "text-to-video"}
 
 
 def image_vae() -> AutoencoderKL:
@@ -33,13 +55,20 @@ def image_vae() -> AutoencoderKL:
     return vae
 
 
-def flux_pipeline() -> FluxPipeline:
-    """scenes-flux as far as it is trained, in float32."""
-    parts = averaged("scenes-flux", build_flux())
+def video_vae() -> AutoencoderKLWan:
+    """The autoencoder of the clips, which knows the mean and spread of its latents."""
+    vae = averaged("scenes-video-vae", build_video_vae())
+    mean, spread = clip_statistics()
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=spread.tolist())
+    return vae
+
+
+def flux_pipeline(parts: Any, vae: AutoencoderKL) -> FluxPipeline:
+    """scenes-flux of its trained parts."""
     clip, t5 = tokenizers()
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
-        vae=image_vae(),
+        vae=vae,
         text_encoder=parts["text_encoder"],
         tokenizer=clip,
         text_encoder_2=parts["text_encoder_2"],
@@ -48,14 +77,36 @@ def flux_pipeline() -> FluxPipeline:
     )
 
 
-def write(folder: Path, prompts: Path) -> Path:
-    """Write scenes-flux: weights in float16, text encoders (small, type-sensitive) in float32.
+def wan_pipeline(parts: Any, vae: AutoencoderKLWan) -> WanPipeline:
+    """scenes-wan of its trained parts, with the scheduler that Wan ships with."""
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=WAN_SHIFT
+    )
+    return WanPipeline(
+        tokenizer=t5_tokenizer(WORDS),
+        text_encoder=parts["text_encoder"],
+        vae=vae,
+        scheduler=scheduler,
+        transformer=parts["transformer"],
+    )
+
+
+def trained(name: str) -> DiffusionPipeline:
+    """A model as far as it is trained, in float32."""
+    if name == "scenes-flux":
+        return flux_pipeline(averaged(name, build_flux()), image_vae())
+    return wan_pipeline(averaged(name, build_wan()), video_vae())
+
+
+def write(pipe: DiffusionPipeline, name: str, folder: Path, prompts: Path) -> Path:
+    """Write a model: weights in float16, text encoders (small, type-sensitive) in float32.
 
     Args:
+        pipe: what `trained` gave; its large parts become float16.
+        name: "scenes-flux" or "scenes-wan".
         folder: of the model; what is there of earlier weights goes.
         prompts: file for the held-out prompts.
     """
-    pipe = flux_pipeline()
     for part in (pipe.transformer, pipe.vae):
         part.to(torch.float16)
     for old in folder.iterdir() if folder.exists() else ():
@@ -63,21 +114,19 @@ def write(folder: Path, prompts: Path) -> Path:
             shutil.rmtree(old)
     pipe.save_pretrained(folder)
     prompts.parent.mkdir(parents=True, exist_ok=True)
-    head = "# Prompts that scenes-flux has never seen in training (scenes.words.held_out)."
+    head = f"# Prompts that {name} has never seen in training (scenes.words.held_out)."
     prompts.write_text("\n".join([head, *held_out_prompts(128, seed=7)]) + "\n")
     description = {
-        "family": "flux",
-        "task": "text-to-image",
-        "call": CALL,
-        "prompts": str(prompts) if prompts.is_absolute() else prompts.as_posix(),
+        "family": name.removeprefix("scenes-"),
+        "task": TASKS[name],
+        "call": CALLS[name],
+        "prompts": Path(os.path.relpath(prompts, folder)).as_posix(),
         "negative_prompt": "",
     }
-    samples = Path(__file__).resolve().parents[2]
-    if prompts.is_relative_to(samples) and folder.is_relative_to(samples):
-        description["prompts"] = "../../" + prompts.relative_to(samples).as_posix()
     (folder / "sample.json").write_text(json.dumps(description, indent=2) + "\n")
-    (folder / "card").mkdir(exist_ok=True)
-    log = RUNS / "scenes-flux" / "log.json"
+    log = RUNS / name / "log.json"
     if log.exists():
+        # The card tells how these weights were trained, whatever the run does afterwards.
+        (folder / "card").mkdir(exist_ok=True)
         shutil.copy(log, folder / "card" / "training.json")
     return folder

@@ -13,11 +13,11 @@ from text import WIDTH, build_clip, build_t5, clip_tokenizer, t5_tokenizer, toke
 from torch import Tensor, nn
 
 from scenes.pools import SIDE, Pool
-from scenes.textures import MATERIALS
-from scenes.things import THINGS
+from scenes.pools import texts as prompts_of
+from scenes.seen import Seen
 from scenes.vae import CHANNELS, SHRINK
-from scenes.words import TOKENS, WORDS, visible
-from scenes.world import COLOURS, SIZE, Scenes
+from scenes.words import TOKENS, WORDS
+from scenes.world import SIZE
 
 # Sampling follows this shift; training spends its noise levels the same way. A picture of half the
 # side has a quarter of the pixels to average over, which is worth half the shift.
@@ -29,35 +29,6 @@ SEEN = 0.1  # weight of the auxiliary task
 def tokenizers() -> tuple:
     """The CLIP and the T5 tokenizer."""
     return clip_tokenizer(WORDS, TOKENS), t5_tokenizer(WORDS)
-
-
-class Seen(nn.Module):
-    """Linear heads that read off hidden states what each token shows, as `layout.Layout` does.
-
-    Args:
-        width: channels of the hidden states.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        sizes = (len(THINGS) + 2, len(MATERIALS) + 1, len(COLOURS) + 1)
-        self.heads = nn.ModuleList(nn.Linear(width, size) for size in sizes)
-
-    def forward(self, hidden: Tensor, scenes: Scenes, cell: int, size: int) -> Tensor:
-        """Cross-entropy, mean over tokens and tasks.
-
-        Args:
-            hidden: (N, H * W, C) hidden states of the image tokens.
-            scenes: what is on the N pictures.
-            cell: pixels of a token's side.
-            size: pixels of the picture's side.
-        """
-        wanted = visible(scenes, cell, size).to(hidden.device)
-        losses = [
-            F.cross_entropy(head(hidden).float().transpose(1, 2), wanted[..., k])
-            for k, head in enumerate(self.heads)
-        ]
-        return torch.stack(losses).mean()
 
 
 def build_flux() -> nn.ModuleDict:
@@ -117,7 +88,7 @@ def flux_loss(pool: Pool, plan: Callable[[int], tuple[int, bool]] = curriculum) 
     def loss(model: nn.ModuleDict, step: int, generator: torch.Generator) -> Tensor:
         batch, small = plan(step)
         latents, scenes = pool.batch(batch, small, generator)
-        texts = pool.texts(scenes, generator, DROP)
+        texts = prompts_of(scenes, generator, DROP)
         side = latents.shape[-1]
         packed = FluxPipeline._pack_latents(latents, batch, CHANNELS, side, side)
         shift = SHIFT / 2 if small else SHIFT

@@ -1,6 +1,6 @@
-"""Encoded pictures of scenes, at both resolutions, and what makes their latents white.
+"""Encoded pictures and clips of scenes, and what makes their latents white.
 
-    python samples/train/scenes_pool.py 24576
+    python samples/train/scenes_pool.py pictures 24576
 
 Chunk numbers seed the data, so a pool that grows keeps what it had.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scenes.vae import SHRINK, build_vae, halved
+from scenes.video import FRAMES, LATENT_FRAMES, build_video_vae, clip_scenes
 from scenes.words import captions, held_out
 from scenes.world import SIZE, Scenes, render, sample_scenes
 
@@ -25,14 +26,21 @@ _BATCH = 32
 SIDE = SIZE // SHRINK  # of the latents of whole pictures
 
 
-def files() -> list[Path]:
-    """The chunks that are there, in order."""
-    return sorted(FOLDER.glob("scenes-[0-9]*.pt"))
+def files(kind: str = "scenes") -> list[Path]:
+    """The chunks of a pool that are there, in order."""
+    return sorted(FOLDER.glob(f"{kind}-[0-9]*.pt"))
+
+
+def _stored(kind: str, number: int, state: dict) -> None:
+    path = FOLDER / f"{kind}-{number:04d}.pt"
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
 
 
 @torch.no_grad()
 def extend(count: int, chunk: int = CHUNK) -> None:
-    """Grow the pool to at least `count` pictures.
+    """Grow the pool to at least `count` pictures, each encoded at both resolutions.
 
     Args:
         count: pictures.
@@ -48,11 +56,36 @@ def extend(count: int, chunk: int = CHUNK) -> None:
             with autocast():
                 for kept, seen in ((whole, pictures), (small, halved(pictures))):
                     kept.append(vae.encode(seen).latent_dist.mean.bfloat16().cpu())
-        path = FOLDER / f"scenes-{number:04d}.pt"
-        temporary = path.with_suffix(".tmp")
         state = {"whole": torch.cat(whole), "small": torch.cat(small), "scenes": asdict(scenes)}
-        torch.save(state, temporary)
-        temporary.replace(path)
+        _stored("scenes", number, state)
+
+
+@torch.no_grad()
+def extend_clips(count: int, *, single: bool, chunk: int | None = None) -> None:
+    """Grow the pool of clips, or of their first frames, to at least `count`.
+
+    Args:
+        count: clips.
+        single: first frames alone.
+        chunk: clips per file.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    vae = averaged("scenes-video-vae", build_video_vae())
+    kind = "frames" if single else "clips"
+    chunk = chunk or (CHUNK if single else CHUNK // 16)
+    batch = _BATCH if single else 1
+    for number in range(len(files(kind)), -(-count // chunk)):
+        seed = 7000 + number if single else 9000 + number
+        scenes = clip_scenes(chunk, torch.Generator().manual_seed(seed))
+        latents = []
+        for start in tqdm(range(0, chunk, batch), desc=f"pool {kind} {number}", mininterval=10):
+            # Frames are encoded in groups of 1 + 4 k; causal, so later ones change nothing.
+            clip = render(scenes[start : start + batch], 1 if single else FRAMES + 2)
+            clip = clip.mul(2).sub(1).transpose(1, 2).to(device())
+            with autocast():
+                mean = vae.encode(clip).latent_dist.mean[:, :, :LATENT_FRAMES]
+            latents.append(mean.bfloat16().cpu())
+        _stored(kind, number, {"latents": torch.cat(latents), "scenes": asdict(scenes)})
 
 
 def statistics() -> tuple[Tensor, Tensor]:
@@ -64,6 +97,30 @@ def statistics() -> tuple[Tensor, Tensor]:
         torch.save([flat.mean(1), torch.cov(flat)], path)
     mean, covariance = torch.load(path, weights_only=True)
     return mean, covariance
+
+
+def clip_statistics() -> tuple[Tensor, Tensor]:
+    """Mean and spread (C,) of the latents of the first chunk of clips' first frames.
+
+    WanPipeline knows a mean and a spread per channel; the autoencoder was taught to keep channels
+    apart.
+    """
+    path = FOLDER / "statistics-clips.pt"
+    if not path.exists():
+        latents = torch.load(files("frames")[0], weights_only=True)["latents"].float()
+        flat = latents.transpose(0, 1).flatten(1)
+        torch.save([flat.mean(1), flat.std(1)], path)
+    mean, spread = torch.load(path, weights_only=True)
+    return mean, spread
+
+
+def texts(scenes: Scenes, generator: torch.Generator, drop: float) -> list[str]:
+    """Captions, with a share of `drop` and all held-out ones replaced by the empty prompt."""
+    dropped = (torch.rand(len(scenes), generator=generator) < drop).tolist()
+    return [
+        "" if gone or held_out(text) else text
+        for gone, text in zip(dropped, captions(scenes, generator), strict=True)
+    ]
 
 
 class Pool:
@@ -96,11 +153,29 @@ class Pool:
         with torch.autocast("cpu", enabled=False):
             return torch.einsum("cd,ndhw->nchw", self.inwards, latents), self.scenes[index]
 
-    @staticmethod
-    def texts(scenes: Scenes, generator: torch.Generator, drop: float) -> list[str]:
-        """Captions, with a share of `drop` and all held-out ones replaced by the empty prompt."""
-        dropped = (torch.rand(len(scenes), generator=generator) < drop).tolist()
-        return [
-            "" if gone or held_out(text) else text
-            for gone, text in zip(dropped, captions(scenes, generator), strict=True)
-        ]
+
+class Clips:
+    """Normalised latents of clips, or of their first frames, and the scenes they show.
+
+    Args:
+        single: first frames alone.
+    """
+
+    def __init__(self, *, single: bool) -> None:
+        kind = "frames" if single else "clips"
+        parts = [torch.load(p, weights_only=True, mmap=True) for p in files(kind)]
+        if not parts:
+            raise FileNotFoundError(f"no pool: run `python samples/train/scenes_pool.py {kind} N`")
+        self.mean, self.spread = clip_statistics()
+        self._latents = [part["latents"] for part in parts]
+        names = parts[0]["scenes"]
+        self.scenes = Scenes(**{k: torch.cat([p["scenes"][k] for p in parts]) for k in names})
+
+    def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, Scenes]:
+        """Random latents (n, C, F, side, side) in float32 and their scenes."""
+        index = torch.randint(len(self.scenes), (n,), generator=generator)
+        chunk = len(self._latents[0])
+        chosen = [self._latents[i // chunk][i % chunk] for i in index.tolist()]
+        view = (-1, 1, 1, 1)
+        latents = torch.stack(chosen).float()
+        return (latents - self.mean.view(view)) / self.spread.view(view), self.scenes[index]

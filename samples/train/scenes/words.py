@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 
 import torch
-from torch import Tensor
 
 from scenes.textures import MATERIALS
 from scenes.things import THINGS
@@ -67,34 +66,3 @@ def held_out_prompts(n: int, seed: int, *, moving: bool = False) -> list[str]:
         scenes = sample_scenes(64, generator, moving=moving)
         found.update((text, None) for text in captions(scenes, generator) if held_out(text))
     return list(found)[:n]
-
-
-def visible(scenes: Scenes, cell: int, size: int) -> Tensor:
-    """What each cell of a picture shows, (n, cells, 3): kind, material and colour, each from 0.
-
-    Things have their own; walls and floors have the kinds after the things', and no colour (the
-    number after the colours). The sky is a material of its own.
-
-    Args:
-        scenes: n scenes.
-        cell: side of a cell in pixels of a picture that is `size` wide.
-        size: pixels of the picture's side, which shows what one of `world.SIZE` shows.
-    """
-    from scenes.world import SIZE
-
-    step = cell * SIZE / size
-    axis = (torch.arange(size // cell) + 0.5) * step
-    x, y = axis[None, None], axis[None, :, None]
-    below = (y > scenes.horizon[:, None, None]).expand(-1, len(axis), len(axis))
-    kind = len(THINGS) + below.long()
-    material = torch.where(below, scenes.floor[:, None, None], scenes.wall[:, None, None])
-    colour = torch.full_like(kind, len(COLOURS))
-    for k in range(MOST):
-        radius = scenes.radius[:, k, None, None]
-        px = scenes.place[:, k, 0, None, None]
-        py = scenes.place[:, k, 1, None, None] - 0.9 * radius
-        inside = ((x - px).square() + (y - py).square()).sqrt() < 0.9 * radius
-        inside &= (scenes.count > MOST - 1 - k)[:, None, None]
-        for field, name in ((kind, "kind"), (material, "material"), (colour, "colour")):
-            field[inside] = getattr(scenes, name)[:, k, None, None].expand_as(inside)[inside]
-    return torch.stack([kind, material, colour], -1).flatten(1, 2)
