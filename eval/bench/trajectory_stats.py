@@ -214,9 +214,23 @@ def as_initialised(module: nn.Module) -> bool:
     return bool(inside) and sum(inside) >= 0.9 * len(inside)
 
 
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """What a transformer takes or gives, its floating tensors in `dtype`."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) in (list, tuple):
+        return type(value)(_cast(v, dtype) for v in value)
+    if type(value) is dict:
+        return {key: _cast(inner, dtype) for key, inner in value.items()}
+    if isinstance(value, dict):  # diffusers' outputs
+        for key, inner in list(value.items()):
+            value[key] = _cast(inner, dtype)
+    return value
+
+
 @contextmanager
 def other_precision(transformers: list[nn.Module], dtype: torch.dtype) -> Iterator[torch.dtype]:
-    """Let transformers compute in another precision within a `with` block.
+    """Let transformers compute in another precision within a `with` block; the rest stays.
 
     float32 runs under bfloat16 autocast. Half-precision weights are widened to float32, which makes
     the same numbers more exact, and stay so: do this last.
@@ -225,39 +239,30 @@ def other_precision(transformers: list[nn.Module], dtype: torch.dtype) -> Iterat
         transformers: of one pipeline.
         dtype: of their weights.
     """
-    handles: list[Any] = []
     other = torch.bfloat16 if dtype == torch.float32 else torch.float32
 
-    def widened(value: Any) -> Any:
-        floating = isinstance(value, Tensor) and value.is_floating_point()
-        return value.float() if floating else value
+    def computing(inner: Any, kind: str) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if dtype == torch.float32:
+                with torch.autocast(kind, dtype=torch.bfloat16):
+                    output = inner(*args, **kwargs)
+            else:
+                output = inner(*_cast(args, torch.float32), **_cast(kwargs, torch.float32))
+            return _cast(output, dtype)
 
+        return forward
+
+    forwards = [vars(module).get("forward") for module in transformers]
     for module in transformers:
-        if dtype == torch.float32:
-            inner = module.forward
-
-            def cast(*args: Any, inner: Any = inner, **kwargs: Any) -> Any:
-                kind = next((a.device.type for a in kwargs.values() if isinstance(a, Tensor)), "")
-                with torch.autocast(kind or "cpu", dtype=torch.bfloat16):
-                    return inner(*args, **kwargs)
-
-            module.forward = cast
-        else:
+        kind = next(module.parameters()).device.type
+        if dtype != torch.float32:
             module.float()
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda _, args, kwargs: (
-                        tuple(widened(a) for a in args),
-                        {k: widened(v) for k, v in kwargs.items()},
-                    ),
-                    with_kwargs=True,
-                )
-            )
+        module.forward = computing(module.forward, kind)
     try:
         yield other
     finally:
-        for handle in handles:
-            handle.remove()
-        if dtype == torch.float32:
-            for module in transformers:
+        for module, forward in zip(transformers, forwards, strict=True):
+            if forward is None:
                 del module.forward
+            else:
+                module.forward = forward

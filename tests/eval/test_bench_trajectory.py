@@ -93,6 +93,26 @@ def test_attention_on_one_tile_is_one_tile():
     assert watcher.heads() == [{"layer": 0, "head": 0, "density": 0.25, "overlap": 1.0}]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_another_precision_gives_what_the_pipeline_had(dtype):
+    from tiny import tiny_flux
+
+    pipe, call = tiny_flux()
+    pipe.transformer.to(dtype)
+    call = call | {"output_type": "latent"}
+    call = {k: v.to(dtype) if torch.is_tensor(v) else v for k, v in call.items()}
+
+    def latents():
+        return pipe(**call, generator=torch.Generator().manual_seed(0)).images
+
+    dense = latents()
+    with trajectory_stats.other_precision([pipe.transformer], dtype):
+        other = latents()
+    assert other.dtype == dense.dtype == dtype
+    assert 0 < (other - dense).abs().max() < 0.1 * dense.abs().max()
+    assert "forward" not in vars(pipe.transformer)
+
+
 def test_a_random_model_is_called_random(model_folder, tmp_path, capsys):
     out = tmp_path / "found.json"
     command = ["bench", "trajectory", str(model_folder), "--prompts", "2", "--out", str(out)]
