@@ -91,6 +91,32 @@ class ContextListener:
         self._read = lambda: None
 
 
+def skipping_hook(module: nn.Module) -> str | None:
+    """The class of a diffusers hook on a module that may leave its computation out, if any.
+
+    Such a hook remembers something, and has a forward of its own; what the exact cache of text keys
+    and values remembers changes nothing.
+    """
+    registry = vars(module).get("_diffusers_hook")
+    for hook in getattr(registry, "hooks", {}).values():
+        kind = type(hook)
+        if hook._is_stateful and hasattr(kind, "new_forward"):
+            if kind.__module__.endswith("text_kv_cache"):
+                continue
+            return kind.__name__
+    return None
+
+
+def forward_is_hooked(module: nn.Module) -> bool:
+    """Whether the `forward` of an instance is the one that a hook of diffusers or accelerate set.
+
+    Both keep the one before, and call it.
+    """
+    hooks = dict(getattr(vars(module).get("_diffusers_hook"), "hooks", {}))
+    hooks.pop(_NAME, None)
+    return bool(hooks) or "_hf_hook" in vars(module)
+
+
 def _split_configs(transformer: nn.Module) -> Iterator[Any]:
     """Whatever says that several ranks compute a transformer together."""
     if getattr(transformer, "_parallel_config", None) is not None:

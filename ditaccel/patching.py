@@ -10,6 +10,7 @@ looks at before anything else and where `Module.compile()` leaves the compiled c
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,44 @@ class CallPatch:
             setattr(self.module, _SEAM, self.compiled)
 
 
+class CompileGuard:
+    """Stands in front of `Module.compile` of one module, which would take the place of its patch.
+
+    A deepcopy or pickle of the module gets the method of its own class again.
+
+    Args:
+        module: the module.
+        before: called first; may refuse by raising.
+        after: called when the module has been compiled.
+    """
+
+    def __init__(
+        self, module: nn.Module, before: Callable[[], None], after: Callable[[], None]
+    ) -> None:
+        self._module, self._before, self._after = module, before, after
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self._before()
+        type(self._module).compile(self._module, *args, **kwargs)
+        self._after()
+
+    def install(self) -> None:
+        """Take the place of the method."""
+        vars(self._module)["compile"] = self
+
+    def remove(self) -> None:
+        """Leave the module as if this had never been there."""
+        if vars(self._module).get("compile") is self:
+            del vars(self._module)["compile"]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self._module), self._module)
+        return types.MethodType(type(copied).compile, copied)
+
+    def __reduce__(self) -> Any:
+        return getattr, (self._module, "compile")
+
+
 def patch_of(module: nn.Module) -> CallPatch | None:
     """Return the patch that stands in front of `module`, if any."""
     patch = module.__dict__.get(_SEAM)
@@ -104,6 +143,12 @@ class PatchLedger:
         self._patches.append(patch)
         self._undo.append(patch.remove)
         return patch
+
+    def guard_compile(self, module: nn.Module, before: Callable[[], None]) -> None:
+        """Ask `before` when `module.compile()` is called, and take the front place again after."""
+        guard = CompileGuard(module, before, self.reinstall)
+        guard.install()
+        self._undo.append(guard.remove)
 
     def on_undo(self, action: Callable[[], None]) -> None:
         """Run `action` when its turn comes in `undo`."""

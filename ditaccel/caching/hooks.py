@@ -45,12 +45,18 @@ class BlockCache:
         blocks: from `find_blocks`; none where the policy works from `outside` alone.
         policy: what to do.
         warn: called with one line when something needs the user's eye.
+        why_left_out: says why blocks did not run, given how many did.
     """
 
     def __init__(
-        self, blocks: list[Block], policy: CachePolicy, warn: Callable[[str], None]
+        self,
+        blocks: list[Block],
+        policy: CachePolicy,
+        warn: Callable[[str], None],
+        why_left_out: Callable[[int], str] = lambda ran: f"{ran} blocks ran",
     ) -> None:
         self.blocks = blocks
+        self._why_left_out = why_left_out
         self.policy = policy
         self.total_cost = sum(b.cost for b in blocks) or 1
         main = [index for index, block in enumerate(blocks) if not block.contract.side]
@@ -120,6 +126,10 @@ class BlockCache:
         patches = [patch_of(block.module) for block in self.blocks]
         if any(patch is not None and patch.compiled is not None for patch in patches):
             raise UnsupportedError(_INSIDE_COMPILED)
+
+    def compiled_as_a_whole(self) -> None:
+        """Blocks are inside a graph from now on, where none of them is seen; whole calls are."""
+        self.blocks, self.total_cost = [], 1
 
     @property
     def nbytes(self) -> int:
@@ -227,9 +237,10 @@ class BlockCache:
             state.last_index = call.step.index
             state.scratch["since_computed"] = 0
             if not call.reached_end:
+                why = self._why_left_out(call.blocks_run)
                 self._warn(
-                    "the last block did not run on a computed step (a layer-skipping guidance?): "
-                    "nothing can be forecast from it"
+                    "the last block did not run on a computed step, so nothing can be forecast "
+                    f"from it: {why}"
                 )
         if self.policy.target == "output":
             output = self._through_output(call, verdict, output)
