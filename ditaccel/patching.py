@@ -10,10 +10,12 @@ looks at before anything else and where `Module.compile()` leaves the compiled c
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from .errors import UsageError
@@ -23,12 +25,26 @@ _SEAM = "_compiled_call_impl"
 Around = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
+def _in_graph() -> bool:
+    """Whether what is called now becomes part of a compiled graph that begins further out."""
+    if torch.compiler.is_compiling():
+        return True
+    if "torch._dynamo" not in sys.modules:
+        return False
+    current = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", None)
+    return current is not None and callable(current())
+
+
 class CallPatch:
     """A callable in front of one module; `around(inner, args, kwargs)` decides what runs.
 
     Attributes:
         owner: the object that installed the patch (found again through `patch_of`).
+        in_graph: whether the last call came from a graph that was compiled around the module. Then
+            all of it runs eagerly: a graph would leave out what stands in front of blocks.
     """
+
+    in_graph = False
 
     def __init__(self, module: nn.Module, around: Around, owner: object) -> None:
         self.module = module
@@ -37,6 +53,14 @@ class CallPatch:
         self.compiled: Callable[..., Any] | None = module.__dict__.get(_SEAM)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _in_graph():
+            return torch.compiler.disable(self.run)(args, kwargs)
+        self.in_graph = False
+        return self.around(self.compiled or self.module._call_impl, args, kwargs)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call that came from a graph, outside of it."""
+        self.in_graph = True
         return self.around(self.compiled or self.module._call_impl, args, kwargs)
 
     @property
@@ -143,6 +167,12 @@ class PatchLedger:
         self._patches.append(patch)
         self._undo.append(patch.remove)
         return patch
+
+    def forget(self, patch: CallPatch) -> None:
+        """Take one patch away for good."""
+        patch.remove()
+        self._patches.remove(patch)
+        self._undo.remove(patch.remove)
 
     def guard_compile(self, module: nn.Module, before: Callable[[], None]) -> None:
         """Ask `before` when `module.compile()` is called, and take the front place again after."""

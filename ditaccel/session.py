@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +27,8 @@ from .expectation import Leftover
 from .families import family_of
 from .journal import Journal
 from .learning import DryRun
-from .patching import PatchLedger, compiled_as_a_whole, patch_of, unwrapped
+from .neighbours import Neighbours
+from .patching import CallPatch, PatchLedger, compiled_as_a_whole, patch_of, unwrapped
 from .pipelines import FamilyAdapter
 from .reasons import Reason, advice, deciding
 from .report import CallRecord, Report
@@ -33,6 +36,11 @@ from .stopwatch import Stopwatch
 from .warning import warn
 
 _FORECAST = "forecast"
+_WHOLE = (
+    "{0} is compiled as a whole, which bakes the block loop into one graph; compile its blocks "
+    "instead (pipe.{0}.compile_repeated_blocks()), or take a method that needs nothing inside of "
+    "it: adaptive_taylor, step_mask, taylorseer or reuse with target='output'"
+)
 
 
 class Session:
@@ -55,7 +63,10 @@ class Session:
         first = next(iter(transformers.values()))
         self.config, filled = completed(config, family_of(first))
         self._planner = planner
+        self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         self._tracker = DenoisingTracker(pipe)
+        self._neighbours: dict[str, Neighbours] = {}
+        self._fronts: dict[str, CallPatch] = {}  # what stands in front of each transformer
         self._ledger = PatchLedger(owner=self)
         self._caches: dict[str, BlockCache] = {}
         self.transformers = transformers
@@ -96,16 +107,16 @@ class Session:
         inner, adapter = unwrapped(transformer), self._adapters[name]
         whole = compiled_as_a_whole(transformer)
         if whole and not self._outside:
-            raise UnsupportedError(
-                f"{name} is compiled as a whole, which bakes the block loop into one graph; "
-                f"compile its blocks instead (pipe.{name}.compile_repeated_blocks()), or take a "
-                "method that needs nothing inside of it: adaptive_taylor, step_mask, taylorseer or "
-                "reuse with target='output'"
-            )
+            raise UnsupportedError(_WHOLE.format(name))
         self._note_ranks(name, inner)
+        self._neighbours[name] = Neighbours(name, inner)
+        self._meet_other_cache(name)
         listener = ContextListener(inner)
         self._ledger.on_undo(listener.detach)
-        self._ledger.intercept(transformer, self._around(name, inner, listener, adapter))
+        around = self._around(name, inner, listener, adapter)
+        self._fronts[name] = self._ledger.intercept(transformer, around)
+        if not whole:
+            self._ledger.guard_compile(inner, partial(self._about_to_compile, name))
         if not adapter.provisional:
             self._install_methods(name, inner, adapter, blocks=not whole)
             return
@@ -129,13 +140,61 @@ class Session:
         if name in self._caches:
             self._caches[name].computed_by(ranks)
 
+    def _about_to_compile(self, name: str) -> None:
+        """`Module.compile()` is called on a transformer."""
+        if not self._outside:
+            raise UnsupportedError(_WHOLE.format(name))
+
+    def _meet_other_cache(self, name: str) -> None:
+        """Refuse to be the second cache; attention methods go together with one."""
+        other = self._neighbours[name].cache()
+        if other is None:
+            return
+        if self.config.cache is not None:
+            raise UnsupportedError(
+                f"{name} has another cache on, {other.name}: each would skip what the other takes "
+                f"for computed; take it off ({other.way_off}), or restore ditaccel"
+            )
+        self._warn(
+            f"{name} has another cache on, {other.name}: what it skips is not seen here, and "
+            "counts as computed"
+        )
+
+    def _look_around(self, name: str) -> None:
+        """What was put on a transformer since the last call: another cache, a compiler."""
+        self._meet_other_cache(name)
+        front = self._fronts[name]
+        if front.compiled is None and not front.in_graph:
+            return
+        if not self._outside:
+            raise UnsupportedError(_WHOLE.format(name))
+        self._caches[name].compiled_as_a_whole()
+        if front.in_graph:
+            self._move_in_front(name)
+
+    def _move_in_front(self, name: str) -> None:
+        """Stand in front of `torch.compile(transformer)` where the pipeline has it now."""
+        front = self._fronts[name]
+        wrapper = getattr(self._pipe(), name, None)
+        known = isinstance(wrapper, nn.Module) and unwrapped(wrapper) is front.module
+        if not known or wrapper is front.module or patch_of(wrapper) is not None:
+            self._warn(
+                f"{name} is part of a larger compiled graph: its calls leave the graph and run "
+                "eagerly; compile it before accelerate()"
+            )
+            return
+        self._ledger.forget(front)
+        self._fronts[name] = self._ledger.intercept(wrapper, front.around)
+
     def _install_methods(
         self, name: str, transformer: nn.Module, adapter: FamilyAdapter, blocks: bool = True
     ) -> None:
         if self.config.cache is not None:
             policy = self.config.cache.policy()
             found = find_blocks(transformer, adapter.blocks) if blocks else []
-            cache = BlockCache(found, policy, self._warn)
+            modules = [block.module for block in found]
+            why = partial(self._neighbours[name].why_left_out, modules)
+            cache = BlockCache(found, policy, self._warn, why)
             self._caches[name] = cache
             self.journal.tensors_per_branch = tensors_per_branch(policy, cache.blocks)
             self.journal.tensors = unit(policy)
@@ -217,6 +276,7 @@ class Session:
                 self._learn(name, inner, args, kwargs)
             cache, attention = self._caches.get(name), self._attention.get(name)
             self._ledger.reinstall()
+            self._look_around(name)
             if cache is not None:
                 cache.check_compiled()
             if self._active != name:
@@ -265,6 +325,8 @@ class Session:
         self.journal.left = None
         for name, transformer in self.transformers.items():
             self._note_ranks(name, transformer)  # it may have been split since `accelerate`
+            self._neighbours[name].refresh()
+            self._meet_other_cache(name)
         for name in {**self._caches, **self._attention}:
             self._clear(name)
         for attention in self._attention.values():
