@@ -117,6 +117,20 @@ def forward_is_hooked(module: nn.Module) -> bool:
     return bool(hooks) or "_hf_hook" in vars(module)
 
 
+def loads_from_copies(module: nn.Module) -> bool:
+    """Whether a module's weights are put in place from copies of them as it runs.
+
+    Group offloading does so with a stream or a disk: what is written to a weight is lost then.
+    """
+    hooks = getattr(vars(module).get("_diffusers_hook"), "hooks", {})
+    groups = (getattr(hook, "group", None) for hook in hooks.values())
+    return any(
+        getattr(group, "stream", None) is not None
+        or getattr(group, "offload_to_disk_path", None) is not None
+        for group in groups
+    )
+
+
 def _split_configs(transformer: nn.Module) -> Iterator[Any]:
     """Whatever says that several ranks compute a transformer together."""
     if getattr(transformer, "_parallel_config", None) is not None:

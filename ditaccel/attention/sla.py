@@ -349,14 +349,14 @@ class SLAPlanner:
         groups = off.unflatten(0, (k.shape[1], -1)).mean(1, keepdim=True)
         return groups.expand(-1, q.shape[1] // k.shape[1]).flatten()
 
-    def projection(self, layer: int) -> tuple[Tensor, Tensor] | None:
+    def projection(self, layer: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Weight `(H, D, D)` and bias `(H, D)` of a layer, with H of 1 where heads share them.
 
         None where none was trained.
         """
         if self.adapter is None:
             return None
-        return self.adapter.projection(self._component, layer)
+        return self.adapter.projection(self._component, layer, device)
 
     def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
         """Nothing to learn: the map is made anew from the next queries and keys."""

@@ -16,6 +16,7 @@ from .. import given
 from ..errors import ConfigError, UsageError
 from ..files import write_atomically
 from ..patching import PatchLedger
+from .own_weights import Place, cannot_change, own_weights, places_of
 
 FORMAT = "ditaccel-sla-1"
 # Options that the weights were trained for: those of a config must agree.
@@ -44,7 +45,7 @@ def fingerprint(transformer: nn.Module) -> dict[str, Any]:
         `structure`, a hash of the names and shapes of its parameters, and `sketch`, for some
         matrices `[name, inner product with a fixed sign pattern, norm]`.
     """
-    parameters = dict(transformer.named_parameters())
+    parameters = {name: place.parameter for name, place in own_weights(transformer).items()}
     lines = [f"{name} {tuple(p.shape)}" for name, p in sorted(parameters.items())]
     structure = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     matrices = [n for n, p in sorted(parameters.items()) if p.ndim == 2 and p.device.type != "meta"]
@@ -65,7 +66,7 @@ def differs(known: Mapping[str, Any], transformer: nn.Module) -> str:
     values = {name: value for name, value, _ in own["sketch"]}
     for name, value, norm in known["sketch"]:
         if name in values and abs(values[name] - value) > _SKETCH_TOLERANCE * norm:
-            return f"its weights differ, {name} to begin with"
+            return f"its weights differ, {name} to begin with (a LoRA fused into them?)"
     return ""
 
 
@@ -90,11 +91,20 @@ class SLAAdapter:
     notes: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     _swaps: dict[str, list[_Swap]] = field(default_factory=dict, init=False, repr=False)
+    _transformers: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
+    _followed: dict[str, int] = field(default_factory=dict, init=False, repr=False)
 
-    def projection(self, component: str, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Weight and bias of one layer."""
+    def projection(
+        self, component: str, layer: int, device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
+        """Weight and bias of one layer, on the device where its attention runs."""
         layers = self.projections.get(component, [])
-        return layers[layer] if layer < len(layers) else None
+        if layer >= len(layers):
+            return None
+        weight, bias = layers[layer]
+        if weight.device != device:
+            layers[layer] = weight.to(device), bias.to(device)
+        return layers[layer]
 
     def attach(self, name: str, transformer: nn.Module, ledger: PatchLedger) -> None:
         """Check that this is the transformer it was trained for; `put` puts the changes in place.
@@ -113,24 +123,44 @@ class SLAAdapter:
                 f"{self.source} was trained for another {name}: {why}; load the model it was "
                 "trained for, or fine-tune for this one"
             )
-        parameters = dict(transformer.named_parameters())
-        like = next(iter(parameters.values()))
-        self.projections[name] = [
-            (weight.to(like.device), bias.to(like.device))
-            for weight, bias in self.projections.get(name, [])
-        ]
-        changes = self.changes.get(name, {})
-        if any(parameters[key].device.type == "meta" for key in changes):
+        self._transformers[name] = transformer
+        ledger.on_undo(lambda: self._detach(name))
+        self._follow(name, -1)
+
+    def _detach(self, name: str) -> None:
+        self.take_off(name)
+        for parts in (self._swaps, self._transformers, self._followed):
+            parts.pop(name, None)
+
+    def _follow(self, name: str, generation: int) -> None:
+        """Find the weights once a generation: modules may have been wrapped, fused, exchanged.
+
+        Raises:
+            ConfigError: they cannot be changed where they are now.
+        """
+        if self._followed.get(name) == generation:
+            return
+        places, missing = places_of(self._transformers[name], self.changes.get(name, {}))
+        if missing:
             raise ConfigError(
-                f"{name}'s weights are on no device (sequential offload), so {self.source} cannot "
-                "change them; use enable_model_cpu_offload() instead"
+                f"{self.source} changes weights that {name} does not have any more, {missing[0]} "
+                "to begin with; load the model it was trained for"
             )
-        self._swaps[name] = [_Swap(parameters[key], change) for key, change in changes.items()]
-        ledger.on_undo(lambda: self.take_off(name))
+        for place, _ in places:
+            why = cannot_change(place)
+            if why:
+                raise ConfigError(f"{self.source} cannot be applied: {name}'s weights {why}")
+        self._swaps[name] = [_Swap(place, change) for place, change in places]
+        self._followed[name] = generation
 
     def put(self, name: str, generation: int) -> None:
         """Put the changes of a component in place; worked out anew for each generation, since its
-        own weights may have been moved, or had another adapter fused into them."""
+        own weights may have been moved, or had another adapter fused into them.
+
+        Raises:
+            ConfigError: its weights cannot be changed where they are now.
+        """
+        self._follow(name, generation)
         for swap in self._swaps.get(name, ()):
             swap.put(generation)
 
@@ -206,22 +236,24 @@ class SLAAdapter:
 class _Swap:
     """One weight: its own values, and the changed ones while a call needs them."""
 
-    def __init__(self, parameter: nn.Parameter, change: Tensor) -> None:
-        self._parameter, self._change = parameter, change
-        self._own: Tensor | None = None
+    def __init__(self, place: Place, change: Tensor) -> None:
+        self._place, self._change = place, change
+        self._put: tuple[nn.Parameter, Tensor] | None = None  # with its own values
         self._changed: Tensor | None = None
         self._made_of: tuple[int, int, torch.dtype, torch.device] | None = None
 
     def put(self, generation: int) -> None:
-        if self._own is not None:
+        if self._put is not None:
             return
-        own = self._parameter.data
+        parameter = self._place.parameter
+        own = parameter.data
         made_of = (generation, own.data_ptr(), own.dtype, own.device)
         if self._changed is None or made_of != self._made_of:
             self._changed = (own.float() + self._change.to(own.device).float()).to(own.dtype)
             self._made_of = made_of
-        self._own, self._parameter.data = own, self._changed
+        self._put, parameter.data = (parameter, own), self._changed
 
     def take_off(self) -> None:
-        if self._own is not None:
-            self._parameter.data, self._own = self._own, None
+        if self._put is not None:
+            parameter, own = self._put
+            parameter.data, self._put = own, None

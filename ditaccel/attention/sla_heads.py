@@ -77,7 +77,7 @@ class HeadGroup:
         self._planner, self._scale, self._order, self._rows = planner, scale, order, rows
         self._group = q.shape[1] // k.shape[1]
         self._every = len(heads) == q.shape[1]
-        self._projection = planner.projection(context.layer) if rows is None else None
+        self._projection = planner.projection(context.layer, q.device) if rows is None else None
         self._seen = (q, k, v, context.keys)
         q, k, v = self._mine = self._own(q, k, v)
         options = planner.options

@@ -1,0 +1,298 @@
+"""What people put on a transformer before `accelerate` or after it, and what must come of it.
+
+A change works together with a method, or the method is refused (at `accelerate` or, put on later,
+at the next call), or a line says what is not so. Never is nothing said.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from compositions import transformers
+from conformance import METHODS, relative_rmse, short, skipped
+from tiny import generate
+from tiny_registry import TinyFamily
+
+import ditaccel
+
+WHOLE = "is compiled as a whole"
+SECOND = "has another cache on"
+CPU = torch.device("cpu")
+Change = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a change leads to.
+
+    Attributes:
+        apply: changes a pipeline.
+        refused: the line of the refusal beside caching methods, "" where both go together.
+        refused_attention: the same beside attention methods.
+        said: a line that comes with attention methods where both go together.
+        outside: whether methods that need nothing inside of the transformer go together with it.
+        rounding: relative error that the change itself makes room for.
+    """
+
+    apply: Change
+    refused: str = ""
+    refused_attention: str = ""
+    said: str = ""
+    outside: bool = False
+    rounding: float = 0.0
+
+
+class NotApplicableError(Exception):
+    """Diffusers does not offer this change for the family."""
+
+
+def _enable(make: Callable[[Any], Any]) -> Change:
+    def apply(pipe: Any) -> None:
+        for part in transformers(pipe):
+            if not hasattr(part, "enable_cache"):
+                raise NotApplicableError
+            try:
+                part.enable_cache(make(pipe))
+            except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
+                raise NotApplicableError from error
+            if not _hooked(part):
+                raise NotApplicableError
+
+    return apply
+
+
+def _hooked(part: Any) -> bool:
+    own = ("ditaccel_context",)
+    found = (getattr(m.__dict__.get("_diffusers_hook"), "hooks", {}) for m in part.modules())
+    return any(set(hooks).difference(own) for hooks in found)
+
+
+def _first_block(pipe: Any) -> Any:
+    from diffusers import FirstBlockCacheConfig
+
+    return FirstBlockCacheConfig(threshold=0.3)
+
+
+def _taylor(pipe: Any) -> Any:
+    from diffusers import TaylorSeerCacheConfig
+
+    return TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=1)
+
+
+def _pab(pipe: Any) -> Any:
+    from diffusers import PyramidAttentionBroadcastConfig
+
+    return PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(0, 1000),
+        current_timestep_callback=lambda: 500,
+    )
+
+
+def _faster(pipe: Any) -> Any:
+    from diffusers import FasterCacheConfig
+
+    return FasterCacheConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(0, 1000),
+        current_timestep_callback=lambda: 500,
+        attention_weight_callback=lambda _: 0.5,
+        tensor_format="BCHW",
+        is_guidance_distilled=True,
+    )
+
+
+def _hooks_alone(pipe: Any) -> None:
+    """By the function, which leaves no config on the transformer."""
+    from diffusers import FirstBlockCacheConfig
+    from diffusers.hooks import apply_first_block_cache
+    from diffusers.hooks.hooks import CacheContext, _set_cache_context
+
+    for part in transformers(pipe):
+        try:
+            apply_first_block_cache(part, FirstBlockCacheConfig(threshold=0.3))
+        except (ValueError, KeyError) as error:
+            raise NotApplicableError from error
+        _set_cache_context(part, CacheContext(name="all"))
+
+
+@contextlib.contextmanager
+def _own_class(pipe: Any) -> Iterator[None]:
+    """cache-dit patches the pipeline's class; this pipeline gets one of its own."""
+    kind = type(pipe)
+    pipe.__class__ = type(kind.__name__, (kind,), {})
+    try:
+        yield
+    finally:
+        pass
+
+
+def _cache_dit(pipe: Any) -> None:
+    import cache_dit
+
+    with _own_class(pipe):
+        try:
+            cache_dit.enable_cache(
+                pipe,
+                cache_config=cache_dit.DBCacheConfig(
+                    Fn_compute_blocks=1, Bn_compute_blocks=0, residual_diff_threshold=0.5
+                ),
+            )
+        except (ValueError, AssertionError, NotImplementedError) as error:
+            raise NotApplicableError from error
+
+
+def _wrapped(pipe: Any) -> None:
+    for name, part in list(pipe.components.items()):
+        if name.startswith("transformer") and part is not None:
+            setattr(pipe, name, torch.compile(part, backend="eager"))
+
+
+def _compiled(pipe: Any) -> None:
+    for part in transformers(pipe):
+        part.compile(backend="eager")
+
+
+def _lora(pipe: Any) -> None:
+    from peft import LoraConfig
+
+    torch.manual_seed(3)
+    for part in transformers(pipe):
+        if not hasattr(part, "add_adapter"):
+            raise NotApplicableError
+        part.add_adapter(
+            LoraConfig(r=2, init_lora_weights=False, target_modules=r".*(to_q|to_k|to_query)")
+        )
+
+
+def _fused(pipe: Any) -> None:
+    for part in transformers(pipe):
+        if not hasattr(part, "fuse_qkv_projections"):
+            raise NotApplicableError
+        part.fuse_qkv_projections()
+
+
+def _group_offload(pipe: Any) -> None:
+    for part in transformers(pipe):
+        if not part._supports_group_offloading:
+            raise NotApplicableError
+        part.enable_group_offload(
+            onload_device=CPU,
+            offload_device=CPU,
+            offload_type="block_level",
+            num_blocks_per_group=1,
+        )
+
+
+def _model_offload(pipe: Any) -> None:
+    from accelerate import cpu_offload_with_hook
+
+    for part in transformers(pipe):
+        cpu_offload_with_hook(part, CPU)
+
+
+def _sequential_offload(pipe: Any) -> None:
+    from accelerate import cpu_offload
+
+    for part in transformers(pipe):
+        cpu_offload(part, CPU)
+
+
+def _assigned(pipe: Any) -> None:
+    for part in transformers(pipe):
+        weights = {k: v.detach().clone() for k, v in part.state_dict().items()}
+        part.load_state_dict(weights, assign=True)
+
+
+def _other_scheduler(pipe: Any) -> None:
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+
+
+CHANGES: dict[str, Expected] = {
+    "FirstBlockCache": Expected(_enable(_first_block), SECOND, said=SECOND),
+    "TaylorSeer of diffusers": Expected(_enable(_taylor), SECOND, said=SECOND),
+    "PAB": Expected(_enable(_pab), SECOND, said=SECOND),
+    "FasterCache": Expected(_enable(_faster), SECOND, said=SECOND),
+    "hooks of a cache alone": Expected(_hooks_alone, SECOND, said=SECOND),
+    "cache-dit": Expected(_cache_dit, SECOND, said=SECOND),
+    "torch.compile(transformer)": Expected(_wrapped, WHOLE, WHOLE, outside=True, rounding=1e-5),
+    "transformer.compile()": Expected(_compiled, WHOLE, WHOLE, outside=True, rounding=1e-5),
+    "LoRA": Expected(_lora),
+    "fused QKV": Expected(_fused, rounding=1e-5),
+    "group offload": Expected(_group_offload),
+    "model offload": Expected(_model_offload),
+    "sequential offload": Expected(_sequential_offload),
+    "load_state_dict(assign=True)": Expected(_assigned),
+    "another scheduler": Expected(_other_scheduler),
+}
+
+
+def check(family: TinyFamily, change: str, when: str, method: str) -> str:
+    """Put a change on before or after a method, and see that what is expected comes of it.
+
+    Returns:
+        What came of it: "refused", "said", "works", or why there is nothing to check.
+    """
+    expected, spec = CHANGES[change], METHODS[method].skipping
+    attention = method in ("lite_attention", "svg2", "sla")
+    if attention and not family.attention:
+        return "no attention method applies"
+    refused = expected.refused_attention if attention else expected.refused
+    reference, call = family()
+    call = short(call)
+    try:
+        expected.apply(reference)
+    except NotApplicableError:
+        return "diffusers does not offer it"
+    if expected.outside and not attention and "target=output" in spec:
+        refused = ""
+    pipe, _ = family()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            if when == "before":
+                expected.apply(pipe)
+                ditaccel.accelerate(pipe, spec)
+            else:
+                ditaccel.accelerate(pipe, spec)
+                generate(pipe, call)
+                expected.apply(pipe)
+            result = generate(pipe, call)
+        except ditaccel.UnsupportedError as error:
+            assert refused, f"refused without need: {error}"
+            assert refused in str(error)
+            _is_undone(pipe, reference, call, expected)
+            return "refused"
+    assert not refused, f"{change} and {method}: nothing was refused"
+    lines = [str(w.message) for w in caught if "ditaccel:" in str(w.message)]
+    if attention and expected.said:
+        assert any(expected.said in line for line in lines), lines
+        assert any(expected.said in line for line in ditaccel.report(pipe).warnings)
+        _is_undone(pipe, reference, call, expected)
+        return "said"
+    assert skipped(pipe), lines
+    again = _accelerated(family, expected, spec, call)
+    assert relative_rmse(result, again) <= expected.rounding, "another result than put on before"
+    _is_undone(pipe, reference, call, expected)
+    return "works"
+
+
+def _accelerated(family: TinyFamily, expected: Expected, spec: str, call: Any) -> torch.Tensor:
+    """What the method gives where the change came first (or was never made, if it is of no
+    consequence for what is computed)."""
+    pipe, _ = family()
+    if expected.rounding == 0 or not expected.outside:
+        expected.apply(pipe)
+    ditaccel.accelerate(pipe, spec)
+    return generate(pipe, call)
+
+
+def _is_undone(pipe: Any, reference: Any, call: Any, expected: Expected) -> None:
+    ditaccel.restore(pipe)
+    error = relative_rmse(generate(pipe, call), generate(reference, call))
+    assert error <= expected.rounding, "something is left after restore"
