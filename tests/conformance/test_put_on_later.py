@@ -1,4 +1,9 @@
-"""Every change people make to a transformer × before or after `accelerate` × every method."""
+"""Every change people make to a transformer × before or after `accelerate` × methods.
+
+On one family each change meets a cache inside of the transformer, one outside of it, and attention
+methods; on all families (slow) each change meets a cache and an attention method, in turn, so that
+every method is tried with every change.
+"""
 
 import pytest
 import torch
@@ -6,17 +11,19 @@ from conformance import METHODS
 from put_on_later import CHANGES, check
 from tiny_families import FAMILIES
 
-# One cache at each place that one can work at, and one attention method; each change once.
-FEW = ("taylorseer", "confidence_gated_taylor", "adaptive_taylor", "svg2")
-FAST = {(change, "wan" if change == "TaylorSeer of diffusers" else "flux") for change in CHANGES}
+FAST = ("taylorseer", "adaptive_taylor", "svg2")
+ATTENTION = ("lite_attention", "svg2", "sla")
+CACHES = tuple(name for name in METHODS if name not in ATTENTION)
 
 
 def cases():
-    for change in CHANGES:
-        for name in FAMILIES:
-            for method in METHODS:
-                fast = (change, name) in FAST and method in FEW
-                yield pytest.param(change, name, method, marks=() if fast else pytest.mark.slow)
+    for i, change in enumerate(CHANGES):
+        yield from ((change, "flux", method) for method in FAST)
+        for j, name in enumerate(FAMILIES):
+            for methods in (CACHES, ATTENTION):
+                method = methods[(i + j) % len(methods)]
+                if name != "flux" or method not in FAST:
+                    yield pytest.param(change, name, method, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -24,12 +31,7 @@ def cases():
 def test_it_works_or_is_said(change, name, method, when):
     torch._dynamo.reset()
     try:
-        check(FAMILIES[name], change, when, method)
+        outcome = check(FAMILIES[name], change, when, method)
+        assert name != "flux" or outcome in ("works", "said", "refused"), outcome
     finally:
         torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_each_change_comes_to_something_in_some_family(change):
-    _, name = next(pair for pair in FAST if pair[0] == change)
-    assert "not offer" not in check(FAMILIES[name], change, "before", "svg2")
