@@ -21,20 +21,9 @@ from .forecast import History
 from .gate import StepSizeGate, Verdict, left_in_latents
 from .memory import Memory
 from .policy import CachePolicy
+from .refusals import INSIDE_COMPILED, NOT_ADDITIVE, OTHER_LENGTH
 from .state import BranchState, Call, Leader
 
-_INSIDE_COMPILED = (
-    "granularity='module' cannot look into compiled blocks; use granularity='last_block' or do not "
-    "compile"
-)
-_NOT_ADDITIVE = (
-    "correction='always' needs a scheduler that adds its outputs up (flow-matching Euler, Euler, "
-    "DDIM without clipping); use correction='auto' or 'never'"
-)
-_OTHER_LENGTH = (
-    "guidance='difference' compares the hidden states of the guidance branches, whose sequences "
-    "differ in length here (their texts do); use target='output', or guidance='follow'"
-)
 _WITH_FIRST = "computed with the first branch"
 
 
@@ -81,7 +70,7 @@ class BlockCache:
             if self.policy.granularity != "module":
                 continue
             if patch.compiled is not None:
-                raise UnsupportedError(_INSIDE_COMPILED)
+                raise UnsupportedError(INSIDE_COMPILED)
             if not block.contract.forecast_modules and not block.contract.side:
                 raise UnsupportedError(
                     f"granularity='module' has no module to forecast in {block.contract.container}"
@@ -125,7 +114,7 @@ class BlockCache:
             return
         patches = [patch_of(block.module) for block in self.blocks]
         if any(patch is not None and patch.compiled is not None for patch in patches):
-            raise UnsupportedError(_INSIDE_COMPILED)
+            raise UnsupportedError(INSIDE_COMPILED)
 
     def compiled_as_a_whole(self) -> None:
         """Blocks are inside a graph from now on, where none of them is seen; whole calls are."""
@@ -286,10 +275,10 @@ class BlockCache:
         step, state = call.step, call.state
         if not watches_gaps(self.policy) or step.sigma is None or step.sigma_next is None:
             if self.policy.correction == "always":
-                raise ConfigError(_NOT_ADDITIVE)
+                raise ConfigError(NOT_ADDITIVE)
             return output
         if self.policy.correction == "always" and not step.additive:
-            raise ConfigError(_NOT_ADDITIVE)
+            raise ConfigError(NOT_ADDITIVE)
         tensors = tensors_of(output, call.streams)
         state.shapes = [tensor.shape for tensor in tensors]
         sample = join(tensors)
@@ -430,7 +419,7 @@ class BlockCache:
             feature = feature.new_empty(0)  # only its presence counts
         elif call.leader is not None:
             if call.leader.shape != feature.shape:
-                raise ConfigError(_OTHER_LENGTH)
+                raise ConfigError(OTHER_LENGTH)
             feature = feature - call.leader
         if policy.granularity != "module":
             state.snapshot.hidden = nbytes_of(feature)
