@@ -176,8 +176,8 @@ class Session:
         """Stand in front of `torch.compile(transformer)` where the pipeline has it now."""
         front = self._fronts[name]
         wrapper = getattr(self._pipe(), name, None)
-        known = isinstance(wrapper, nn.Module) and unwrapped(wrapper) is front.module
-        if not known or wrapper is front.module or patch_of(wrapper) is not None:
+        found = isinstance(wrapper, nn.Module) and unwrapped(wrapper) is front.module
+        if wrapper is None or not found or wrapper is front.module or patch_of(wrapper) is not None:
             self._warn(
                 f"{name} is part of a larger compiled graph: its calls leave the graph and run "
                 "eagerly; compile it before accelerate()"
