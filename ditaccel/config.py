@@ -118,8 +118,9 @@ class AccelerationConfig:
 def suggest(word: str, known: typing.Iterable[str]) -> str:
     """The end of a message on an unknown word: the nearest known one, and all of them."""
     known = list(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), lower, n=1)
+    hint = f"; did you mean {lower[near[0]]!r}?" if near else "."
     return f"{hint} Known: {', '.join(known) or 'none'}"
 
 
@@ -252,6 +253,7 @@ def parse_spec(spec: str, family: str | FamilyAdapter | None = None) -> Accelera
 
 def _parse_part(spec: str) -> tuple[str, dict[str, Any]]:
     """Name and options of one method or preset."""
+    require(bool(spec), "a name is missing beside '&'; write 'balanced & svg2', or one name alone")
     name, _, rest = spec.partition(":")
     return name.strip(), parse_options(rest, spec)
 
@@ -329,10 +331,10 @@ def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
     family = adapter.name
     data = adapter.presets.get(name)
     if data is None:
+        known = [*adapter.presets, *published_presets(family), *methods()]
         raise ConfigError(
-            f"{family} has no preset {name!r}"
-            f"{suggest(name, [*adapter.presets, *published_presets(family)])} "
-            "(or give the path of a config file)"
+            f"{family} has no preset {name!r}{suggest(name, known)} (or give the path of a config "
+            "file)"
         )
     made = method_from_dict(data)
     config = AccelerationConfig(**{made.kind: made}, label=f"{family} {name}")

@@ -33,7 +33,7 @@ def plain(value: Any) -> Any:
 def unwritten(path: Path, error: OSError) -> UsageError:
     """The line to show for a file that cannot be written."""
     return UsageError(
-        f"cannot write {path} ({error.strerror}); make room or choose another --out, then run the "
+        f"cannot write {path} ({error.strerror}); make room or choose another folder, then run the "
         "same command again"
     )
 
@@ -86,7 +86,7 @@ def read_json(path: Path) -> Any:
         raise UsageError(f"{path} is missing: {path.parent} holds no finished run") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"{path} is damaged ({_reason(error)}); delete the folder or choose another --out"
+            f"{path} is damaged ({_reason(error)}); delete the folder or choose another one"
         ) from error
 
 

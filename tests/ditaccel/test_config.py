@@ -144,7 +144,10 @@ def test_missing_and_unwritable_files(tmp_path):
 
 
 def test_unknown_presets_and_families_are_named():
-    with pytest.raises(ConfigError, match="wan has no preset 'fats'; did you mean 'fast'"):
+    with pytest.raises(
+        ConfigError,
+        match="wan has no preset 'fats'; did you mean 'fast'",
+    ):
         configs.resolve("fats", "wan")
     with pytest.raises(ConfigError, match="unknown family 'wann'; did you mean 'wan'"):
         configs.preset("fast", "wann")
@@ -163,6 +166,11 @@ def test_a_config_of_no_method_is_refused():
         (ditaccel.TaylorSeerConfig(), r"a method's own; give it as cache=TaylorSeerConfig\("),
         (ditaccel.SVG2Config, r"config is a class; give one of it, as attention=SVG2Config\("),
         ("", "no preset ''. Known: "),
+        ("TaylorSeer", "did you mean 'taylorseer'"),
+        ("balanced & svg3", r"did you mean 'svg2'\?"),
+        ("balanced &", "a name is missing beside '&'"),
+        ("balanced & fast", "names two methods of the kind 'cache'"),
+        ("taylorseer:interval=3,interval=4", "gives 'interval' twice"),
         ("steps:25", r"call the pipeline with num_inference_steps=25 .*: --config none"),
         ("steps:25+fast", r"num_inference_steps=25 .*, and give 'fast' as the config"),
         ("peer/fbc:threshold=0.1", "a peer, which ditaccel eval alone runs"),
@@ -182,3 +190,10 @@ def test_a_mistake_on_the_command_line_is_one_line(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--version"])
     assert stopped.value.code == 0 and ditaccel.__version__ in capsys.readouterr().out
+
+
+def test_a_preset_and_an_attention_method_go_together():
+    for text in ("balanced & svg2:top_p=0.8", "svg2:top_p=0.8 & balanced"):
+        found = configs.resolve(text, "wan")
+        assert found.cache == configs.preset("balanced", "wan").cache
+        assert found.attention == ditaccel.SVG2Config(top_p=0.8)

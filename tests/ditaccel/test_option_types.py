@@ -166,3 +166,9 @@ def test_an_argument_alone_is_checked_the_same_way():
     assert checked_value("", "seed", int, 3) == 3
     with pytest.raises(ConfigError, match=r"^seed is 1\.5; it must be a whole number$"):
         checked_value("", "seed", int, 1.5)
+
+
+@pytest.mark.parametrize(("cls", "name", "hint"), OPTIONS)
+def test_words_of_options_are_known_to_editors_and_mypy(cls, name, hint):
+    """Text is open for what a user names alone: files and sizes."""
+    assert str not in arms_of(hint) or name in ("weights", "memory_budget")
