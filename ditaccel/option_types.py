@@ -18,9 +18,11 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, Union
 
 from .errors import ConfigError
+from .given import shown
 
 T = TypeVar("T", bound=type)
 _WRONG = object()
+_LARGEST = 1 << 63  # what tensors, files and other languages take
 
 
 def checked(owner: str = "") -> Callable[[T], T]:
@@ -88,7 +90,7 @@ def checked_value(owner: str, name: str, hint: Any, value: Any) -> Any:
         return plain
     place = f"{owner}: {name}" if owner else name
     raise ConfigError(
-        f"{place} is {_shown(value)}; it must be {_described(hint)}{_near(hint, value)}"
+        f"{place} is {shown(value)}; it must be {_described(hint)}{_near(hint, value)}"
     )
 
 
@@ -132,7 +134,7 @@ def _as(arm: Any, value: Any) -> Any:
         return value if isinstance(value, bool) else _WRONG
     if arm is int:
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return int(value) if whole else _WRONG
+        return int(value) if whole and abs(int(value)) < _LARGEST else _WRONG
     if arm is float:
         number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         return float(value) if number and _is_finite(value) else _WRONG
@@ -196,11 +198,6 @@ def _word(arm: Any, many: bool) -> str:
         if len(items) == 2 and items[0] == items[1]:
             return f"{'pairs' if many else 'a pair'} of {_described(items[0], True)}"
     return getattr(arm, "__name__", str(arm))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _near(hint: Any, value: Any) -> str:
