@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -22,6 +22,8 @@ from .pareto import (
 )
 
 _DROP = 0.05
+# Fewer samples that stay the same picture than this are a warning, whatever the mean says.
+_KEPT = 0.95
 # Differences of this quality stop to be plain to see.
 PLAIN_DB = 30.0
 
@@ -201,6 +203,15 @@ def _verdict(point: Point, fewer: Sequence[Point], floor: float | None) -> Verdi
     return _Against(own, by_share(fewer), Basis.SHARE, f"{head} (its timing was noisy)").verdict()
 
 
+def _flips(verdict: Verdict, point: Point, row: dict[str, Any]) -> Verdict:
+    """The verdict with the samples that became another picture, which a mean hides."""
+    kept, n = point.kept, row.get("n")
+    if kept is None or not n or kept >= 1 or verdict.kind is Kind.ANOTHER_PICTURE:
+        return verdict
+    words = f"{verdict.text} {round((1 - kept) * n)} of {n} samples became another picture."
+    return replace(verdict, level=verdict.level if kept >= _KEPT else Level.WARNING, text=words)
+
+
 def verdicts(points: Sequence[Point], rows: dict[str, Any]) -> list[Verdict]:
     """One verdict for every method and peer: is it better than just taking fewer steps?
 
@@ -222,16 +233,9 @@ def verdicts(points: Sequence[Point], rows: dict[str, Any]) -> list[Verdict]:
         verdict = _verdict(point, usable or fewer, floor)
         lost = _lost(rows[point.id], dense)
         if lost:
-            verdict = Verdict(
-                verdict.kind,
-                Level.WARNING,
-                f"{verdict.text} Prompt accuracy falls: {', '.join(lost)}.",
-                verdict.config,
-                verdict.basis,
-                verdict.fewer_psnr,
-                tuple(lost),
-            )
-        found.append(verdict)
+            words = f"{verdict.text} Prompt accuracy falls: {', '.join(lost)}."
+            verdict = replace(verdict, level=Level.WARNING, text=words, lost=tuple(lost))
+        found.append(_flips(verdict, point, rows[point.id]))
     return found
 
 

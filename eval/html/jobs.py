@@ -107,15 +107,16 @@ def _steps(record: dict[str, Any]) -> Markup | None:
     )
 
 
-def clip(link: str, thumbnail: str | None, alt: str) -> Markup:
-    """A video that plays in place, from the file beside the page.
+def clip(link: str, alt: str) -> Markup:
+    """A video that plays in place, from the file beside the page, once it is unfolded.
 
-    Nothing is read before it is played: a job may hold thousands of clips.
+    Nothing is read before that: a job may hold thousands of clips.
     """
-    return el(
-        "video", controls=True, preload="none", loop=True, playsinline=True, poster=thumbnail,
-        src=link, aria_label=alt,
+    video = el(
+        "video", controls=True, preload="none", loop=True, muted=True, playsinline=True, src=link,
+        aria_label=alt,
     )  # fmt: skip
+    return el("details", el("summary", "play"), video, cls="clip")
 
 
 def _card(item: Item, record: dict[str, Any], thumbnail: str | None) -> Markup:
@@ -128,9 +129,7 @@ def _card(item: Item, record: dict[str, Any], thumbnail: str | None) -> Markup:
     if thumbnail is not None:
         picture = el("img", src=thumbnail, alt=item.prompt or item.name, loading="lazy")
     link = "outputs/" + quote(str(main))
-    shot = el("a", picture, href=link, cls="shot")
-    if str(main).endswith((".mp4", ".webm")):
-        shot = clip(link, thumbnail, item.prompt or item.name)
+    moving = str(main).endswith((".mp4", ".webm"))
     steps = record.get("steps") or {}
     facts = [f"seed {item.seed}", duration(sum(record["seconds"].get(p, 0.0) for p in PARTS[:3]))]
     if steps.get("calls"):
@@ -140,7 +139,8 @@ def _card(item: Item, record: dict[str, Any], thumbnail: str | None) -> Markup:
     )
     return el(
         "figure",
-        shot,
+        el("a", picture, href=link, cls="shot"),
+        clip(link, item.prompt or item.name) if moving else None,
         el(
             "figcaption",
             el("b", item.prompt or item.name),

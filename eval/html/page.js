@@ -74,6 +74,15 @@
     }
   }
 
+  // A clip plays as soon as it is unfolded, and rests when it is folded.
+  for (const fold of all("details.clip")) {
+    const video = fold.querySelector("video");
+    fold.addEventListener("toggle", () => {
+      if (fold.open) video.play().catch(() => { /* the browser forbids it */ });
+      else video.pause();
+    });
+  }
+
   // Cards of a batch job: every word typed must stand in the card's text.
   for (const input of all("input.filter")) {
     const section = input.closest("section");

@@ -150,6 +150,14 @@ def test_lost_prompt_accuracy_is_said() -> None:
     assert (found.level, found.lost) == (Level.WARNING, ("colour 100% → 60%",))
 
 
+@pytest.mark.parametrize(("kept", "level"), [(0.75, Level.WARNING), (0.96, Level.GOOD)])
+def test_flips_that_the_mean_hides_are_said(kept: float, level: Level) -> None:
+    points = [DENSE, *FEWER, replace(point("m", 3.0, 38.0), kept=kept)]
+    (found,) = verdicts(points, {**rows_of(*points), "m": {"n": 100}})
+    assert (found.kind, found.level) == (Kind.BETTER, level)
+    assert f"{100 - 100 * kept:.0f} of 100 samples became another picture" in found.text
+
+
 def test_dominance() -> None:
     points = [DENSE, *FEWER, point("bad", 2.0, 20.0), point("good", 2.5, 45.0)]
     assert pareto.dominated(points) == {"bad": "good", "25 steps": "good"}
