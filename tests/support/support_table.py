@@ -50,6 +50,29 @@ SHORT = {
 }
 
 
+# What the checks write where the dense pipeline raises under something; the JSON keeps the rest.
+FAILS = "the dense pipeline fails under it: "
+PLAIN = {
+    "sequential offload": "diffusers' sequential offload fails on this pipeline",
+    "fused QKV": "diffusers' fuse_qkv_projections fails on this transformer",
+    "int8 weights": "torchao's int8 weights lack an operation that this transformer uses",
+}
+
+
+def in_plain_words(what: str, text: str) -> str:
+    """A result as the README says it: no exception of another library's.
+
+    Args:
+        what: the method or composition.
+        text: what the check gave.
+    """
+    if text.endswith("is not installed"):
+        return f"not measured: {text}".replace("is not", "was not")
+    if not text.startswith(FAILS):
+        return text
+    return f"{PLAIN.get(what, f'{what} fails on this pipeline')}, with or without ditaccel"
+
+
 def columns() -> list[str]:
     """Methods, then compositions."""
     return [*METHODS, *COMPOSITIONS]
@@ -103,9 +126,10 @@ def render(results: dict[str, Any]) -> str:
     """The table in Markdown, with a note for every cell that is not `works`."""
     notes: dict[str, int] = {}
 
-    def cell(text: str) -> str:
+    def cell(key: str, text: str) -> str:
         if text == WORKS:
             return "✓"
+        text = in_plain_words(key, text)
         # one note for all transformers with the same reason
         return f"[{notes.setdefault(text, len(notes) + 1)}]"
 
@@ -115,7 +139,7 @@ def render(results: dict[str, Any]) -> str:
         "|---|" + ":-:|" * len(keys),
     ]
     for name, row in results.items():
-        cells = " | ".join(cell(row["cells"][key]) for key in keys)
+        cells = " | ".join(cell(key, row["cells"][key]) for key in keys)
         lines.append(f"| {row['pipeline']} ({name}) | {cells} |")
     legend = ", ".join(f"{SHORT[key]} {key}" for key in keys)
     lines += ["", f"{legend}.", ""]
