@@ -19,7 +19,7 @@ from ditaccel.models import Sheet, read_sheet
 from ditaccel.opening import open_pipeline
 from ditaccel.progress import Progress, duration
 
-from . import specs, store
+from . import plan, specs, store
 from .judge import Judge
 from .memory import CPU_MEANING, CUDA_MEANING, KeptTensors
 from .peers import PEERS
@@ -104,6 +104,7 @@ class _Run:
         self.store, self.rows, self.configs, self.samples = store, rows, configs, samples
         self.judge, self.progress, self.stamp = judge, progress, stamp
         self.unavailable: dict[str, str] = {}
+        self._warm: dict[str, float] = {}
         self.pairs = pairs
         self.turns = Turns(rows.run, self._dense_so_far())
 
@@ -143,10 +144,23 @@ class _Run:
             if row is dense:
                 zero = kept.peak
             seconds = outcome.generation.seconds - kept.seconds
+            self._warm[row.id] = seconds
             line = {"config": row.id, "seconds": seconds, "kept_bytes": max(0, kept.peak - zero)}
             self.store.append(store.WARMUPS, line)
             self.progress.note(f"{row.label}: warmed up in {duration(seconds)}")
+            if row is dense:
+                self.progress.note(f"were all rows as slow: {plan.time_line(self._seconds_left())}")
         self.configs = [row for row in self.configs if row.id not in self.unavailable]
+        self.progress.note(plan.time_line(self._seconds_left()))
+
+    def _seconds_left(self) -> float:
+        """What is left takes about so long, by the warm-ups so far."""
+        left, timed = {}, {}
+        for row in self.configs:
+            places = [i for i, s in enumerate(self.samples) if not self.store.is_done(row.id, s.id)]
+            left[row.id] = len(places)
+            timed[row.id] = sum(i < self.pairs for i in places) if row.role != DENSE else 0
+        return plan.seconds_left(self._warm, left, self.configs[0].id, timed)
 
     def measure(self) -> None:
         """Every sample with every row."""
@@ -363,6 +377,9 @@ def evaluate(
         try:
             repeat = None
             if done < total:
+                made = "clips" if "video" in sheet.task else "pictures"
+                size = (len(prompts), len(seeds), len(chosen), total - done)
+                progress.note(plan.size_line(*size, made))
                 run.warm_up()
                 run.measure()
                 repeat = run.verify_dense()
