@@ -137,15 +137,22 @@ class _Files:
         self.places = places
         self.missed: list[str] = []
 
+    def make_folder(self) -> None:
+        """Make room for the files, before hours are spent on them.
+
+        Raises:
+            UsageError: it cannot be made.
+        """
+        for path in self.places.values():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"cannot write to {path}: {error}") from None
+
     def write(self, name: str, config: configs.AccelerationConfig) -> Path:
         """Write a config that reached its target."""
-        path = self.places[name]
-        try:  # not before: a wrong model leaves nothing behind
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot write to {path}: {error}") from None
-        configs.dump(config, path)
-        return path
+        configs.dump(config, self.places[name])
+        return self.places[name]
 
     def miss(self, name: str, why: str, config: configs.AccelerationConfig | None) -> Path | None:
         """Write a config that did not, unless a file is there: that one may be better."""
@@ -223,6 +230,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
     calls = _calls(opened, read_sheet(args.model), args)
+    files.make_folder()  # not before: a wrong model leaves nothing behind
     if args.attention_error:
         _calibrate(opened.pipe, calls, goals, args.seed, files)
     else:
