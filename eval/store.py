@@ -11,6 +11,7 @@ import numpy as np
 
 from ditaccel import given
 from ditaccel.checked import Check
+from ditaccel.differences import differences, told
 from ditaccel.errors import UsageError
 from ditaccel.files import (
     DRAFT,
@@ -39,6 +40,7 @@ IDENTITY = (
     "device",
     "versions",
     "dtype",
+    "pipeline",
 )
 
 
@@ -80,11 +82,15 @@ class Store:
         path = self.folder / RUN
         if path.exists():
             before = read_run(path)
-            changed = [key for key in IDENTITY if before.get(key) != setup.get(key)]
+            changed: list[str] = []
+            for key in IDENTITY:
+                own, there = setup.get(key), before.get(key)
+                long = isinstance(own, list) and own != there
+                changed += [key] if long else differences({key: own}, {key: there})
             if changed:
                 raise UsageError(
                     f"--out {self.folder} holds the run of another setup (different: "
-                    f"{', '.join(changed)}); choose another folder, or repeat that run's options"
+                    f"{told(changed)}); choose another folder, or repeat that run's options"
                 )
         elif any(self.folder.glob("*.jsonl")):
             raise UsageError(

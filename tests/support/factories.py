@@ -1,0 +1,71 @@
+"""What users' functions for `--pipeline` do: each makes something of a Flux model's folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import FluxImg2ImgPipeline, FluxPipeline
+
+
+def plain(model: str, device: str = "cpu", dtype: Any = None) -> FluxPipeline:
+    """The model as it is."""
+    return FluxPipeline.from_pretrained(model, torch_dtype=dtype or torch.float32).to(device)
+
+
+def lora(model: str, device: str = "cpu") -> FluxPipeline:
+    """With a LoRA whose weights are not 0."""
+    from peft import LoraConfig
+
+    pipe = plain(model, device)
+    torch.manual_seed(0)
+    pipe.transformer.add_adapter(LoraConfig(r=4, target_modules=["to_q"], init_lora_weights=False))
+    return pipe
+
+
+def offloaded(model: str) -> FluxPipeline:
+    """The transformer's blocks come to the device when they run."""
+    pipe = plain(model)
+    pipe.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"),
+        offload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+    )
+    return pipe
+
+
+def compiled(model: str) -> FluxPipeline:
+    """Repeated blocks compiled."""
+    pipe = plain(model)
+    pipe.transformer.compile_repeated_blocks(backend="eager", fullgraph=True)
+    return pipe
+
+
+def rescheduled(model: str) -> FluxPipeline:
+    """Another scheduler."""
+    pipe = plain(model)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, shift=5.0)
+    return pipe
+
+
+def quantised(model: str) -> FluxPipeline:
+    """Weights in 8 bits."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    pipe = plain(model)
+    quantize_(pipe.transformer, Int8WeightOnlyConfig())
+    return pipe
+
+
+def image_to_image(model: str) -> tuple[FluxImg2ImgPipeline, dict[str, Any]]:
+    """Another class of pipeline, and the argument that all of its calls need."""
+    from PIL import Image
+
+    picture = Image.new("RGB", (64, 64), (200, 30, 30))
+    return FluxImg2ImgPipeline.from_pipe(plain(model)), {"image": picture, "strength": 0.9}
+
+
+def without_a_class(model: str):  # type: ignore[no-untyped-def]
+    """Returns another class than the model's, and does not say which."""
+    return image_to_image(model)
