@@ -148,6 +148,8 @@ class Session:
     def _meet_other_cache(self, name: str) -> None:
         """Refuse to be the second cache; attention methods go together with one."""
         other = self._neighbours[name].cache()
+        if name in self._attention:
+            self._attention[name].beside_a_cache = other is not None
         if other is None:
             return
         if self.config.cache is not None:

@@ -94,7 +94,10 @@ class AttentionRuntime:
 
     Attributes:
         planner: as given; another one may take its place between two transformer calls.
+        beside_a_cache: whether another cache skips attention calls.
     """
+
+    beside_a_cache = False
 
     def __init__(
         self,
@@ -234,7 +237,7 @@ class AttentionRuntime:
     def _say_no_effect(self, branch: str) -> None:
         """Say at the end of a generation that nothing of a branch was sparse, and why."""
         if branch not in self._reached:
-            if self._dense_layers < self.layers:  # which was said
+            if self._dense_layers < self.layers and not self.beside_a_cache:  # which was said
                 self._warn(
                     f"{self._name} ({branch}): its processors called attention in a way that is "
                     "not seen here (keys and values kept between steps?); attention stayed dense"

@@ -142,7 +142,7 @@ def _cache_dit(pipe: Any) -> None:
             cache_dit.enable_cache(
                 pipe,
                 cache_config=cache_dit.DBCacheConfig(
-                    Fn_compute_blocks=1, Bn_compute_blocks=0, residual_diff_threshold=0.5
+                    max_warmup_steps=1, Fn_compute_blocks=1, residual_diff_threshold=0.5
                 ),
             )
         except (ValueError, AssertionError, NotImplementedError) as error:

@@ -1,0 +1,126 @@
+"""The computed share of a report against what hooks on the layers counted, whatever skipped."""
+
+import pytest
+import torch
+from conformance import METHODS, short
+from put_on_later import CHANGES
+from tiny import generate
+from tiny_families import FAMILIES
+
+import ditaccel
+from ditaccel.caching.blocks import find_blocks
+from ditaccel.patching import unwrapped
+
+ATTENTION = ("lite_attention", "svg2", "sla")
+SPECS = {
+    **{name: specs.skipping for name, specs in METHODS.items() if name not in ATTENTION},
+    "output": "taylorseer:interval=2,granularity=last_block,target=output",
+    "follow": "taylorseer:interval=3,granularity=last_block,guidance=follow",
+    "difference": "confidence_gated_taylor:threshold=1e9,warmup=2,guidance=difference",
+}
+
+
+class Counted:
+    """Multiplications of the linear layers over tokens, counted as they run.
+
+    What is computed once a sample (modulation) is no work beside that, and runs in forecast steps
+    too where single modules are forecast.
+    """
+
+    def __init__(self, pipe):
+        self.work = 0.0
+        self.parameters = 0
+        self.queries = 0
+        transformer = unwrapped(pipe.transformer)
+        adapter = ditaccel.pipelines.adapter_for(type(transformer).__name__)
+        for block in find_blocks(transformer, adapter.blocks):
+            block.module.register_forward_hook(self._count_block)
+            for name, module in block.module.named_modules():
+                if isinstance(module, torch.nn.Linear):
+                    module.register_forward_hook(self._count)
+                if name.endswith("to_q") and ("attn1" in name or "attn." in name):
+                    module.register_forward_hook(self._count_query)
+
+    def _count_block(self, module, args, output):
+        self.parameters += sum(p.numel() for p in module.parameters())
+
+    def _count(self, module, args, output):
+        if output.ndim > 2 and output.shape[-2] > 1:
+            self.work += output.numel() * module.in_features
+
+    def _count_query(self, module, args, output):
+        self.queries += 1
+
+
+def shares(name, spec, steps=7):
+    """The report's share, and those of the work and of the parameters of blocks that ran."""
+    pipe, call = FAMILIES[name]()
+    call = short(call, steps)
+    counted = Counted(pipe)
+    generate(pipe, call)
+    dense = counted.work, counted.parameters
+    counted.work = counted.parameters = 0
+    with ditaccel.accelerated(pipe, spec):
+        generate(pipe, call)
+        report = ditaccel.report(pipe)
+    assert report.forecasts > 0
+    return report.computed_share, counted.work / dense[0], counted.parameters / dense[1]
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("name", ["dit", "wan"])
+def test_of_caches(name, spec):
+    reported, work, _ = shares(name, spec)
+    assert reported == pytest.approx(work, abs=1e-9)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_of_blocks_that_differ(spec):
+    """Flux' double and single blocks are weighed by their parameters."""
+    reported, work, parameters = shares("flux", spec)
+    by_module = spec == METHODS["taylorseer"].skipping
+    assert reported == pytest.approx(work if by_module else parameters, abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_of_all_families(name, spec):
+    try:
+        reported, work, parameters = shares(name, spec)
+    except ditaccel.DitaccelError as error:
+        pytest.skip(str(error))
+    by_module = spec == METHODS["taylorseer"].skipping
+    assert reported == pytest.approx(work if by_module else parameters, abs=1e-9)
+
+
+@pytest.mark.parametrize("change", [None, "FirstBlockCache", "PAB", "cache-dit"])
+@pytest.mark.parametrize("method", ATTENTION)
+def test_attention_calls_with_another_cache_or_without(method, change):
+    """Calls in the report are those that ran; what the other cache skipped is not among them."""
+    pipe, call = FAMILIES["wan"]()
+    call = short(call, 7)
+    counted = Counted(pipe)
+    if change is not None:
+        CHANGES[change].apply(pipe)
+        with pytest.warns(UserWarning, match="has another cache on"):
+            ditaccel.accelerate(pipe, METHODS[method].skipping)
+    else:
+        ditaccel.accelerate(pipe, METHODS[method].skipping)
+    generate(pipe, call)
+    rows = ditaccel.report(pipe).attention[0].rows()
+    all_calls = 7 * 2 * 4  # steps, branches, layers
+    assert len(rows) == counted.queries
+    assert len(rows) == all_calls if change is None else 0 < len(rows) < all_calls
+
+
+@pytest.mark.parametrize("other", ["step_mask:steps=[0,2,4]", "taylorseer:interval=3"])
+def test_attention_calls_beside_a_cache_of_ours(other):
+    pipe, call = FAMILIES["wan"]()
+    counted = Counted(pipe)
+    with ditaccel.accelerated(pipe, f"{other} & {METHODS['svg2'].skipping}"):
+        generate(pipe, short(call, 7))
+        report = ditaccel.report(pipe)
+    rows = report.attention[0].rows()
+    assert len(rows) == counted.queries
+    assert len(rows) / (7 * 2 * 4) == pytest.approx(report.computed_share)
