@@ -38,10 +38,10 @@ def _components(pipe: Any) -> dict[str, nn.Module]:
     return {name: part for name, part in components.items() if isinstance(part, nn.Module)}
 
 
-def _is_unet(module: nn.Module) -> bool:
+def _is_unet(name: str, module: nn.Module) -> bool:
     """Whether a denoiser narrows and widens: blocks of a UNet cannot stand for each other."""
     module = unwrapped(module)
-    named = type(module).__name__.removeprefix("Flax").startswith("UNet")
+    named = name.startswith("unet") or type(module).__name__.startswith("UNet")
     return named or (hasattr(module, "down_blocks") and hasattr(module, "up_blocks"))
 
 
@@ -54,7 +54,7 @@ def _transformers(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
             for n, p in parts.items()
             if n.startswith("transformer") or isinstance(pipe, nn.Module)
         }
-    unet = next((type(p).__name__ for p in (found or parts).values() if _is_unet(p)), None)
+    unet = next((type(p).__name__ for n, p in (found or parts).items() if _is_unet(n, p)), None)
     if unet is not None or not found:
         has = "no transformer" if unet is None else f"a UNet ({unet}) and no transformer"
         subject = f"{type(pipe).__name__} has {has}"

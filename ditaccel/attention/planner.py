@@ -57,9 +57,11 @@ class Dense:
 
     Attributes:
         reason: why, for the report.
+        said: whether a warning of its own goes with it.
     """
 
     reason: str
+    said: bool = False
 
 
 @dataclass(frozen=True, eq=False)

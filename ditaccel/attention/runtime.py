@@ -27,8 +27,6 @@ from .processor import AttentionModule, ProcessorSeam
 from .records import AttentionLog, AttentionRecord, thumbnail
 
 _WITHOUT_TRITON = ("cpu",)
-# Reasons for which a call is dense that a warning of their own goes with.
-_SAID = frozenset({"turned off", "short sequence", "mask", "mixed dtypes"})
 _WITH_MOMENTS = ("training_free", "combined")  # modes of SLA
 _RESTS = 6  # steps that such a layer is dense, before it is looked at again
 
@@ -123,7 +121,7 @@ class AttentionRuntime:
         self._now: _Now | None = None
         self._off = ""
         self._looked_at_backend = False
-        self._reasons: set[str] = set()
+        self._reasons: set[Dense] = set()
         self._judged = self._sparse = False
         self._reached: set[str] = set()  # branches
         self._dense_layers = 0  # whose processors cannot be wrapped
@@ -244,10 +242,11 @@ class AttentionRuntime:
                 )
         elif isinstance(self.planner, Watcher):
             return
-        elif not self._sparse and not _SAID.issuperset(self._reasons):
+        elif not self._sparse and not all(dense.said for dense in self._reasons):
+            reasons = sorted({dense.reason for dense in self._reasons})
             self._warn(
                 f"{self._name}: no attention call of a whole generation was sparse "
-                f"({', '.join(sorted(self._reasons))}); lower dense_steps or dense_layers, or "
+                f"({', '.join(reasons)}); lower dense_steps or dense_layers, or "
                 "leave attention alone for this model"
             )
 
@@ -293,7 +292,7 @@ class AttentionRuntime:
         if isinstance(planned, Dense):
             out = dense()
             reason, sparse = planned.reason, False
-            self._reasons.add(reason)
+            self._reasons.add(planned)
         else:
             plan, keys, state = planned
             out = self._run(plan, q, k, v, keys, scale, state)
@@ -334,34 +333,34 @@ class AttentionRuntime:
         scale: float | None,
     ) -> Dense | tuple[Plan, Tensor | None, State]:
         if self._off:
-            return Dense("turned off")
+            return Dense("turned off", said=True)
         length = q.shape[2]
         if length < self.planner.least_tokens:
             self._warn(
                 f"{self._name}: sequences of {length} tokens are too short for this attention "
                 f"method (min_tokens={self.planner.least_tokens}); attention stays dense"
             )
-            return Dense("short sequence")
+            return Dense("short sequence", said=True)
         if not q.dtype == k.dtype == v.dtype:
             kinds = ", ".join(str(x.dtype).removeprefix("torch.") for x in (q, k, v))
             self._warn(
                 f"{self._name}: queries, keys and values differ in dtype ({kinds}); attention "
                 "stays dense (torch.autocast casts them alike)"
             )
-            return Dense("mixed dtypes")
+            return Dense("mixed dtypes", said=True)
         text = self._text(length, now.tokens)
         keys = mask
         if mask is not None:
             place = (now.step.branch, layer)
             if place in self._refused:
-                return Dense("mask")  # looking at it again would wait for the device
+                return Dense("mask", said=True)  # looking at it again would wait for the device
             try:
                 keys = self._key_mask(place, mask)
             except NotKeyPadding as error:
                 self._refused.add(place)
                 first = self._first_with.setdefault(str(error), self._modules[layer].name)
                 self._warn(f"{first} (and layers like it): {error}; attention stays dense")
-                return Dense("mask")
+                return Dense("mask", said=True)
         shared = getattr(self.planner, "shares_branches", False)
         branch = "" if shared else now.step.branch
         state = self._state((branch, layer, now.calls[layer]), q, k)

@@ -40,7 +40,7 @@ def run(pipe, call, spec, **changes):
     return ditaccel.report(pipe)
 
 
-@way("has a UNet and no transformer", ditaccel.UnsupportedError)
+@way("has a UNet .* and no transformer", ditaccel.UnsupportedError)
 def no_transformer():
     ditaccel.accelerate(SimpleNamespace(components={"unet": nn.Linear(2, 2)}))
 
@@ -107,7 +107,7 @@ def a_threshold_that_never_fires():
     run(*tiny_dit(), "confidence_gated_taylor:threshold=1e-12")
 
 
-@way(r"nothing forecast \(mostly: gap of 1 reached\)")
+@way(r"nothing forecast \(mostly: gap reached\)")
 def a_tolerance_that_is_never_met():
     run(*tiny_wan(), "adaptive_taylor:tolerance=1e-12")
 
@@ -122,7 +122,7 @@ def features_that_are_not_finite():
 
 @way("over the budget of .* going on with granularity='last_block'")
 def a_budget_that_leaves_less():
-    run(*tiny_dit(), "taylorseer:memory_budget=100kB,on_budget=downgrade")
+    run(*tiny_dit(), "taylorseer:memory_budget=50kB,on_budget=downgrade")
 
 
 @way("needs a scheduler that adds its outputs up", ditaccel.ConfigError)
