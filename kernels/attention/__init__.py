@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dispatch import Backend, always, choose, reasons
+from ..precision import own_precision
 from ..tile_map import TileMap
 from . import flex_backend, naive, operator, torch_backend, triton_backend
 from .call import AttentionCall, Marking, TileAttentionOutput, TileCentroids, check_call
@@ -52,6 +53,7 @@ def why(
     return reasons(BACKENDS, call)
 
 
+@own_precision
 def tile_attention(
     q: Tensor,
     k: Tensor,

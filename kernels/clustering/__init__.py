@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Backend, always, choose
+from ..precision import own_precision
 from . import naive, torch_backend, triton_backend
 from .call import Clusters, KMeansCall, check_call
 
@@ -23,6 +24,7 @@ BACKENDS: tuple[Backend[KMeansCall], ...] = (
 )
 
 
+@own_precision
 def kmeans(
     x: Tensor,
     clusters: int,

@@ -30,6 +30,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dispatch import Backend, always, choose, reasons
+from ..precision import own_precision
 from ..tiling import Tiling
 from . import naive, torch_backend, triton_backend, triton_moments
 from .call import MomentCall, MomentsCall, check_call
@@ -59,6 +60,7 @@ MOMENTS_BACKENDS: tuple[Backend[MomentsCall], ...] = (
 )
 
 
+@own_precision
 def tile_moments(
     k: Tensor, v: Tensor, tiling: Tiling, mask: Tensor | None = None, *, backend: str | None = None
 ) -> TileMoments:
@@ -97,6 +99,7 @@ def why(
     return reasons(BACKENDS, call)
 
 
+@own_precision
 def moment_attention(
     q: Tensor,
     k: Tensor,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import triton_launch
 from ..dispatch import Backend, choose
+from ..precision import own_precision
 from ..tiling import Tiling
 from . import torch_backend
 from .call import PoolCall, check_call
@@ -27,6 +28,7 @@ BACKENDS: tuple[Backend[PoolCall], ...] = (
 )
 
 
+@own_precision
 def pool_tiles(x: Tensor, tiling: Tiling, *, backend: str | None = None) -> Tensor:
     """Mean of the tokens of each tile.
 
@@ -46,6 +48,7 @@ def pool_tiles(x: Tensor, tiling: Tiling, *, backend: str | None = None) -> Tens
     return choose("pool_tiles", BACKENDS, call, backend).run(call)
 
 
+@own_precision
 def pooled_scores(
     q: Tensor,
     k: Tensor,

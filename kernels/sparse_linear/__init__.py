@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..dispatch import reasons
+from ..precision import own_precision
 from ..tile_map import TileMap
 from . import naive, operator
 from .call import SparseLinearOutput, check_call
@@ -42,6 +43,7 @@ def why(
     return reasons(operator.BACKENDS, call)
 
 
+@own_precision
 def sparse_linear_attention(
     q: Tensor,
     k: Tensor,
