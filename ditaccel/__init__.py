@@ -9,7 +9,7 @@ ditaccel.restore(pipe)
 ```
 """
 
-from .api import accelerate, accelerated, report, restore
+from .api import accelerate, accelerated, report, reset, restore
 from .attention.lite_attention import LiteAttentionConfig
 from .attention.sla import SLAConfig
 from .attention.svg2 import SVG2Config
@@ -51,6 +51,7 @@ __all__ = [
     "doctor",
     "finetune",
     "report",
+    "reset",
     "restore",
     "tune",
 ]

@@ -1,4 +1,4 @@
-"""The verbs: accelerate, accelerated, restore, report."""
+"""The verbs: accelerate, accelerated, reset, restore, report."""
 
 from __future__ import annotations
 
@@ -170,6 +170,24 @@ def restore(pipe: P) -> P:
     """
     for session in _sessions(pipe):
         session.restore()
+    return pipe
+
+
+def reset(pipe: P) -> P:
+    """Free at once what the methods remember; the next transformer call begins a new generation.
+
+    Pipelines need no call of this: their state goes with the denoising loop, and every call begins
+    with none. A loop of one's own that was left in the middle may say so here.
+
+    Args:
+        pipe: a pipeline, any other one that shares its transformer, or a bare transformer; nothing
+            happens where none is accelerated.
+
+    Returns:
+        The same pipeline.
+    """
+    for session in _sessions(pipe):
+        session.reset()
     return pipe
 
 

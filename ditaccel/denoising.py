@@ -2,23 +2,50 @@
 
 Never by call parity: a guidance interval, an interrupt or an exception breaks it. A call is placed
 by, in this order, the cache context that the pipeline names, the timestep argument, and the
-scheduler's own position. Nothing is patched for that: the scheduler is looked at on every call, so
-that one replaced after `accelerate` is followed too.
+scheduler's own position. Nothing is patched for that: the scheduler of whoever calls (`callers.py`)
+is looked at on every call, so that one replaced after `accelerate` is followed too. Branches
+without a name are told apart by what they are conditioned on (`branches.py`).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import torch
 
 from ._compat import NamedContext
+from .branches import Branches
+from .conditions import Traits
+from .schedule import Known, Schedule, position
 
-# More calls at one timestep than any guidance has branches: a loop we cannot see the end of.
-_MAX_BRANCHES = 8
+# Calls at one timestep, where nothing says that a loop will ever take a step.
+_MOST_CALLS = 64
+# Generations that broke off and were followed by one that begins elsewhere, of late.
+_STRIKES = 2
+# Steps of a loop that may be followed by another one that begins elsewhere (img2img, a refiner).
+_WHOLE = 4
+
+
+class Lone(Enum):
+    """Why a transformer call is of no denoising loop: nothing of it is remembered or forecast.
+
+    Attributes:
+        GRADIENTS: gradients may be wanted of it.
+        MIXED: each sample of the batch is at a timestep of its own.
+        WANDERING: timesteps come in no order.
+        STANDING: the timestep never changes.
+    """
+
+    GRADIENTS = "gradients are on"
+    MIXED = "each sample has its own timestep"
+    WANDERING = "timesteps come in no order"
+    STANDING = "many calls at one timestep"
 
 
 @dataclass(frozen=True)
@@ -36,6 +63,11 @@ class DenoisingStep:
             steps in one stage (not Heun's).
         additive: whether the scheduler's step adds `(sigma_next - sigma) * output` to the latents,
             up to a scale of the latents, and keeps no outputs of earlier steps.
+        known: what is known of the schedule.
+        window: what tells calls of one guidance branch apart (windows, tiles); branches of the same
+            window belong together.
+        lone: why this is no call of a denoising loop, so that nothing may be forecast; None where
+            it is one.
         latent_scale: size of the latents to which that scale applies, by what the transformer is
             given: 1 for flow matching, sqrt(1 + sigma^2) for noise prediction.
     """
@@ -49,6 +81,9 @@ class DenoisingStep:
     sigma_next: float | None = None
     additive: bool = False
     latent_scale: float = 1.0
+    known: Known = Known.FOLLOWED
+    window: Hashable = None
+    lone: Lone | None = None
 
     @property
     def feedback(self) -> float:
@@ -76,30 +111,6 @@ class DenoisingStep:
         return self.total is not None and self.index >= self.total - 1
 
 
-def _is_flow(scheduler: Any) -> bool:
-    """Whether sigma runs from 1 to 0 and the latents keep their size (flow matching)."""
-    options = getattr(scheduler, "config", None) or {}
-    return (
-        type(scheduler).__name__.startswith("FlowMatch")
-        or bool(options.get("use_flow_sigmas", False))
-        or options.get("prediction_type") == "flow_prediction"
-    )
-
-
-def _is_additive(scheduler: Any) -> bool:
-    """Whether a step adds `(sigma_next - sigma) * output` and remembers no earlier output."""
-    options = getattr(scheduler, "config", None) or {}
-    name = type(scheduler).__name__
-    if name == "FlowMatchEulerDiscreteScheduler":
-        return not options.get("stochastic_sampling", False)
-    if name in ("DDIMScheduler", "EulerDiscreteScheduler"):
-        clips = options.get("clip_sample", False) or options.get("thresholding", False)
-        # DDIM steps by a fixed stride, which with other spacings is not the next timestep.
-        strides = name != "DDIMScheduler" or options.get("timestep_spacing") == "leading"
-        return options.get("prediction_type") == "epsilon" and not clips and strides
-    return False
-
-
 @dataclass(frozen=True)
 class _Reading:
     """A timestep argument, looked at once.
@@ -113,6 +124,7 @@ class _Reading:
             own.
         moved: the farthest that one of them is from the call before.
         turned_back: whether one of them went back.
+        mixed: whether samples of the batch are at different timesteps.
     """
 
     level: float
@@ -120,6 +132,7 @@ class _Reading:
     each: torch.Tensor | None = None
     moved: float = 0.0
     turned_back: bool = False
+    mixed: bool = False
 
 
 def _read(timestep: Any, before: torch.Tensor | None, direction: int) -> _Reading:
@@ -133,8 +146,12 @@ def _read(timestep: Any, before: torch.Tensor | None, direction: int) -> _Readin
     if not isinstance(timestep, torch.Tensor):
         return _Reading(float(timestep), float(timestep))
     if timestep.ndim < 2:
-        level = float(timestep.detach().float().max())
-        return _Reading(level, level)
+        values = timestep.detach().float()
+        if values.numel() < 2:
+            level = float(values)
+            return _Reading(level, level)
+        least, level = torch.stack(torch.aminmax(values)).tolist()
+        return _Reading(level, level, mixed=least != level)
     each = timestep.detach()[0].flatten().float().clone()
     change = torch.zeros_like(each)
     if before is not None and before.shape == each.shape:
@@ -147,36 +164,47 @@ def _read(timestep: Any, before: torch.Tensor | None, direction: int) -> _Readin
 
 
 class DenoisingTracker:
-    """Follows the denoising loop of one pipeline; all its transformers share one tracker."""
+    """Follows one denoising loop after the other; all transformers of a pipeline share a tracker.
 
-    def __init__(self, pipe: Any = None) -> None:
+    Args:
+        pipe: whose scheduler counts where `observe` is given none; held weakly.
+        generations: gives the next generation's number.
+    """
+
+    def __init__(self, pipe: Any = None, generations: Callable[[], int] | None = None) -> None:
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         self._scheduler: Any = None
+        self._next = generations or itertools.count().__next__
         self.generation = -1
+        self._strikes = 0
+        self._start = 0.0
         self._forget()
 
     def _forget(self) -> None:
-        self._timesteps: torch.Tensor | None = None
-        self._schedule: list[float] = []
-        self._sigmas: list[float] = []
-        self._scheduler_step: int | None = None
+        self._schedule = Schedule()
+        self._branches = Branches()
+        self._position: int | None = None
         self._last: float | None = None
         self._level = 0.0
         self._each: torch.Tensor | None = None
         self._direction = 0
         self._index = -1
-        self._offset: int | None = None
-        self._total: int | None = None
-        self._additive = False
-        self._flow = False
-        self._single_stage = True
-        self._branches: set[tuple[str, str]] = set()
-        self._calls: dict[str, int] = {}
         self._fresh = True
 
     def reset(self) -> None:
         """Forget the loop (after an exception): the next call begins a new generation."""
         self._forget()
+
+    @property
+    def last(self) -> float | None:
+        """The timestep of the last call, None before the first one."""
+        return self._last
+
+    def driven_by(self, scheduler: Any) -> bool:
+        """Whether the loop follows a scheduler that was set anew for it."""
+        schedule = self._schedule
+        same = schedule.timesteps is getattr(scheduler, "timesteps", None)
+        return same and schedule.known is Known.FOLLOWED and schedule.anew
 
     def observe(
         self,
@@ -184,6 +212,8 @@ class DenoisingTracker:
         timestep: Any,
         context: NamedContext | None = None,
         preconditioned: bool = False,
+        traits: Traits | None = None,
+        scheduler: Any = None,
     ) -> DenoisingStep:
         """Place one transformer call.
 
@@ -192,155 +222,112 @@ class DenoisingTracker:
             timestep: the timestep argument: a number or a tensor of any shape.
             context: the cache context that the pipeline set, if any.
             preconditioned: `FamilyAdapter.preconditioned`.
+            traits: what tells the call from others of its step; without them, unnamed calls count.
+            scheduler: of the pipeline that calls; by default that of `pipe`.
         """
         reading = _read(timestep, self._each, self._direction)
-        now = reading.progress
-        # The scheduler seen last outlives a pipeline that was taken apart (`Pipe(**p.components)`).
-        scheduler = self._scheduler = getattr(self._pipe(), "scheduler", self._scheduler)
-        timesteps = getattr(scheduler, "timesteps", None)
-        scheduler_step = getattr(scheduler, "_step_index", None)
-        turned = reading.turned_back
-        if turned or self._begins_generation(now, timesteps, context, transformer, scheduler_step):
-            self._forget()
-            self._fresh = False
-            self.generation += 1
-            self._read_schedule(scheduler, timesteps, reading.level)
-            self._additive = self._offset is not None and _is_additive(scheduler)
-            self._flow = _is_flow(scheduler)
-            self._single_stage = getattr(scheduler, "order", 1) == 1
-        if self._begins_step(now, scheduler_step):
-            if self._last is not None and now != self._last:
-                if not self._direction:
-                    self._direction = 1 if now > self._last else -1
-                if 2 * abs(reading.level - self._level) < reading.moved:
-                    # Some frames wait: the schedule is that of one frame, and not of this loop.
-                    self._offset = self._total = None
-                    self._additive = False
-            self._index += 1
-            self._branches.clear()
-            self._calls.clear()
-        self._last, self._scheduler_step = now, scheduler_step
+        now, name = reading.progress, None if context is None else context.name
+        if scheduler is None:
+            # It outlives a pipeline that was taken apart (`Pipe(**p.components)`).
+            scheduler = getattr(self._pipe(), "scheduler", self._scheduler)
+        self._scheduler = scheduler
+        where = position(scheduler)
+        if traits is not None and where is not None:
+            traits = replace(traits, sample=None)  # the scheduler tells steps apart
+        if reading.turned_back or self._begins_generation(now, scheduler):
+            self._begin_generation(scheduler, reading)
+        if self._begins_step(now, where) or self._branches.is_next_step(transformer, name, traits):
+            self._begin_step(reading)
+        self._last, self._position = now, where
         self._level, self._each = reading.level, reading.each
-        sigma = self._sigma(self._index)
+        place = self._branches.place(transformer, name, traits)
+        schedule = self._schedule
+        sigma = schedule.sigma(self._index)
         if context is not None and context.sigma is not None:
             sigma = context.sigma
         step = DenoisingStep(
             generation=self.generation,
             index=self._index,
-            branch=self._branch(transformer, context),
+            branch=place.branch,
             timestep=reading.level,
             sigma=sigma,
-            total=self._total,
-            sigma_next=self._sigma(self._index + 1) if self._single_stage else None,
-            additive=self._additive,
-            latent_scale=1.0 if self._flow or sigma is None else math.hypot(1.0, sigma),
+            total=self._total(),
+            sigma_next=schedule.sigma(self._index + 1) if schedule.single_stage else None,
+            additive=schedule.additive,
+            latent_scale=1.0 if schedule.flow or sigma is None else math.hypot(1.0, sigma),
+            known=schedule.known,
+            window=place.window,
+            lone=self._lone(reading),
         )
         # noise levels of flow matching end at 1
-        beyond = preconditioned and max(self._sigmas, default=0.0) > 1.0
+        beyond = preconditioned and schedule.highest_sigma > 1.0
         return step.preconditioned() if beyond else step
 
-    def _begins_generation(
-        self,
-        now: float,
-        timesteps: torch.Tensor | None,
-        context: NamedContext | None,
-        transformer: str,
-        scheduler_step: int | None,
-    ) -> bool:
+    def _total(self) -> int | None:
+        total = self._schedule.total
+        # a loop that begins at the schedule's end may go back through it
+        return None if total == 1 and not self._schedule.sure and not self._index else total
+
+    def _lone(self, reading: _Reading) -> Lone | None:
+        if reading.mixed:
+            return Lone.MIXED
+        if self._schedule.known is Known.FOLLOWED:
+            return None
+        if self._strikes >= _STRIKES:
+            return Lone.WANDERING
+        standing = self._index == 0 and self._branches.calls > _MOST_CALLS
+        return Lone.STANDING if standing else None
+
+    def _begins_generation(self, now: float, scheduler: Any) -> bool:
         if self._fresh or self._last is None:
             return True
         # `set_timesteps` makes a new tensor; holding the old one keeps its identity unique.
-        if timesteps is not self._timesteps:
-            return True
-        if self._direction and (now - self._last) * self._direction < 0:
-            return True
-        if now != self._last or scheduler_step != self._scheduler_step:
-            return False
-        return self._calls.get(transformer, 0) >= _MAX_BRANCHES
+        timesteps = getattr(scheduler, "timesteps", None)
+        if timesteps is not self._schedule.timesteps:
+            # Some loops make the same timesteps anew at each step.
+            onward = now != self._last and not self._goes_back(now)
+            return not (onward and self._schedule.continues(scheduler, self._index + 1))
+        return self._goes_back(now)
 
-    def _begins_step(self, now: float, scheduler_step: int | None) -> bool:
+    def _goes_back(self, now: float) -> bool:
+        if self._last is None or (now - self._last) * self._direction >= 0:
+            return False
+        return not self._schedule.runs_reversed(self._index + 1, now)
+
+    def _begin_generation(self, scheduler: Any, reading: _Reading) -> None:
+        alike = abs(reading.level - self._start) <= 0.01 * abs(self._start)
+        low = self._direction > 0 or abs(self._last or 0.0) <= 0.3 * abs(self._start)
+        if self.generation < 0 or alike or (low and self._index + 1 >= _WHOLE):
+            self._strikes = max(self._strikes - 1, 0)
+        else:
+            self._strikes += 1
+        self._start = reading.level
+        self._forget()
+        self._fresh = False
+        self.generation = self._next()
+        self._schedule = Schedule(scheduler, reading.level)
+        self._direction = self._schedule.direction
+
+    def _begins_step(self, now: float, where: int | None) -> bool:
         if self._last is None or now != self._last:
             return True
         # Heun-type schedulers visit a timestep twice; `scheduler.step` ran between the visits.
-        return scheduler_step is not None and scheduler_step != self._scheduler_step
+        return where is not None and where != self._position
 
-    def _branch(self, transformer: str, context: NamedContext | None) -> str:
-        call = self._calls.get(transformer, 0)
-        self._calls[transformer] = call + 1
-        if context is None:
-            return f"call{call}"
-        name, repeat = context.name, 1
-        while (transformer, name) in self._branches:
-            repeat += 1
-            name = f"{context.name}#{repeat}"
-        self._branches.add((transformer, name))
-        return name
-
-    def _read_schedule(self, scheduler: Any, timesteps: torch.Tensor | None, first: float) -> None:
-        self._timesteps = timesteps
-        if not isinstance(timesteps, torch.Tensor) or timesteps.ndim != 1:
-            return
-        self._schedule = [float(t) for t in timesteps.tolist()]
-        self._sigmas = _sigmas(scheduler, self._schedule)
-        begin = getattr(scheduler, "_begin_index", None)
-        found = self._matches(first, scheduler, None if begin is None else int(begin))
-        # the beginning of the schedule is the likeliest place
-        found = [match for match in found if match[0] == 0] or found
-        self._offset = found[0][0] if found else None
-        if begin is not None:
-            self._offset = int(begin)
-        signs = {sign for _, sign in found}
-        if len(signs) == 1 and self._schedule[0] != self._schedule[-1]:
-            # what the transformer gets may rise while noise falls; else the first steps tell
-            rises = 1 if self._schedule[-1] > self._schedule[0] else -1
-            self._direction = rises * signs.pop()
-        if self._offset is not None:
-            # image-to-image starts in the middle of the schedule
-            self._total = len(self._schedule) - self._offset
-
-    def _matches(self, now: float, scheduler: Any, begin: int | None) -> list[tuple[int, int]]:
-        """Places in the schedule that a timestep may stand for, with +1, or -1 if reversed.
-
-        Families hand timesteps over as they are, divided by the training steps, or reversed; half
-        precision moves them by up to 0.4 %.
-        """
-        first = self._sigmas[0] if self._sigmas else 0.0
-        if first > 1.0 and not begin and abs(now - first / (1.0 + first)) < 4e-3:
-            return [(0, 1)]  # handed over as sigma / (1 + sigma), as Cosmos 2 does
-        train_steps = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
-        scale = float(train_steps or 1000)
-        values = [(now * scale, 1), (scale - now * scale, -1)]
-        # 1.0 in a schedule of hundreds is 1000/1000.
-        if now > 1.0 or max(self._schedule, default=0.0) <= 1.0:
-            values.insert(0, (now, 1))
-        found = []
-        for value, sign in values:
-            distances = [abs(t - value) for t in self._schedule]
-            place = distances.index(min(distances)) if begin is None and distances else begin
-            if place is None or place >= len(distances):
-                continue
-            if distances[place] <= max(4e-3 * abs(value), 2e-3):
-                found.append((place, sign))
-        return found
-
-    def _sigma(self, index: int) -> float | None:
-        if self._offset is None:
-            return None
-        place = self._offset + index
-        return self._sigmas[place] if 0 <= place < len(self._sigmas) else None
+    def _begin_step(self, reading: _Reading) -> None:
+        now, schedule = reading.progress, self._schedule
+        if self._last is not None and now != self._last:
+            if (now - self._last) * self._direction < 0 or not self._direction:
+                self._direction = 1 if now > self._last else -1
+            if 2 * abs(reading.level - self._level) < reading.moved:
+                # Some frames wait: the schedule is that of one frame, and not of this loop.
+                schedule.lose()
+        self._index += 1
+        if not schedule.agrees(self._index, reading.level):
+            schedule.lose()
+        self._branches.begin_step()
 
 
-def _sigmas(scheduler: Any, schedule: list[float]) -> list[float]:
-    """Noise levels before each step and after the last; empty where the scheduler has none."""
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is not None and len(sigmas) >= len(schedule):
-        return [float(s) for s in torch.as_tensor(sigmas).tolist()]
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if alphas is None or not schedule:
-        return []
-    levels = [float(alphas[int(t)]) for t in schedule]
-    # DDIM's last step leads to the alpha of one stride further on, or to its final one.
-    stride = scheduler.config.num_train_timesteps // (scheduler.num_inference_steps or 1)
-    end = int(schedule[-1]) - stride
-    levels.append(float(alphas[end] if end >= 0 else getattr(scheduler, "final_alpha_cumprod", 1)))
-    return [math.sqrt((1.0 - level) / max(level, 1e-12)) for level in levels]
+def level_of(timestep: Any) -> float:
+    """What tells steps apart in a timestep argument."""
+    return _read(timestep, None, 0).progress

@@ -22,7 +22,7 @@ from .api import _components, _transformers
 from .attention.runtime import find_attention
 from .caching.blocks import find_blocks
 from .caching.budget import tensors_per_branch, unit
-from .caching.policy import CachePolicy
+from .caching.policy import CachePolicy, too_few_steps
 from .caching.state import BranchState
 from .completion import completed
 from .config import AccelerationConfig
@@ -33,7 +33,7 @@ from .option_types import checked_value
 from .patching import unwrapped
 from .pipelines import FamilyAdapter
 from .published import published_presets
-from .session import Session, too_few_steps
+from .session import Session
 from .sessions import sessions_on, suspended
 from .sizes import CallSize, call_size
 

@@ -1,9 +1,13 @@
-"""One accelerated pipeline: tracker, patches, block caches and the report, tied together."""
+"""One accelerated pipeline: loops, patches, block caches and the report, tied together.
+
+A session stands in front of transformers, whoever calls them. Each denoising loop has its own
+tracker and its own state (`loops.py`); what the methods keep is exchanged when another loop's call
+comes. One transformer call runs at a time: threads wait for each other.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -17,16 +21,19 @@ from .attention.planner import Planner
 from .attention.runtime import AttentionRuntime
 from .caching.blocks import find_blocks
 from .caching.budget import tensors_per_branch, unit
+from .caching.correction import CORRECTION_OFF
 from .caching.hooks import BlockCache
-from .caching.policy import CachePolicy
+from .caching.policy import too_few_steps
 from .calls import Arguments, as_tensor, has_conditions
 from .completion import completed
-from .denoising import DenoisingStep, DenoisingTracker
+from .denoising import DenoisingStep, Lone
 from .errors import UnsupportedError, UsageError
 from .expectation import Leftover
 from .families import family_of
 from .journal import Journal
 from .learning import DryRun
+from .loop_state import LoopState
+from .loops import LONE_LINES, Loop, Loops, needs_gradients
 from .neighbours import Neighbours
 from .patching import CallPatch, PatchLedger, compiled_as_a_whole, patch_of, unwrapped
 from .pipelines import FamilyAdapter
@@ -64,7 +71,6 @@ class Session:
         self.config, filled = completed(config, family_of(first))
         self._planner = planner
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
-        self._tracker = DenoisingTracker(pipe)
         self._neighbours: dict[str, Neighbours] = {}
         self._fronts: dict[str, CallPatch] = {}  # what stands in front of each transformer
         self._ledger = PatchLedger(owner=self)
@@ -73,11 +79,9 @@ class Session:
         self._adapters = {name: family_of(part) for name, part in transformers.items()}
         self._unlearnt: set[str] = set()
         self._attention: dict[str, AttentionRuntime] = {}
-        self._generation = -1
-        self._reasons: Counter[str] = Counter()
-        self._left = Leftover()
+        self._state = LoopState(self._caches, self._attention)
+        self._loops = Loops(pipe, self._state.free)
         self._warned: set[str] = set()
-        self._active = ""
         self.journal = Journal(
             next(iter(self._adapters.values())).name,
             " & ".join(m.method for m in config.methods),
@@ -273,7 +277,26 @@ class Session:
             return value
 
         def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-            watch = Stopwatch.at((*args, *kwargs.values()))
+            context = listener.current()  # (each thread has its own)
+            state = self._state
+            with state.lock:
+                if state.calling:
+                    with state.paused():
+                        return inner(*args, **kwargs)
+                state.calling = True
+                watch = Stopwatch.at((*args, *kwargs.values()))
+                try:
+                    return one_call(inner, args, kwargs, context, watch)
+                finally:
+                    state.calling = False
+
+        def one_call(
+            inner: Callable[..., Any],
+            args: tuple[Any, ...],
+            kwargs: Any,
+            context: Any,
+            watch: Stopwatch,
+        ) -> Any:
             if name in self._unlearnt:
                 self._learn(name, inner, args, kwargs)
             cache, attention = self._caches.get(name), self._attention.get(name)
@@ -281,20 +304,24 @@ class Session:
             self._look_around(name)
             if cache is not None:
                 cache.check_compiled()
-            if self._active != name:
-                # Wan 2.2 has moved on to its other transformer for good
-                self._clear(self._active)
-                self._active = name
             timestep = argument(adapter.timestep, args, kwargs)
-            context, call, output = listener.current(), None, None
+            given = [argument(key, args, kwargs) for key in adapter.samples]
+            samples = [as_tensor(sample) for sample in given]
+            if needs_gradients(transformer, samples):
+                self._say_lone(name, Lone.GRADIENTS)
+                return inner(*args, **kwargs)
+            named = arguments.named(args, kwargs)
+            loop, step = self._place(
+                name, transformer, adapter, timestep, context, {**named, adapter.sample: given[0]}
+            )
+            if step.lone is not None:
+                self._say_lone(name, step.lone)
+                self._state.clear(name)
+                self.journal.add(CallRecord.computed(name, step, step.lone.value))
+                return inner(*args, **kwargs)
+            call, output = None, None
             try:
-                step = self._tracker.observe(name, timestep, context, adapter.preconditioned)
-                if step.generation != self._generation:
-                    self._begin_generation(step)
-                given = [argument(key, args, kwargs) for key in adapter.samples]
-                samples = [as_tensor(sample) for sample in given]
                 if attention is not None:
-                    named = arguments.named(args, kwargs)
                     attention.begin(step, samples[0], has_conditions(given[0]), named)
                 if cache is not None:
                     wanted = arguments.get("return_dict", args, kwargs, True)
@@ -307,30 +334,56 @@ class Session:
                 if attention is not None:
                     attention.finish()
             except BaseException:
-                self.abort()
+                loop.forget()
                 raise
-            self._book(name, step, call)
+            self._book(name, step, call, loop)
             self.journal.time(watch)
             return output
 
         return around
 
-    def _clear(self, name: str) -> None:
-        for parts in (self._caches, self._attention):
-            if name in parts:
-                parts[name].clear()
+    def _place(
+        self,
+        name: str,
+        transformer: nn.Module,
+        adapter: FamilyAdapter,
+        timestep: Any,
+        context: Any,
+        named: dict[str, Any],
+    ) -> tuple[Loop, DenoisingStep]:
+        """Find the loop of a call and the call's place in it, with the loop's state at hand."""
+        loop, caller = self._loops.find(transformer, timestep)
+        self._state.enter(loop)
+        try:
+            traits = self._loops.conditions.traits(named, adapter.samples)
+            step = loop.tracker.observe(
+                name, timestep, context, adapter.preconditioned, traits, caller.scheduler
+            )
+            if step.generation != loop.generation:
+                self._begin_generation(step, loop)
+            if loop.active != name:
+                # Wan 2.2 has moved on to its other transformer for good
+                self._state.clear(loop.active)
+                loop.active = name
+        except BaseException:
+            loop.forget()
+            raise
+        loop.watch(step, caller.mark)
+        return loop, step
 
-    def _begin_generation(self, step: DenoisingStep) -> None:
-        self._generation = step.generation
-        self._reasons.clear()
-        self._left = Leftover()
+    def _say_lone(self, name: str, why: Lone) -> None:
+        self._warn(f"{name}: {LONE_LINES[why]}", once=f"{name}: {why.name}")
+
+    def _begin_generation(self, step: DenoisingStep, loop: Loop) -> None:
+        loop.generation = step.generation
+        loop.reasons.clear()
+        loop.left = Leftover()
         self.journal.left = None
         for name, transformer in self.transformers.items():
             self._note_ranks(name, transformer)  # it may have been split since `accelerate`
             self._neighbours[name].refresh()
             self._meet_other_cache(name)
-        for name in {**self._caches, **self._attention}:
-            self._clear(name)
+        self._state.clear()
         for attention in self._attention.values():
             attention.begin_generation(step)
         if self._caches:
@@ -338,14 +391,12 @@ class Session:
 
     def _begin_cache(self, step: DenoisingStep, cache: BlockCache) -> None:
         if cache.policy.correction == "auto":
-            self.journal.correction = (
-                "on" if step.additive else "off: this scheduler keeps earlier outputs, or clips"
-            )
+            self.journal.correction = "on" if step.additive else CORRECTION_OFF[step.known]
         line = too_few_steps(self.config.cache.method, cache.policy, step.total)
         if line is not None:
             self._warn(line)
 
-    def _book(self, name: str, step: DenoisingStep, call: Any) -> None:
+    def _book(self, name: str, step: DenoisingStep, call: Any, loop: Loop) -> None:
         if call is None:
             self.journal.add(CallRecord.computed(name, step, "no caching method"))
             return
@@ -358,16 +409,16 @@ class Session:
             )
         if call.left is not None:
             error, began = call.left
-            self._left.gap_ended((name, step.branch), error, began, step.total)
+            loop.left.gap_ended((name, step.branch), error, began, step.total)
         if verdict.forecast:
-            self._reasons[_FORECAST] += 1
+            loop.reasons[_FORECAST] += 1
             if not call.follows:
-                self._left.forecast((name, step.branch))
+                loop.left.forecast((name, step.branch))
         elif not call.follows:  # else the first branch's reason is the true one
-            self._reasons[verdict.reason] += 1
+            loop.reasons[verdict.reason] += 1
         if step.is_last:
-            self._say_no_hits(step, cache)
-            self.journal.left = self._left.value
+            self._say_no_hits(step, cache, loop)
+            self.journal.left = loop.left.value
         peaks = [c.memory.peak for c in self._caches.values()]
         self.journal.memory = {k: sum(p.get(k, 0) for p in peaks) for p in peaks for k in p}
         self.journal.add(
@@ -388,14 +439,14 @@ class Session:
             )
         )
 
-    def _say_no_hits(self, step: DenoisingStep, cache: BlockCache) -> None:
+    def _say_no_hits(self, step: DenoisingStep, cache: BlockCache, loop: Loop) -> None:
         """A whole generation without a forecast, which nobody asked for, is said."""
         policy = cache.policy
         asked_for = policy.gate.skips_nothing(step.total)
         too_few = too_few_steps("", policy, step.total) is not None
-        if self._reasons[_FORECAST] or asked_for or too_few:
+        if loop.reasons[_FORECAST] or asked_for or too_few:
             return
-        causes = {Reason(cause): n for cause, n in self._reasons.items()}
+        causes = {Reason(cause): n for cause, n in loop.reasons.items()}
         most = deciding(causes)
         if most is Reason.NON_FINITE:
             return  # which was said, and no threshold helps
@@ -412,11 +463,11 @@ class Session:
         self.journal.warnings.append(line)
         warn(line)
 
-    def abort(self) -> None:
-        """Forget the running generation (it raised)."""
-        self._tracker.reset()
-        for name in {**self._caches, **self._attention}:
-            self._clear(name)
+    def reset(self) -> None:
+        """Free all state at once; every loop's next call begins a new generation."""
+        with self._state.lock:
+            self._loops.clear()
+            self._state.leave()
 
     def report(self) -> Report:
         """Return what happened so far."""
@@ -426,19 +477,7 @@ class Session:
         """Undo everything and free all state; a second call does nothing."""
         self.is_on = False
         self._ledger.undo()
-        self.abort()
-
-
-def too_few_steps(method: str, policy: CachePolicy, total: int | None) -> str | None:
-    """Say that a loop is too short for a method, None where it is not or its length is unknown."""
-    rules = policy.rules
-    first = rules.first(total)
-    if total is None or total > first + rules.final:
-        return None
-    return (
-        f"{total} steps are too few for {method}: its first {first} and last {rules.final} "
-        "steps are always computed, so nothing is skipped; use more steps or a smaller warmup"
-    )
+        self.reset()
 
 
 def sessions_of(parts: Iterable[nn.Module]) -> list[Session]:

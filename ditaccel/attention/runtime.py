@@ -17,6 +17,7 @@ from ..kernels import TileMap, inverse_permute, permute, tile_attention
 from ..kernels.attention import why
 from ..kernels.moments import why as why_moments
 from ..patching import PatchLedger
+from ..per_loop import PerLoop
 from ..pipelines import submodule
 from ..pipelines.grids import Grid
 from ..stopwatch import Stopwatch
@@ -80,7 +81,7 @@ class _Now:
     densities: list[Tensor] = field(default_factory=list)
 
 
-class AttentionRuntime:
+class AttentionRuntime(PerLoop):
     """Replaces the attention of one transformer by what a planner says.
 
     Args:
@@ -95,6 +96,19 @@ class AttentionRuntime:
         beside_a_cache: whether another cache skips attention calls.
     """
 
+    of_a_loop = (
+        "_states",
+        "_masks",
+        "_padding",
+        "_grids",
+        "_refused",
+        "_off",
+        "_reasons",
+        "_judged",
+        "_sparse",
+        "_reached",
+    )
+    of_a_call = "_now"
     beside_a_cache = False
 
     def __init__(
@@ -112,19 +126,22 @@ class AttentionRuntime:
         self._modules = find_attention(transformer, adapter.attention, adapter.dense)
         self.log = AttentionLog(name, [m.name for m in self._modules])
         self._seam = ProcessorSeam(self._modules, self._attend)
+        self._first_with: dict[str, str] = {}  # layers with masks that nothing can be done with
+        self._now: _Now | None = None
+        self._looked_at_backend = False
+        self._dense_layers = 0  # whose processors cannot be wrapped
+        self._fresh()
+
+    def _fresh(self) -> None:
         self._states: dict[tuple[str, int, int], State] = {}
         self._masks: dict[str, KeyMask] = {}  # the last one of each branch
         self._padding: set[tuple[str, int]] = set()  # layers whose masks are key padding, likewise
         self._grids: dict[tuple[int, str, torch.Size], Grid | None] = {}
-        self._first_with: dict[str, str] = {}  # layers with masks that nothing can be done with
-        self._refused: set[tuple[str, int]] = set()  # the same, in this generation, by branch
-        self._now: _Now | None = None
+        self._refused: set[tuple[str, int]] = set()  # layers like that, in this generation
         self._off = ""
-        self._looked_at_backend = False
         self._reasons: set[Dense] = set()
         self._judged = self._sparse = False
         self._reached: set[str] = set()  # branches
-        self._dense_layers = 0  # whose processors cannot be wrapped
 
     @property
     def layers(self) -> int:
@@ -144,15 +161,8 @@ class AttentionRuntime:
     def clear(self) -> None:
         """Forget everything: a new generation begins, or the last one broke off."""
         self._end()
-        self._states.clear()
-        self._masks.clear()
-        self._padding.clear()
-        self._refused.clear()
         self._now = None
-        self._off = ""
-        self._judged = self._sparse = False
-        self._reached.clear()
-        self._reasons.clear()
+        self._fresh()
 
     def begin_generation(self, step: DenoisingStep) -> None:
         """Check what can change between generations."""

@@ -19,11 +19,20 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..schedule import Known
 from .forecast import combine, newton_weights
 
 # Distance of computed steps up to which an error is taken out of outputs that have answered to it.
 # Measured with noise prediction on DDIM: a gain at 2 and 3, a loss from 4 on.
 LONGEST_WITH_FEEDBACK = 3
+
+# What the report says where nothing is corrected.
+CORRECTION_OFF = {
+    Known.NO_SCHEDULER: "off: no scheduler is in sight",
+    Known.NOT_SET: "off: the scheduler in sight is not in use (set_timesteps was not called)",
+    Known.OTHER: "off: the calls are at other timesteps than the scheduler's",
+    Known.FOLLOWED: "off: this scheduler keeps earlier outputs, clips, or is not known",
+}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..denoising import DenoisingStep
 from ..errors import ConfigError
 from ..outputs import split
 from ..reasons import Reason
+from ..schedule import Known
 from .correction import GapEnd
 from .forecast import relative_l1
 
@@ -173,6 +174,14 @@ class MaskGate(ScheduleGate):
         return Verdict(True, Reason.NOT_IN_MASK)
 
 
+_NO_WIDTH = {
+    Known.NO_SCHEDULER: "no scheduler is in sight: the transformer is called in a loop that has "
+    "none among its variables",
+    Known.NOT_SET: "the scheduler in sight is not in use (set_timesteps was not called)",
+    Known.OTHER: "this loop runs at other timesteps than its scheduler's, or gives each frame its "
+    "own",
+    Known.FOLLOWED: "this scheduler has none, or takes its steps in stages (Heun)",
+}
 # Most that a gap may grow at once. ODE solvers often allow twice, which overshot on the samples
 # where tolerances were large.
 GROWTH = 1.5
@@ -199,8 +208,7 @@ class StepSizeGate(ScheduleGate):
         """Raise ConfigError where a step has no width."""
         if step.sigma is None or step.sigma_next is None:
             raise ConfigError(
-                "adaptive_taylor weighs errors by sigmas, and this scheduler has none, takes its "
-                "steps in stages (Heun) or gives each frame its own; use "
+                f"adaptive_taylor weighs errors by sigmas, and {_NO_WIDTH[step.known]}; use "
                 "confidence_gated_taylor or taylorseer"
             )
 

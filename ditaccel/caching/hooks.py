@@ -12,6 +12,7 @@ from ..denoising import DenoisingStep
 from ..errors import ConfigError, UnsupportedError
 from ..outputs import all_finite, form_of, join, split, tensors_of, with_tensors
 from ..patching import PatchLedger, patch_of
+from ..per_loop import PerLoop
 from ..pipelines import submodule
 from ..ranks import Ranks
 from ..reasons import Reason
@@ -27,7 +28,7 @@ from .state import BranchState, Call, Leader
 _WITH_FIRST = "computed with the first branch"
 
 
-class BlockCache:
+class BlockCache(PerLoop):
     """Carries out a policy on the blocks of one transformer.
 
     Args:
@@ -36,6 +37,9 @@ class BlockCache:
         warn: called with one line when something needs the user's eye.
         why_left_out: says why blocks did not run, given how many did.
     """
+
+    of_a_loop = ("_states", "_leaders", "_finite", "policy")
+    of_a_call = "_call"
 
     def __init__(
         self,
@@ -53,13 +57,18 @@ class BlockCache:
         self._last_side = max((i for i, b in enumerate(blocks) if b.contract.side), default=-1)
         self._configured = policy
         self._warn = warn
-        self._states: dict[tuple[str, Any], BranchState] = {}
         self._call: Call | None = None
-        self._leader: Leader | None = None
-        self._finite: torch.Tensor | None = None
         self._device = torch.device("cpu")
         self.memory = Memory(warn)
         self.ranks: Ranks | None = None
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self._states: dict[tuple[str, Any], BranchState] = {}
+        self._leaders: dict[Any, Leader] = {}  # by window
+        self._finite: torch.Tensor | None = None
+        self.memory.clear()
+        self.policy = self._configured
 
     # -- set-up --
 
@@ -85,15 +94,6 @@ class BlockCache:
                     if module is not None:
                         around = self._around_module(f"{index}.{name}", role)
                         ledger.intercept(module, around)
-
-    def clear(self) -> None:
-        """Forget everything: a new generation begins, or the last one broke off."""
-        self._states.clear()
-        self._leader = None
-        self._call = None
-        self._finite = None
-        self.memory.clear()
-        self.policy = self._configured
 
     def computed_by(self, ranks: Ranks | None) -> None:
         """Take note of the ranks that compute the transformer together, None for one alone.
@@ -123,7 +123,7 @@ class BlockCache:
     @property
     def nbytes(self) -> int:
         """Bytes that are held now."""
-        return sum(self.memory.held(self._states.values(), self._leader).values())
+        return sum(self.memory.held(self._states.values(), self._leaders.values()).values())
 
     # -- one call of the transformer --
 
@@ -153,7 +153,7 @@ class BlockCache:
 
     def _decide(self, call: Call) -> None:
         step, state = call.step, call.state
-        leader = self._leader
+        leader = self._leaders.get(step.window)
         leads = leader is None or leader.key != (step.generation, step.index)
         follows = self.policy.guidance != "independent" and leader is not None and not leads
         if follows and leader is not None and leader.fingerprint != call.fingerprint:
@@ -235,13 +235,13 @@ class BlockCache:
             output = self._through_output(call, verdict, output)
         output = self._correct(call, verdict, output)
         state.samples = []  # not ours to keep between calls
-        self.memory.book(self._states.values(), self._leader)
+        self.memory.book(self._states.values(), self._leaders.values())
         if call.step.is_last:
             # state does not outlive the generation
             self._states = {k: s for k, s in self._states.items() if s is not state}
             self._check_finite(call.step)
             if not self._states:
-                self._leader = None
+                self._leaders.clear()
         return output
 
     def _through_output(self, call: Call, verdict: Verdict, output: Any) -> Any:
@@ -285,7 +285,7 @@ class BlockCache:
         state.snapshot.returned(sample, len(tensors), step)
         self._check_budget()
         by_difference = self.policy.guidance == "difference" and not call.alone
-        leader = self._leader if by_difference else None
+        leader = self._leaders.get(step.window) if by_difference else None
         base = leader.output if call.follows and leader is not None else None
         tracked = sample if base is None else sample - base
         place, width = float(step.index), step.sigma_next - step.sigma
@@ -455,7 +455,8 @@ class BlockCache:
         assert call.verdict is not None
         kept = feature if self.policy.guidance == "difference" else None
         key = (call.step.generation, call.step.index)
-        self._leader = Leader(key, call.step.branch, call.fingerprint, call.verdict, kept)
+        made = Leader(key, call.step.branch, call.fingerprint, call.verdict, kept)
+        self._leaders[call.step.window] = made
 
     # -- module granularity --
 
@@ -491,8 +492,6 @@ class BlockCache:
             return output
 
         return around
-
-    # -- memory --
 
     def _check_budget(self) -> None:
         """Refuse, or do less, once it shows that the budget will not do."""

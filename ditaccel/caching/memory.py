@@ -33,19 +33,19 @@ class Memory:
         self._checked = []
 
     @staticmethod
-    def held(states: Collection[BranchState], leader: Leader | None) -> dict[str, int]:
+    def held(states: Collection[BranchState], leaders: Collection[Leader]) -> dict[str, int]:
         """Bytes that are held now, by what they are for."""
         kept = {id(state.last.newest) for state in states if len(state.last)}
-        tensors = [] if leader is None else leader.tensors
+        tensors = [tensor for leader in leaders for tensor in leader.tensors]
         return {
             "to forecast from": sum(state.history_bytes for state in states),
             "for gap correction": sum(state.corrector.nbytes for state in states),
             "for the branches that follow": unique_bytes(t for t in tensors if id(t) not in kept),
         }
 
-    def book(self, states: Collection[BranchState], leader: Leader | None) -> None:
+    def book(self, states: Collection[BranchState], leaders: Collection[Leader]) -> None:
         """Take note of what is held after a call."""
-        held = self.held(states, leader)
+        held = self.held(states, leaders)
         if sum(held.values()) > sum(self.peak.values()):
             self.peak = held
 

@@ -59,3 +59,15 @@ class CachePolicy:
     def outside(self) -> bool:
         """Whether whole calls of the transformer are skipped, and nothing inside it is needed."""
         return self.target == "output" and not self.gate.needs_first_block
+
+
+def too_few_steps(method: str, policy: CachePolicy, total: int | None) -> str | None:
+    """Say that a loop is too short for a method, None where it is not or its length is unknown."""
+    rules = policy.rules
+    first = rules.first(total)
+    if total is None or total > first + rules.final:
+        return None
+    return (
+        f"{total} steps are too few for {method}: its first {first} and last {rules.final} "
+        "steps are always computed, so nothing is skipped; use more steps or a smaller warmup"
+    )

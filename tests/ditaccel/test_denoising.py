@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 from ditaccel._compat import NamedContext
-from ditaccel.denoising import DenoisingTracker
+from ditaccel.denoising import DenoisingTracker, Lone
 
 
 class Pipe(SimpleNamespace):
@@ -223,10 +223,12 @@ def test_bare_transformer_without_pipeline():
     assert all(s.total is None and not s.is_last for s in seen)
 
 
-def test_one_timestep_for_ever_does_not_grow_branches():
+def test_one_timestep_for_ever_is_no_denoising_loop():
     tracker = DenoisingTracker()
-    branches = {tracker.observe("transformer", 1.0).branch for _ in range(100)}
-    assert len(branches) <= 8
+    seen = [tracker.observe("transformer", 1.0) for _ in range(100)]
+    assert all(s.lone is None for s in seen[:64])
+    assert all(s.lone is Lone.STANDING for s in seen[64:])
+    assert tracker.observe("transformer", 0.5).lone is None
 
 
 def test_same_context_twice_in_a_step_is_two_branches():
