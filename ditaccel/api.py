@@ -217,8 +217,8 @@ def _with_exchanged(session: Session, parts: Iterable[nn.Module]) -> Report:
     now = {id(unwrapped(part)) for part in parts}
     gone = [n for n, part in session.transformers.items() if id(unwrapped(part)) not in now]
     lines = (
-        f"{name} was exchanged after accelerate(): the one in its place runs dense; call "
-        "ditaccel.accelerate(pipe) again"
+        f"{name} was exchanged or removed after accelerate(): what stands in its place runs dense; "
+        "call ditaccel.accelerate(pipe) again"
         for name in gone
     )
     found = session.report()

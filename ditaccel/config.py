@@ -84,6 +84,7 @@ def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     )
 
 
+@checked()
 @dataclass(frozen=True)
 class AccelerationConfig:
     """All that `accelerate` does to a pipeline.

@@ -182,7 +182,7 @@ def test_an_exchanged_transformer_is_said_and_the_old_one_is_restored():
     pipe.transformer = other.transformer
     assert torch.equal(generate(pipe, call), dense)
     text = str(ditaccel.report(pipe))
-    assert "transformer was exchanged after accelerate(): the one in its place runs dense" in text
+    assert "transformer was exchanged or removed after accelerate(): what stands" in text
     with pytest.warns(UserWarning, match="was accelerated already"):
         ditaccel.accelerate(pipe, SLOW)
     assert "exchanged" not in str(ditaccel.report(pipe))
@@ -194,6 +194,15 @@ def test_an_exchanged_transformer_is_said_and_the_old_one_is_restored():
     pipe.transformer = other.transformer
     ditaccel.restore(pipe)
     assert not patched(old)
+
+
+def test_a_transformer_that_is_taken_away_is_said():
+    pipe, _ = tiny_wan22()
+    ditaccel.accelerate(pipe, SLOW)
+    other, pipe.transformer_2 = pipe.transformer_2, None
+    assert "transformer_2 was exchanged or removed" in str(ditaccel.report(pipe))
+    ditaccel.restore(pipe)
+    assert not patched(other) and not patched(pipe.transformer)
 
 
 def test_an_exchanged_scheduler_changes_nothing():

@@ -206,3 +206,12 @@ def test_memory_returns_after_restore(placed, device):
         generate(pipe, call)
         assert torch.cuda.memory_allocated() <= before + 1024
     assert torch.cuda.memory_allocated() == before
+
+
+def test_calls_are_timed_by_the_device(placed):
+    """By events, which are read when the report is asked for and not before."""
+    pipe, call = placed(tiny_wan)
+    with ditaccel.accelerated(pipe, "taylorseer:interval=3,granularity=last_block,target=output"):
+        generate(pipe, call)
+        timing = ditaccel.report(pipe).timing
+    assert timing.calls == 16 and 0 < timing.forecast < timing.computed
