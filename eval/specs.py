@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ditaccel.arguments import value_of
 from ditaccel.errors import ConfigError
 
 DENSE = "dense"
@@ -62,17 +63,12 @@ class RunConfig:
         return {k: v for k, v in asdict(self).items() if k in keep}
 
 
-def parse_value(text: str) -> bool | int | float | str:
-    """A Python value of an option's text: true/false, a number, else the text itself."""
-    lowered = text.strip().lower()
-    if lowered in ("true", "false"):
-        return lowered == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text.strip()
+def parse_value(text: str) -> Any:
+    """A Python value of an option's text, as everywhere on the command line."""
+    try:
+        return value_of(text)
+    except ValueError:
+        return text.strip()
 
 
 def _number(text: str | None) -> float | None:
