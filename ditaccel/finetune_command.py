@@ -39,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder or Hub id of a diffusers pipeline")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
     parser.add_argument(
-        "--config", default="sla", metavar="SPEC", help='such as "sla:critical=5,mode=combined"'
+        "--config",
+        default="sla",
+        metavar="SPEC",
+        help='such as "sla:critical=5,mode=combined", or a YAML file',
     )
     parser.add_argument(
         "--prompts", metavar="FILE", help="one prompt a line (default: the model's)"
@@ -128,7 +131,8 @@ def run(args: argparse.Namespace) -> int:
     prompts = read_prompts(source)[args.skip :][: args.limit]
     if not prompts:
         raise UsageError(f"--skip {args.skip} leaves no prompt of {source}")
-    config = configs.parse_spec(args.config).attention
+    is_file = args.config.endswith((".yaml", ".yml", ".json"))
+    config = (configs.load if is_file else configs.parse_spec)(args.config).attention
     if not isinstance(config, SLAConfig):
         raise ConfigError(f"--config {args.config!r} is no config of sla, which is what can learn")
     if args.threads:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..asking import check_call
 from ..config import require
 from ..errors import UsageError
 from ..kernels import tile_attention
@@ -175,6 +176,8 @@ def calibrate(
     require(parts >= 1, f"parts is {parts}; it must be 1 or more")
     base = replace(config or LiteAttentionConfig(), thresholds=())
     calls = as_calls(prompts, call)
+    for one in calls:
+        check_call(pipe, one, "calibrate")
     candidates = {c: replace(base, threshold=c) for c in CANDIDATES}
     seen = _measure(pipe, calls, candidates, parts, seed, progress)
 
