@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from . import __version__, given
 from .errors import DitaccelError, UsageError
+from .warning import plain_warnings
 
 # subcommand -> (module with add_arguments(parser) and run(args), help)
 COMMANDS = {
@@ -109,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser(command).parse_args(arguments)
         _check(args)
-        return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
+        with plain_warnings():
+            return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except DitaccelError as error:
         print(f"ditaccel: error: {given.printable(str(error))}", file=sys.stderr)
         return 2

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 # What stands between a user's call and us; frames of rebound processors have no name at all.
 _BETWEEN = frozenset({"", "ditaccel", "diffusers", "transformers", "torch", "accelerate"})
@@ -12,6 +15,22 @@ _BETWEEN = frozenset({"", "ditaccel", "diffusers", "transformers", "torch", "acc
 def _is_between(name: str) -> bool:
     root = name.partition(".")[0]
     return root in _BETWEEN or root in sys.stdlib_module_names
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings as one line each, without the place in our code that a command line cannot use."""
+
+    def line(message: Warning | str, *_: Any, **__: Any) -> str:
+        text = " ".join(str(message).split())
+        return f"ditaccel: warning: {text.removeprefix('ditaccel: ')}\n"
+
+    before = warnings.formatwarning
+    warnings.formatwarning = line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def warn(line: str) -> None:

@@ -9,7 +9,7 @@ from tiny import tiny_flux, tiny_wan
 
 import ditaccel
 from ditaccel import families
-from ditaccel.warning import warn
+from ditaccel.warning import plain_warnings, warn
 
 
 def lines_of(caught):
@@ -53,3 +53,15 @@ def test_a_thread_without_a_line_of_the_users_is_no_error():
         thread.start()
         thread.join()
     assert [str(w.message) for w in caught] == ["ditaccel: told"]
+
+
+def test_a_command_shows_a_warning_as_one_line():
+    """With the file and the line of our own code behind it, it is three lines of noise."""
+    shown = warnings.formatwarning
+    with plain_warnings():
+        told = [
+            warnings.formatwarning(UserWarning("ditaccel: a\nb"), UserWarning, "cli.py", 7),
+            warnings.formatwarning(FutureWarning("old name"), FutureWarning, "x.py", 1),
+        ]
+    assert told == ["ditaccel: warning: a b\n", "ditaccel: warning: old name\n"]
+    assert warnings.formatwarning is shown
