@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import method, require
@@ -40,6 +41,9 @@ from ._options import (
     whole_tiles,
 )
 from .planner import Dense, LayerContext, Plan, State
+
+_LOG2_E = 1.4426950408889634
+_SAMPLED = 8  # one query tile in so many tells what a map would keep
 
 
 @method("lite_attention", kind="attention")
@@ -215,6 +219,29 @@ class LiteAttentionPlanner:
         if not isinstance(own, tuple):
             return own
         return own[min(int(context.fraction * len(own)), len(own) - 1)]
+
+    def promise(
+        self, q: Tensor, k: Tensor, scale: float, context: LayerContext
+    ) -> Tensor | float | None:
+        """See `planner.Promising`: marks of a few query tiles against their mature maximum."""
+        config = self.config
+        if in_dense_part(config, context) is not None:
+            return None
+        tiles = -(-q.shape[2] // config.q_tile)
+        chosen = torch.linspace(0, tiles - 1, min(tiles, max(2, tiles // _SAMPLED))).round().int()
+        kept = []
+        whole = k if k.shape[1] == q.shape[1] else k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        for tile in chosen.tolist():
+            rows = q[:, :, tile * config.q_tile : (tile + 1) * config.q_tile].float()
+            scores = rows @ whole.transpose(-1, -2).float() * (scale * _LOG2_E)
+            if context.keys is not None:
+                scores.masked_fill_(~context.keys[:, None, None, : k.shape[2]], -torch.inf)
+            short = -k.shape[2] % config.k_tile
+            scores = F.pad(scores, (0, short), value=-torch.inf)
+            largest = scores.unflatten(-1, (-1, config.k_tile)).amax(-1)
+            near = largest - largest.amax(-1, keepdim=True) > self.threshold(context)
+            kept.append(near.any(2).float().mean())
+        return torch.stack(kept).mean()
 
     def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
         """Remember the tiles that may not be dropped."""

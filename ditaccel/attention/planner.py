@@ -131,6 +131,20 @@ class Planner(Protocol):
         ...
 
 
+@runtime_checkable
+class Promising(Protocol):
+    """A planner that can tell cheaply, before it has learnt, what it would keep at best."""
+
+    def promise(
+        self, q: Tensor, k: Tensor, scale: float, context: LayerContext
+    ) -> Tensor | float | None:
+        """Kept share of the attention matrix to expect; None where this call is dense anyway.
+
+        For the arguments see `Planner.plan`.
+        """
+        ...
+
+
 class Watcher(ABC):
     """A planner that only looks: by its nature every call stays dense, which is no fault."""
 

@@ -21,15 +21,14 @@ from ..per_loop import PerLoop
 from ..pipelines import submodule
 from ..pipelines.grids import Grid
 from ..stopwatch import Stopwatch
-from ._options import break_even_of
 from .masks import KeyMask, NotKeyPadding
+from .payoff import RESTING, Payoff
 from .planner import Attaching, Dense, LayerContext, Plan, Planner, State, Watcher
 from .processor import AttentionModule, ProcessorSeam
 from .records import AttentionLog, AttentionRecord, thumbnail
 
 _WITHOUT_TRITON = ("cpu",)
 _WITH_MOMENTS = ("training_free", "combined")  # modes of SLA
-_RESTS = 6  # steps that such a layer is dense, before it is looked at again
 
 
 def find_attention(
@@ -72,6 +71,7 @@ class _Now:
         grid: their frames, rows and columns, likewise.
         calls: attention calls so far, by layer (Mochi makes one for each item of the batch).
         densities: of the maps so far that know what to leave out.
+        promised: of layers that rest before a map of theirs was tried.
     """
 
     step: DenoisingStep
@@ -79,6 +79,7 @@ class _Now:
     grid: Grid | None = None
     calls: Counter[int] = field(default_factory=Counter)
     densities: list[Tensor] = field(default_factory=list)
+    promised: list[Tensor] = field(default_factory=list)
 
 
 class AttentionRuntime(PerLoop):
@@ -104,7 +105,7 @@ class AttentionRuntime(PerLoop):
         "_refused",
         "_off",
         "_reasons",
-        "_judged",
+        "_payoff",
         "_sparse",
         "_reached",
     )
@@ -140,7 +141,8 @@ class AttentionRuntime(PerLoop):
         self._refused: set[tuple[str, int]] = set()  # layers like that, in this generation
         self._off = ""
         self._reasons: set[Dense] = set()
-        self._judged = self._sparse = False
+        self._payoff = Payoff(self._name, self._warn)
+        self._sparse = False
         self._reached: set[str] = set()  # branches
 
     @property
@@ -236,8 +238,13 @@ class AttentionRuntime(PerLoop):
         if now.step.branch in self._masks:
             self._masks[now.step.branch].release()
         total = now.step.total
-        if not self._judged and total and now.step.index >= total // 2 and now.densities:
-            self._judge_gain(now.densities)
+        kept = [*now.densities, *now.promised]
+        if kept and not self._sparse:
+            self._payoff.say_resting(self.planner, kept)
+        if total and now.step.index >= total // 2 and not self._off:
+            why = self._payoff.gives_up(self.planner, now.densities)
+            if why:
+                self._turn_off(why, said=self._payoff.said)
         if now.step.is_last:
             self._say_no_effect(now.step.branch)
             self._states = {k: s for k, s in self._states.items() if k[0] != now.step.branch}
@@ -260,23 +267,10 @@ class AttentionRuntime(PerLoop):
                 "leave attention alone for this model"
             )
 
-    def _judge_gain(self, densities: list[Tensor]) -> None:
-        """Give up, half-way, what has found nothing to skip."""
-        self._judged = True
-        density = sum(map(float, densities)) / len(densities)
-        if density > self._break_even(densities[0]):
-            self._turn_off(
-                f"after half of the steps {100 * density:.0f} % of the attention is still kept: "
-                "not worth its cost, so the rest of this generation is dense; choose a more "
-                "aggressive setting, or leave attention alone for this model"
-            )
-
-    def _break_even(self, density: Tensor) -> float:
-        return break_even_of(self.planner.break_even, density.device.type)
-
-    def _turn_off(self, why: str) -> None:
+    def _turn_off(self, why: str, said: bool = False) -> None:
         self._off = why
-        self._warn(f"{self._name}: {why}")
+        if not said:
+            self._warn(f"{self._name}: {why}")
         self._states.clear()
 
     # -- one attention call --
@@ -311,9 +305,8 @@ class AttentionRuntime(PerLoop):
             density = kept = plan.tile_map.densities().mean()
             if not plan.blind:
                 now.densities.append(kept)
-                # (elsewhere than on a CPU this would wait for the device)
-                if q.device.type == "cpu" and kept > self._break_even(kept):
-                    state["rest"] = (now.step.index + _RESTS, kept)
+            if plan.marking is not None:
+                self._payoff.too_full(self.planner, plan, now.step.index, state)
             self.log.maps[layer, now.step.branch, now.step.index] = thumbnail(plan.tile_map)
         watch.lap()
         step = now.step
@@ -375,13 +368,19 @@ class AttentionRuntime(PerLoop):
         branch = "" if shared else now.step.branch
         state = self._state((branch, layer, now.calls[layer]), q, k)
         now.calls[layer] += 1
-        awake, kept = state.get("rest", (0, None))
-        if now.step.index <= awake and kept is not None:
-            now.densities.append(kept)
-            return Dense("rests: not sparse enough to pay")
+        rest = self._payoff.resting(now.step.index, state)
         context = LayerContext(now.step, layer, self.layers, length, text, keys=keys, grid=now.grid)
         factor = q.shape[-1] ** -0.5 if scale is None else scale
-        plan = self.planner.plan(q, k, v, factor, context, state)
+        if rest is None:
+            rest = self._payoff.cannot_pay(self.planner, q, k, factor, context, state)
+        plan: Plan | Dense = Dense(RESTING, said=True)
+        if rest is None:
+            plan = self.planner.plan(q, k, v, factor, context, state)
+        if isinstance(plan, Plan) and plan.marking is None:
+            rest = self._payoff.too_full(self.planner, plan, now.step.index, state)
+        if rest is not None:
+            (now.promised if rest.promised else now.densities).append(rest.kept)
+            return Dense(RESTING, said=True)
         return plan if isinstance(plan, Dense) else (plan, keys, state)
 
     def _text(self, length: int, tokens: int | None) -> tuple[int, int] | None:
