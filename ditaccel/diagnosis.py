@@ -19,9 +19,9 @@ from torch import nn
 
 from . import config as configs
 from .api import _components, _transformers
+from .attention._options import break_even_of
 from .attention.runtime import find_attention
 from .caching.blocks import find_blocks
-from .caching.budget import tensors_per_branch, unit
 from .caching.policy import CachePolicy, too_few_steps
 from .caching.state import BranchState
 from .completion import completed
@@ -29,13 +29,14 @@ from .config import AccelerationConfig
 from .denoising import DenoisingStep, DenoisingTracker
 from .errors import DitaccelError, UnsupportedError
 from .findings import Diagnosis, MethodVerdict, TransformerFacts
+from .memory_estimate import cache_bytes, memory_here
 from .option_types import checked_value
 from .patching import unwrapped
 from .pipelines import FamilyAdapter
 from .published import published_presets
 from .session import Session
 from .sessions import sessions_on, suspended
-from .sizes import CallSize, call_size
+from .sizes import CallSize, call_size, text_of
 
 # Tokens of a 1024 x 1024 picture in patches of 16, and of 81 frames at 832 x 480 (Wan).
 _TOKENS = {"image": 4096, "video": 32760}
@@ -59,19 +60,6 @@ def _width(transformer: nn.Module) -> int | None:
     named = options.get("hidden_size") or options.get("dim")
     width = getattr(transformer, "inner_dim", None) or named
     return width if isinstance(width, int) else None
-
-
-def _output_width(transformer: nn.Module) -> int | None:
-    """Channels that the transformer returns per token."""
-    options = getattr(transformer, "config", None) or {}
-    channels = options.get("out_channels") or options.get("in_channels")
-    patch = options.get("patch_size", 1)
-    if not isinstance(channels, int) or not isinstance(patch, (int, list, tuple)):
-        return None
-    sizes = [patch, patch, options.get("patch_size_t") or 1] if isinstance(patch, int) else patch
-    for step in sizes:
-        channels *= step
-    return channels
 
 
 def _facts(
@@ -159,21 +147,6 @@ def _objection(policy: CachePolicy, step: DenoisingStep | None) -> str:
     return ""
 
 
-def _memory(
-    policy: CachePolicy, transformer: nn.Module, adapter: FamilyAdapter, facts: TransformerFacts
-) -> int | None:
-    outputs = unit(policy) == "outputs"
-    width = _output_width(transformer) if outputs else facts.width
-    if width is None:
-        return None
-    if adapter.provisional and policy.granularity == "module":
-        return None
-    blocks = [] if adapter.provisional else find_blocks(unwrapped(transformer), adapter.blocks)
-    count = tensors_per_branch(policy, blocks)
-    dtype = getattr(transformer, "dtype", torch.float32)
-    return 2 * count * facts.tokens * width * dtype.itemsize
-
-
 def try_on(transformers: dict[str, nn.Module], config: AccelerationConfig) -> str:
     """Put a config on and take it off again; why it does not apply, empty where it does."""
     try:
@@ -255,8 +228,12 @@ def _diagnosis(
         found.problem = str(error)
         return found
     found.family, found.presets = adapter.name, [*adapter.presets, *published_presets(adapter.name)]
+    first = next(iter(transformers.values()))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found.transformers = [_facts(n, t, adapter, tokens) for n, t in transformers.items()]
+        ours = call_size(pipe, unwrapped(first), adapter, call)
+        count = tokens or (None if ours is None else ours.tokens)
+        found.transformers = [_facts(n, t, adapter, count) for n, t in transformers.items()]
     except UnsupportedError as error:
         found.problem = str(error)
         return found
@@ -271,8 +248,7 @@ def _diagnosis(
         )
         chosen, _ = completed(chosen, adapter)
         found.config = chosen.label or " & ".join(m.method for m in chosen.methods)
-    first = next(iter(transformers.values()))
-    ours = call_size(pipe, unwrapped(first), adapter, call)
+    room = memory_here(device)
     tried = chosen.methods if chosen is not None else _all_methods()
     for each in tried:
         setting, _ = completed(AccelerationConfig(**{each.kind: each}), adapter)
@@ -285,7 +261,10 @@ def _diagnosis(
             reason = reason or _objection(policy, step)
             if not reason and steps is not None:
                 reason = too_few_steps(method.method, policy, steps) or ""
-            memory = _memory(policy, first, adapter, found.transformers[0])
+            facts = found.transformers[0]
+            memory = cache_bytes(
+                policy, first, adapter, facts.tokens, facts.width, step, text_of(pipe, call)
+            )
             dry = dry and not policy.outside
         elif tokens is not None and tokens < method.min_tokens and adapter.text == "none":
             reason = reason or (
@@ -296,7 +275,16 @@ def _diagnosis(
         if method.kind == "attention" and tokens is None and ours is not None and not note:
             idle = _too_short(method, ours)
         found.methods.append(
-            MethodVerdict(method.method, method.kind, reason, memory, note or idle, bool(idle))
+            MethodVerdict(
+                method.method,
+                method.kind,
+                reason,
+                memory,
+                note or idle,
+                bool(idle),
+                limit=room if memory and room and memory > room else None,
+                pays=_pays(method, device) if method.kind == "attention" else "",
+            )
         )
     if chosen is not None:
         found.problem = next((m.reason for m in found.methods if m.reason), "")
@@ -304,7 +292,6 @@ def _diagnosis(
             found.problem = "; ".join(f"{m.name} {m.note}" for m in found.methods)
     else:
         found.recommendation = _recommendation(found, transformers, adapter, step, steps)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if found.transformers[0].attention:
         found.backends = _backends(first, device)
     return found
@@ -321,6 +308,14 @@ def _too_short(method: Any, size: CallSize) -> str:
         f"does nothing at this model's size{here}: {size.tokens} tokens are fewer than its "
         f"min_tokens={method.min_tokens}{more}"
     )
+
+
+def _pays(method: Any, device: torch.device) -> str:
+    """Where an attention method saves time: what it keeps shows in the first steps of a run."""
+    share = 100 * break_even_of(method.break_even, device.type)
+    if share >= 100:
+        return ""
+    return f"in layers that keep under {share:.0f} % of their attention; others stay dense"
 
 
 def _recommendation(

@@ -18,9 +18,11 @@ class MethodVerdict:
         name: of the method.
         kind: `cache` or `attention`.
         reason: why it does not apply; empty where it does.
-        memory: bytes that its histories take for two guidance branches; None where unknown.
+        memory: bytes that its cache takes for two guidance branches; None where unknown.
         note: what remains to be seen where it applies, or why it does nothing.
         idle: whether it applies, and would do nothing at the size of the call.
+        limit: bytes of memory that this machine has for its cache, where that is too little.
+        pays: where it saves time, as far as that is known before a run.
     """
 
     name: str
@@ -29,6 +31,8 @@ class MethodVerdict:
     memory: int | None = None
     note: str = ""
     idle: bool = False
+    limit: int | None = None
+    pays: str = ""
 
     @property
     def works(self) -> bool:
@@ -146,5 +150,12 @@ def _method_lines(methods: Iterable[MethodVerdict]) -> list[str]:
         text = each.reason or f"works{each.note and joint + each.note}"
         if not each.reason and each.memory is not None:
             text += f", about {size(each.memory)} of cache"
+        if not each.reason and each.limit is not None:
+            text += (
+                f": WILL NOT FIT into the {size(each.limit)} of memory here; "
+                "granularity='last_block', target='output' or a lower order take less"
+            )
+        if each.works and each.pays:
+            text += f", {each.pays}"
         lines.append(f"Method {each.name} ({each.kind}): {text}")
     return lines

@@ -99,6 +99,12 @@ def call_size(
     )
 
 
+def text_of(pipe: Any, call: Mapping[str, Any] | None = None) -> int:
+    """Text tokens that a call makes at most, where its arguments or their defaults tell; else 0."""
+    value = (call or {}).get("max_sequence_length", _parameters(pipe).get("max_sequence_length"))
+    return value if isinstance(value, int) else 0
+
+
 def _parameters(pipe: Any) -> dict[str, Any]:
     """Arguments of the pipeline's call and their defaults."""
     kind: Any = type(pipe)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ditaccel.pipelines import adapters
 from tiny import generate
 from tiny_families import FAMILIES
 
@@ -120,3 +121,44 @@ def test_the_report_adds_up():
     assert sum(report.memory.values()) == report.cache_bytes
     line = next(x for x in str(report).splitlines() if x.startswith("Cache: "))
     assert "(3 outputs in each branch)" in line and "for gap correction" in line
+
+
+@pytest.mark.parametrize("name", ["wan", "flux", "dit"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "adaptive_taylor:tolerance=1e9,max_interval=2,warmup=3",
+        "adaptive_taylor:tolerance=1e9,max_interval=3,warmup=3,target=hidden",
+        f"taylorseer:interval=2,warmup=2,{LAST},correction=auto",
+        "confidence_gated_taylor:threshold=0,block_order=1,warmup=3",
+    ],
+)
+def test_doctors_estimate_is_what_the_run_reports(name, spec):
+    pipe, call = FAMILIES[name]()
+    call = {**call, "num_inference_steps": 12}
+    with ditaccel.accelerated(pipe, spec):
+        generate(pipe, call)
+        held = ditaccel.report(pipe).cache_bytes
+    seen = []
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda m, a, kw: seen.append((kw.get("hidden_states", a[0] if a else None)).shape),
+        with_kwargs=True,
+    )
+    generate(pipe, call)
+    handle.remove()
+    tokens = adapters()[name].tokens(pipe.transformer.config, seen[0])
+    images = seen[0][0] // (2 if adapters()[name].guidance == "batched" else 1)
+    (method,) = ditaccel.doctor(pipe, spec, tokens=tokens * images, steps=12).methods
+    assert method.memory is not None
+    assert 0.999 * held <= method.memory <= (1.7 if name == "dit" else 1.001) * held
+
+
+def test_doctor_warns_of_a_cache_that_will_not_fit(monkeypatch):
+    from ditaccel import diagnosis
+
+    pipe, _ = FAMILIES["wan"]()
+    monkeypatch.setattr(diagnosis, "memory_here", lambda device: 10_000_000)
+    found = ditaccel.doctor(pipe, "taylorseer", tokens=100_000)
+    assert found.methods[0].limit == 10_000_000
+    assert "WILL NOT FIT into the 10 MB of memory here" in str(found)
+    assert "WILL NOT FIT" not in str(ditaccel.doctor(pipe, "taylorseer", tokens=100))

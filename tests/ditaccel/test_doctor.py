@@ -87,7 +87,7 @@ def test_command_line_without_weights(tmp_path, capsys):
     assert data["ok"] and [m["name"] for m in data["methods"]] == ["adaptive_taylor"]
     # 2 outputs of 4 x (1 x 2 x 2) channels in bf16 for each of two branches
     channels = json.loads((folder / "transformer" / "config.json").read_text())["out_channels"] * 4
-    assert data["methods"][0]["memory"] == 2 * 2 * channels * 2 * 1000
+    assert data["methods"][0]["memory"] == 1000 * channels * (2 * 4 + 2 * (2 * 2 + 4) + 2)
     assert cli.main(["doctor", str(folder / "transformer")]) == 0
     assert "family wan" in capsys.readouterr().out
 
