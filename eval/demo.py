@@ -47,7 +47,7 @@ PLANS = (
         6,
     ),
     # A shorter clip than the model's own: a second of work in place of ten.
-    Plan("shapes-wan", 20, (10,), ("balanced",), 3, {"num_frames": 21}),
+    Plan("shapes-wan", 20, (13, 10), ("balanced",), 3, {"num_frames": 21}),
 )
 
 

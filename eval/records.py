@@ -29,7 +29,7 @@ from ditaccel.files import read_json
 from .pairs import State
 from .pareto import Where
 from .specs import ROLES
-from .verdicts import Basis, Kind, Level
+from .verdicts import Basis, Kind, Level, Missing
 
 # Of `run.json` and all beside it. 2: rows are timed in pairs, verdicts are data.
 SCHEMA = 2
@@ -187,7 +187,13 @@ _VERDICT = record(
         "lost": items(text),
     },
 )
-_HEADLINE = record({}, {name: maybe(text) for name in ("config", "fewer", "peer")})
+_HEADLINE = record(
+    {},
+    {
+        **{name: maybe(text) for name in ("config", "fewer", "peer")},
+        "missing": maybe(choice(*Missing)),
+    },
+)
 SUMMARY = record(
     {"configs": table(_STATS), "verdicts": items(_VERDICT)},
     {

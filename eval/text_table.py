@@ -5,6 +5,7 @@ from __future__ import annotations
 from ditaccel.eval.html.columns import FID_SAMPLES, cell_text, columns_of, speedup_words
 from ditaccel.eval.html.load import Config, Evaluation
 from ditaccel.eval.pairs import State
+from ditaccel.eval.verdicts import Missing
 
 
 def markdown_rows(evaluation: Evaluation) -> str:
@@ -93,11 +94,11 @@ def terminal_table(evaluation: Evaluation) -> list[str]:
 
 def main_lines(evaluation: Evaluation) -> list[str]:
     """What a reader should take along: the noise of the table, and the best row's verdict."""
-    best = (evaluation.summary.get("headline") or {}).get("config")
+    head = evaluation.summary.get("headline") or {}
     verdicts = evaluation.summary["verdicts"]
     lines = [v["text"] for v in verdicts if v.get("config") is None]
-    if best is not None:
-        lines += [f"Best row: {v['text']}" for v in verdicts if v.get("config") == best]
-    elif evaluation.trusted:
-        lines.append("No method is better than fewer steps at the same time here.")
-    return lines
+    if head.get("missing"):
+        why = Missing(head["missing"]).text
+        return [*lines, f"{why[:1].upper()}{why[1:]}."]
+    best = [v["text"] for v in verdicts if v.get("config") == head.get("config")]
+    return [*lines, *(f"Best row: {words}" for words in best if head.get("config"))]

@@ -54,6 +54,26 @@ class Level(StrEnum):
     WARNING = "warning"
 
 
+class Missing(StrEnum):
+    """Why no row makes the headline."""
+
+    NOISY = "noisy"
+    OUTSIDE = "outside of what fewer steps were measured at"
+    BEATEN = "beaten"
+    NOTHING = "no method"
+
+    @property
+    def text(self) -> str:
+        """The same in words for people."""
+        return {
+            Missing.NOISY: "no best row: the timing is noisy, so go by the computed shares",
+            Missing.OUTSIDE: "no method could be held against fewer steps at its own speed: "
+            "measure more step counts (--fewer)",
+            Missing.BEATEN: "no method is better than fewer steps at the same time here",
+            Missing.NOTHING: "no method was measured",
+        }[self]
+
+
 class Basis(StrEnum):
     """What rows were compared by."""
 
@@ -252,7 +272,7 @@ def headline(points: Sequence[Point], found: Sequence[Verdict]) -> dict[str, Any
 
     Returns:
         `config` (None where no method earns it), `fewer` (the best fewer-steps row) and `peer`
-        (the best other tool's row), each an id or None.
+        (the best other tool's row), each an id or None; `missing` says why there is no `config`.
     """
     timed = in_time(points)
     beaten = dominated(points)
@@ -268,7 +288,20 @@ def headline(points: Sequence[Point], found: Sequence[Verdict]) -> dict[str, Any
         "config": best.id if best else None,
         "fewer": _nearest(best, fewer),
         "peer": _nearest(best, peers),
+        "missing": None if best else _missing(points, found),
     }
+
+
+def _missing(points: Sequence[Point], found: Sequence[Verdict]) -> Missing:
+    methods = {p.id for p in points if p.role == "method"}
+    own = [v for v in found if v.config in methods]
+    if not own:
+        return Missing.NOTHING
+    if any(v.basis is Basis.SHARE or v.kind is Kind.NO_TIMING for v in own):
+        return Missing.NOISY
+    if any(v.kind in (Kind.FINER, Kind.ALONE) for v in own):
+        return Missing.OUTSIDE
+    return Missing.BEATEN
 
 
 def _nearest(best: Point | None, others: Sequence[Point]) -> str | None:

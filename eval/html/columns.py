@@ -57,7 +57,9 @@ def _percent(value: float) -> str:
 
 
 def _bytes(value: float) -> str:
-    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+    if value >= 2**30:
+        return f"{value / 2**30:.2f} GiB"
+    return f"{value / 2**20:.0f} MiB" if value >= 10 * 2**20 else f"{value / 2**10:.0f} KiB"
 
 
 def _three(value: float) -> str:

@@ -110,15 +110,17 @@ def full_table(evaluation: Evaluation) -> Markup:
 def _footnotes(evaluation: Evaluation, columns: list[Column]) -> Markup:
     lines: list[Markup] = []
     smallest = min((evaluation.number(c, "n") or 0) for c in evaluation.configs)
-    if any(small_n(column, smallest) for column in columns):
-        lines.append(
-            el(
-                "li",
-                f"ⁿ small N ({smallest:.0f} samples): FID depends on the number of samples below "
-                f"{FID_SAMPLES}, so compare it within its column only; p5 is close to the worst "
-                f"sample below {TAIL_SAMPLES}.",
+    small = [column for column in columns if small_n(column, smallest)]
+    if small:
+        notes = []
+        if any(column.title != "p5" for column in small):
+            notes.append(
+                f"FID and KID depend on the number of samples below {FID_SAMPLES}, so compare them "
+                "within their column only"
             )
-        )
+        if any(column.title == "p5" for column in small):
+            notes.append(f"p5 is close to the worst sample below {TAIL_SAMPLES}")
+        lines.append(el("li", f"ⁿ small N ({smallest:.0f} samples): {'; '.join(notes)}."))
     missing: dict[str, list[str]] = {}
     for key, text in (evaluation.summary.get("not_available") or {}).items():
         missing.setdefault(str(text), []).append(key)

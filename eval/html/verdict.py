@@ -8,7 +8,7 @@ from ditaccel.eval.html.load import Config, Evaluation
 from ditaccel.eval.html.markup import Markup, breakable, el
 from ditaccel.eval.html.series import series_styles
 from ditaccel.eval.pareto import Where
-from ditaccel.eval.verdicts import Level
+from ditaccel.eval.verdicts import Level, Missing
 
 # Speed-ups closer than this are noise on a busy machine.
 TIE = 0.03
@@ -68,19 +68,13 @@ def _tiles(evaluation: Evaluation) -> list[Markup]:
         if peer is not None:
             tiles.append(_row_tile(evaluation, peer, "best other tool: "))
     elif any(config.role == "method" for config in evaluation.configs):
-        tiles.append(_tile("–", _why_none(evaluation), "main bad"))
+        tiles.append(_tile("–", Missing(head.get("missing") or Missing.BEATEN).text, "main bad"))
         if fewer is not None:
             tiles.append(_row_tile(evaluation, fewer, "with fewer steps: "))
     samples = {row["sample"] for row in evaluation.results}
     count = f"sample{'s' * (len(samples) != 1)} in each of {len(configs)} configurations"
     tiles.append(_tile(str(len(samples)), count))
     return tiles
-
-
-def _why_none(evaluation: Evaluation) -> str:
-    if not evaluation.trusted:
-        return "no best row: the timing is noisy, so go by the computed shares below"
-    return "no method is better than fewer steps at the same time here"
 
 
 def _failures(evaluation: Evaluation) -> list[Markup]:

@@ -7,7 +7,7 @@ import pytest
 from ditaccel.eval import pareto
 from ditaccel.eval.pairs import State
 from ditaccel.eval.pareto import Point, Where, at_psnr, envelope, psnr_at
-from ditaccel.eval.verdicts import Basis, Kind, Level, Verdict, headline, verdicts
+from ditaccel.eval.verdicts import Basis, Kind, Level, Missing, Verdict, headline, verdicts
 
 
 def point(name: str, speedup: float, psnr: float, role: str = "method", series: str = "s") -> Point:
@@ -175,6 +175,12 @@ def test_the_headline_is_a_row_that_nothing_beats() -> None:
     flips = replace(point("fast", 2.7, 44.0), kept=0.9)
     peer = point("peer", 1.95, 41.0, "peer", "peer")
     found = head(loser, balanced, flips, peer)
-    assert found == {"config": "balanced", "fewer": "25 steps", "peer": "peer"}
+    names = {"config": "balanced", "fewer": "25 steps", "peer": "peer", "missing": None}
+    assert found == names
     assert head(replace(balanced, state=State.NOISY), flips)["config"] == "fast"
-    assert head(loser) == {"config": None, "fewer": "25 steps", "peer": None}
+    none = {"config": None, "fewer": "25 steps", "peer": None, "missing": Missing.BEATEN}
+    assert head(loser) == none
+    assert head(replace(balanced, state=State.NOISY))["missing"] is Missing.NOISY
+    assert head(replace(balanced, speedup=1.5))["missing"] is Missing.OUTSIDE
+    assert head()["missing"] is Missing.NOTHING
+    assert all(reason.text for reason in Missing)
