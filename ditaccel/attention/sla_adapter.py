@@ -160,6 +160,8 @@ class SLAAdapter:
         Raises:
             ConfigError: its weights cannot be changed where they are now.
         """
+        if name not in self._transformers:
+            return  # in training: the student changes the weights itself
         self._follow(name, generation)
         for swap in self._swaps.get(name, ()):
             swap.put(generation)
