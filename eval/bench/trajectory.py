@@ -103,13 +103,13 @@ class Bench:
         for i in range(len(self.calls)):
             _say(f"dense run {i + 1} of {len(self.calls)}")
             trajectory.begin()
-            residuals = [Residuals(t, self.adapter) for t in self.transformers]
+            residuals = Residuals(trajectory)
             with ExitStack() as stack:
                 stack.enter_context(watched(self.pipe.scheduler, trajectory))
-                for residual in residuals:
-                    stack.enter_context(residual.watching())
+                for transformer in self.transformers:
+                    stack.enter_context(residuals.watching(transformer, self.adapter))
                 dense.append(self._run(i))
-            ratios.append(residuals[0].ratios(trajectory.steps))
+            ratios.append(residuals.ratios())
         found: dict[str, Any] = {"steps": trajectory.steps}
         found["change"] = {name: trajectory.change(*part) for name, part in PARTS.items()}
         found["weights"] = {name: trajectory.weights(*part) for name, part in PARTS.items()}

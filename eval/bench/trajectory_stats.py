@@ -98,42 +98,50 @@ def watched(scheduler: Any, trajectory: Trajectory) -> Iterator[None]:
 
 
 class Residuals:
-    """MagCache's ratios: how the length of what all blocks add changes from call to call.
+    """MagCache's ratios: how the length of what all blocks add changes from step to step.
+
+    Only the first guidance branch counts. Transformers that take turns (two experts) go on with
+    one series.
 
     Args:
-        transformer: whose blocks run.
-        adapter: its family.
+        trajectory: says which step it is.
     """
 
-    def __init__(self, transformer: nn.Module, adapter: FamilyAdapter) -> None:
-        contracts = [c for c in adapter.blocks if not c.side]
-        self._ends = (contracts[0], contracts[-1])
-        self._first = getattr(transformer, contracts[0].container)[0]
-        self._last = getattr(transformer, contracts[-1].container)[-1]
-        self._entered: Tensor | None = None
-        self.lengths: list[Tensor] = []
-
-    def _enters(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._entered = Arguments(module).get(self._ends[0].hidden, args, kwargs)
-
-    def _leaves(self, module: nn.Module, args: Any, output: Any) -> None:
-        contract = self._ends[1]
-        outputs = tensors_of(output, len(contract.returns))
-        left = outputs[contract.returns.index("hidden")]
-        entered, self._entered = self._entered, None
-        if entered is None or left.ndim != 3:
-            return
-        image = entered.shape[1]
-        left = left[:, :image] if contract.fused == "back" else left[:, -image:]
-        if left.shape == entered.shape:
-            self.lengths.append((left - entered).detach().float().norm(dim=-1).cpu())
+    def __init__(self, trajectory: Trajectory) -> None:
+        self._trajectory = trajectory
+        self._lengths: dict[int, Tensor] = {}
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Listen within a `with` block."""
+    def watching(self, transformer: nn.Module, adapter: FamilyAdapter) -> Iterator[None]:
+        """Listen to one transformer within a `with` block."""
+        contracts = [
+            c for c in adapter.blocks if not c.side and len(getattr(transformer, c.container, ()))
+        ]
+        if not contracts:
+            yield
+            return
+        entry, end = contracts[0], contracts[-1]
+        entered: list[Any] = [None]
+
+        def enters(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entered[0] = Arguments(module).get(entry.hidden, args, kwargs)
+
+        def leaves(module: nn.Module, args: Any, output: Any) -> None:
+            begun, entered[0] = entered[0], None
+            step = self._trajectory.steps
+            left = tensors_of(output, len(end.returns))[end.returns.index("hidden")]
+            if begun is None or left.ndim != 3 or step in self._lengths:
+                return
+            image = begun.shape[1]
+            left = left[:, :image] if end.fused == "back" else left[:, -image:]
+            if left.shape == begun.shape:
+                self._lengths[step] = (left - begun).detach().float().norm(dim=-1).cpu()
+
+        first = getattr(transformer, entry.container)[0]
+        last = getattr(transformer, end.container)[-1]
         handles = [
-            self._first.register_forward_pre_hook(self._enters, with_kwargs=True),
-            self._last.register_forward_hook(self._leaves),
+            first.register_forward_pre_hook(enters, with_kwargs=True),
+            last.register_forward_hook(leaves),
         ]
         try:
             yield
@@ -141,11 +149,10 @@ class Residuals:
             for handle in handles:
                 handle.remove()
 
-    def ratios(self, steps: int) -> list[float]:
-        """Mean over tokens of the ratio to the step before, of the first branch."""
-        branches = max(1, len(self.lengths) // max(1, steps))
-        first = self.lengths[::branches]
-        pairs = itertools.pairwise(first)
+    def ratios(self) -> list[float]:
+        """Mean over tokens of each step's ratio to the one before; empty where none was seen."""
+        series = [self._lengths[k] for k in sorted(self._lengths)]
+        pairs = itertools.pairwise(series)
         return [float((b / a.clamp(min=1e-12)).mean()) for a, b in pairs if a.shape == b.shape]
 
 
@@ -209,7 +216,12 @@ def as_initialised(module: nn.Module) -> bool:
 
     Training takes some weights of nearly every layer out of those bounds.
     """
-    layers = [m for m in module.modules() if isinstance(m, nn.Linear) and m.weight.numel() >= 64]
+    layers = [
+        m
+        for m in module.modules()
+        # Quantised weights are of other types, and never random.
+        if isinstance(m, nn.Linear) and type(m.weight) is nn.Parameter and m.weight.numel() >= 64
+    ]
     inside = [float(m.weight.abs().max()) <= 1.0001 * m.in_features**-0.5 for m in layers]
     return bool(inside) and sum(inside) >= 0.9 * len(inside)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from ditaccel.eval.bench import trajectory, trajectory_stats
 from ditaccel.eval.bench.trajectory_stats import AttentionWatcher, Trajectory, as_initialised
+from ditaccel.pipelines.adapter import BlockContract, FamilyAdapter
 from torch import nn
 
 from ditaccel.cli import main
@@ -91,6 +92,29 @@ def test_attention_on_one_tile_is_one_tile():
         Step.index = index
         watcher.look(q, k, k, 1.0, Context, state)
     assert watcher.heads() == [{"layer": 0, "head": 0, "density": 0.25, "overlap": 1.0}]
+
+
+def test_magcache_ratios_are_of_the_first_branch():
+    """Each call of a step but the first is another guidance branch."""
+    blocks = nn.ModuleDict({"blocks": nn.ModuleList([Grows(), Grows()])})
+    adapter = FamilyAdapter("toy", ("Toy",), (BlockContract("blocks"),))
+    seen = Trajectory()
+    seen.begin()
+    residuals = trajectory_stats.Residuals(seen)
+    with residuals.watching(blocks, adapter):
+        for step in range(4):
+            for branch in range(2):
+                hidden = torch.ones(1, 3, 2)
+                for block in blocks.blocks:
+                    hidden = block(hidden_states=hidden, by=2.0**step * (1 + 9 * branch))
+            seen.add(torch.ones(1, 4), torch.ones(1, 4))
+    assert residuals.ratios() == pytest.approx([2.0, 2.0, 2.0])
+    assert not blocks.blocks[0]._forward_pre_hooks and not blocks.blocks[1]._forward_hooks
+
+
+class Grows(nn.Module):
+    def forward(self, hidden_states, by):
+        return hidden_states + by
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
