@@ -107,6 +107,13 @@ def skipping_hook(module: nn.Module) -> str | None:
     return None
 
 
+def is_skipped_layer(module: nn.Module) -> bool:
+    """Whether a guidance has told diffusers to leave a module out (skip-layer, PAG)."""
+    registry = vars(module).get("_diffusers_hook")
+    hooks = getattr(registry, "hooks", {}).values()
+    return any(type(hook).__module__.endswith("layer_skip") for hook in hooks)
+
+
 def forward_is_hooked(module: nn.Module) -> bool:
     """Whether the `forward` of an instance is the one that a hook of diffusers or accelerate set.
 

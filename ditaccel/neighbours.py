@@ -5,13 +5,13 @@ All of it can be put on before `accelerate` or after, so it is looked at on ever
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from ._compat import forward_is_hooked, skipping_hook
+from ._compat import forward_is_hooked, is_skipped_layer, skipping_hook
 
 # Caches of diffusers that leave outputs as they are.
 _LOSSLESS = ("TextKVCacheConfig",)
@@ -41,6 +41,7 @@ class Neighbours:
     def __init__(self, name: str, transformer: nn.Module) -> None:
         self._name, self._transformer = name, transformer
         self._modules: list[nn.Module] = []
+        self._asked = ""
         self.refresh()
 
     def refresh(self) -> None:
@@ -62,13 +63,33 @@ class Neighbours:
                 return OtherCache(f"a hook of its own ({hook})", "remove that hook")
         return None
 
-    def why_left_out(self, blocks: Iterable[nn.Module], ran: int, kwargs: Any = None) -> str:
-        """Why blocks did not run, by what there is to see.
+    def called(self, kwargs: Mapping[str, Any]) -> None:
+        """Take note of what a call of the transformer asks to leave out."""
+        asked = [key for key, value in kwargs.items() if "skip" in key and value is not None]
+        self._asked = asked[0] if asked else ""
+
+    @property
+    def skips_layers(self) -> bool:
+        """Whether layers are left out of this call because a guidance asks for it."""
+        return bool(self._asked) or any(map(is_skipped_layer, self._modules))
+
+    def culprit(self) -> str:
+        """What leaves something out that `accelerate` found, by what there is to see."""
+        if self._asked:
+            return f"its argument {self._asked!r} (a layer-skipping guidance)"
+        if self.skips_layers:
+            return "hooks of a layer-skipping guidance"
+        owner = _stranger(self._transformer)
+        if owner:
+            return f"the forward that {owner} has put in place of its own"
+        return "its own forward"
+
+    def why_left_out(self, blocks: Iterable[nn.Module], ran: int) -> str:
+        """Why blocks did not run.
 
         Args:
             blocks: those that stood in the transformer at `accelerate`, in their order.
             ran: how many ran.
-            kwargs: of the transformer's call.
         """
         patched = list(blocks)
         there = {id(module) for module in self._transformer.modules()}
@@ -76,13 +97,7 @@ class Neighbours:
         if gone:
             return f"{gone} of its {len(patched)} blocks were taken out or exchanged"
         left_out = f"{len(patched) - ran} of {len(patched)} blocks were left out"
-        asked = [key for key in kwargs or () if "skip" in key and kwargs[key] is not None]
-        if asked:
-            return f"{left_out}, as its argument {asked[0]!r} says (a layer-skipping guidance)"
-        owner = _stranger(self._transformer)
-        if owner:
-            return f"{left_out} by the forward that {owner} has put in place of its own"
-        return f"{left_out} by its own forward"
+        return f"{left_out} by {self.culprit()}"
 
 
 def _stranger(transformer: nn.Module) -> str:

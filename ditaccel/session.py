@@ -166,6 +166,17 @@ class Session:
             "counts as computed"
         )
 
+    def _say_missed(self, name: str, missed: int) -> None:
+        """Say that attention layers were left out by something that was not said yet."""
+        neighbours = self._neighbours[name]
+        if neighbours.skips_layers or neighbours.cache() is not None:
+            return
+        self._warn(
+            f"{name}: {missed} attention layers were left out of a call by {neighbours.culprit()}; "
+            "what is left out is not seen here, and counts as computed",
+            once=f"{name}: left out",
+        )
+
     def _look_around(self, name: str) -> None:
         """What was put on a transformer since the last call: another cache, a compiler."""
         self._meet_other_cache(name)
@@ -302,6 +313,7 @@ class Session:
             cache, attention = self._caches.get(name), self._attention.get(name)
             self._ledger.reinstall()
             self._look_around(name)
+            self._neighbours[name].called(kwargs)
             if cache is not None:
                 cache.check_compiled()
             timestep = argument(adapter.timestep, args, kwargs)
@@ -332,7 +344,9 @@ class Session:
                 if cache is not None and call is not None:
                     output = cache.finish(call, output)
                 if attention is not None:
-                    attention.finish()
+                    missed = attention.finish()
+                    if missed and (call is None or not call.forecasting):
+                        self._say_missed(name, missed)
             except BaseException:
                 loop.forget()
                 raise

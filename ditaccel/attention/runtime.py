@@ -72,6 +72,7 @@ class _Now:
         calls: attention calls so far, by layer (Mochi makes one for each item of the batch).
         densities: of the maps so far that know what to leave out.
         promised: of layers that rest before a map of theirs was tried.
+        reached: layers that made an attention call.
     """
 
     step: DenoisingStep
@@ -80,6 +81,7 @@ class _Now:
     calls: Counter[int] = field(default_factory=Counter)
     densities: list[Tensor] = field(default_factory=list)
     promised: list[Tensor] = field(default_factory=list)
+    reached: set[int] = field(default_factory=set)
 
 
 class AttentionRuntime(PerLoop):
@@ -229,12 +231,12 @@ class AttentionRuntime(PerLoop):
         if isinstance(self.planner, Attaching):
             self.planner.end(self._name)
 
-    def finish(self) -> None:
-        """The transformer call has returned."""
+    def finish(self) -> int:
+        """The transformer call has returned; says how many layers made no attention call in it."""
         self._end()
         now, self._now = self._now, None
         if now is None:
-            return
+            return 0
         if now.step.branch in self._masks:
             self._masks[now.step.branch].release()
         total = now.step.total
@@ -248,6 +250,8 @@ class AttentionRuntime(PerLoop):
         if now.step.is_last:
             self._say_no_effect(now.step.branch)
             self._states = {k: s for k, s in self._states.items() if k[0] != now.step.branch}
+        # of none there is a line at the end, if it is so in all steps
+        return self.layers - self._dense_layers - len(now.reached) if now.reached else 0
 
     def _say_no_effect(self, branch: str) -> None:
         """Say at the end of a generation that nothing of a branch was sparse, and why."""
@@ -289,6 +293,7 @@ class AttentionRuntime(PerLoop):
         if now is None:
             return dense()
         self._reached.add(now.step.branch)
+        now.reached.add(layer)
         watch = Stopwatch(q.device)
         planned = self._plan(layer, now, q, k, v, mask, scale)
         watch.lap()
