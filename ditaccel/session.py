@@ -30,12 +30,12 @@ from .denoising import DenoisingStep, Lone
 from .errors import UnsupportedError, UsageError
 from .expectation import Leftover
 from .families import family_of
+from .front import Front
 from .journal import Journal
 from .learning import DryRun
 from .loop_state import LoopState
 from .loops import LONE_LINES, Loop, Loops, needs_gradients
-from .neighbours import Neighbours
-from .patching import CallPatch, PatchLedger, compiled_as_a_whole, patch_of, unwrapped
+from .patching import PatchLedger, patch_of, unwrapped
 from .pipelines import FamilyAdapter
 from .reasons import Reason, advice, deciding
 from .report import CallRecord, Report
@@ -43,11 +43,6 @@ from .stopwatch import Stopwatch
 from .warning import warn
 
 _FORECAST = "forecast"
-_WHOLE = (
-    "{0} is compiled as a whole, which bakes the block loop into one graph; compile its blocks "
-    "instead (pipe.{0}.compile_repeated_blocks()), or take a method that needs nothing inside of "
-    "it: adaptive_taylor, step_mask, taylorseer or reuse with target='output'"
-)
 
 
 class Session:
@@ -70,9 +65,8 @@ class Session:
         first = next(iter(transformers.values()))
         self.config, filled = completed(config, family_of(first))
         self._planner = planner
+        self._fronts: dict[str, Front] = {}
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
-        self._neighbours: dict[str, Neighbours] = {}
-        self._fronts: dict[str, CallPatch] = {}  # what stands in front of each transformer
         self._ledger = PatchLedger(owner=self)
         self._caches: dict[str, BlockCache] = {}
         self.transformers = transformers
@@ -109,20 +103,15 @@ class Session:
 
     def _install(self, name: str, transformer: nn.Module) -> None:
         inner, adapter = unwrapped(transformer), self._adapters[name]
-        whole = compiled_as_a_whole(transformer)
-        if whole and not self._outside:
-            raise UnsupportedError(_WHOLE.format(name))
+        caches = self.config.cache is not None
+        front = Front(name, transformer, self._pipe(), caches, self._outside, self._warn)
+        self._fronts[name] = front
         self._note_ranks(name, inner)
-        self._neighbours[name] = Neighbours(name, inner)
-        self._meet_other_cache(name)
         listener = ContextListener(inner)
         self._ledger.on_undo(listener.detach)
-        around = self._around(name, inner, listener, adapter)
-        self._fronts[name] = self._ledger.intercept(transformer, around)
-        if not whole:
-            self._ledger.guard_compile(inner, partial(self._about_to_compile, name))
+        front.stand(self._around(name, inner, listener, adapter), self._ledger)
         if not adapter.provisional:
-            self._install_methods(name, inner, adapter, blocks=not whole)
+            self._install_methods(name, inner, adapter, blocks=not front.whole)
             return
         self._say_assumptions(name, inner, adapter)
         if self._outside:
@@ -144,65 +133,6 @@ class Session:
         if name in self._caches:
             self._caches[name].computed_by(ranks)
 
-    def _about_to_compile(self, name: str) -> None:
-        """`Module.compile()` is called on a transformer."""
-        if not self._outside:
-            raise UnsupportedError(_WHOLE.format(name))
-
-    def _meet_other_cache(self, name: str) -> None:
-        """Refuse to be the second cache; attention methods go together with one."""
-        other = self._neighbours[name].cache()
-        if name in self._attention:
-            self._attention[name].beside_a_cache = other is not None
-        if other is None:
-            return
-        if self.config.cache is not None:
-            raise UnsupportedError(
-                f"{name} has another cache on, {other.name}: each would skip what the other takes "
-                f"for computed; take it off ({other.way_off}), or restore ditaccel"
-            )
-        self._warn(
-            f"{name} has another cache on, {other.name}: what it skips is not seen here, and "
-            "counts as computed"
-        )
-
-    def _say_missed(self, name: str, missed: int) -> None:
-        """Say that attention layers were left out by something that was not said yet."""
-        neighbours = self._neighbours[name]
-        if neighbours.skips_layers or neighbours.cache() is not None:
-            return
-        self._warn(
-            f"{name}: {missed} attention layers were left out of a call by {neighbours.culprit()}; "
-            "what is left out is not seen here, and counts as computed",
-            once=f"{name}: left out",
-        )
-
-    def _look_around(self, name: str) -> None:
-        """What was put on a transformer since the last call: another cache, a compiler."""
-        self._meet_other_cache(name)
-        front = self._fronts[name]
-        if front.compiled is None and not front.in_graph:
-            return
-        if not self._outside:
-            raise UnsupportedError(_WHOLE.format(name))
-        self._caches[name].compiled_as_a_whole()
-        if front.in_graph:
-            self._move_in_front(name)
-
-    def _move_in_front(self, name: str) -> None:
-        """Stand in front of `torch.compile(transformer)` where the pipeline has it now."""
-        front = self._fronts[name]
-        wrapper = getattr(self._pipe(), name, None)
-        found = isinstance(wrapper, nn.Module) and unwrapped(wrapper) is front.module
-        if wrapper is None or not found or wrapper is front.module or patch_of(wrapper) is not None:
-            self._warn(
-                f"{name} is part of a larger compiled graph: its calls leave the graph and run "
-                "eagerly; compile it before accelerate()"
-            )
-            return
-        self._ledger.forget(front)
-        self._fronts[name] = self._ledger.intercept(wrapper, front.around)
-
     def _install_methods(
         self, name: str, transformer: nn.Module, adapter: FamilyAdapter, blocks: bool = True
     ) -> None:
@@ -210,7 +140,7 @@ class Session:
             policy = self.config.cache.policy()
             found = find_blocks(transformer, adapter.blocks) if blocks else []
             modules = [block.module for block in found]
-            why = partial(self._neighbours[name].why_left_out, modules)
+            why = partial(self._fronts[name].neighbours.why_left_out, modules)
             cache = BlockCache(found, policy, self._warn, why)
             self._caches[name] = cache
             self.journal.tensors_per_branch = tensors_per_branch(policy, cache.blocks)
@@ -308,12 +238,12 @@ class Session:
             context: Any,
             watch: Stopwatch,
         ) -> Any:
+            self._ledger.reinstall()
+            front = self._fronts[name]
+            front.look(self._caches.get(name), self._attention.get(name), kwargs)
             if name in self._unlearnt:
                 self._learn(name, inner, args, kwargs)
             cache, attention = self._caches.get(name), self._attention.get(name)
-            self._ledger.reinstall()
-            self._look_around(name)
-            self._neighbours[name].called(kwargs)
             if cache is not None:
                 cache.check_compiled()
             timestep = argument(adapter.timestep, args, kwargs)
@@ -345,8 +275,8 @@ class Session:
                     output = cache.finish(call, output)
                 if attention is not None:
                     missed = attention.finish()
-                    if missed and (call is None or not call.forecasting):
-                        self._say_missed(name, missed)
+                    if call is None or not call.forecasting:
+                        front.say_missed(missed)
             except BaseException:
                 loop.forget()
                 raise
@@ -395,8 +325,8 @@ class Session:
         self.journal.left = None
         for name, transformer in self.transformers.items():
             self._note_ranks(name, transformer)  # it may have been split since `accelerate`
-            self._neighbours[name].refresh()
-            self._meet_other_cache(name)
+            self._fronts[name].neighbours.refresh()
+            self._fronts[name].meet_other_cache(self._attention.get(name))
         self._state.clear()
         for attention in self._attention.values():
             attention.begin_generation(step)
