@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from .config import AccelerationConfig, choice
 from .errors import ConfigError, UnsupportedError, UsageError
 from .option_types import checked, checked_value
 from .plan_search import best_within, cheapest_good
+from .progress import duration
 from .prompts import Prompt, as_calls, listed
 from .recording import Recording, record
 from .schedule_search import Plan, Trajectory, plans
@@ -33,6 +35,8 @@ MOST_PSNR = 99.0
 # steps decide what is drawn, and that it was drawn alike on a few prompts is no promise for others.
 _WARMUPS = (3, 1)
 _MARGIN = 1.0
+# Seconds of a run from which on it is said what follows.
+_LONG = 20.0
 
 
 @checked()
@@ -167,6 +171,14 @@ def _psnrs(result: np.ndarray, dense: np.ndarray) -> list[float]:
     return levels
 
 
+def _outlook(seconds: float, calls: int) -> str:
+    """What is going to be run, where a run takes long."""
+    return (
+        f"a dense run takes {duration(seconds)}: {calls} of them, then 4 plans for each share and "
+        f"some 10 to 20 for each PSNR, each run {calls} times and faster by what it skips"
+    )
+
+
 class Tuner:
     """Records a pipeline once; then makes and checks configs.
 
@@ -220,8 +232,10 @@ class Tuner:
         self._dense: list[np.ndarray] = []
         for i in range(len(self._calls)):
             progress(f"dense run {i + 1} of {len(self._calls)}")
-            run = partial(self._generate, i)
+            run, start = partial(self._generate, i), time.monotonic()
             frames, recording = record(pipe, name, transformer, adapter, run, budget)
+            if i == 0 and time.monotonic() - start > _LONG:
+                progress(_outlook(time.monotonic() - start, len(self._calls)))
             self._dense.append(frames)
             recordings.append(recording)
         self.total = len(recordings[0].steps)

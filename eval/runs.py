@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +83,20 @@ def _model_name(model: str | Path) -> str:
 
 
 def _describe(value: Any) -> Any:
+    """An argument of the call as `run.json` keeps it: the same text for the same content."""
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_describe(part) for part in value]
+    if isinstance(value, dict):
+        return {str(key): _describe(part) for key, part in value.items()}
     if isinstance(value, torch.Tensor):
         return f"tensor{tuple(value.shape)}"
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+    array = np.asarray(value) if hasattr(value, "__array_interface__") else None
+    if array is None or array.dtype == object:
+        return type(value).__name__  # its text may hold an address
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+    return f"{type(value).__name__}{array.shape} {digest}"
 
 
 class _Run:

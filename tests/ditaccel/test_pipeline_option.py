@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import factories
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,10 +12,12 @@ from safetensors.torch import load_file
 import ditaccel
 from ditaccel import cli
 from ditaccel.asking import default_call
+from ditaccel.factory import read_factory
 from ditaccel.models import read_sheet
 
-MODEL = str(Path(__file__).resolve().parents[2] / "samples" / "models" / "shapes-flux")
-FILE = Path(factories.__file__)
+SAMPLES = Path(__file__).resolve().parents[2] / "samples"
+MODEL = str(SAMPLES / "models" / "shapes-flux")
+FILE = SAMPLES / "pipelines.py"
 KINDS = ("lora", "offloaded", "compiled", "rescheduled", "quantised", "image_to_image")
 
 
@@ -29,9 +30,8 @@ def named(kind: str) -> list[str]:
 
 def by_hand(kind: str, seed: int = 0) -> torch.Tensor:
     """The picture that the factory's pipeline makes when it is called as the command does it."""
-    made = getattr(factories, kind)(MODEL)
-    pipe, own = made if isinstance(made, tuple) else (made, {})
-    pipe.set_progress_bar_config(disable=True)
+    opened = read_factory(f"{FILE}:{kind}").make(MODEL, "cpu", None)
+    pipe, own = opened.pipe, opened.call
     call = default_call(pipe, read_sheet(MODEL), {"num_inference_steps": 4}, own)
     generator = torch.Generator("cpu").manual_seed(seed)
     call |= {"prompt": "a red circle", "generator": generator, "output_type": "np"}
@@ -99,7 +99,11 @@ def test_two_workers_import_the_function_each(tmp_path) -> None:
 
 
 def test_a_class_that_was_not_said_is_one_line(jobs, tmp_path, capsys) -> None:
-    code = run_job(jobs, tmp_path / "o", "--workers", "1", *named("without_a_class"))
+    path = tmp_path / "mine.py"
+    text = f"import sys; sys.path.append({str(SAMPLES)!r})\nimport pipelines\n"
+    path.write_text(f"{text}def make(model):\n    return pipelines.image_to_image(model)\n")
+    option = ["--pipeline", f"{path}:make"]
+    code = run_job(jobs, tmp_path / "o", "--workers", "1", *option)
     told = capsys.readouterr().err
     assert code == 2 and "returned FluxImg2ImgPipeline" in told and "-> FluxImg2ImgPipeline" in told
 
@@ -129,12 +133,13 @@ def evaluated(out: Path, *options: str) -> int:
 def test_eval_measures_the_functions_pipeline(kind, tmp_path, capsys) -> None:
     assert evaluated(tmp_path / "o", *named(kind)) == 0, capsys.readouterr().err
     run = json.loads((tmp_path / "o" / "run.json").read_text())
-    assert run["pipeline"].startswith(f"factories.py:{kind}@") and run["dtype"] == "float32"
+    assert run["pipeline"].startswith(f"pipelines.py:{kind}@") and run["dtype"] == "float32"
     if kind == "image_to_image":
         assert run["call"]["strength"] == 0.9
+    assert evaluated(tmp_path / "o", *named(kind)) == 0, "the same command goes on"
     assert evaluated(tmp_path / "o", *named("plain")) == 2
     assert "another setup (different: " in (err := capsys.readouterr().err)
-    assert "pipeline is 'factories.py:plain@" in err and "there 'factories.py" in err
+    assert "pipeline is 'pipelines.py:plain@" in err and "there 'pipelines.py" in err
 
 
 def test_doctor_looks_at_the_functions_pipeline(capsys) -> None:

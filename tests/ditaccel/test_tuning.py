@@ -345,3 +345,11 @@ def test_plans_of_nearly_all_steps_are_on_the_front():
     assert plans(first, None, 0.0, warmup=1)[-1].share == pytest.approx(8 / 9)
     front = plans(first, difference, 3.0, warmup=1)
     assert 0.8 < front[-1].share < 1.0
+
+
+def test_long_runs_are_announced(monkeypatch):
+    pipe, _ = tiny_dit(scheduler=DDIMScheduler(clip_sample=False))
+    monkeypatch.setattr("ditaccel.tuning._LONG", -1.0)
+    lines = []
+    Tuner(pipe, [{**c, "num_inference_steps": 12} for c in CALLS], progress=lines.append)
+    assert lines[1].startswith("a dense run takes") and "2 of them, then 4 plans" in lines[1]

@@ -1,4 +1,13 @@
-"""What users' functions for `--pipeline` do: each makes something of a Flux model's folder."""
+"""Functions for `--pipeline`: what the command line itself cannot say of a pipeline.
+
+    ditaccel eval samples/models/shapes-flux --pipeline samples/pipelines.py:lora --out out
+
+A function takes what it needs of `model` (as given on the command line), `device` and `dtype` (a
+torch.dtype, or None where none was asked for), and returns the pipeline, ready to be called and not
+accelerated, on its device; or a pair of it and arguments for every call. Its annotation names the
+class where that is not the model's own: `ditaccel generate` checks rows before anything loads, and
+every worker calls the function once. Results are kept apart by the function's name and its file.
+"""
 
 from __future__ import annotations
 
@@ -64,8 +73,3 @@ def image_to_image(model: str) -> tuple[FluxImg2ImgPipeline, dict[str, Any]]:
 
     picture = Image.new("RGB", (64, 64), (200, 30, 30))
     return FluxImg2ImgPipeline.from_pipe(plain(model)), {"image": picture, "strength": 0.9}
-
-
-def without_a_class(model: str):  # type: ignore[no-untyped-def]
-    """Returns another class than the model's, and does not say which."""
-    return image_to_image(model)
