@@ -29,6 +29,7 @@ class Reason(StrEnum):
     MORE_THAN_LATENTS = "it returns more than latents"
     FIRST_BLOCK_LEFT_OUT = "the first block did not run"
     NO_METHOD = "no caching method"
+    NO_LOOP = "not a call of a denoising loop"
     OTHER = "other"
 
     @property
@@ -48,6 +49,7 @@ _ADVICE = {
     Reason.ABOVE_THRESHOLD: "raise the threshold, use more steps, or leave this model uncached",
     Reason.NON_FINITE: "check weights and dtype: no threshold helps here",
     Reason.MORE_THAN_LATENTS: "use target='hidden'",
+    Reason.NO_LOOP: "call the transformer step by step under torch.no_grad()",
     Reason.FIRST_BLOCK_LEFT_OUT: "leave layers in, or take a method with target='output'",
 }
 

@@ -67,6 +67,7 @@ class CallRecord:
             blocks_run=1,
             blocks_total=1,
             share=1.0,
+            cause=Reason.NO_METHOD if step.lone is None else Reason.NO_LOOP,
         )
 
 

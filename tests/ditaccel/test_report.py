@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from tiny import generate, tiny_dit, tiny_flux, tiny_wan, tiny_wan22
 
 import ditaccel
@@ -161,3 +162,15 @@ def test_a_config_of_a_report_can_be_read_back():
     with ditaccel.accelerated(pipe, config):
         report = ditaccel.report(pipe)
     assert ditaccel.config.from_dict(json.loads(report.to_json())["config"]) == config
+
+
+def test_calls_of_no_loop_have_their_own_cause():
+    pipe, _ = tiny_wan()
+    ditaccel.accelerate(pipe.transformer, "reuse:interval=2")
+    with torch.no_grad():
+        pipe.transformer(
+            torch.randn(2, 4, 2, 8, 8), torch.tensor([9.0, 3.0]), torch.randn(2, 6, 16)
+        )
+    report = ditaccel.report(pipe.transformer)
+    assert {c.cause for c in report.calls} == {Reason.NO_LOOP}
+    assert "no caching method" not in report.verdict() and "step by step" in report.verdict()

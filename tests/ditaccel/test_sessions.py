@@ -236,7 +236,7 @@ ACTIONS = st.one_of(
     st.tuples(st.just("accelerate"), st.sampled_from([*SPECS, "warp"])),
     st.tuples(st.just("enter"), st.sampled_from([*SPECS, "warp"])),
     st.tuples(st.just("exit"), st.sampled_from([None, Boom, KeyboardInterrupt])),
-    st.tuples(st.sampled_from(["restore", "report", "run", "break off"]), st.none()),
+    st.tuples(st.sampled_from(["restore", "reset", "report", "run", "break off"]), st.none()),
 )
 
 
@@ -288,6 +288,8 @@ def test_any_sequence_of_verbs(actions, expected):
             elif action == "restore":
                 ditaccel.restore(pipe)
                 on = None
+            elif action == "reset":
+                assert ditaccel.reset(pipe) is pipe
             elif action == "run":
                 assert torch.equal(generate(pipe, call), expected[on])
             elif action == "break off":
