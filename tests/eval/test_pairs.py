@@ -5,7 +5,7 @@ import pytest
 from busy_machine import FRAMES, Machine
 from ditaccel.eval.pairs import Dense, Pair, State, Timed, control_state, timed
 from ditaccel.eval.sampler import Sample
-from ditaccel.eval.specs import RunConfig, baselines, parse_config
+from ditaccel.eval.specs import baselines, parse_config
 from ditaccel.eval.timing import Timing
 from ditaccel.eval.turns import GIVE_UP, REPEATS, Turns, in_turn
 
@@ -174,4 +174,3 @@ def test_the_control_row_is_the_noise_of_the_table(
 
 def test_a_table_without_its_control_row_is_not_trusted() -> None:
     assert not control_state(Timed(State.UNTIMED, "", None))[0]
-    assert isinstance(ROWS[0], RunConfig)

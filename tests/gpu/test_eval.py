@@ -36,6 +36,8 @@ def test_paired_run(model, device, tmp_path, dtype):
         assert 0 < line["denoise_seconds"] <= line["seconds"]
         if device.type == "cuda":
             assert line["peak_memory_bytes"] > 0
+            for pair in line["pairs"]:
+                assert 0 < pair["row"]["device"] <= pair["row"]["seconds"] + 0.01
         if line["config"] == "dense":
             assert line["metrics"]["identical"]
     assert read_json(out / "summary.json")

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from ditaccel.eval.counting import Tally
 from ditaccel.eval.rows import Outcome
 from ditaccel.eval.sampler import Generation, Sample
 from ditaccel.eval.specs import RunConfig
@@ -69,7 +68,6 @@ class Machine:
         share = self.work[row.id]
         timing = self.take(0.08 + 0.92 * share)
         tally: Any = SimpleNamespace(denoiser_seconds=timing.denoiser, work=share)
-        assert isinstance(tally, SimpleNamespace | Tally)
         return Outcome(Generation(FRAMES, timing), tally, [], None, None, share)
 
     def truth(self, row: str) -> float:
