@@ -131,7 +131,7 @@ class Match:
     note: str
 
 
-def at_psnr(points: Sequence[Point], level: float) -> Match:
+def at_psnr(points: Sequence[Point], level: float, timed: bool = True) -> Match:
     """Speed of a series at a quality, on its envelope.
 
     The logarithm of speed (and of the computed share) runs linearly with PSNR between two measured
@@ -140,6 +140,7 @@ def at_psnr(points: Sequence[Point], level: float) -> Match:
     Args:
         points: of one series.
         level: PSNR in dB.
+        timed: False where `speedup` is what the share would allow: it is then not named.
     """
     curve = envelope(points)
     if not curve:
@@ -149,7 +150,8 @@ def at_psnr(points: Sequence[Point], level: float) -> Match:
         note = f"does not reach {level:g} dB (best {fine.psnr:.1f} dB)"
         return Match(Where.BELOW, None, None, note)
     if level < fast.psnr:
-        note = f"all points lie above: {fast.speedup:.2f}× already at {fast.psnr:.1f} dB"
+        cost = f"{fast.speedup:.2f}×" if timed else f"{fast.share:.0%} computed"
+        note = f"all points lie above: {cost} already at {fast.psnr:.1f} dB"
         return Match(Where.ABOVE, None, None, note)
     for a, b in itertools.pairwise(curve):
         if a.psnr <= level <= b.psnr:
@@ -190,7 +192,7 @@ def _match(points: Sequence[Point], level: float) -> Match:
     timed = in_time(points)
     if len(timed) == len(points):
         return at_psnr(timed, level)
-    match = at_psnr(by_share(points), level)
+    match = at_psnr(by_share(points), level, timed=False)
     if match.share is None and match.where is not Where.ABOVE:
         return match
     note = f"speed-up not told: the timing was noisy; {match.note}"

@@ -148,6 +148,8 @@ class _Against:
         point = self.point
         if point.speedup < 1 + CLOSE_SPEED:
             words = "no faster than dense; loosen its options, or leave it off"
+            if self.basis is Basis.SHARE:
+                words = "nearly all is computed; loosen its options, or leave it off"
             return self._verdict(Kind.NO_FASTER, Level.WARNING, words)
         if not self.fewer:
             return self._verdict(Kind.ALONE, Level.NOTE, "no fewer-steps row to compare with")
@@ -172,6 +174,7 @@ class _Against:
 
     def _outside(self) -> Verdict:
         point = self.point
+        timed = self.basis is Basis.TIME
         curve = envelope(self.fewer)
         slow, fast = curve[-1], curve[0]
         if point.speedup > fast.speedup:
@@ -181,7 +184,8 @@ class _Against:
             if point.psnr < fast.psnr - CLOSE_DB:
                 than, level = "worse", Level.WARNING
             words = (
-                f"faster than every fewer-steps row measured; {than} quality than the fastest "
+                f"{'faster' if timed else 'less computed'} than every fewer-steps row measured; "
+                f"{than} quality than the {'fastest' if timed else 'least of them'} "
                 f"({fast.label}: {self._speed(fast)} at {fast.psnr:.1f} dB)"
             )
             return self._verdict(Kind.FASTER, level, words)
@@ -193,7 +197,8 @@ class _Against:
             return self._verdict(Kind.WORSE, Level.WARNING, words)
         words = (
             f"{point.psnr - slow.psnr:.1f} dB better than the best that fewer steps gave "
-            f"({slow.label}: {self._speed(slow)} at {slow.psnr:.1f} dB), but slower than that"
+            f"({slow.label}: {self._speed(slow)} at {slow.psnr:.1f} dB), but "
+            f"{'slower' if timed else 'more computed'} than that"
         )
         return self._verdict(Kind.FINER, Level.NOTE, words)
 

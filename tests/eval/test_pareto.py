@@ -118,6 +118,9 @@ def test_noisy_rows_are_judged_by_their_computed_share() -> None:
     fine = verdict(replace(noisy, psnr=44.0), *FEWER)
     assert (fine.kind, fine.fewer_psnr) == (Kind.BETTER, 40.0)
     assert "better than fewer steps at the same computed share" in fine.text
+    for share, words in ((0.1, "less computed than every"), (0.7, "more computed than that")):
+        beyond = verdict(replace(noisy, share=share, psnr=45.0), *FEWER)
+        assert words in beyond.text and not {"faster", "slower"} & set(beyond.text.split())
     # One noisy row of fewer steps does not take the others' time away; all of them do.
     clean = point("m", 2.0, 44.0)
     one = [FEWER[0], replace(FEWER[1], state=State.NOISY)]
@@ -134,6 +137,7 @@ def test_a_noisy_table_has_no_speeds_at_equal_quality() -> None:
     match = found["fewer steps", 35.0]
     assert match["speedup"] is None and match["where"] is Where.NOISY
     assert match["computed_share"] == pytest.approx(math.sqrt(0.5 * 0.2))
+    assert not any("×" in row["note"] for row in found.values())
     assert pareto.dominated(points) == {}
 
 
