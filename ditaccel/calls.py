@@ -7,6 +7,7 @@ sees one tensor `(B, …)`.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -17,6 +18,18 @@ from .errors import UnsupportedError
 from .patching import unwrapped
 
 
+def argument_names(module: nn.Module) -> list[str]:
+    """Names of the arguments of a module's `forward`, in order.
+
+    A forward that somebody put in place, and that hands on whatever comes (cache-dit), tells
+    nothing: then the class knows.
+    """
+    names = inspect.signature(module.forward).parameters
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in names.values()):
+        names = inspect.signature(functools.partial(type(module).forward, module)).parameters
+    return list(names)
+
+
 class Arguments:
     """Looks the arguments of a transformer's calls up by name.
 
@@ -25,7 +38,7 @@ class Arguments:
     """
 
     def __init__(self, transformer: nn.Module) -> None:
-        self._names = list(inspect.signature(unwrapped(transformer).forward).parameters)
+        self._names = argument_names(unwrapped(transformer))
 
     def get(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], default: Any = None

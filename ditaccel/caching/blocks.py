@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..calls import argument_names
 from ..errors import UnsupportedError
 from ..outputs import join, split
 
@@ -109,7 +109,7 @@ def find_blocks(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[Bloc
     """
     blocks = []
     for module, contract in _in_order(transformer, contracts):
-        names = list(inspect.signature(module.forward).parameters)
+        names = argument_names(module)
         needed = [n for n in (*contract.streams, contract.encoder) if n is not None]
         missing = [n for n in needed if n not in names]
         if missing:

@@ -22,6 +22,15 @@ def test_arguments_by_position_by_name_and_left_out():
     assert arguments.get("unknown", (1,), {}) is None
 
 
+def test_a_forward_that_hands_on_whatever_comes_hides_no_name():
+    transformer = Transformer()
+    own = transformer.forward
+    transformer.forward = lambda *args, **kwargs: own(*args, **kwargs)
+    arguments = Arguments(transformer)
+    assert arguments.get("t", (1, 2), {}) == 2
+    assert arguments.named((1, 2, 3), {}) == {"x": 1, "t": 2, "cap_feats": 3}
+
+
 def test_lists_become_one_tensor_and_go_back_as_lists():
     items = [torch.full((4, 1, 2), float(i)) for i in range(3)]
     joint = as_tensor(items)
