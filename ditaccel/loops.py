@@ -65,42 +65,40 @@ class Loop:
         self.thread = 0
         self._free = forget
         self._first: Any = None
-        self._armed = False
+        self._watched = -1
         self._guards: list[Any] = []
 
     def forget(self) -> None:
         """Free all state; the next call begins a new generation."""
         self.tracker.reset()
         self._free(self)
-        self._first, self._armed = None, False
+        self._first = None
 
-    def ends_with(self, witness: Any) -> None:
-        """Free the state when an object dies."""
+    def ends_with(self, witness: Any, generation: int | None = None) -> None:
+        """Free the state when an object dies, if it is still that of a given generation."""
         this = weakref.ref(self)
 
         def over(reference: Any) -> None:
             loop = this()
             if loop is not None and reference in loop._guards:
                 loop._guards.remove(reference)
-                loop.forget()
+                if generation in (None, loop.generation):
+                    loop.forget()
 
         self._guards = [g for g in self._guards if g() is not None]
         self._guards.append(weakref.ref(witness, over))
 
     def watch(self, step: DenoisingStep, mark: Mark) -> None:
         """See how long the loop over timesteps lives: its first one is held until it is over."""
-        if self._armed or step.index > 1:
-            return
-        if step.index == 0:
-            if self._first is None:
-                now = loop_variable(mark)
-                self._first = () if now is None else weakref.ref(now)
-            return
-        self._armed = True
-        first = self._first() if self._first else None
-        if first is not None and loop_variable(mark) is not first:
-            # (it is not the loop's variable any more, and lives: the iterator has it)
-            self.ends_with(first)
+        if step.index == 0 and self._watched != step.generation:
+            now = loop_variable(mark)
+            self._first = None if now is None else weakref.ref(now)
+            self._watched = step.generation
+        elif step.index == 1 and self._first is not None:
+            first, self._first = self._first(), None
+            if first is not None and loop_variable(mark) is not first:
+                # (it is not the loop's variable any more, and lives: the iterator has it)
+                self.ends_with(first, step.generation)
 
 
 class _ByHand:
