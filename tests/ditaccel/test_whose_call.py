@@ -13,7 +13,7 @@ def known():
 @pytest.mark.parametrize("part", range(10))
 def test_interleaved_owners_equal_fresh_pipelines(part, known):
     for seed in range(15):
-        Case(15 * part + seed, known).run()
+        Case(15 * part + seed, known, combination=part).run()
 
 
 @pytest.mark.slow

@@ -41,8 +41,8 @@ def test_modules_forecast_from_their_own_outputs(name):
     """
     pipe, call = FAMILIES[name]()
     with ditaccel.accelerated(pipe, "taylorseer:interval=2,order=0,granularity=module,final=1"):
-        report = ditaccel.report(pipe)
         generate(pipe, call)
+        report = ditaccel.report(pipe)
         forecast = [c for c in report.calls if c.action == "forecast"]
         assert forecast and {c.blocks_run for c in forecast} == {0}
         assert report.tensors_per_branch == sum(1 for _ in _forecast_modules(pipe.transformer))

@@ -242,13 +242,40 @@ def _to_end(
     return result
 
 
-class Case:
-    """One random case; `run` raises AssertionError where an output is another one than alone."""
+COMBINATIONS = tuple(
+    ("wan" if "lite" in spec else list(FAMILIES)[i % 3], spec)
+    for i, spec in enumerate((*SPECS, *SPECS[:2]))
+)
 
-    def __init__(self, seed: int, known: dict[Any, torch.Tensor]) -> None:
+
+@functools.cache
+def pool(family: str, spec: str) -> tuple[Request, ...]:
+    """Some requests of each owner: few, so that references serve many cases."""
+    rng = random.Random(f"{family} {spec}")
+    owners = ["base", "copy", "components", "from_pipe", "replaced", *["loop"] * 4]
+    owners += [] if "adaptive" in spec else ["plain"] * 4
+    return tuple(draw(rng, family, spec, owner) for owner in owners)
+
+
+class Case:
+    """One random case; `run` raises AssertionError where an output is another one than alone.
+
+    Args:
+        seed: of everything that is drawn.
+        known: references so far.
+        combination: index into `COMBINATIONS`, whose requests come from a pool; None draws all.
+    """
+
+    def __init__(
+        self, seed: int, known: dict[Any, torch.Tensor], combination: int | None = None
+    ) -> None:
         self.rng = random.Random(seed)
         self.family = self.rng.choice(list(FAMILIES))
         self.spec = self.rng.choice(SPECS)
+        self.pool: tuple[Request, ...] = ()
+        if combination is not None:
+            self.family, self.spec = COMBINATIONS[combination]
+            self.pool = pool(self.family, self.spec)
         self.known = known
         self.log: list[str] = []
         self.bench = Bench(self.family, self.spec)
@@ -264,7 +291,11 @@ class Case:
         self.plain()
 
     def draw(self, owner: str | None = None) -> Request:
-        request = draw(self.rng, self.family, self.spec, owner)
+        if self.pool:
+            fits = [r for r in self.pool if owner in (None, r.owner)]
+            request = self.rng.choice(fits)
+        else:
+            request = draw(self.rng, self.family, self.spec, owner)
         if request.owner == "base" and not isinstance(
             self.bench.pipe.scheduler, _kind(_schedulers(self.family)[0])
         ):
