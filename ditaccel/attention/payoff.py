@@ -127,9 +127,9 @@ class Payoff:
         if kept <= 100 * break_even(planner, densities[0].device.type):
             return ""
         return (
-            f"after half of the steps {kept:.0f} % of the attention is still kept: not worth its "
-            "cost, so the rest of this generation is dense; choose a more aggressive setting, or "
-            "leave attention alone for this model"
+            f"after half of the steps {kept:.0f} % of the attention is still kept where that was "
+            "tried: not worth its cost, so the rest of this generation is dense; choose a more "
+            "aggressive setting, or leave attention alone for this model"
         )
 
 

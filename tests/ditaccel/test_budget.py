@@ -48,16 +48,12 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
         for item in value:
             yield from _tensors(item, seen)
     elif type(value).__module__.startswith("ditaccel.caching"):
-        yield from _tensors(vars(value), seen)
+        # (`samples`: the latents of a call in progress, which are the pipeline's own)
+        yield from _tensors({k: v for k, v in vars(value).items() if k != "samples"}, seen)
 
 
-def really_held(pipe: Any, given: set[int] = frozenset()) -> int:
-    """Bytes of all memory that the caches' states hold, each once.
-
-    Args:
-        pipe: the pipeline.
-        given: where the latents lie that a call is given just now: they are the pipeline's own.
-    """
+def really_held(pipe: Any) -> int:
+    """Bytes of all memory that the caches' states hold, each once."""
     parts = {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
     storages = {}
     for cache in session_of(parts)._caches.values():
@@ -66,19 +62,18 @@ def really_held(pipe: Any, given: set[int] = frozenset()) -> int:
             storage = tensor.untyped_storage()
             # (a placeholder of an idle module is one number, however large it looks)
             storages[storage.data_ptr()] = min(storage.nbytes(), tensor.nbytes)
-    return sum(n for place, n in storages.items() if place not in given)
+    return sum(storages.values())
 
 
 def most_held(pipe: Any, call: dict[str, Any]) -> int:
     """The most that is held between two calls of the transformer."""
     seen = [0]
 
-    def look(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = {t.untyped_storage().data_ptr() for t in _tensors([args, kwargs], set())}
-        seen.append(really_held(pipe, given))
+    def look(*_: Any) -> None:
+        seen.append(really_held(pipe))
 
     handles = [
-        part.register_forward_pre_hook(look, with_kwargs=True)
+        part.register_forward_pre_hook(look)
         for name, part in pipe.components.items()
         if name.startswith("transformer") and isinstance(part, torch.nn.Module)
     ]
