@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from . import given as given_texts
 from .arguments import check_taken
 from .config import suggest
-from .errors import UsageError
-from .models import Sheet, class_label, is_class_pipeline
+from .errors import DitaccelError, UsageError
+from .models import Sheet, class_label, is_class_pipeline, line_of
 from .warning import warn
 
 
@@ -98,3 +100,41 @@ def asked(pipe: Any, prompt: str) -> dict[str, Any]:
             f"{type(pipe).__name__} takes neither `prompt` nor `class_labels`; call it from Python"
         )
     return {"prompt": prompt}
+
+
+@contextmanager
+def calls_of(pipe: Any, verb: str) -> Iterator[None]:
+    """For a command: what a pipeline raises on the arguments it was given, in one line.
+
+    An error that our own code raised in between is let through, with its traceback.
+
+    Raises:
+        UsageError: the pipeline, or what it calls, raised something.
+    """
+    try:
+        yield
+    except DitaccelError:
+        raise
+    except Exception as error:
+        if not _raised_inside(pipe, error):
+            raise
+        kind = f"{type(error).__name__}: {line_of(error)}"
+        raise UsageError(
+            f"{verb}: the call of {type(pipe).__name__} fails ({kind}); check sizes and other "
+            "arguments of the call, and that the pipeline runs without ditaccel"
+        ) from error
+
+
+def _raised_inside(pipe: Any, error: BaseException) -> bool:
+    """Whether an error comes from a pipeline's call, and not from our code below it."""
+    called = inspect.unwrap(type(pipe).__call__).__code__
+    inside = ours = False
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        root = frame.f_globals.get("__name__", "").partition(".")[0]
+        if frame.f_code is called:
+            inside, ours = True, False
+        elif root == "ditaccel":
+            ours = True
+        elif root in ("diffusers", "transformers"):
+            ours = False
+    return inside and not ours

@@ -16,8 +16,9 @@ from .arguments import (
     add_dtype,
     add_pipeline,
 )
-from .asking import asked, default_call
+from .asking import asked, calls_of, default_call
 from .errors import ConfigError, UsageError
+from .given import output_folder
 from .given import whole_argument as whole
 from .opening import choose_device, open_pipeline
 
@@ -135,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
     config = (configs.load if is_file else configs.parse_spec)(args.config).attention
     if not isinstance(config, SLAConfig):
         raise ConfigError(f"--config {args.config!r} is no config of sla, which is what can learn")
+    output_folder(args.out, "--out")
     if args.threads:
         torch.set_num_threads(args.threads)
     opened = open_pipeline(args.model, _device(args.device), args.dtype, args.pipeline)
@@ -143,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
     if args.inference_steps is not None:
         given["num_inference_steps"] = args.inference_steps
     call = default_call(pipe, sheet, given, opened.call)
-    with warnings.catch_warnings():
+    with calls_of(pipe, "finetune"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*training made the outputs no better")
         made = finetune(
             pipe,

@@ -21,7 +21,7 @@ from ditaccel.arguments import (
     listed,
     number,
 )
-from ditaccel.asking import asked, default_call
+from ditaccel.asking import asked, calls_of, default_call
 from ditaccel.attention.calibration import calibrate
 from ditaccel.errors import UsageError
 from ditaccel.factory import Opened
@@ -231,10 +231,11 @@ def run(args: argparse.Namespace) -> int:
     opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
     calls = _calls(opened, read_sheet(args.model), args)
     files.make_folder()  # not before: a wrong model leaves nothing behind
-    if args.attention_error:
-        _calibrate(opened.pipe, calls, goals, args.seed, files)
-    else:
-        _search(Tuner(opened.pipe, calls, args.seed, _say, args.memory), goals, files)
+    with calls_of(opened.pipe, "tune"):
+        if args.attention_error:
+            _calibrate(opened.pipe, calls, goals, args.seed, files)
+        else:
+            _search(Tuner(opened.pipe, calls, args.seed, _say, args.memory), goals, files)
     for line in files.missed:
         print(f"ditaccel: not reached: {line}", file=sys.stderr)
     return 1 if files.missed else 0

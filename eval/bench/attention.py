@@ -40,7 +40,7 @@ from ditaccel.denoising import DenoisingStep
 from ditaccel.given import whole_argument as whole
 from ditaccel.opening import choose_device
 
-from .shared import short_dtype, write_csv
+from .shared import backend_of, short_dtype, write_csv
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIELDS = (
@@ -201,7 +201,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; prints tables and, with `--out`, writes a CSV."""
-    with torch.no_grad():
+    with torch.no_grad(), backend_of(args.backend):
         rows = measure(args, lambda line: print(line, file=sys.stderr))
         planning = measure_planning(args, lambda line: print(line, file=sys.stderr))
     first = rows[0]

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 import ditaccel
+from ditaccel.asking import calls_of
 from ditaccel.errors import UsageError
 from ditaccel.given import whole_argument as whole
 from ditaccel.models import execution_device
@@ -249,7 +250,8 @@ def run(args: argparse.Namespace) -> int:
     if not isinstance(getattr(pipe, "transformer", None), nn.Module):
         raise UsageError(f"{type(pipe).__name__} has no transformer to time")
     call = {**subject.calls[0], "generator": torch.Generator("cpu").manual_seed(0)}
-    calls = record(pipe, call, args.steps)
+    with calls_of(pipe, "bench"):
+        calls = record(pipe, call, args.steps)
     clock = Clock.of(execution_device(pipe))
     on_gpu = clock.device.type == "cuda"
     name = torch.cuda.get_device_name(clock.device) if on_gpu else platform.processor()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import torch
 
 from ditaccel.arguments import SHORT_DTYPES, add_device, add_dtype, add_pipeline, dtype
-from ditaccel.asking import asked, default_call
+from ditaccel.asking import asked, calls_of, default_call
 from ditaccel.errors import UsageError
-from ditaccel.models import read_prompts, read_sheet
+from ditaccel.models import line_of, read_prompts, read_sheet
 from ditaccel.opening import open_pipeline
 
 
@@ -70,11 +71,26 @@ def open_subject(args: argparse.Namespace, prompts: int = 1, **changes: Any) -> 
 
 def run_dense(subject: Subject, index: int) -> None:
     """One generation of a subject, its noise drawn with its number."""
-    with torch.no_grad():
+    with torch.no_grad(), calls_of(subject.pipe, "bench"):
         subject.pipe(
             **{"output_type": "latent", **subject.calls[index]},
             generator=torch.Generator("cpu").manual_seed(index),
         )
+
+
+@contextmanager
+def backend_of(name: str | None) -> Iterator[None]:
+    """Kernels by a backend that the user named: that it cannot run here is one line.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if name is None:
+            raise
+        raise UsageError(f"--backend {name}: {line_of(error)}") from error
 
 
 def short_dtype(text: str) -> str:

@@ -161,7 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layers", type=whole("--layers", 1), default=2, help="look at every n-th layer")
     share = number("--critical", 0, 100)
     add("--critical", type=share, nargs="+", default=[5, 10, 20, 30], help="percent of the tiles")
-    add("--size", type=whole("--size", 1), help="height and width in pixels")
+    add("--size", type=whole("--size", 16), help="height and width in pixels")
     add("--q-tile", type=whole("--q-tile", 16), help="by default what the length asks for")
     add("--k-tile", type=whole("--k-tile", 16))
     add("--out", type=Path, help="CSV to write")

@@ -41,7 +41,7 @@ from ditaccel.given import whole_argument as whole
 from ditaccel.opening import choose_device
 
 from .attention import DTYPES, in_turns, random_map
-from .shared import short_dtype, write_csv
+from .shared import backend_of, short_dtype, write_csv
 
 TIMES = (
     "sdpa_forward", "sparse_forward", "forward", "features", "training_free", "moments",
@@ -213,7 +213,8 @@ def run(args: argparse.Namespace) -> int:
             f"--critical {args.critical} --negligible {args.negligible}: give shares of the tiles, "
             "critical above 0, and no more than 1 together"
         )
-    rows = measure(args, lambda line: print(line, file=sys.stderr))
+    with backend_of(args.backend):
+        rows = measure(args, lambda line: print(line, file=sys.stderr))
     first = rows[0]
     print(
         f"{first['device']}, {first['threads']} thread(s), torch {first['torch']}, backend "

@@ -23,6 +23,7 @@ import torch
 
 import ditaccel
 from ditaccel.api import _transformers
+from ditaccel.asking import calls_of
 from ditaccel.attention.observe import observed
 from ditaccel.errors import DitaccelError, UsageError
 from ditaccel.frames import to_uint8
@@ -87,10 +88,9 @@ class Bench:
 
     def _run(self, i: int, steps: int | None = None) -> np.ndarray:
         """Frames uint8 (F, H, W, 3) of one generation, its noise drawn with its number."""
-        output = self.pipe(
-            **{"output_type": "np", **self.calls[i], "num_inference_steps": steps or self.steps},
-            generator=torch.Generator("cpu").manual_seed(i),
-        )
+        call = {"output_type": "np", **self.calls[i], "num_inference_steps": steps or self.steps}
+        with calls_of(self.pipe, "bench"):
+            output = self.pipe(**call, generator=torch.Generator("cpu").manual_seed(i))
         frames = getattr(output, "frames", None)
         return to_uint8(output.images if frames is None else frames)
 

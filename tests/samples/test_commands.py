@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ditaccel import cli
+from ditaccel.errors import UsageError
 from ditaccel.models import read_sheet
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
@@ -192,3 +193,38 @@ def test_odd_calls_are_one_line(command: list[str], capsys, tmp_path) -> None:
             code, told = ended(capsys, [*odd_out, "--limit", "1"])
             assert code == 2, (out[:20], told)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_pipeline_raises_on_its_arguments_is_one_line(capsys, tmp_path) -> None:
+    model, out = str(SAMPLES / "models" / "shapes-flux"), str(tmp_path / "o.yaml")
+    odd = ["--call", "num_images_per_prompt=x"]
+    for command in (
+        ["tune", model, "--psnr", "30", "--steps", "4", "--limit", "1", "--out", out, *odd],
+        ["finetune", model, "--inference-steps", "2", "--out", str(tmp_path / "f"), *odd],
+    ):
+        code, told = ended(capsys, command)
+        assert code == 2 and "the call of FluxPipeline fails (" in told, told
+    code, told = ended(capsys, ["bench", "sla", model, "--steps", "2", "--size", "7"])
+    assert code == 2 and "--size must be a whole number >= 16" in told
+    code, told = ended(capsys, ["bench", "attention", "--lengths", "64", "--backend", "triton"])
+    assert code == 2 and "--backend triton: " in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_our_own_errors_keep_their_traceback() -> None:
+    """An error of ours below a pipeline's call is no mistake of the user's."""
+    from tiny import generate, tiny_dit
+
+    from ditaccel.asking import calls_of
+
+    pipe, call = tiny_dit()
+    with pytest.raises(UsageError, match="the call of DiTPipeline fails"), calls_of(pipe, "x"):
+        generate(pipe, {**call, "class_labels": 3})
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("ours")
+
+    ours = type(broken)(broken.__code__, {**globals(), "__name__": "ditaccel.somewhere"})
+    pipe.transformer.register_forward_pre_hook(ours)
+    with pytest.raises(RuntimeError, match="ours"), calls_of(pipe, "x"):
+        generate(pipe, call)
