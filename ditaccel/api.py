@@ -100,12 +100,16 @@ def accelerate(
     former = _sessions(pipe)
     _put_on(pipe, transformers, chosen, former)
     if former:
-        on = " & ".join(dict.fromkeys(m.method for s in former for m in s.config.methods))
+        on = ", ".join(dict.fromkeys(_called(session.config) for session in former))
         warn(
             f"this {type(pipe).__name__} was accelerated already ({on}): that is off now, and "
-            f"{' & '.join(m.method for m in chosen.methods)} is on"
+            f"{_called(chosen)} is on"
         )
     return pipe
+
+
+def _called(config: AccelerationConfig) -> str:
+    return config.label or " & ".join(method.method for method in config.methods)
 
 
 def _chosen(

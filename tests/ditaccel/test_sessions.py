@@ -42,7 +42,7 @@ def test_accelerate_replaces_what_is_on_and_says_so(make):
     clean = traces(pipe)
     ditaccel.accelerate(pipe, FAST)
     generate(pipe, call)
-    with pytest.warns(UserWarning, match=r"already \(taylorseer\): that is off now, and reuse is"):
+    with pytest.warns(UserWarning, match=r"already \(taylorseer:interval=3\): that is off now"):
         ditaccel.accelerate(pipe, SLOW)
     assert torch.equal(generate(pipe, call), alone)
     assert ditaccel.report(pipe).method == "reuse"
