@@ -173,8 +173,13 @@ def html_of(report: Report) -> str:
             f"{_bar(signs[: 2 * _SIGNS])}</td><td>{escape(computed)}</td></tr>"
             for name, (signs, computed) in found
         )
+        rows += "<tr><td></td><td colspan='2'>a step each: dark computed, light forecast</td></tr>"
     head = _head(report)
-    notes = [log.headline() for log in report.attention]
+    causes: dict[str, list[str]] = {}
+    for (action, cause), steps in report.causes.items() if rows else ():
+        causes.setdefault(action, []).append(f"{cause.value} {steps}")
+    notes = [f"Steps by cause, {action}: {', '.join(each)}." for action, each in causes.items()]
+    notes += [log.headline() for log in report.attention]
     notes += [f"Warning: {w}" for w in report.warnings[-_WARNINGS:]]
     paragraphs = "".join(f"<div>{escape(line)}</div>" for line in (*head[1:], *notes))
     table = f"<table style='font-size:90%'>{rows}</table>" if rows else ""

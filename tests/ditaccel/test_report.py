@@ -37,6 +37,7 @@ def test_it_is_short_and_details_are_there(make, spec):
     assert len(text.splitlines()) <= LINES and repr(report) == text
     assert len(html) < 6000 and "<script" not in html
     assert len(report.details()) >= len(text) - 200
+    assert ("dark computed, light forecast" in html) is ("cache" in report.config)
     for word in (report.family, "transformer calls"):
         assert word in text and word in html
     assert json.loads(report.to_json())["calls"][0]["cause"] == report.calls[0].cause.value
