@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -54,17 +55,20 @@ def write_atomically(
     """
     draft = (drafts or path.parent) / f".{path.name}.{os.getpid()}{DRAFT}"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if drafts is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        # Only now: where the folder of drafts is gone, nothing is made anew in its place.
+        path.parent.mkdir(parents=drafts is None, exist_ok=True)
         os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise unwritten(path, error) from error
-    except BaseException:
-        draft.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise unwritten(path, error) from error
         raise
 
 

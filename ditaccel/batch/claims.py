@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import unwritten
-from .folder import JobFolder
+from .folder import JobFolder, guarded
 
 BEAT, STALE = 2.0, 60.0
 # Deaths over one item within one run after which it counts as the item's fault.
@@ -117,16 +117,19 @@ class Claims:
         self.home = folder.workers / self.token
         self.on_lost, self._parent = on_lost, parent
         self._stop = threading.Event()
-        try:
-            self.home.mkdir(parents=True)
-            self._touch()
-        except OSError as error:
-            raise unwritten(self.home, error) from error
-        # Remembered after the workers are gone: who has ever shared this folder.
-        (folder.root / "shards").mkdir(exist_ok=True)
-        (folder.root / "shards" / f"{shard[0]}-of-{shard[1]}").touch()
+        self._register(shard)
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._thread.start()
+
+    @guarded
+    def _register(self, shard: tuple[int, int]) -> None:
+        self.folder.workers.mkdir(exist_ok=True)  # not its parents: they were there
+        self.home.mkdir()
+        self._touch()
+        # Remembered after the workers are gone: who has ever shared this folder.
+        shards = self.folder.root / "shards"
+        shards.mkdir(exist_ok=True)
+        (shards / f"{shard[0]}-of-{shard[1]}").touch()
 
     def _touch(self) -> float:
         """Touch our heartbeat; returns the file system's time."""
@@ -138,7 +141,9 @@ class Claims:
         while not self._stop.wait(BEAT):
             lost = ""
             try:
-                if not self.home.is_dir():
+                if self.folder.is_gone:
+                    lost = str(self.folder.trouble(FileNotFoundError()))
+                elif not self.home.is_dir():
                     lost = f"{self.home} is gone: another process took this worker for dead"
                 else:
                     self._touch()
@@ -183,6 +188,7 @@ class Claims:
             return {}
         return data if isinstance(data, dict) else {}
 
+    @guarded
     def holder(self, item: str) -> str | None:
         """Token of the living worker that holds an item, None if it is free."""
         claims = self._claims_on(item)
@@ -195,6 +201,7 @@ class Claims:
         # Killed between making the file and writing it, or about to write.
         return "unknown" if self._is_young(path) and path.exists() else None
 
+    @guarded
     def take(self, item: str) -> Claim | None:
         """Claim an item; None if somebody alive holds it."""
         claims = self._claims_on(item)
@@ -204,7 +211,8 @@ class Claims:
                 return None
             number, before = claims[-1][0] + 1, self._holder(claims[-1][1])
             if before.get("run") == self.run:
-                deaths = int(before.get("deaths", 0)) + 1
+                known = before.get("deaths")
+                deaths = (known if isinstance(known, int) else 0) + 1
         path = self.folder.claims / f"{item}.{number}"
         text = json.dumps({"worker": self.token, "run": self.run, "deaths": deaths})
         try:
@@ -222,11 +230,13 @@ class Claims:
             os.close(handle)
         return Claim(item, number, deaths)
 
+    @guarded
     def holds(self, claim: Claim) -> bool:
         """Whether a claim is still ours: nobody took it over while we were asleep."""
         claims = self._claims_on(claim.id)
         return bool(claims) and claims[-1][0] == claim.number and self.home.is_dir()
 
+    @guarded
     def release(self, claim: Claim) -> None:
         """Give a claim back, with the dead ones below it."""
         for number, path in self._claims_on(claim.id):
@@ -239,12 +249,14 @@ class Claims:
         self._thread.join(timeout=2 * BEAT)
         shutil.rmtree(self.home, ignore_errors=True)
 
+    @guarded
     def sweep(self) -> None:
         """Remove the folders of dead workers, with their drafts."""
         for home in list(self.folder.workers.iterdir()):
             if home.name != self.token and home.is_dir() and not self.is_alive(home.name):
                 shutil.rmtree(home, ignore_errors=True)
 
+    @guarded
     def clear(self, settled: set[str]) -> None:
         """Remove claims that dead workers left on items that are done or have failed."""
         for entry in list(os.scandir(self.folder.claims)):
@@ -252,6 +264,7 @@ class Claims:
             if item in settled and self.holder(item) is None:
                 Path(entry.path).unlink(missing_ok=True)
 
+    @guarded
     def shards_seen(self, count: int) -> set[int]:
         """Shards of `count` that have ever worked in this folder: with those it is shared."""
         seen = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from .. import config as configs
 from .. import given, provenance
 from ..arguments import AUTO
-from ..errors import ConfigError, UsageError
+from ..errors import ConfigError, DitaccelError, UsageError
 from ..factory import Factory, read_factory
 from ..progress import Progress, duration
 from . import names
@@ -24,7 +25,7 @@ from .encode import MAX_CRF, check_codec
 from .facts import Facts, read_facts
 from .folder import FAILED, JOB, MANIFEST, RESULTS, JobFolder
 from .jobs import read_rows
-from .local import plain_warnings, run_local
+from .local import Warnings, run_local
 from .manifest import Item, Planner, Settings, write_manifest
 from .ranks import Rank, find_rank
 from .rows import check_call
@@ -224,8 +225,7 @@ def _generate(
         settled = before["done"] + (0 if args.retry_failed else before["failed"])
         made = _Made(len(ours), settled, args.quiet)
         if settled < len(ours) or work.rank.count > 1:
-            with plain_warnings():
-                made.work(args.engine, folder, work, items, claims)
+            made.work(args.engine, folder, work, items, claims)
         recover(folder, items, claims)  # behind workers that died on the way
         folder.write_results(items)
         summary = summarise(folder, ours, folder.merged(ours))
@@ -233,7 +233,8 @@ def _generate(
         summary |= {"made": made.done, "wall_seconds": time.time() - started, "run": work.name}
         folder.write(folder.root / "runs" / f"{work.name}.json", _run_facts(work, summary, started))
     finally:
-        claims.sweep()
+        with contextlib.suppress(DitaccelError):  # the folder may be gone, and that was said
+            claims.sweep()
         claims.close()
     if args.json:
         print(json.dumps(summary, indent=1))
@@ -306,9 +307,12 @@ class _Made:
             if engine == "ray":
                 from .ray_engine import run_ray
 
-                run_ray(folder, work, items, claims, self.book)
+                with Warnings().caught():
+                    run_ray(folder, work, items, claims, self.book)
             else:
-                run_local(folder, work, items, claims, self.book)
+                said = Warnings()
+                with said.caught():
+                    run_local(folder, work, items, claims, self.book, said)
         except KeyboardInterrupt:
             self.interrupted = True
         finally:

@@ -17,14 +17,16 @@ sidecar is written last, so nothing else needs to be trusted after a kill.
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from .. import given
 from ..checked import Check
@@ -38,6 +40,8 @@ JOB, MANIFEST, RESULTS = "job.json", "manifest.jsonl", "results.jsonl"
 DONE, FAILED = "done", "failed"
 # In sidecars alone: lines stay short.
 THUMBNAIL = "thumbnail"
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _load(path: Path, shape: Check) -> dict[str, Any] | None:
@@ -80,6 +84,27 @@ def _sync(folder: Path) -> None:
         os.close(handle)
 
 
+def guarded(method: Method) -> Method:
+    """A method of a job's folder, or of what has one as `folder`: an OSError becomes one line.
+
+    Folders are moved, removed and made read-only while jobs run; the job stops with that line.
+    """
+
+    @functools.wraps(method)
+    def call(self: Any, *arguments: Any, **options: Any) -> Any:
+        folder = self if isinstance(self, JobFolder) else self.folder
+        try:
+            return method(self, *arguments, **options)
+        except OSError as error:
+            raise folder.trouble(error) from error
+        except UsageError as error:
+            if isinstance(error.__cause__, OSError) and folder.is_gone:
+                raise folder.trouble(error.__cause__) from error.__cause__
+            raise
+
+    return cast(Method, call)
+
+
 class JobFolder:
     """One job's folder.
 
@@ -114,10 +139,29 @@ class JobFolder:
             raise UsageError(f"--out {self.root}: not writable ({error.strerror})") from error
 
     @property
+    def is_gone(self) -> bool:
+        """Whether the folder has been moved or removed."""
+        try:
+            return not self.root.is_dir()
+        except OSError:
+            return False
+
+    def trouble(self, error: OSError) -> UsageError:
+        """The line for what the system refused in this folder."""
+        if self.is_gone or error.errno in (errno.ENOENT, errno.ENOTDIR):
+            what = f"the job's folder {self.root}" if self.is_gone else error.filename
+            return UsageError(
+                f"{what} is gone (moved or removed while the job ran?); run the same command "
+                "again, with --out where the folder is now: what lies there stays done"
+            )
+        return unwritten(Path(str(error.filename or self.root)), error)
+
+    @property
     def exists(self) -> bool:
         """Whether a job lives here."""
         return (self.root / MANIFEST).is_file()
 
+    @guarded
     def items(self) -> list[Item]:
         """The items of the newest command."""
         return read_manifest(self.root / MANIFEST)
@@ -143,6 +187,7 @@ class JobFolder:
             raise UsageError(f"{path} leads out of {self.outputs}; remove the link")
         return path
 
+    @guarded
     def record(self, item: Item, verify: bool = False) -> dict[str, Any] | None:
         """How a done item was made; None if it is not done.
 
@@ -163,6 +208,7 @@ class JobFolder:
                 return None
         return record
 
+    @guarded
     def failure(self, item: Item) -> dict[str, Any] | None:
         """Why an item failed; None if it did not."""
         if item.error:
@@ -170,6 +216,7 @@ class JobFolder:
             return {**line, "prompt": item.prompt, "kind": "row"}
         return _load(self.failed / f"{item.id}.json", shapes.FAILED_RECORD)
 
+    @guarded
     def publish(
         self, item: Item, parts: Iterable[tuple[Path, str]], record: dict[str, Any]
     ) -> None:
@@ -189,7 +236,8 @@ class JobFolder:
             sidecar.unlink(missing_ok=True)
             for part, name in parts:
                 target = self.outputs / name
-                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.parent != self.outputs and self.outputs.is_dir():
+                    target.parent.mkdir(parents=True, exist_ok=True)
                 if target.is_dir():
                     shutil.rmtree(target)
                 os.replace(part, target)
@@ -199,20 +247,24 @@ class JobFolder:
         self.write(sidecar, record)
         (self.failed / f"{item.id}.json").unlink(missing_ok=True)
 
+    @guarded
     def fail(self, item: Item, record: dict[str, Any]) -> None:
         """Keep the reason of a failure."""
         self.write(self.failed / f"{item.id}.json", record)
 
+    @guarded
     def add_result(self, worker: str, record: dict[str, Any]) -> None:
         """Add a line to the worker's results."""
         append_line(self.results / f"{worker}.jsonl", record)
 
+    @guarded
     def mend(self) -> None:
         """Cut lines that a kill left half-written; only while no worker of that file lives."""
         for path in self.results.glob("*.jsonl"):
             if not (self.workers / path.stem).exists():
                 mend_lines(path)
 
+    @guarded
     def listed(self) -> set[str]:
         """Ids of all items that some worker's results call done."""
         return {
@@ -222,6 +274,7 @@ class JobFolder:
             if line.get("status") == DONE
         }
 
+    @guarded
     def merged(self, items: Sequence[Item], verify: bool = False) -> list[dict[str, Any]]:
         """One line for each item that is done or has failed, in the order of the manifest.
 
@@ -236,11 +289,13 @@ class JobFolder:
                 found.append(plain(record))
         return found
 
+    @guarded
     def thumbnail(self, item: Item) -> str | None:
         """A small picture of a done item as a data URI, if its sidecar has one."""
         found = (_load(self.sidecar(item), shapes.DONE_RECORD) or {}).get(THUMBNAIL)
         return found if isinstance(found, str) and found.startswith("data:image/") else None
 
+    @guarded
     def write_results(self, items: Sequence[Item]) -> list[dict[str, Any]]:
         """Write `results.jsonl`; returns its lines."""
         lines = self.merged(items)
@@ -248,10 +303,12 @@ class JobFolder:
         write_atomically(self.root / RESULTS, lambda file: file.write(text.encode()), self.drafts)
         return lines
 
+    @guarded
     def write(self, path: Path, data: dict[str, Any]) -> None:
         """Write a JSON file of this job, as a whole or not at all."""
         _write_json(path, data, self.drafts)
 
+    @guarded
     def foreign(self, items: Sequence[Item]) -> int:
         """Outputs that no item of the manifest asks for (of other rows or configs)."""
         wanted = {f"{item.name}.json" for item in items}

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import UsageError
+from ..given import one_line
 from .claims import MAX_DEATHS, Claims
 from .folder import JobFolder
 from .manifest import Item
@@ -48,15 +49,31 @@ def _signals(first: Callable[[], Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Warnings as one line each, as everything else that a command says."""
-    before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"generate: warning: {message}\n"
-    try:
-        yield
-    finally:
-        warnings.formatwarning = before
+class Warnings:
+    """Warnings as one line each, as everything else that a command says, and each of them once."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+        self._lock = threading.Lock()
+
+    def say(self, text: str) -> None:
+        """Show a warning, if it has not been shown."""
+        line = one_line(text)
+        with self._lock:
+            if line in self._said:
+                return
+            self._said.add(line)
+        print(f"generate: warning: {line}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Show this process's own warnings that way."""
+        before = warnings.showwarning
+        warnings.showwarning = lambda message, *_, **__: self.say(str(message))
+        try:
+            yield
+        finally:
+            warnings.showwarning = before
 
 
 def _interrupt() -> None:
@@ -64,7 +81,12 @@ def _interrupt() -> None:
 
 
 def run_local(
-    folder: JobFolder, run: Run, items: Sequence[Item], claims: Claims, on_result: Told
+    folder: JobFolder,
+    run: Run,
+    items: Sequence[Item],
+    claims: Claims,
+    on_result: Told,
+    said: Warnings | None = None,
 ) -> None:
     """Work a run off on this machine.
 
@@ -74,15 +96,17 @@ def run_local(
         items: of the manifest.
         claims: of this process.
         on_result: told each result line.
+        said: shows the warnings of other processes.
 
     Raises:
         UsageError: what every worker would run into (a damaged model, a full disk).
         KeyboardInterrupt: told to stop; what was being denoised is dropped, the rest is kept.
     """
+    said = said or Warnings()
     if run.workers == 1:
         _alone(folder, run, items, claims, on_result)
     else:
-        _Crew(folder, run, claims, on_result).work()
+        _Crew(folder, run, claims, on_result, said).work()
 
 
 def _alone(
@@ -111,8 +135,11 @@ def spawn(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen
 class _Crew:
     """Worker processes, watched: one that dies is replaced, and what it held is made again."""
 
-    def __init__(self, folder: JobFolder, run: Run, claims: Claims, on_result: Told) -> None:
-        self.folder, self.run, self.on_result = folder, run, on_result
+    def __init__(
+        self, folder: JobFolder, run: Run, claims: Claims, on_result: Told, said: Warnings
+    ) -> None:
+        self.folder, self.run, self.on_result, self.said = folder, run, on_result, said
+        self.error = ""
         self.path = write_run(claims, run)
         self.stopping = False
         self.results = 0
@@ -137,6 +164,12 @@ class _Crew:
                 record = json.loads(line)
             except ValueError:
                 continue  # a worker that was killed in mid-line; its result is in the folder
+            if "warning" in record:
+                self.said.say(str(record["warning"]))
+                continue
+            if "error" in record:
+                self.error = self.error or str(record["error"])
+                continue
             self.results += 1
             self.deaths = 0
             self.on_result(record)
@@ -167,7 +200,7 @@ class _Crew:
         for reader in self.readers:
             reader.join(timeout=5)
         if problem:
-            raise UsageError(problem)
+            raise UsageError(self.error or problem)
         if self.stopping:
             raise KeyboardInterrupt
 
@@ -189,7 +222,7 @@ class _Crew:
             return ""
         if code == 2:
             self.stop()
-            return "a worker could not go on; its reason stands above"
+            return "a worker could not go on"
         self.deaths += 1
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         if self.deaths > (MAX_DEATHS + 1) * self.run.workers:

@@ -33,6 +33,8 @@ from .seam import Interrupted, Retry, Seam
 
 # What is wrong with the disk is not the item's fault.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+# What is wrong with a file name is.
+_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 _POLL = 0.5
 
 
@@ -254,7 +256,8 @@ class Worker:
                     "the same command again: what is done stays done"
                 ) from error
             except DitaccelError as error:
-                if isinstance(error.__cause__, OSError):
+                cause = error.__cause__
+                if isinstance(cause, OSError) and cause.errno not in _NAMES:
                     self.claims.release(claim)
                     raise
                 self._failed((item, claim), error)

@@ -1,6 +1,7 @@
 """`python -P -m ditaccel.batch.worker_main FOLDER RUN SLOT`: one of several local workers.
 
-Result lines go to stdout, for the command that started it; everything else goes to stderr.
+What the command that started it shows goes to stdout, a JSON object per line: results, `warning`
+and `error`. Everything else goes to stderr.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def main(root: str, run_file: str, slot: int) -> int:
         lines.write(json.dumps(record) + "\n")
 
     folder = JobFolder(root)
-    warnings.formatwarning = lambda message, *_, **__: f"generate: warning: {message}\n"
+    # All workers warn of the same: the command says it once.
+    warnings.showwarning = lambda message, *_, **__: tell({"warning": str(message)})
     try:
         run = read_run(Path(run_file))
         told: list[Any] = []
@@ -60,10 +62,13 @@ def main(root: str, run_file: str, slot: int) -> int:
         finally:
             claims.close()
     except DitaccelError as error:
-        print(f"ditaccel: worker {slot}: {error}", file=sys.stderr)
+        tell({"error": str(error)})
         return 2
     except (BrokenPipeError, KeyboardInterrupt):
         return INTERRUPTED
+    except OSError as error:
+        tell({"error": str(folder.trouble(error))})
+        return 2
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_a_worker_that_cannot_go_on_ends_the_run(
 
     monkeypatch.setattr(module, "open_pipeline", refuse)
     code, _, noted = generate(jobs(4), "--workers", "2")
-    assert code == 2 and "could not go on" in noted and len(crew) == 2
+    assert code == 2 and "the model is damaged" in noted and len(crew) == 2
     assert_tidy(tmp_path / "out", finished=False)
 
 
