@@ -48,6 +48,26 @@ def is_hub_id(model: str) -> bool:
     return _HUB_ID.match(model) is not None
 
 
+def hub_problem(model: str, error: BaseException) -> UsageError:
+    """The line for a model that the Hub did not give, with the true cause.
+
+    Args:
+        model: Hub id.
+        error: whatever diffusers or the Hub's client raised.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return UsageError(
+            f"no model folder at {model}, and it is not in the Hub's cache either; nothing was "
+            "asked for, since HF_HUB_OFFLINE is set: unset it, or give a folder"
+        )
+    return UsageError(
+        f"no model folder at {model}, and the Hub gave none ({line_of(error)}); check the name and "
+        "the network; an interrupted download resumes when rerun"
+    )
+
+
 def read_sheet(model: str | Path) -> Sheet:
     """The `sample.json` of a model folder; an empty sheet where there is none.
 
@@ -121,6 +141,8 @@ def quiet_loading() -> Iterator[None]:
         with warnings.catch_warnings():
             # The old name of `dtype`, which every supported version knows.
             warnings.filterwarnings("ignore", message=".*torch_dtype.*")
+            # What diffusers hands on to the Hub's client.
+            warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks.*")
             yield
     finally:
         for other, level in zip(others, levels, strict=True):
@@ -154,10 +176,9 @@ def load_pipeline(
             )
     except Exception as error:
         # diffusers, safetensors, json and the Hub client raise a dozen unrelated types here.
-        if folder.exists():
-            advice = "the folder is incomplete or damaged; get it again"
-        else:
-            advice = "check the name and the network; an interrupted download resumes when rerun"
+        if not folder.exists():
+            raise hub_problem(str(model), error) from error
+        advice = "the folder is incomplete or damaged; get it again"
         raise UsageError(f"cannot load {model}: {line_of(error)} ({advice})") from error
     try:
         pipe = pipe.to(device)

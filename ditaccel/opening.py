@@ -11,9 +11,8 @@ import torch
 
 from . import given
 from .arguments import AUTO
-from .errors import UsageError
 from .factory import Factory, Opened, read_factory
-from .models import is_hub_id, line_of, load_pipeline
+from .models import hub_problem, is_hub_id, load_pipeline
 
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # A header is some hundred kilobytes for the largest models.
@@ -74,7 +73,7 @@ def choose_dtype(model: str | Path, device: str, name: str | None) -> torch.dtyp
             folder = Path(DiffusionPipeline.download(str(model), use_safetensors=True))
         except Exception as error:
             # The Hub client raises a dozen unrelated types here.
-            raise UsageError(f"cannot load {model}: {line_of(error)}") from error
+            raise hub_problem(str(model), error) from error
     return checkpoint_dtype(folder) or torch.bfloat16
 
 

@@ -14,7 +14,7 @@ from ..completion import completed
 from ..config import AccelerationConfig
 from ..errors import ConfigError, UnsupportedError, UsageError
 from ..factory import Factory
-from ..models import Sheet, class_label, is_hub_id, line_of, read_sheet
+from ..models import Sheet, class_label, hub_problem, is_hub_id, line_of, quiet_loading, read_sheet
 from ..pipelines import adapter_for
 from ..pipelines.adapter import FamilyAdapter, adaptive_presets
 from ..provenance import fingerprint
@@ -109,19 +109,19 @@ def _index(model: str) -> dict[str, Any]:
     from diffusers import DiffusionPipeline
 
     try:
-        return dict(DiffusionPipeline.load_config(model))
+        with quiet_loading():
+            return dict(DiffusionPipeline.load_config(model))
     except Exception as error:
         # The Hub client raises a dozen unrelated types here.
-        raise UsageError(
-            f"no model folder at {model}, and the Hub gave none ({line_of(error)})"
-        ) from error
+        raise hub_problem(model, error) from error
 
 
 def _class_of(model: str, name: str, factory: Factory | None) -> type:
     """The pipeline class that is going to be called."""
     import diffusers
 
-    cls = getattr(diffusers, name, None)
+    with quiet_loading():
+        cls = getattr(diffusers, name, None)
     if inspect.isclass(cls) and issubclass(cls, diffusers.DiffusionPipeline):
         return cls
     if factory is not None:
@@ -178,13 +178,18 @@ def read_facts(model: str, factory: Factory | None = None) -> Facts:
             warn(f"{key} of the model's sample.json: {name} takes no such argument")
         sheet = replace(sheet, call={k: v for k, v in sheet.call.items() if k in arguments})
         digest = hashlib.sha256(f"{digest} {factory.identity}".encode()).hexdigest()[:16]
-    transformer = _transformer_of(cls, index)
+    try:
+        transformer = _transformer_of(cls, index)
+        labels = {
+            part.strip(): int(number)
+            for number, text in (index.get("id2label") or {}).items()
+            for part in str(text).split(",")
+        }
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise UsageError(
+            f"{model}: model_index.json is damaged ({line_of(error)}); get the model again"
+        ) from error
     adapter = adapter_for(transformer)
-    labels = {
-        part.strip(): int(number)
-        for number, text in (index.get("id2label") or {}).items()
-        for part in str(text).split(",")
-    }
     return Facts(
         model=str(model),
         pipeline=name,

@@ -29,10 +29,11 @@ def _id(value: Any, at: str) -> str:
 
 def _inside(value: Any, at: str) -> str:
     """A path below the folder of outputs; empty in rows that cannot be made."""
-    path = PurePosixPath(text(value, at))
-    if path.is_absolute() or ".." in path.parts or "\0" in str(value):
+    name: str = text(value, at)
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise WrongShape(f"{at} must be a path below outputs/")
-    return str(value)
+    return name
 
 
 _FILE = record({"kind": text, "path": _inside, "bytes": whole(0)}, {"sha256": text})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mutations import mutate
 
 from ditaccel.batch.folder import JobFolder
 from ditaccel.cli import main
@@ -91,3 +93,40 @@ def test_the_wrong_folder_or_option_is_one_line(out: Path, tmp_path: Path, capsy
     assert main(["report", str(out), "--png", str(tmp_path / "x.png")]) == 2
     assert "--png is for evaluations" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 2
+
+
+def test_rows_that_were_not_asked_for_are_not_left(
+    generate: Generate, jobs: Jobs, tmp_path: Path, capsys: Any
+) -> None:
+    path, out = jobs(8), tmp_path / "out"
+    generate(path, "--limit", "2")
+    assert main(["report", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 2 items done, 0 failed, 0 left" in printed and "6 more rows" in printed
+    assert "rows not asked for" in (out / "gallery.html").read_text()
+    generate(path, "--filter", "class_label=7")  # beside what was made before
+    main(["report", str(out)])
+    assert "3 of 3 items done" in capsys.readouterr().out
+    generate(path)
+    main(["report", str(out)])
+    printed = capsys.readouterr().out
+    assert "8 of 8 items done" in printed and "more rows" not in printed
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_changed_files_of_a_job_never_end_in_a_traceback(out: Path, capsys: Any, seed: int) -> None:
+    """Values of other kinds, missing keys, deep nesting, cut files, in every file of the folder."""
+
+    files = sorted(p for p in out.rglob("*.json*") if p.is_file())
+    assert {"job.json", "manifest.jsonl"} <= {p.name for p in files}
+    draw = random.Random(seed)
+    for path in files:
+        plain = path.read_bytes()
+        for _ in range(12):
+            path.write_bytes(mutate(plain, draw))
+            code = main(["report", str(out)])
+            said = capsys.readouterr().err
+            assert code in (0, 2) and "Traceback" not in said
+            assert code == 0 or len(said.splitlines()) == 1, said
+        path.write_bytes(plain)
+    assert main(["report", str(out)]) == 0

@@ -387,3 +387,40 @@ def test_interrupting_drops_what_is_denoised_and_keeps_the_rest(
     assert_tidy(tmp_path / "out", finished=False)
     code, printed, _ = generate(path)
     assert code == 0 and f"made {6 - made}" in printed
+
+
+def test_a_hub_id_that_cannot_be_asked_for_says_why(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    from huggingface_hub import constants
+
+    from ditaccel.cli import main
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    command = ["generate", "some/model", "--jobs", str(jobs(1)), "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and "HF_HUB_OFFLINE is set" in said[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_lists_what_the_filter_keeps(generate: Run, jobs: Jobs) -> None:
+    code, printed, _ = generate(jobs(6), "--dry-run", "--filter", "class_label=[45]")
+    shown = [line for line in printed.splitlines() if line.startswith("  ")]
+    assert code == 0 and [line.split("-s")[0].strip() for line in shown] == ["4", "5"]
+
+
+def test_a_warning_is_said_once(generate: Run, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    import warnings
+
+    plain = Seam.call
+
+    def call(self: Seam, arguments: dict[str, Any], **options: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("look\nout", stacklevel=1)
+        return plain(self, arguments, **options)
+
+    monkeypatch.setattr(Seam, "call", call)
+    _, _, noted = generate(jobs(4), "--config", "none")
+    assert noted.count("generate: warning: look out\n") == 1

@@ -209,8 +209,11 @@ def test_a_folder_that_may_not_be_written_any_more(
     with monkeypatch.context() as patch:
         when(patch, 3, lambda: (out / part).chmod(0o500))
         code, noted = run()
-    assert code == 2
-    assert_one_line(noted, "Permission denied")
+    if part in ("workers", "results"):  # what this worker needs is there, and open
+        assert code == 0 and "Traceback" not in noted
+    else:
+        assert code == 2
+        assert_one_line(noted, "Permission denied")
     (out / part).chmod(0o700)
     assert run()[0] == 0
     assert_tidy(out)
