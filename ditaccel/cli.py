@@ -30,6 +30,10 @@ COMMANDS = {
 }
 
 
+# Of an error's line: names of files may be long, and errors list what is known.
+_LONGEST = 4000
+
+
 def _argument(check: Callable[[str], Any]) -> Callable[[str], Any]:
     """A checker as argparse wants it: its line becomes the parser's."""
 
@@ -45,6 +49,10 @@ def _argument(check: Callable[[str], Any]) -> Callable[[str], Any]:
 def _text(text: str) -> str:
     if "\0" in text:
         raise UsageError(f"{given.shown(text)}: it cannot hold a NUL character")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise UsageError(f"{given.shown(text)}: it holds half a character") from None
     return text
 
 
@@ -113,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with plain_warnings():
             return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except DitaccelError as error:
-        print(f"ditaccel: error: {given.printable(str(error))}", file=sys.stderr)
+        print(f"ditaccel: error: {given.one_line(str(error), _LONGEST)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # `… | head`: what is still in the buffer must not raise once more at exit.
@@ -124,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What the disk and the system refuse (permissions, a folder that went away, a full disk).
         place = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or str(error) or type(error).__name__
-        print(f"ditaccel: error: {given.printable(f'{place}{reason}')}", file=sys.stderr)
+        print(f"ditaccel: error: {given.one_line(place + reason, _LONGEST)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ditaccel: interrupted; run the same command again to go on", file=sys.stderr)

@@ -72,7 +72,10 @@ def path(text: str | os.PathLike[str]) -> Path:
     except RuntimeError:
         user = shown(written.partition("/")[0])
         raise UsageError(f"{shown(written)}: {user} has no home folder here") from None
-    size = len(os.fsencode(found))
+    try:
+        size = len(os.fsencode(found))
+    except UnicodeEncodeError:
+        raise UsageError(f"{shown(written)}: a path cannot hold half a character") from None
     longest = max((len(os.fsencode(part)) for part in found.parts), default=0)
     if size > _PATH_BYTES or longest > _NAME_BYTES:
         raise UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -147,6 +148,25 @@ def _transformer_of(cls: type, index: dict[str, Any]) -> str:
     return annotation.__name__ if inspect.isclass(annotation) else str(annotation)
 
 
+def _check_parts(folder: Path, index: dict[str, Any], cls: type) -> None:
+    """Refuse a model folder that lacks a part of its pipeline, before a job's folder is made."""
+    needed = [
+        name
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    listed = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2}
+    missing = [name for name in needed if name not in index]
+    if folder.is_dir():
+        missing += [k for k, v in listed.items() if v[1] and not (folder / k).exists()]
+    if missing:
+        raise UsageError(
+            f"{folder} is incomplete: it has no {', '.join(missing[:5])}; get it again (an "
+            "interrupted download?)"
+        )
+
+
 def read_facts(model: str, factory: Factory | None = None) -> Facts:
     """Look at a model without loading its weights.
 
@@ -166,6 +186,8 @@ def read_facts(model: str, factory: Factory | None = None) -> Facts:
             raise
         index = {}
     cls = cls or _class_of(model, str(index.get("_class_name")), factory)
+    if factory is None:
+        _check_parts(given.path(model), index, cls)
     name, sheet, digest = cls.__name__, read_sheet(model), fingerprint(model)
     parameters = inspect.signature(cls.__call__).parameters
     arguments = {
