@@ -168,7 +168,8 @@ def _from_file(path: Path, shown: str) -> ModuleType:
     sys.modules[name] = module  # dataclasses and pickle look for it there
     _look_in(path.parent)
     try:
-        spec.loader.exec_module(module)
+        with quiet_loading():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"--pipeline {shown}: {path} raised {_told(error)}") from error
@@ -184,7 +185,8 @@ def _look_in(folder: Path) -> None:
 def _from_name(name: str, shown: str) -> ModuleType:
     _look_in(Path.cwd())
     try:
-        return importlib.import_module(name)
+        with quiet_loading():
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing == name or name.startswith(f"{missing}."):

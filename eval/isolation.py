@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from ditaccel.errors import UnsupportedError
+
 from .counting import transformers_of
 
 
@@ -19,7 +21,14 @@ def _share_weights(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for tensors in (module.parameters(), module.buffers()):
         memo.update((id(tensor), tensor) for tensor in tensors)
-    return copy.deepcopy(module, memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        # Hooks, compiled graphs and quantised tensors each refuse in their own way.
+        raise UnsupportedError(
+            "a peer runs on a copy of the transformer, and this one cannot be copied (offloaded, "
+            f"compiled or quantised: {type(error).__name__}); measure peers on the plain pipeline"
+        ) from error
 
 
 def isolated(pipe: Any) -> Any:

@@ -22,7 +22,8 @@ def size_line(prompts: int, seeds: int, rows: int, left: int, kind: str) -> str:
     of_each = f" x {seeds} seeds" if seeds > 1 else ""
     total = prompts * seeds * rows
     more = "" if left == total else f", {left:,} of them left"
-    return f"{prompts} prompts{of_each} x {rows} rows: {total:,} {kind}{more}"
+    word = "prompt" if prompts == 1 else "prompts"
+    return f"{prompts} {word}{of_each} x {rows} rows: {total:,} {kind}{more}"
 
 
 def seconds_left(

@@ -4,6 +4,7 @@ import contextlib
 
 import numpy as np
 import pytest
+import torch
 from ditaccel.eval.counting import blocks_of, counted
 from ditaccel.eval.isolation import isolated
 from ditaccel.eval.peers import PEERS, Situation, peer_options, prepare, with_peer
@@ -213,3 +214,13 @@ def test_counting_survives_an_exception(pipelines) -> None:
     assert len(tally.calls) == 3
     assert {branch for _, branch, _ in tally.timeline()} == {0}
     assert tally.denoise_seconds is not None and tally.denoise_seconds > 0
+
+
+def test_a_transformer_that_cannot_be_copied_is_said_in_plain_words(fresh) -> None:
+    """Offloading hooks hold modules of Python, which no copy takes."""
+    pipe, _ = fresh["flux"]()
+    pipe.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
+    )
+    with pytest.raises(UnsupportedError, match="measure peers on the plain pipeline"):
+        isolated(pipe)
