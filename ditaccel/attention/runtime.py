@@ -261,7 +261,7 @@ class AttentionRuntime(PerLoop):
                     f"{self._name} ({branch}): its processors called attention in a way that is "
                     "not seen here (keys and values kept between steps?); attention stayed dense"
                 )
-        elif isinstance(self.planner, Watcher):
+        elif isinstance(self.planner, Watcher) or self._payoff.said:
             return
         elif not self._sparse and not all(dense.said for dense in self._reasons):
             reasons = sorted({dense.reason for dense in self._reasons})
