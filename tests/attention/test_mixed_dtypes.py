@@ -81,6 +81,7 @@ def test_each_call_has_the_dtype_and_values_of_the_familys_own(name):
 def test_methods_under_autocast(name, method):
     pipe, call = FAMILIES[name]()
     specs = METHODS[method]
+    in_float32 = generate(pipe, call)
     with autocast():
         dense = generate(pipe, call)
         with ditaccel.accelerated(pipe, specs.exact):
@@ -89,8 +90,8 @@ def test_methods_under_autocast(name, method):
             skipping = generate(pipe, call)
             assert ditaccel.report(pipe).attention[0].density < 1
     assert exact.dtype == skipping.dtype == dense.dtype
-    # roundings of the whole model to bfloat16, which differ from the first layer on
-    assert relative_rmse(exact, dense) < 0.05
+    # two roundings of the whole model to bfloat16, which differ from the first layer on
+    assert relative_rmse(exact, dense) < 2 * relative_rmse(dense, in_float32)
     assert torch.isfinite(skipping).all() and not torch.equal(skipping, dense)
 
 
@@ -144,6 +145,9 @@ def test_norms_that_give_float32_without_autocast(method):
 @pytest.mark.parametrize("name", every("flux", "sd3"))
 def test_weights_stored_in_8_bits(name, method):
     pipe, call = FAMILIES[name]()
+    in_float32 = generate(pipe, call)
+    with autocast():
+        rounding = relative_rmse(generate(pipe, call), in_float32)
     for part in transformers(pipe):
         part.enable_layerwise_casting(
             storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16
@@ -152,7 +156,7 @@ def test_weights_stored_in_8_bits(name, method):
         dense = generate(pipe, call)
         with ditaccel.accelerated(pipe, METHODS[method].exact):
             exact = generate(pipe, call)
-    assert exact.dtype == dense.dtype and relative_rmse(exact, dense) < 0.05
+    assert exact.dtype == dense.dtype and relative_rmse(exact, dense) < 2 * rounding
 
 
 def test_float64_is_left_as_it_is():

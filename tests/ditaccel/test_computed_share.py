@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from compositions import transformers
 from conformance import METHODS, short
 from put_on_later import CHANGES
 from tiny import generate
@@ -9,7 +10,6 @@ from tiny_families import FAMILIES
 
 import ditaccel
 from ditaccel.caching.blocks import find_blocks
-from ditaccel.patching import unwrapped
 
 ATTENTION = ("lite_attention", "svg2", "sla")
 SPECS = {
@@ -31,15 +31,18 @@ class Counted:
         self.work = 0.0
         self.parameters = 0
         self.queries = 0
-        transformer = unwrapped(pipe.transformer)
-        adapter = ditaccel.pipelines.adapter_for(type(transformer).__name__)
-        for block in find_blocks(transformer, adapter.blocks):
-            block.module.register_forward_hook(self._count_block)
-            for name, module in block.module.named_modules():
-                if isinstance(module, torch.nn.Linear):
-                    module.register_forward_hook(self._count)
-                if name.endswith("to_q") and ("attn1" in name or "attn." in name):
-                    module.register_forward_hook(self._count_query)
+        for transformer in transformers(pipe):
+            adapter = ditaccel.pipelines.adapter_for(type(transformer).__name__)
+            for block in find_blocks(transformer, adapter.blocks):
+                self._watch(block.module)
+
+    def _watch(self, block):
+        block.register_forward_hook(self._count_block)
+        for name, module in block.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_hook(self._count)
+            if name.endswith("to_q") and ("attn1" in name or "attn." in name):
+                module.register_forward_hook(self._count_query)
 
     def _count_block(self, module, args, output):
         self.parameters += sum(p.numel() for p in module.parameters())
@@ -90,8 +93,11 @@ def test_of_all_families(name, spec):
         reported, work, parameters = shares(name, spec)
     except ditaccel.DitaccelError as error:
         pytest.skip(str(error))
-    by_module = spec == METHODS["taylorseer"].skipping
-    assert reported == pytest.approx(work if by_module else parameters, abs=1e-9)
+    if spec == METHODS["taylorseer"].skipping:
+        # layers between the modules that are forecast run on (Hunyuan-DiT's skips, VACE's hints)
+        assert reported == pytest.approx(work, abs=0.04)
+    else:
+        assert reported == pytest.approx(parameters, abs=1e-9)
 
 
 @pytest.mark.parametrize("change", [None, "FirstBlockCache", "PAB", "cache-dit"])
