@@ -48,7 +48,9 @@ def in_the_middle(name, spec):
         return spec
     low = alone(name, spec.format(threshold=1e-9))[2]
     errors = sorted({e for e in low if e is not None})
-    return spec.format(threshold=f"{median(errors):.6e}")
+    # error control takes a gap of two where its error meets the tolerance with room to spare
+    room = 2.0 if spec.startswith("adaptive") else 1.0
+    return spec.format(threshold=f"{room * median(errors):.6e}")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +184,7 @@ def test_a_bare_transformer_is_refused_at_every_call():
     ditaccel.accelerate(transformer, "taylorseer:interval=2")
     by_config(transformer)
     for _ in range(2):
-        with pytest.raises(ditaccel.UnsupportedError, match=MESSAGE):
+        with torch.no_grad(), pytest.raises(ditaccel.UnsupportedError, match=MESSAGE):
             transformer(torch.randn(1, 4, 2, 8, 8), torch.tensor([900.0]), call["prompt_embeds"])
     ditaccel.restore(transformer)
 
