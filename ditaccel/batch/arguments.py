@@ -27,7 +27,8 @@ examples:
 
 columns of a job file: prompt, negative_prompt, seed, size (WIDTHxHEIGHT) or width and height,
 frames, steps, guidance, class_label, image, video, fps, name, config, call (a JSON object),
-meta.NAME. The same command on the same --out goes on where a killed or interrupted one stopped.
+meta.NAME. Cells of a csv may be parted by commas, semicolons or tabs; in a txt file # begins a
+comment, and \\# a prompt with # in front. The same command on the same --out goes on where a killed or interrupted one stopped.
 exit code: 0 all made, 3 some items failed, 2 the command is wrong, 130 interrupted.
 """
 
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
     add = parser.add_argument
     add("model", help="folder or Hub id of a diffusers pipeline")
-    add("--jobs", required=True, type=Path, metavar="FILE", help="txt, csv, jsonl or parquet")
+    add("--jobs", required=True, type=Path, metavar="FILE", help="txt, csv, tsv, jsonl or parquet")
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the job")
     add(
         "--config",

@@ -37,6 +37,7 @@ class Facts:
         labels: class name -> number, for pipelines that are asked by class.
         sheet: the model's own defaults.
         fingerprint: hash over its files.
+        starts_from: `image` or `video` where every call needs one, whatever its signature says.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Facts:
     labels: dict[str, int] = field(default_factory=dict)
     sheet: Sheet = field(default_factory=Sheet)
     fingerprint: str = ""
+    starts_from: str = ""
 
     @property
     def by_class(self) -> bool:
@@ -167,6 +169,14 @@ def _check_parts(folder: Path, index: dict[str, Any], cls: type) -> None:
         )
 
 
+# Pipelines whose names say what they start from; most declare it with a default of None.
+_STARTS = {"VideoToVideo": "video", "ImageToVideo": "image", "Img2Img": "image", "Edit": "image"}
+
+
+def _starts_from(name: str, arguments: dict[str, bool]) -> str:
+    return next((k for part, k in _STARTS.items() if part in name and k in arguments), "")
+
+
 def read_facts(model: str, factory: Factory | None = None) -> Facts:
     """Look at a model without loading its weights.
 
@@ -221,4 +231,5 @@ def read_facts(model: str, factory: Factory | None = None) -> Facts:
         labels=labels,
         sheet=sheet,
         fingerprint=digest,
+        starts_from="" if factory is not None else _starts_from(name, arguments),
     )

@@ -233,12 +233,17 @@ class Planner:
         elif negative is None:
             negative = facts.sheet.negative_prompt
         prompt, number = self._subject(row)
-        given = {"prompt", "class_labels", "negative_prompt", "generator", *call, *row.inputs}
+        given_keys = {"prompt", "class_labels", "negative_prompt", "generator", *call, *row.inputs}
         for key, optional in facts.arguments.items():
-            if not optional and key not in given:
+            if not optional and key not in given_keys:
                 raise ConfigError(f"{facts.pipeline} needs {key!r}")
         for key, path in row.inputs.items():
             self._check_input(key, path)
+        if facts.starts_from and facts.starts_from not in given_keys:
+            raise ConfigError(
+                f"{facts.starts_from}: {facts.pipeline} starts from one; give its path in that "
+                "column"
+            )
         item = Item(
             id="",
             row=row.row,

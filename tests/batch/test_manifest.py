@@ -216,6 +216,32 @@ def test_pipelines_that_need_an_image_say_so(tmp_path: Path) -> None:
     assert plan(tmp_path, {"prompt": "a"}, facts=needs)[0].error == "WanPipeline needs 'image'"
 
 
+def test_a_row_without_what_its_pipeline_starts_from_fails_while_it_is_planned(
+    tmp_path: Path,
+) -> None:
+    """Image-to-image pipelines declare `image=None` and raise deep inside."""
+    facts = replace(FACTS, pipeline="FluxImg2ImgPipeline", starts_from="image")
+    Image.new("RGB", (1, 1)).save(tmp_path / "p.png")
+    bad, good = plan(tmp_path, {"prompt": "a"}, {"prompt": "a", "image": "p.png"}, facts=facts)
+    assert "image: FluxImg2ImgPipeline starts from one" in bad.error and good.error == ""
+
+
+def test_which_pipelines_start_from_something() -> None:
+    from ditaccel.batch.facts import _starts_from
+
+    arguments = {"prompt": False, "image": True, "video": True}
+    for name, wanted in {
+        "FluxImg2ImgPipeline": "image",
+        "LTXImageToVideoPipeline": "image",
+        "CogVideoXVideoToVideoPipeline": "video",
+        "QwenImageEditPipeline": "image",
+        "FluxKontextPipeline": "",
+        "WanPipeline": "",
+    }.items():
+        assert _starts_from(name, arguments) == wanted
+    assert _starts_from("FluxImg2ImgPipeline", {"prompt": False}) == ""
+
+
 def test_classes_by_name_and_number(tmp_path: Path) -> None:
     facts = replace(
         FACTS, pipeline="DiTPipeline", arguments={"class_labels": False}, labels={"cat": 4},
