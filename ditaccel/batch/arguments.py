@@ -28,7 +28,8 @@ examples:
 columns of a job file: prompt, negative_prompt, seed, size (WIDTHxHEIGHT) or width and height,
 frames, steps, guidance, class_label, image, video, fps, name, config, call (a JSON object),
 meta.NAME. Cells of a csv may be parted by commas, semicolons or tabs; in a txt file # begins a
-comment, and \\# a prompt with # in front. The same command on the same --out goes on where a killed or interrupted one stopped.
+comment, and \\# a prompt with # in front. The same command on the same --out goes on where a killed
+or interrupted one stopped.
 exit code: 0 all made, 3 some items failed, 2 the command is wrong, 130 interrupted.
 """
 
