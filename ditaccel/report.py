@@ -168,7 +168,10 @@ class Report:
                 "was replaced or compiled as a whole after accelerate()."
             )
         if "cache" not in self.config:
-            return f"{self.total_calls} transformer calls were computed; no caching method is on."
+            return (
+                f"{self.total_calls} transformer calls were computed; no caching method of "
+                "ditaccel is on."
+            )
         if not self.forecasts:
             found = {cause: n for (_, cause), n in steps_per_cause(self.calls).items()}
             most = deciding(found)
