@@ -18,6 +18,7 @@ from ditaccel.errors import UnsupportedError, UsageError
 from ditaccel.factory import Opened, read_factory
 from ditaccel.models import Sheet, read_sheet
 from ditaccel.opening import open_pipeline
+from ditaccel.patching import is_compiled, unwrapped
 from ditaccel.progress import Progress, duration
 
 from . import plan, specs, store
@@ -309,6 +310,22 @@ def _setup(
     }
 
 
+def _refuse_compiled(pipe: Any) -> None:
+    """Say what would end in a failure of the compiler, or in blocks that run uncompiled.
+
+    Raises:
+        UnsupportedError: a transformer of the pipeline is compiled, whole or block by block.
+    """
+    for name, part in getattr(pipe, "components", {}).items():
+        if not isinstance(part, torch.nn.Module) or not name.startswith("transformer"):
+            continue
+        if unwrapped(part) is not part or any(is_compiled(module) for module in part.modules()):
+            raise UnsupportedError(
+                f"{name} is compiled, and eval counts what runs inside of its blocks, which a "
+                "compiled graph does not show; measure the pipeline before it is compiled"
+            )
+
+
 def evaluate(
     model: str | Path | Any,
     configs: str | Sequence[str],
@@ -363,6 +380,7 @@ def evaluate(
     else:
         opened, name = open_pipeline(folder, options.device, options.dtype, factory), str(folder)
     pipe = opened.pipe
+    _refuse_compiled(pipe)
     call = default_call(pipe, sheet, options.call, opened.call)
     steps = int(options.steps or call.get("num_inference_steps") or 50)
     if steps < 2:

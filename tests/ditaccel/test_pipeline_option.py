@@ -142,6 +142,12 @@ def test_eval_measures_the_functions_pipeline(kind, tmp_path, capsys) -> None:
     assert "pipeline is 'pipelines.py:plain@" in err and "there 'pipelines.py" in err
 
 
+def test_eval_says_that_it_cannot_look_into_compiled_blocks(tmp_path, capsys) -> None:
+    assert evaluated(tmp_path / "o", *named("compiled")) == 2
+    assert "measure the pipeline before it is compiled" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 def test_doctor_looks_at_the_functions_pipeline(capsys) -> None:
     assert cli.main(["doctor", MODEL, *named("image_to_image")]) == 0
     assert "FluxImg2ImgPipeline" in capsys.readouterr().out
