@@ -136,7 +136,8 @@ def quiet_loading() -> Iterator[None]:
     levels = [other.get_verbosity() for other in others]
     for other in others:
         other.disable_progress_bar()
-        other.set_verbosity_error()
+        # What they log as an error they raise, too: the command says it once.
+        other.set_verbosity(50)
     try:
         with warnings.catch_warnings():
             # The old name of `dtype`, which every supported version knows.
