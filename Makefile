@@ -62,7 +62,7 @@ test-all: $(STAMP) ## all tests, slow ones too (those for a GPU skip where there
 
 # Which quarter it is depends on the commit, so that all slow tests run every few commits.
 test-rotated: $(STAMP) ## a quarter of the slow tests, chosen by the commit, at most 30 minutes
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTEST) -q -m "slow and not gpu" --durations 15 \
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTEST) -q -m "slow and not gpu and not alone" --durations 15 \
 	  --rotate $(or $(COMMIT),$(shell git rev-parse HEAD)) --minutes 30 $(ARGS)
 
 # mypy cannot follow setuptools' package-dir, so it gets the tree as it is imported.

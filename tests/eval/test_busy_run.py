@@ -30,6 +30,7 @@ def busy(processes: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(not (MODEL / "model_index.json").is_file(), reason="shapes-dit is not here")
 def test_speed_ups_beside_two_busy_processes(tmp_path: Path, record_property) -> None:
     if run_queue_waits() is None:
