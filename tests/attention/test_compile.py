@@ -8,7 +8,7 @@ from tiny_families import FAMILIES, peaked
 import ditaccel
 
 CONFIG = ditaccel.LiteAttentionConfig(
-    threshold=-4.0, dense_steps=0, q_tile=16, k_tile=16, min_tokens=0, break_even=0.97
+    threshold=-4.0, dense_steps=0, q_tile=16, k_tile=16, min_tokens=0, break_even=1.0
 )
 
 
