@@ -180,6 +180,7 @@ def test_killing_the_command_ends_its_workers(
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     # The workers' heartbeat sees that their parent is gone, and they leave by themselves.
+    end = time.monotonic() + 60
     while len(os.listdir(out / "workers")) > 1 and time.monotonic() < end:
         time.sleep(0.05)
     (left,) = os.listdir(out / "workers")
