@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -100,8 +101,9 @@ def test_two_workers_import_the_function_each(tmp_path) -> None:
 
 def test_a_class_that_was_not_said_is_one_line(jobs, tmp_path, capsys) -> None:
     path = tmp_path / "mine.py"
-    text = f"import sys; sys.path.append({str(SAMPLES)!r})\nimport pipelines\n"
-    path.write_text(f"{text}def make(model):\n    return pipelines.image_to_image(model)\n")
+    shutil.copy(SAMPLES / "pipelines.py", tmp_path / "from_samples.py")
+    text = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport from_samples\n"
+    path.write_text(f"{text}def make(model):\n    return from_samples.image_to_image(model)\n")
     option = ["--pipeline", f"{path}:make"]
     code = run_job(jobs, tmp_path / "o", "--workers", "1", *option)
     told = capsys.readouterr().err
