@@ -92,7 +92,11 @@ def most_held(pipe: Any, call: dict[str, Any]) -> int:
 def test_a_budget_that_is_taken_holds_what_is_held(name, spec):
     pipe, call = FAMILIES[name]()
     with ditaccel.accelerated(pipe, spec):
-        held = most_held(pipe, call)
+        try:
+            held = most_held(pipe, call)
+        except ditaccel.ConfigError as error:
+            assert "differ in length here" in str(error)
+            pytest.skip("its branches' texts differ in length, so no difference is forecast")
         report = ditaccel.report(pipe)
     assert held and report.cache_bytes >= 0.999 * held - 64  # idle modules' placeholders
     if not hasattr(ditaccel.config.parse_spec(spec).cache, "memory_budget"):

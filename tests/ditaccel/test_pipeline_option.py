@@ -130,6 +130,7 @@ def evaluated(out: Path, *options: str) -> int:
     [
         k if k in ("image_to_image", "lora") else pytest.param(k, marks=pytest.mark.slow)
         for k in KINDS
+        if k != "compiled"  # refused: see below
     ],
 )
 def test_eval_measures_the_functions_pipeline(kind, tmp_path, capsys) -> None:
