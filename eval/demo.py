@@ -62,7 +62,9 @@ def _evaluate(plan: Plan, folder: Path, out: Path) -> Path:
     if sheet.prompts is None:
         raise UsageError(f"{folder / 'sample.json'} names no prompts: get the samples again")
     prompts = read_prompts(sheet.prompts, plan.prompts)
-    options = Options(steps=plan.steps, fewer=plan.fewer, call=plan.call)
+    # One thread: such small models gain little from more, and threads wait for one another as soon
+    # as the machine does something else, which made the demo ten times as slow.
+    options = Options(steps=plan.steps, fewer=plan.fewer, call=plan.call, threads=1)
     run = evaluate(folder, plan.configs, prompts, [0], out / plan.model, options)
     write_report(run)
     return run
