@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP) ## evaluate the shipped sample models (minutes on 2 cores) and write an HTML report
-	@HF_HUB_OFFLINE=1 $(PY) -P -m ditaccel.eval.demo --out $(DEMO_OUT)
+	@HF_HUB_OFFLINE=1 $(PY) -P -m ditaccel.eval.shapes.demo --out $(DEMO_OUT)
 
 test: $(STAMP) ## the tests that need neither a GPU nor minutes
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTEST) -q -m "not slow and not gpu" $(ARGS)

@@ -23,7 +23,7 @@ from .config import AccelerationConfig
 from .diagnosis import Diagnosis, doctor
 from .errors import ConfigError, DitaccelError, UnsupportedError, UsageError
 from .finetuning import finetune
-from .report import Report
+from .reports.report import Report
 from .tuning import Target, tune
 
 __version__ = "0.1.0"

@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 from torch import nn
 
 from . import config as configs
-from . import sessions
-from .completion import overridden
 from .config import AccelerationConfig
+from .config.completion import overridden
+from .core.patching import unwrapped
+from .core.transformers import family_of, known_family
 from .errors import ConfigError, UnsupportedError, UsageError
-from .families import family_of, known_family
-from .patching import unwrapped
 from .pipelines import FamilyAdapter, adapters
-from .report import Report
-from .session import Session
+from .reports.report import Report
+from .sessions import open_sessions as sessions
+from .sessions.session import Session
 from .warning import warn
 
 P = TypeVar("P")

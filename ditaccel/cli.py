@@ -11,22 +11,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, given
+from . import __version__
 from .errors import DitaccelError, UsageError
+from .io import given
 from .warning import plain_warnings
 
 # subcommand -> (module with add_arguments(parser) and run(args), help)
 COMMANDS = {
     "bench": ("ditaccel.eval.bench.command", "time kernels and overheads, as ratios in one run"),
-    "doctor": ("ditaccel.doctor_command", "say what would be accelerated in a model, and why not"),
+    "doctor": (
+        "ditaccel.diagnosis.command",
+        "show what would be accelerated, what would not, and why",
+    ),
     "eval": ("ditaccel.eval.command", "measure speed and quality of configs against dense runs"),
-    "finetune": ("ditaccel.finetune_command", "train an adapter for sparse-linear attention"),
+    "finetune": ("ditaccel.finetuning.command", "train an adapter for sparse-linear attention"),
     "generate": ("ditaccel.batch.command", "make the pictures or videos of a job file"),
     "report": (
-        "ditaccel.eval.report_command",
+        "ditaccel.eval.report.command",
         "write the page of an evaluation or a batch job",
     ),
-    "tune": ("ditaccel.eval.tune_command", "search the steps worth computing; write a config"),
+    "tune": ("ditaccel.tuning.command", "search the steps worth computing; write a config"),
 }
 
 

@@ -9,15 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ditaccel.arguments import (
-    add_call,
-    add_device,
-    add_dtype,
-    add_pipeline,
-    listed,
-)
 from ditaccel.errors import UsageError
-from ditaccel.given import whole_argument as whole
+from ditaccel.io.arguments import add_call, add_device, add_dtype, add_pipeline, listed
+from ditaccel.io.given import whole_argument as whole
 
 EXAMPLE = """\
 examples:
@@ -105,8 +99,8 @@ def run(args: argparse.Namespace) -> int:
         DitaccelError: unusable input, in one line.
     """
     _need_packages()
-    from ditaccel.files import read_json
-    from ditaccel.models import read_prompts, read_sheet
+    from ditaccel.io.files import read_json
+    from ditaccel.io.models import read_prompts, read_sheet
 
     from .runs import Options, evaluate
     from .store import SUMMARY
@@ -135,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     summary = read_json(out / SUMMARY)
     report = None
     if not args.no_html:
-        from .report_html import write_report
+        from .report.page import write_report
 
         report = write_report(out)
     if args.json:
@@ -151,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(out: Path, summary: dict[str, Any], report: Path | None) -> None:
-    from .report_html import plain_table
+    from .report.page import plain_table
 
     print(plain_table(out))
     print()

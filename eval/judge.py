@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ditaccel import given
 from ditaccel.errors import UsageError
-from ditaccel.models import Sheet, class_label
+from ditaccel.io import given
+from ditaccel.io.models import Sheet, class_label
 
-from .metrics import accuracy, extractors, flip, lpips
+from .metrics import extractors, flip, lpips
 from .metrics.psnr import from_mse, mean_squared_error, psnr
 from .metrics.ssim import ssim
 from .sampler import Sample
+from .shapes import accuracy
 
 if TYPE_CHECKING:
     from .runs import Options
 
 REAL_HOW = (
     "give --real FOLDER_OR_NPZ: real pictures or clips of what the prompts describe (for the "
-    "shapes samples, in a clone: python -m ditaccel.eval.real_shapes)"
+    "shapes samples, in a clone: python -m ditaccel.eval.shapes.real_shapes)"
 )
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ditaccel.progress import duration
+from ditaccel.io.progress import duration
 
 _LONG = 120.0
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ditaccel.checked import (
+from ditaccel.errors import UsageError
+from ditaccel.io.checked import (
     LARGE,
     Check,
     WrongShape,
@@ -23,10 +24,9 @@ from ditaccel.checked import (
     text,
     whole,
 )
-from ditaccel.errors import UsageError
-from ditaccel.files import read_json
+from ditaccel.io.files import read_json
 
-from .pairs import State
+from .measure.pairs import State
 from .pareto import Where
 from .specs import ROLES
 from .verdicts import Basis, Kind, Level, Missing

@@ -11,27 +11,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from ditaccel import given, provenance
-from ditaccel.arguments import AUTO, SHORT_DTYPES
-from ditaccel.asking import default_call
+from ditaccel.core.patching import is_compiled, unwrapped
 from ditaccel.errors import UnsupportedError, UsageError
-from ditaccel.factory import Opened, read_factory
-from ditaccel.models import Sheet, read_sheet
-from ditaccel.opening import open_pipeline
-from ditaccel.patching import is_compiled, unwrapped
-from ditaccel.progress import Progress, duration
+from ditaccel.io import given, provenance
+from ditaccel.io.arguments import AUTO, SHORT_DTYPES
+from ditaccel.io.asking import default_call
+from ditaccel.io.factory import Opened, read_factory
+from ditaccel.io.models import Sheet, read_sheet
+from ditaccel.io.opening import open_pipeline
+from ditaccel.io.progress import Progress, duration
 
 from . import plan, specs, store
 from .judge import Judge
-from .memory import CPU_MEANING, CUDA_MEANING, KeptTensors
-from .peers import PEERS
+from .measure.memory import CPU_MEANING, CUDA_MEANING, KeptTensors
+from .measure.timing import Timing
+from .measure.turns import Turns, in_turn
+from .peers.base import PEERS
 from .records import SCHEMA, WARMUP, read_all
 from .rows import Outcome, RowError, Rows
 from .sampler import Sample, Sampler, make_samples
 from .specs import DENSE, PEER, RunConfig
 from .store import Store
-from .timing import Timing
-from .turns import Turns, in_turn
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Options:
         device: torch device; `auto` is a GPU where there is one.
         dtype: `float32`, `float16` or `bfloat16`; None takes float32 on a CPU, else the model's.
         pipeline: `module:function` or `file.py:function` that makes the pipeline of a model (see
-            `ditaccel.factory.Factory`); None loads the model's own.
+            `ditaccel.io.factory.Factory`); None loads the model's own.
         threads: CPU threads, None leaves torch's setting.
         pairs: samples that are timed: each row has a dense run of its own beside it there, which
             about doubles what they cost. Quality is measured on all samples.

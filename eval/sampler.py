@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ditaccel.asking import asked
-from ditaccel.frames import to_uint8
-from ditaccel.models import execution_device, is_class_pipeline
+from ditaccel.io.asking import asked
+from ditaccel.io.frames import to_uint8
+from ditaccel.io.models import execution_device, is_class_pipeline
 
-from .timing import Stopwatch, Timing
+from .measure.timing import Stopwatch, Timing
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ditaccel.arguments import value_of
 from ditaccel.errors import ConfigError
+from ditaccel.io.arguments import value_of
 
 DENSE = "dense"
 OTHER_SEED = "other_seed"

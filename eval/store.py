@@ -9,18 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ditaccel import given
-from ditaccel.checked import Check
-from ditaccel.differences import differences, told
 from ditaccel.errors import UsageError
-from ditaccel.files import (
-    DRAFT,
-    append_line,
-    mend_lines,
-    plain,
-    write_atomically,
-    write_json,
-)
+from ditaccel.io import given
+from ditaccel.io.checked import Check
+from ditaccel.io.differences import differences, told
+from ditaccel.io.files import DRAFT, append_line, mend_lines, plain, write_atomically, write_json
 
 from .records import GENERATION, RESULT, read_all, read_run
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ditaccel.checked import read_record
 from ditaccel.errors import UsageError
-from ditaccel.files import write_json
+from ditaccel.io.checked import read_record
+from ditaccel.io.files import write_json
 
 from . import pareto, store
+from .measure.pairs import WHOLE, Dense, Pair, State, Timed, control_state, timed
+from .measure.timing import Timing
 from .metrics.fid import FEWEST, few_samples_note, fid, fid_error
 from .metrics.kid import kid, kid_error
 from .metrics.psnr import pooled
-from .pairs import WHOLE, Dense, Pair, State, Timed, control_state, timed
 from .records import FAILURE, RESULT, SUMMARY, WARMUP, read_all, read_run
-from .timing import Timing
 from .verdicts import Kind, Level, Verdict, headline, verdicts
 
 if TYPE_CHECKING:

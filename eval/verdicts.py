@@ -8,18 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from .measure.pairs import State
 from .metrics.psnr import CAP
-from .pairs import State
-from .pareto import (
-    CLOSE_DB,
-    CLOSE_SPEED,
-    Point,
-    by_share,
-    dominated,
-    envelope,
-    in_time,
-    psnr_at,
-)
+from .pareto import CLOSE_DB, CLOSE_SPEED, Point, by_share, dominated, envelope, in_time, psnr_at
 
 _DROP = 0.05
 # Fewer samples that stay the same picture than this are a warning, whatever the mean says.

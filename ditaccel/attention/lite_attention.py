@@ -30,7 +30,7 @@ from ..kernels import (
     pack_mask,
     unpack_mask,
 )
-from ._options import (
+from .options import (
     Backend,
     Ranges,
     check_dense,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._options import break_even_of
+from .options import break_even_of
 from .planner import LayerContext, Plan, Planner, Promising, State
 
 # Where the density of a map can be read without waiting for the device.

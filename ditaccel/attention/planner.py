@@ -14,9 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from ..denoising import DenoisingStep
+from ..core.denoising.tracker import DenoisingStep
+from ..core.patching import PatchLedger
 from ..kernels import Marking, TileAttentionOutput, TileCentroids, TileMap
-from ..patching import PatchLedger
 from ..pipelines.grids import Grid
 
 State = dict[Any, Any]

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.stopwatch import Stopwatch
 from ..errors import UsageError
 from ..kernels import TileMap
-from ..stopwatch import Stopwatch
 
 # Side of the pictures of tile maps.
 _THUMBNAIL = 48

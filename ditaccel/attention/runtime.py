@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..denoising import DenoisingStep
+from ..core.denoising.per_loop import PerLoop
+from ..core.denoising.tracker import DenoisingStep
+from ..core.patching import PatchLedger
+from ..core.stopwatch import Stopwatch
 from ..errors import UnsupportedError
 from ..kernels import TileMap, inverse_permute, permute, tile_attention
 from ..kernels.attention import why
 from ..kernels.moments import why as why_moments
-from ..patching import PatchLedger
-from ..per_loop import PerLoop
 from ..pipelines import submodule
 from ..pipelines.grids import Grid
-from ..stopwatch import Stopwatch
 from .masks import KeyMask, NotKeyPadding
 from .payoff import RESTING, Payoff
 from .planner import Attaching, Dense, LayerContext, Plan, Planner, State, Watcher

@@ -22,16 +22,9 @@ import torch
 from torch import Tensor
 
 from ..config import method, require
-from ..kernels import (
-    TileAttentionOutput,
-    TileCentroids,
-    TileMap,
-    Tiling,
-    kmeans,
-    order_by_label,
-)
+from ..kernels import TileAttentionOutput, TileCentroids, TileMap, Tiling, kmeans, order_by_label
 from ..kernels.segments import segment_sums
-from ._options import Backend, check_dense, in_dense_layers, in_dense_part
+from .options import Backend, check_dense, in_dense_layers, in_dense_part
 from .planner import Dense, LayerContext, Plan, State
 
 # Published: 300 query and 1000 key clusters on 75,600 tokens.

@@ -7,9 +7,9 @@ import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import add_call, add_device, add_dtype, add_pipeline
 from ..errors import ConfigError
-from ..given import whole_argument as whole
+from ..io.arguments import add_call, add_device, add_dtype, add_pipeline
+from ..io.given import whole_argument as whole
 from .encode import CODECS, KINDS
 from .inputs import MAX_PIXELS
 from .manifest import Item

@@ -12,26 +12,26 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import config as configs
-from .. import given, provenance
-from ..arguments import AUTO
 from ..errors import ConfigError, DitaccelError, UsageError
-from ..factory import Factory, read_factory
-from ..progress import Progress, duration
+from ..io import given, provenance
+from ..io.arguments import AUTO
+from ..io.factory import Factory, read_factory
+from ..io.progress import Progress, duration
 from . import names
 from .arguments import add_arguments, choose
-from .claims import Claims
-from .devices import choose_devices, kind_of
 from .encode import MAX_CRF, check_codec
 from .facts import Facts, read_facts
 from .folder import FAILED, JOB, MANIFEST, RESULTS, JobFolder
 from .jobs import read_rows
-from .local import Warnings, run_local
 from .manifest import Item, Planner, Settings, write_manifest
-from .ranks import Rank, find_rank
 from .rows import check_call
 from .run import Run, join, new_name, recover
 from .state import describe, summarise
-from .worker import WorkerOptions, part_of
+from .workers.claims import Claims
+from .workers.devices import choose_devices, kind_of
+from .workers.local import Warnings, run_local
+from .workers.shards import Rank, find_rank
+from .workers.worker import WorkerOptions, part_of
 
 _CRF = {"h264": 18, "av1": 24}
 # Bad rows that are named before anything is made.
@@ -305,7 +305,7 @@ class _Made:
         )
         try:
             if engine == "ray":
-                from .ray_engine import run_ray
+                from .workers.ray_engine import run_ray
 
                 with Warnings().caught():
                     run_ray(folder, work, items, claims, self.book)

@@ -10,15 +10,23 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import config as configs
-from .. import given
-from ..completion import completed
 from ..config import AccelerationConfig
+from ..config.completion import completed
 from ..errors import ConfigError, UnsupportedError, UsageError
-from ..factory import Factory
-from ..models import Sheet, class_label, hub_problem, is_hub_id, line_of, quiet_loading, read_sheet
+from ..io import given
+from ..io.factory import Factory
+from ..io.models import (
+    Sheet,
+    class_label,
+    hub_problem,
+    is_hub_id,
+    line_of,
+    quiet_loading,
+    read_sheet,
+)
+from ..io.provenance import fingerprint
 from ..pipelines import adapter_for
 from ..pipelines.adapter import FamilyAdapter, adaptive_presets
-from ..provenance import fingerprint
 from ..warning import warn
 
 DENSE = "none"

@@ -28,11 +28,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from .. import given
-from ..checked import Check
 from ..errors import UsageError
-from ..files import append_line, mend_lines, plain, read_lines, unwritten, write_atomically
-from ..files import write_json as _write_json
+from ..io import given
+from ..io.checked import Check
+from ..io.files import append_line, mend_lines, plain, read_lines, unwritten, write_atomically
+from ..io.files import write_json as _write_json
 from . import shapes
 from .manifest import Item, read_manifest
 

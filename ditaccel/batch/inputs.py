@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import UsageError
-from ..models import line_of
+from ..io.models import line_of
 
 # Of a file that is fetched; files on disk are read in parts.
 MAX_BYTES = 256 << 20

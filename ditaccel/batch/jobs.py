@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import given
 from ..errors import UsageError
+from ..io import given
 from .rows import check_columns, is_column
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")

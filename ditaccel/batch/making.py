@@ -13,10 +13,10 @@ import torch
 
 from .. import api
 from .. import config as configs
-from ..frames import to_uint8
+from ..io.frames import to_uint8
 from .inputs import MAX_PIXELS, load_inputs
 from .manifest import Item
-from .seam import Seam, Turn
+from .overlap import Seam, Turn
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .. import given
-from ..checked import read_records
 from ..errors import ConfigError, DitaccelError, UsageError
-from ..files import write_atomically
-from ..models import line_of
+from ..io import given
+from ..io.checked import read_records
+from ..io.files import write_atomically
+from ..io.models import line_of
 from . import names
 from .facts import Facts
 from .inputs import MAX_PIXELS, check_input

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from ..given import shown
+from ..io.given import shown
 
 DEFAULT = "{prompt}-s{seed}-{id}"
 PRESETS = {"vbench": "{text}-{take}"}

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from .. import given
 from ..errors import ConfigError, UsageError
+from ..io import given
 from .names import check_name
 
 ALIASES = {

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..files import read_json, write_json
-from .claims import STALE, Claims
+from ..io.files import read_json, write_json
 from .folder import THUMBNAIL, JobFolder
 from .manifest import Item, Settings
-from .queue import Queue
-from .ranks import Rank
-from .worker import Worker, WorkerOptions, by_config, part_of
+from .workers.claims import STALE, Claims
+from .workers.queue import Queue
+from .workers.shards import Rank
+from .workers.worker import Worker, WorkerOptions, by_config, part_of
 
 
 @dataclass(frozen=True)

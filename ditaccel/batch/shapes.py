@@ -6,7 +6,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
-from ..checked import (
+from ..io.checked import (
     WrongShape,
     anything,
     choice,

@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from ..progress import duration
-from .claims import STALE, host_id, on_this_host
+from ..io.progress import duration
 from .folder import DONE, FAILED, JobFolder
 from .manifest import Item
+from .workers.claims import STALE, host_id, on_this_host
 
 PARTS = ("denoise", "decode", "encode", "wait")
 _PACE = 30

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import method, require
-from ._options import (
+from .gate import StepRules, StepSizeGate
+from .options import (
     Basis,
     Bytes,
     Coordinate,
@@ -22,7 +23,6 @@ from ._options import (
     OnBudget,
     check_forecast,
 )
-from .gate import StepRules, StepSizeGate
 from .policy import CachePolicy
 
 # Early steps decide what is drawn: an error of a thousandth there has turned a background from dark

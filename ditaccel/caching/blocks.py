@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..calls import argument_names
+from ..core.calls import argument_names
+from ..core.outputs import join, split
 from ..errors import UnsupportedError
-from ..outputs import join, split
 
 
 @dataclass(frozen=True)

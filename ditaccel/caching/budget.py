@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..denoising import DenoisingStep
+from ..core.denoising.tracker import DenoisingStep
 from ..errors import ConfigError
 from ..pipelines import submodule
 from .forecast import features_kept

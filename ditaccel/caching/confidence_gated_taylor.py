@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ..config import method, require
-from ._options import (
+from .gate import ForecastErrorGate, StepRules
+from .options import (
     Basis,
     Bytes,
     Coordinate,
@@ -20,7 +21,6 @@ from ._options import (
     check_forecast,
     check_threshold,
 )
-from .gate import ForecastErrorGate, StepRules
 from .policy import CachePolicy
 
 

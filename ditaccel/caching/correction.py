@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..schedule import Known
+from ..core.denoising.schedule import Known
 from .forecast import combine, newton_weights
 
 # Distance of computed steps up to which an error is taken out of outputs that have answered to it.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..config import method
-from ._options import Coordinate, Guidance, Reduce, check_forecast, check_threshold
 from .gate import FirstBlockResidualGate, StepRules
+from .options import Coordinate, Guidance, Reduce, check_forecast, check_threshold
 from .policy import CachePolicy
 
 

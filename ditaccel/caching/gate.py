@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ..denoising import DenoisingStep
+from ..core.denoising.schedule import Known
+from ..core.denoising.tracker import DenoisingStep
+from ..core.outputs import split
+from ..core.reasons import Reason
 from ..errors import ConfigError
-from ..outputs import split
-from ..reasons import Reason
-from ..schedule import Known
 from .correction import GapEnd
 from .forecast import relative_l1
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from ..denoising import DenoisingStep
+from ..core.denoising.per_loop import PerLoop
+from ..core.denoising.tracker import DenoisingStep
+from ..core.outputs import all_finite, form_of, join, split, tensors_of, with_tensors
+from ..core.patching import PatchLedger, patch_of
+from ..core.ranks import Ranks
+from ..core.reasons import Reason
 from ..errors import ConfigError, UnsupportedError
-from ..outputs import all_finite, form_of, join, split, tensors_of, with_tensors
-from ..patching import PatchLedger, patch_of
-from ..per_loop import PerLoop
 from ..pipelines import submodule
-from ..ranks import Ranks
-from ..reasons import Reason
 from .blocks import Block, placeholder, regrouped
 from .budget import nbytes_of, watches_gaps
 from .forecast import History

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..ranks import Ranks
+from ..core.ranks import Ranks
 from .budget import Snapshot, unique_bytes, within_budget
 from .policy import CachePolicy
 from .state import BranchState, Leader

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import method, require
-from ._options import ForecastTarget, check_forecast
 from .gate import IntervalGate, StepRules
+from .options import ForecastTarget, check_forecast
 from .policy import CachePolicy
 
 

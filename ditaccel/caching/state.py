@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ..denoising import DenoisingStep
+from ..core.denoising.tracker import DenoisingStep
+from ..core.ranks import Ranks
 from ..errors import ConfigError
-from ..ranks import Ranks
 from .budget import Snapshot, nbytes_of
 from .correction import GapCorrector
 from .forecast import History

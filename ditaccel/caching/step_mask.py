@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import method, require
-from ._options import Basis, Coordinate, Correction, ForecastTarget, Guidance, check_forecast
 from .gate import MaskGate, StepRules
+from .options import Basis, Coordinate, Correction, ForecastTarget, Guidance, check_forecast
 from .policy import CachePolicy
 
 

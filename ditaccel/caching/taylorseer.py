@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ..config import method, require
-from ._options import (
+from .gate import IntervalGate, StepRules
+from .options import (
     Basis,
     Bytes,
     Coordinate,
@@ -18,7 +19,6 @@ from ._options import (
     OnBudget,
     check_forecast,
 )
-from .gate import IntervalGate, StepRules
 from .policy import CachePolicy
 
 

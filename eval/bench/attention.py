@@ -23,22 +23,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ditaccel.kernels import (
-    Marking,
-    TileMap,
-    Tiling,
-    inverse_permute,
-    permute,
-    tile_attention,
-)
+from ditaccel.kernels import Marking, TileMap, Tiling, inverse_permute, permute, tile_attention
 from torch import Tensor
 
-from ditaccel.arguments import add_device, number
 from ditaccel.attention.planner import LayerContext, Plan, State
 from ditaccel.attention.svg2 import SVG2Config, SVG2Planner
-from ditaccel.denoising import DenoisingStep
-from ditaccel.given import whole_argument as whole
-from ditaccel.opening import choose_device
+from ditaccel.core.denoising.tracker import DenoisingStep
+from ditaccel.io.arguments import add_device, number
+from ditaccel.io.given import whole_argument as whole
+from ditaccel.io.opening import choose_device
 
 from .shared import backend_of, short_dtype, write_csv
 

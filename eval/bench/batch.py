@@ -25,14 +25,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ditaccel.asking import asked
 from ditaccel.config import suggest
 from ditaccel.errors import UsageError
-from ditaccel.files import read_lines
-from ditaccel.given import whole_argument as whole
-from ditaccel.models import read_prompts, read_sheet
-from ditaccel.opening import open_pipeline
-from ditaccel.progress import duration
+from ditaccel.io.asking import asked
+from ditaccel.io.files import read_lines
+from ditaccel.io.given import whole_argument as whole
+from ditaccel.io.models import read_prompts, read_sheet
+from ditaccel.io.opening import open_pipeline
+from ditaccel.io.progress import duration
 
 from .shared import add_model, write_csv
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ditaccel.errors import UsageError
-from ditaccel.expectation import CEILING, MEASURED, Calibration
+from ditaccel.reports.expectation import CEILING, MEASURED, Calibration
 
 from . import presets
 

@@ -27,10 +27,10 @@ import torch
 from torch import nn
 
 import ditaccel
-from ditaccel.asking import calls_of
 from ditaccel.errors import UsageError
-from ditaccel.given import whole_argument as whole
-from ditaccel.models import execution_device
+from ditaccel.io.asking import calls_of
+from ditaccel.io.given import whole_argument as whole
+from ditaccel.io.models import execution_device
 
 from .shared import add_model, open_subject, write_csv
 

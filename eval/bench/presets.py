@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 import ditaccel
-from ditaccel.asking import default_call
 from ditaccel.errors import UsageError
-from ditaccel.given import whole_argument as whole
-from ditaccel.models import read_prompts, read_sheet
-from ditaccel.opening import open_pipeline
+from ditaccel.io.asking import default_call
+from ditaccel.io.given import whole_argument as whole
+from ditaccel.io.models import read_prompts, read_sheet
+from ditaccel.io.opening import open_pipeline
 
 from ..metrics.psnr import from_mse, mean_squared_error
 from ..sampler import Sampler

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ditaccel.arguments import SHORT_DTYPES, add_device, add_dtype, add_pipeline, dtype
-from ditaccel.asking import asked, calls_of, default_call
 from ditaccel.errors import UsageError
-from ditaccel.models import line_of, read_prompts, read_sheet
-from ditaccel.opening import open_pipeline
+from ditaccel.io.arguments import SHORT_DTYPES, add_device, add_dtype, add_pipeline, dtype
+from ditaccel.io.asking import asked, calls_of, default_call
+from ditaccel.io.models import line_of, read_prompts, read_sheet
+from ditaccel.io.opening import open_pipeline
 
 
 @dataclass(frozen=True)

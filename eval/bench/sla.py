@@ -31,12 +31,12 @@ from ditaccel.kernels import (
 )
 from torch import Tensor
 
-from ditaccel.arguments import number
-from ditaccel.attention.observe import observed
 from ditaccel.attention.planner import LayerContext, Plan, State, Watcher
-from ditaccel.attention.sla import SLAConfig
+from ditaccel.attention.sla.planner import SLAConfig
 from ditaccel.errors import UsageError
-from ditaccel.given import whole_argument as whole
+from ditaccel.io.arguments import number
+from ditaccel.io.given import whole_argument as whole
+from ditaccel.tuning.observe import observed
 
 from .shared import add_model, open_subject, run_dense, write_csv
 

@@ -35,10 +35,10 @@ from ditaccel.kernels import (
 )
 from torch import Tensor
 
-from ditaccel.arguments import add_device
 from ditaccel.errors import UsageError
-from ditaccel.given import whole_argument as whole
-from ditaccel.opening import choose_device
+from ditaccel.io.arguments import add_device
+from ditaccel.io.given import whole_argument as whole
+from ditaccel.io.opening import choose_device
 
 from .attention import DTYPES, in_turns, random_map
 from .shared import backend_of, short_dtype, write_csv

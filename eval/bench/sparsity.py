@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ditaccel.arguments import number
-from ditaccel.attention.observe import observed
 from ditaccel.attention.planner import LayerContext, State, Watcher
 from ditaccel.errors import UsageError
-from ditaccel.given import whole_argument as whole
+from ditaccel.io.arguments import number
+from ditaccel.io.given import whole_argument as whole
+from ditaccel.tuning.observe import observed
 
 from .shared import add_model, open_subject, run_dense, write_csv
 

@@ -23,10 +23,10 @@ import torch
 
 import ditaccel
 from ditaccel.api import _transformers
-from ditaccel.asking import calls_of
-from ditaccel.attention.observe import observed
 from ditaccel.errors import DitaccelError, UsageError
-from ditaccel.frames import to_uint8
+from ditaccel.io.asking import calls_of
+from ditaccel.io.frames import to_uint8
+from ditaccel.tuning.observe import observed
 
 from ..metrics.psnr import psnr
 from .shared import Subject, add_model, open_subject

@@ -14,8 +14,8 @@ from ditaccel.pipelines import FamilyAdapter
 from torch import Tensor, nn
 
 from ditaccel.attention.planner import LayerContext, State, Watcher
-from ditaccel.calls import Arguments
-from ditaccel.outputs import tensors_of
+from ditaccel.core.calls import Arguments
+from ditaccel.core.outputs import tensors_of
 
 from .sparsity import heaviest, tile_mass
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ditaccel import given
 from ditaccel.errors import DitaccelError, UsageError
+from ditaccel.io import given
 
 from .frames import to_frames
 from .weights import load_weights
@@ -61,7 +61,7 @@ class Extractor:
 
 
 def _feature_net(folder: Path) -> Extractor:
-    from ditaccel.eval.features import FeatureNet
+    from ditaccel.eval.shapes.features import FeatureNet
 
     try:
         net = FeatureNet.from_pretrained(folder)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ditaccel import given
 from ditaccel.errors import UsageError
+from ditaccel.io import given
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 import torch
-from ditaccel.eval.features import FeatureNet, prompt_accuracy
+from ditaccel.eval.shapes.features import FeatureNet, prompt_accuracy
 from export import MODELS
 from judge import CLASSES, expected, generate, load, sheet
 from PIL import Image

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from diffusers import DiTPipeline, FluxPipeline, WanPipeline
-from ditaccel.eval.features import FeatureNet, SceneObject, class_objects, parse_prompt
-from ditaccel.eval.features import prompt_accuracy as accuracy
+from ditaccel.eval.shapes.features import FeatureNet, SceneObject, class_objects, parse_prompt
+from ditaccel.eval.shapes.features import prompt_accuracy as accuracy
 from export import MODELS
 from loop import autocast, device
 from PIL import Image

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from data import FRAMES, Scenes, render, sample_scenes
-from ditaccel.eval.features import COLOURS, FeatureNet, SceneObject, class_objects
+from ditaccel.eval.shapes.features import COLOURS, FeatureNet, SceneObject, class_objects
 from loop import device
 from torch import Tensor, nn
 

@@ -9,7 +9,7 @@ from ditaccel.kernels import tile_attention
 
 from ditaccel import ConfigError, LiteAttentionConfig
 from ditaccel.attention.planner import Dense, LayerContext
-from ditaccel.denoising import DenoisingStep
+from ditaccel.core.denoising.tracker import DenoisingStep
 
 TILE = 16
 SMALL = {"q_tile": TILE, "k_tile": TILE, "min_tokens": 0, "break_even": 0.97, "dense_steps": 0}

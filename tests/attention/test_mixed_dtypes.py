@@ -14,7 +14,7 @@ import ditaccel
 from ditaccel.attention.masks import KeyMask
 from ditaccel.attention.processor import ProcessorSeam
 from ditaccel.attention.runtime import find_attention
-from ditaccel.patching import PatchLedger
+from ditaccel.core.patching import PatchLedger
 
 SPARSE = ["lite_attention", "svg2", "sla"]
 # bfloat16 has 8 bits: one rounding of each output, and one of probabilities ahead of the values

@@ -10,12 +10,12 @@ from tiny_families import FAMILIES, peaked
 
 import ditaccel
 from ditaccel import ConfigError, SLAConfig, UsageError
-from ditaccel.attention.cubes import cube_order
 from ditaccel.attention.planner import Dense, LayerContext, Plan
-from ditaccel.attention.sla import SLAPlanner
-from ditaccel.attention.sla_adapter import SLAAdapter, fingerprint
-from ditaccel.attention.sla_map import moment_errors, tile_classes
-from ditaccel.denoising import DenoisingStep
+from ditaccel.attention.sla.cubes import cube_order
+from ditaccel.attention.sla.map import moment_errors, tile_classes
+from ditaccel.attention.sla.planner import SLAPlanner
+from ditaccel.attention.sla.weights import SLAAdapter, fingerprint
+from ditaccel.core.denoising.tracker import DenoisingStep
 
 WIDTH = 16
 SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "dense_steps": 0}
@@ -409,7 +409,7 @@ def test_fingerprints_survive_half_precision():
     pipe, _ = peaked("wan")
     known = fingerprint(pipe.transformer)
     path_free = SLAAdapter({}, {"transformer": known})
-    from ditaccel.patching import PatchLedger
+    from ditaccel.core.patching import PatchLedger
 
     path_free.attach("transformer", pipe.transformer.half(), PatchLedger(owner=None))
 

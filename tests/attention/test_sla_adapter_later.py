@@ -8,9 +8,9 @@ from tiny import generate
 from tiny_families import peaked
 
 import ditaccel
-from ditaccel.attention.own_weights import own_weights, places_of
-from ditaccel.attention.sla import SLAConfig, SLAPlanner
-from ditaccel.attention.sla_adapter import SLAAdapter, fingerprint
+from ditaccel.attention.sla.own_weights import own_weights, places_of
+from ditaccel.attention.sla.planner import SLAConfig, SLAPlanner
+from ditaccel.attention.sla.weights import SLAAdapter, fingerprint
 from ditaccel.errors import ConfigError
 
 OPTIONS = {"min_tokens": 0, "dense_steps": 0, "break_even": 1.0}

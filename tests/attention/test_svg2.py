@@ -14,7 +14,7 @@ import ditaccel
 from ditaccel import ConfigError, SVG2Config
 from ditaccel.attention.planner import Dense, LayerContext, Plan
 from ditaccel.attention.svg2 import cluster_mass, kept_clusters
-from ditaccel.denoising import DenoisingStep
+from ditaccel.core.denoising.tracker import DenoisingStep
 
 LENGTH, WIDTH = 96, 16
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ditaccel.batch import claims as module
-from ditaccel.batch.claims import Claim, Claims, on_this_host, start_ticks
 from ditaccel.batch.folder import JobFolder
+from ditaccel.batch.workers import claims as module
+from ditaccel.batch.workers.claims import Claim, Claims, on_this_host, start_ticks
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ import pytest
 from forked import ForkedWorker
 from job_folders import assert_tidy, outputs
 
-from ditaccel.batch import local
-from ditaccel.batch import worker as module
 from ditaccel.batch.folder import JobFolder
 from ditaccel.batch.manifest import Settings
 from ditaccel.batch.run import Run, join, make_worker
+from ditaccel.batch.workers import local
+from ditaccel.batch.workers import worker as module
 from ditaccel.cli import main
-from ditaccel.files import read_lines
+from ditaccel.io.files import read_lines
 
 Jobs = Callable[..., Path]
 Generate = Callable[..., tuple[int, str, str]]

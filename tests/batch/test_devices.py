@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from ditaccel.batch import devices
-from ditaccel.batch.devices import choose_devices, cpu_workers, kind_of
-from ditaccel.batch.ranks import Rank
+from ditaccel.batch.workers import devices
+from ditaccel.batch.workers.devices import choose_devices, cpu_workers, kind_of
+from ditaccel.batch.workers.shards import Rank
 from ditaccel.errors import UsageError
 
 

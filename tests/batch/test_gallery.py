@@ -77,7 +77,7 @@ def test_state_as_json(out: Path, capsys: Any) -> None:
 
 def test_a_job_at_work_has_a_state(out: Path, capsys: Any) -> None:
     """As another process sees it: an item is not there yet, and a worker is."""
-    from ditaccel.batch.claims import Claims
+    from ditaccel.batch.workers.claims import Claims
 
     folder = JobFolder(out)
     claims = Claims(folder, "run")

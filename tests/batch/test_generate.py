@@ -17,13 +17,14 @@ from job_folders import assert_tidy, outputs, sidecars
 from PIL import Image
 
 import ditaccel
-from ditaccel.batch import encode, making, worker
-from ditaccel.batch.claims import Claims
-from ditaccel.batch.seam import Seam
+from ditaccel.batch import encode, making
+from ditaccel.batch.overlap import Seam
+from ditaccel.batch.workers import worker
+from ditaccel.batch.workers.claims import Claims
 from ditaccel.errors import UnsupportedError
-from ditaccel.files import read_lines
-from ditaccel.frames import to_uint8
-from ditaccel.models import load_pipeline
+from ditaccel.io.files import read_lines
+from ditaccel.io.frames import to_uint8
+from ditaccel.io.models import load_pipeline
 
 Run = Callable[..., tuple[int, str, str]]
 Jobs = Callable[..., Path]

@@ -19,7 +19,7 @@ from job_plans import FACTS, plan
 from ditaccel.batch.jobs import RawRow, read_rows
 from ditaccel.batch.manifest import Planner, Settings, read_manifest, write_manifest
 from ditaccel.errors import DitaccelError, UsageError
-from ditaccel.models import Sheet, read_prompts
+from ditaccel.io.models import Sheet, read_prompts
 
 UNUSUAL = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 BOUNDED = settings(

@@ -12,7 +12,7 @@ from pathlib import Path
 from job_folders import assert_tidy, outputs
 
 from ditaccel.cli import main
-from ditaccel.files import read_lines
+from ditaccel.io.files import read_lines
 
 Jobs = Callable[..., Path]
 # An item takes hundredths of a second here; kills come while loading, too.

@@ -18,7 +18,7 @@ from ditaccel.batch.jobs import RawRow, read_rows
 from ditaccel.batch.manifest import Planner, Settings, read_manifest, write_manifest
 from ditaccel.batch.rows import check_row
 from ditaccel.errors import ConfigError, UnsupportedError, UsageError
-from ditaccel.models import Sheet
+from ditaccel.io.models import Sheet
 
 
 def test_every_format_gives_the_same_items(tmp_path: Path) -> None:

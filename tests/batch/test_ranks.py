@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ditaccel.batch.ranks import Rank, find_rank
-from ditaccel.batch.worker import part_of
+from ditaccel.batch.workers.shards import Rank, find_rank
+from ditaccel.batch.workers.worker import part_of
 from ditaccel.errors import ConfigError
 
 

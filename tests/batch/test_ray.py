@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from job_folders import assert_tidy, outputs
 
-from ditaccel.batch import ray_engine
-from ditaccel.batch.claims import host_id
+from ditaccel.batch.workers import ray_engine
+from ditaccel.batch.workers.claims import host_id
 
 slow = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def test_a_cluster_that_does_not_start_is_one_line(
 def test_all_that_a_process_prints_goes_to_its_file(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path;"
-        "from ditaccel.batch.ray_engine import print_into;"
+        "from ditaccel.batch.workers.ray_engine import print_into;"
         "print('before', flush=True); print_into(Path(sys.argv[1])); print('one', flush=True);"
         "print('two', file=sys.stderr); os.system('echo three')"
     )

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import ditaccel
 from ditaccel.cli import main
-from ditaccel.frames import to_uint8
-from ditaccel.models import load_pipeline
+from ditaccel.io.frames import to_uint8
+from ditaccel.io.models import load_pipeline
 
 MODELS = Path(__file__).resolve().parents[2] / "samples" / "models"
 

@@ -13,7 +13,7 @@ import torch
 from tiny import tiny_dit
 from torch import nn
 
-from ditaccel.batch.seam import Interrupted, Retry, Seam
+from ditaccel.batch.overlap import Interrupted, Retry, Seam
 
 
 class Output:

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from job_folders import assert_tidy, outputs
 
-from ditaccel.batch import claims as claims_module
-from ditaccel.batch import local
 from ditaccel.batch.folder import JobFolder
-from ditaccel.batch.seam import Seam
+from ditaccel.batch.overlap import Seam
+from ditaccel.batch.workers import claims as claims_module
+from ditaccel.batch.workers import local
 from ditaccel.cli import main
 
 Generate = Callable[..., tuple[int, str, str]]

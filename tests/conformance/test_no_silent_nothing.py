@@ -81,7 +81,7 @@ def no_module_to_forecast():
 
     from ditaccel.caching.blocks import find_blocks
     from ditaccel.caching.hooks import BlockCache
-    from ditaccel.patching import PatchLedger
+    from ditaccel.core.patching import PatchLedger
 
     blocks = find_blocks(tiny_dit()[0].transformer, (BlockContract("transformer_blocks"),))
     policy = ditaccel.TaylorSeerConfig().policy()

@@ -14,7 +14,7 @@ from tiny import generate, tiny_dit, tiny_flux, tiny_wan
 from tiny_families import FAMILIES
 
 import ditaccel
-from ditaccel.patching import patch_of
+from ditaccel.core.patching import patch_of
 
 MAKERS = [tiny_dit, tiny_flux, tiny_wan]
 SPECS = [

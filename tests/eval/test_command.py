@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from ditaccel.eval import memory
+from ditaccel.eval.measure import memory
 
 from ditaccel.cli import main
-from ditaccel.models import load_pipeline, read_prompts, read_sheet
-from ditaccel.progress import Progress, duration
+from ditaccel.io.models import load_pipeline, read_prompts, read_sheet
+from ditaccel.io.progress import Progress, duration
 
 FAST = ["--fewer", "2", "--steps", "4", "--features", "none", "--quiet", "--threads", "1"]
 
@@ -177,7 +177,7 @@ def test_loading_shows_no_bars(model_folder, capfd) -> None:
 
 
 def test_progress_lines(capsys, monkeypatch) -> None:
-    monkeypatch.setattr("ditaccel.progress._LINE_SECONDS", 0.0)
+    monkeypatch.setattr("ditaccel.io.progress._LINE_SECONDS", 0.0)
     progress = Progress(4, done=2)
     progress.step("dense")
     progress.close()

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from ditaccel.eval import pareto
-from ditaccel.eval.pairs import State
+from ditaccel.eval.measure.pairs import State
 from ditaccel.eval.pareto import Point, Where, at_psnr, envelope, psnr_at
 from ditaccel.eval.verdicts import Basis, Kind, Level, Missing, Verdict, headline, verdicts
 

@@ -5,9 +5,9 @@ import contextlib
 import numpy as np
 import pytest
 import torch
-from ditaccel.eval.counting import blocks_of, counted
-from ditaccel.eval.isolation import isolated
-from ditaccel.eval.peers import PEERS, Situation, peer_options, prepare, with_peer
+from ditaccel.eval.measure.counting import blocks_of, counted
+from ditaccel.eval.peers.base.base import PEERS, Situation, peer_options, prepare, with_peer
+from ditaccel.eval.peers.base.isolation import isolated
 from ditaccel.eval.sampler import Sampler
 
 from ditaccel.errors import ConfigError, UnsupportedError

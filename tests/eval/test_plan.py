@@ -1,7 +1,7 @@
 """What an evaluation is going to take is said before it takes it."""
 
 import pytest
-from ditaccel.eval import memory
+from ditaccel.eval.measure import memory
 from ditaccel.eval.plan import seconds_left, size_line, time_line
 
 from ditaccel.cli import main

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from ditaccel.eval.judge import load_real
-from ditaccel.eval.real_shapes import _DATA, main, real_frames
+from ditaccel.eval.shapes.real_shapes import _DATA, main, real_frames
 
 from ditaccel.errors import UsageError
 

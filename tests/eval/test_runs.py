@@ -11,22 +11,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from ditaccel.eval import memory
 from ditaccel.eval.judge import load_real
+from ditaccel.eval.measure import memory
+from ditaccel.eval.measure.turns import REPEATS, in_turn
 from ditaccel.eval.rows import Rows
 from ditaccel.eval.runs import Options, evaluate
 from ditaccel.eval.sampler import Sampler, make_samples
 from ditaccel.eval.specs import build
 from ditaccel.eval.store import load_frames
 from ditaccel.eval.summary import summarise
-from ditaccel.eval.turns import REPEATS, in_turn
 
-from ditaccel import provenance
-from ditaccel.asking import default_call
 from ditaccel.errors import ConfigError, UsageError
-from ditaccel.files import read_json, read_lines
-from ditaccel.frames import to_uint8
-from ditaccel.models import Sheet
+from ditaccel.io import provenance
+from ditaccel.io.asking import default_call
+from ditaccel.io.files import read_json, read_lines
+from ditaccel.io.frames import to_uint8
+from ditaccel.io.models import Sheet
 
 CONFIGS = ["T=taylorseer:interval=2|3", "peer/first_block_cache:threshold=1e9"]
 OPTIONS = Options(fewer=[3], features="none", quiet=True)

@@ -11,7 +11,7 @@ from ditaccel.eval.records import SCHEMA
 from ditaccel.eval.store import Store, load_frames
 
 from ditaccel.errors import UsageError
-from ditaccel.files import plain, read_json, read_lines, write_json
+from ditaccel.io.files import plain, read_json, read_lines, write_json
 
 DENSE = dict.fromkeys(("id", "label", "series", "role", "spec"), "dense")
 SETUP = {"schema": SCHEMA, "configs": [DENSE], "prompts": ["a"], "seeds": [0]}

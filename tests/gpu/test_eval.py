@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from ditaccel.eval.counting import counted
+from ditaccel.eval.measure.counting import counted
 from ditaccel.eval.runs import Options, evaluate
 from tiny import generate, tiny_dit, tiny_wan
 
 import ditaccel
-from ditaccel.files import read_json, read_lines
-from ditaccel.recording import record
+from ditaccel.io.files import read_json, read_lines
+from ditaccel.tuning.recording import record
 
 
 @pytest.fixture(scope="module")

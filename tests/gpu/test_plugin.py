@@ -8,7 +8,7 @@ from inspection import traces
 from tiny import generate, tiny_dit, tiny_flux, tiny_wan, tiny_wan22
 
 import ditaccel
-from ditaccel.session import session_of
+from ditaccel.sessions.session import session_of
 
 FAMILIES = [tiny_dit, tiny_wan, tiny_wan22, tiny_flux]
 EXACT = [

@@ -14,14 +14,7 @@ from ditaccel.kernels import (
     tile_attention,
     tile_moments,
 )
-from ditaccel.kernels.fuzz import (
-    TOLERANCE,
-    check,
-    check_clusters,
-    draw,
-    poisoned,
-    relative_rmse,
-)
+from ditaccel.kernels.fuzz import TOLERANCE, check, check_clusters, draw, poisoned, relative_rmse
 from ditaccel.kernels.moments.fuzz import TOLERANCE as MOMENTS_TOLERANCE
 from ditaccel.kernels.moments.fuzz import check_moments
 from ditaccel.kernels.sparse_linear.fuzz import check_sparse_linear

@@ -12,9 +12,9 @@ from tiny_families import FAMILIES
 from torch import nn
 
 import ditaccel
-from ditaccel import families
 from ditaccel.attention.runtime import AttentionRuntime
-from ditaccel.session import session_of
+from ditaccel.core import transformers as families
+from ditaccel.sessions.session import session_of
 
 LITE = "lite_attention:min_tokens=0,q_tile=16,k_tile=16,threshold=-0.02,dense_steps=0"
 # For these a dry run must find out all; of others it may say what it did not find.

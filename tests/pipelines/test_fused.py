@@ -14,7 +14,7 @@ from ditaccel.attention import runtime
 from ditaccel.attention.masks import KeyMask
 from ditaccel.attention.planner import Plan
 from ditaccel.caching.blocks import find_blocks
-from ditaccel.session import session_of
+from ditaccel.sessions.session import session_of
 
 FUSED = [n for n in FAMILIES if any(c.fused for c in adapters()[family_of(n)].blocks)]
 

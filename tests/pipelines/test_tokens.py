@@ -13,7 +13,7 @@ from tiny_families import ATTENTION_FAMILIES, FAMILIES, family_of
 
 import ditaccel
 from ditaccel.attention.runtime import find_attention
-from ditaccel.calls import as_tensor
+from ditaccel.core.calls import as_tensor
 
 
 class Stop(Exception):

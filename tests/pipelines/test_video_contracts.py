@@ -16,8 +16,8 @@ from ditaccel.caching.blocks import find_blocks
 from ditaccel.caching.correction import GapEnd
 from ditaccel.caching.gate import FirstBlockResidualGate, StepSizeGate, left_in_latents
 from ditaccel.caching.state import BranchState
-from ditaccel.denoising import DenoisingStep
-from ditaccel.outputs import join
+from ditaccel.core.denoising.tracker import DenoisingStep
+from ditaccel.core.outputs import join
 
 RESIDUAL = "first_block_residual:threshold=1e9,warmup=2"
 

@@ -10,7 +10,7 @@ import pytest
 
 from ditaccel import cli
 from ditaccel.errors import UsageError
-from ditaccel.models import read_sheet
+from ditaccel.io.models import read_sheet
 
 SAMPLES = Path(__file__).resolve().parents[2] / "samples"
 MODELS = sorted(p.parent.name for p in (SAMPLES / "models").glob("*/model_index.json"))
@@ -215,7 +215,7 @@ def test_our_own_errors_keep_their_traceback() -> None:
     """An error of ours below a pipeline's call is no mistake of the user's."""
     from tiny import generate, tiny_dit
 
-    from ditaccel.asking import calls_of
+    from ditaccel.io.asking import calls_of
 
     pipe, call = tiny_dit()
     with pytest.raises(UsageError, match="the call of DiTPipeline fails"), calls_of(pipe, "x"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ditaccel.eval.features import parse_prompt
+from ditaccel.eval.shapes.features import parse_prompt
 
 from .conftest import SAMPLES
 

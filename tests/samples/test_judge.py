@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ditaccel.eval.features import COLOURS, SHAPES, FeatureNet, prompt_accuracy
+from ditaccel.eval.shapes.features import COLOURS, SHAPES, FeatureNet, prompt_accuracy
 
 from .conftest import SAMPLES
 

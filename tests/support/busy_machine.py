@@ -9,10 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from ditaccel.eval.measure.timing import Timing
 from ditaccel.eval.rows import Outcome
 from ditaccel.eval.sampler import Generation, Sample
 from ditaccel.eval.specs import RunConfig
-from ditaccel.eval.timing import Timing
 
 FRAMES = np.zeros((1, 2, 2, 3), np.uint8)
 

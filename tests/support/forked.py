@@ -8,7 +8,7 @@ import subprocess
 import time
 from typing import Any
 
-from ditaccel.batch import worker_main
+from ditaccel.batch.workers import worker_main
 
 
 class ForkedWorker:

@@ -8,7 +8,7 @@ from typing import Any
 from ditaccel.batch.facts import Facts
 from ditaccel.batch.jobs import RawRow
 from ditaccel.batch.manifest import Item, Planner, Settings
-from ditaccel.models import Sheet
+from ditaccel.io.models import Sheet
 
 FACTS = Facts(
     model="m",

@@ -4,7 +4,8 @@
     make versions ARGS="0.41.0"      # one
 
 Each version is installed beside the others, without its dependencies, into a folder that stands in
-front of the environment's own. What differs between versions lives in `ditaccel/_compat.py` alone.
+front of the environment's own. What differs between versions lives in
+`ditaccel/core/_compat.py` alone.
 """
 
 from __future__ import annotations

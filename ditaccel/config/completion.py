@@ -1,0 +1,83 @@
+"""A config made whole for a family: what was left open is the family's, what was given stands.
+
+Options without a value of their own (`method(base=…)`) are None until it is known for which family
+they are meant. So `AdaptiveTaylorConfig(tolerance=0.01)` differs from a family's preset of that
+tolerance in nothing that was not said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from . import KINDS, AccelerationConfig, from_text, suggest
+
+if TYPE_CHECKING:
+    from ..pipelines import FamilyAdapter
+
+
+def completed(
+    config: AccelerationConfig, adapter: FamilyAdapter
+) -> tuple[AccelerationConfig, dict[str, Any]]:
+    """Fill in what a config leaves to its family.
+
+    Args:
+        config: may have options that are None.
+        adapter: of the family that it is meant for.
+
+    Returns:
+        The whole config, and what was filled in: option -> value.
+    """
+    filled: dict[str, Any] = {}
+    made: dict[str, Any] = {}
+    for kind in KINDS:
+        part = getattr(config, kind)
+        base = {} if part is None else {**part.base, **adapter.base.get(part.method, {})}
+        missing = {k: v for k, v in base.items() if getattr(part, k) is None}
+        if missing:
+            filled.update(missing)
+            made[kind] = replace(part, **missing)
+    return replace(config, **made), filled
+
+
+def overridden(config: AccelerationConfig, options: Mapping[str, Any]) -> AccelerationConfig:
+    """Change single options of a config's methods.
+
+    Args:
+        config: names at least one method.
+        options: of them, by name.
+
+    Raises:
+        ConfigError: an option that none of the methods has, that both have, or of a wrong type.
+    """
+    if not options:
+        return config
+    known = {kind: _fields(getattr(config, kind)) for kind in KINDS}
+    changes: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+    for name, value in options.items():
+        owners = [kind for kind in KINDS if name in known[kind]]
+        if not owners:
+            every = [field for fields in known.values() for field in fields]
+            names = " and ".join(m.method for m in config.methods) or "a config without a method"
+            hint = suggest(name, every)
+            raise ConfigError(f"there is no option {name!r} of {names}{hint}")
+        if len(owners) > 1:
+            raise ConfigError(
+                f"{name!r} is an option of both {' and '.join(m.method for m in config.methods)}; "
+                "give each method's own config as cache= and attention="
+            )
+        (kind,) = owners
+        part = getattr(config, kind)
+        hint = typing.get_type_hints(type(part))[name]
+        changes[kind][name] = from_text(hint, value)
+    made = {k: replace(getattr(config, k), **given) for k, given in changes.items() if given}
+    written = ",".join(f"{name}={value}" for name, value in options.items())
+    return replace(config, **made, label=f"{config.label}:{written}" if config.label else "")
+
+
+def _fields(part: Any) -> list[str]:
+    return [] if part is None else [field.name for field in dataclasses.fields(part)]

@@ -1,0 +1,69 @@
+"""Authors' settings: `published:METHOD` gives what a method's paper or code used for a family.
+
+Each config class carries its own settings as data (`published`, family -> options, `""` for
+families that its authors did not name), so a method stays one file. They reproduce the decisions
+of the authors' code; what the class adds beyond it is switched off there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError
+from . import AccelerationConfig, method_from_dict, methods, parse_options, suggest
+from .completion import completed
+
+if TYPE_CHECKING:
+    from ..pipelines import FamilyAdapter
+
+PREFIX = "published"
+# What the bare word stands for: the method whose authors set constants per model.
+_BARE = "confidence_gated_taylor"
+
+
+def settings(cls: type, family: str) -> Mapping[str, Any] | None:
+    """Options that a method's authors use for a family, None where they give none."""
+    table: Mapping[str, Mapping[str, Any]] = getattr(cls, "published", {})
+    return table.get(family, table.get(""))
+
+
+def published_presets(family: str) -> list[str]:
+    """Names of a family's published presets, such as `published:taylorseer`."""
+    names = [f"{PREFIX}:{name}" for name, cls in methods().items() if settings(cls, family)]
+    bare = settings(methods()[_BARE], family)
+    return [PREFIX, *names] if bare else names
+
+
+def is_published(text: str) -> bool:
+    """Whether a text names a published preset."""
+    return text.partition(":")[0].strip() == PREFIX
+
+
+def published(text: str, adapter: FamilyAdapter) -> AccelerationConfig:
+    """Read `published:METHOD` or `published:METHOD:option=value,…` for a family.
+
+    Args:
+        text: the bare word `published` stands for `published:confidence_gated_taylor`.
+        adapter: the family.
+
+    Raises:
+        ConfigError: the authors of that method give no settings for this family.
+    """
+    _, _, rest = text.partition(":")
+    name, _, changes = rest.partition(":")
+    name = name.strip() or _BARE
+    cls = methods().get(name)
+    known = [p.partition(":")[2] or _BARE for p in published_presets(adapter.name)]
+    known = list(dict.fromkeys(known))
+    if cls is None:
+        raise ConfigError(f"{text!r}: unknown method {name!r}{suggest(name, methods())}")
+    options = settings(cls, adapter.name)
+    if options is None:
+        raise ConfigError(
+            f"the authors of {name} give no settings for {adapter.name} (published ones there: "
+            f"{', '.join(known)}); name the options yourself, as in '{name}:option=value'"
+        )
+    made = method_from_dict({"method": name, **options, **parse_options(changes, text)})
+    config = AccelerationConfig(**{made.kind: made}, label=f"{adapter.name} {text}")
+    return completed(config, adapter)[0]

@@ -1,0 +1,1 @@
+"""Denoising loops: which loop, step and branch a transformer call belongs to."""

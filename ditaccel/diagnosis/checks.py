@@ -1,0 +1,362 @@
+"""What `accelerate` would do to a pipeline, and why not: nothing is run, nothing is changed.
+
+Every method is really put on and taken off again, so that a reason given here is the one that
+`accelerate` would give. Modules may lie on the meta device: no weight is read.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.metadata
+import platform
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import config as configs
+from ..api import _components, _transformers
+from ..attention.options import break_even_of
+from ..attention.runtime import find_attention
+from ..caching.blocks import find_blocks
+from ..caching.policy import CachePolicy, too_few_steps
+from ..caching.state import BranchState
+from ..config import AccelerationConfig
+from ..config.completion import completed
+from ..config.option_types import checked_value
+from ..config.published import published_presets
+from ..core.denoising.tracker import DenoisingStep, DenoisingTracker
+from ..core.patching import unwrapped
+from ..errors import DitaccelError, UnsupportedError
+from ..pipelines import FamilyAdapter
+from ..sessions.open_sessions import sessions_on, suspended
+from ..sessions.session import Session
+from .findings import Diagnosis, MethodVerdict, TransformerFacts
+from .memory_estimate import cache_bytes, memory_here
+from .sizes import CallSize, call_size, text_of
+
+# Tokens of a 1024 x 1024 picture in patches of 16, and of 81 frames at 832 x 480 (Wan).
+_TOKENS = {"image": 4096, "video": 32760}
+_BASELINES = ("reuse", "step_mask")  # they are there to be compared with
+# Options without which a method has no meaning.
+_OPTIONS: dict[str, dict[str, Any]] = {"step_mask": {"steps": (0,)}}
+
+
+def _count(items: Iterable[tuple[str, str]]) -> list[tuple[str, str, int]]:
+    counts: dict[tuple[str, str], int] = {}
+    for item in items:
+        counts[item] = counts.get(item, 0) + 1
+    return [(place, kind, number) for (place, kind), number in counts.items()]
+
+
+def _width(transformer: nn.Module) -> int | None:
+    options = getattr(transformer, "config", None) or {}
+    heads, dim = options.get("num_attention_heads"), options.get("attention_head_dim")
+    if isinstance(heads, int) and isinstance(dim, int):
+        return heads * dim
+    named = options.get("hidden_size") or options.get("dim")
+    width = getattr(transformer, "inner_dim", None) or named
+    return width if isinstance(width, int) else None
+
+
+def _facts(
+    name: str, transformer: nn.Module, adapter: FamilyAdapter, tokens: int | None
+) -> TransformerFacts:
+    transformer = unwrapped(transformer)
+    lists = {b.container: list(getattr(transformer, b.container, ())) for b in adapter.blocks}
+    if not adapter.provisional:
+        find_blocks(transformer, adapter.blocks)
+    attention = [
+        (f"{container}.*.{path}", type(processor).__name__)
+        for container, path, processor in _attention(transformer, adapter, lists)
+    ]
+    kind = type(transformer).__name__
+    video = "3D" in kind or "Video" in kind
+    return TransformerFacts(
+        component=name,
+        kind=kind,
+        blocks=_count((name, type(each).__name__) for name, part in lists.items() for each in part),
+        attention=_count(attention),
+        text="unknown" if adapter.provisional else adapter.text,
+        width=_width(transformer),
+        tokens=tokens or _TOKENS["video" if video else "image"],
+        dtype=str(getattr(transformer, "dtype", torch.float32)).removeprefix("torch."),
+    )
+
+
+def _attention(
+    transformer: nn.Module, adapter: FamilyAdapter, lists: dict[str, list[nn.Module]]
+) -> Iterator[tuple[str, str, Any]]:
+    """`(container, path, processor)` of self-attention; of all attention where that is unknown."""
+    if adapter.provisional:
+        for container, blocks in lists.items():
+            for block in blocks:
+                for path, module in block.named_modules():
+                    if path and hasattr(module, "processor"):
+                        yield container, path, module.processor
+    elif adapter.attention:
+        for each in find_attention(transformer, adapter.attention):
+            container, _, path = each.name.split(".", 2)
+            yield container, path, getattr(each.module, "processor", None)
+
+
+def first_step(scheduler: Any, steps: int | None = None) -> DenoisingStep | None:
+    """The first step of a loop of this scheduler; None where it cannot be set up.
+
+    Args:
+        scheduler: of the pipeline; it is left alone.
+        steps: of the loop; where they are not known, its length is not either.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    options = getattr(scheduler, "config", None) or {}
+    extra = {"mu": 0.5} if options.get("use_dynamic_shifting") else {}
+    try:
+        scheduler.set_timesteps(steps or 20, **extra)
+    except Exception:
+        # schedulers raise many types where a pipeline would hand more over
+        return None
+    holder = type("Holder", (), {"scheduler": scheduler})()
+    step = DenoisingTracker(holder).observe("transformer", scheduler.timesteps[0])
+    return step if steps is not None else dataclasses.replace(step, total=None)
+
+
+def _scheduler_facts(scheduler: Any, step: DenoisingStep | None) -> dict[str, str]:
+    facts = {"class": type(scheduler).__name__}
+    if step is None:
+        facts["noise levels"] = "not looked at: it cannot be set up without its pipeline"
+        return facts
+    facts["noise levels"] = "known" if step.sigma is not None else "none that ditaccel can read"
+    facts["gap correction"] = "on" if step.additive else "off: it keeps earlier outputs, or clips"
+    return facts
+
+
+def _objection(policy: CachePolicy, step: DenoisingStep | None) -> str:
+    """What a policy would say at the first step of this scheduler."""
+    if step is None:
+        return ""
+    try:
+        state = BranchState(policy)
+        state.place(step)
+        if not policy.gate.needs_first_block:
+            policy.gate.before(step, state)
+    except DitaccelError as error:
+        return str(error)
+    return ""
+
+
+def try_on(transformers: dict[str, nn.Module], config: AccelerationConfig) -> str:
+    """Put a config on and take it off again; why it does not apply, empty where it does."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Session(None, transformers, config).restore()
+    except UnsupportedError as error:
+        return str(error)
+    return ""
+
+
+def _backends(transformer: nn.Module, device: torch.device) -> dict[str, str | None]:
+    from ..kernels import TileMap, Tiling
+    from ..kernels.attention import why
+
+    options = getattr(transformer, "config", None) or {}
+    dim = options.get("attention_head_dim")
+    dim = dim if isinstance(dim, int) else 64
+    dtype = getattr(transformer, "dtype", torch.float32)
+    if device.type == "cpu" and dtype == torch.float16:
+        dtype = torch.float32
+    q = torch.zeros(1, 1, 128, dim, dtype=dtype, device=device)
+    tiles = TileMap.dense(Tiling.fixed(128, 64), Tiling.fixed(128, 64), device=device)
+    return why(q, q, q, tiles)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides how a pipeline is patched."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "diffusers", "transformers", "triton"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def doctor(
+    pipe: Any,
+    config: Any = None,
+    *,
+    tokens: int | None = None,
+    steps: int | None = None,
+    call: Mapping[str, Any] | None = None,
+) -> Diagnosis:
+    """Say what `accelerate` would do to a pipeline; nothing is run or changed.
+
+    Args:
+        pipe: a diffusers pipeline, or a bare transformer; its weights may be on the meta device.
+        config: a preset name, path, spec or `AccelerationConfig` to look at; by default all
+            methods are, with their own defaults.
+        tokens: image or video tokens that a call makes; by default those of `call`, and for the
+            estimate of memory those of a common size.
+        steps: scheduler steps that the pipeline will be called with.
+        call: height, width and frames that it will be called with; by default its own.
+
+    Raises:
+        ConfigError: the config is wrong.
+        UsageError: it is not a pipeline.
+    """
+    tokens = checked_value("doctor", "tokens", int | None, tokens)
+    steps = checked_value("doctor", "steps", int | None, steps)
+    # what is on is off while methods are tried
+    with suspended(sessions_on(pipe, _components(pipe).values())):
+        return _diagnosis(pipe, config, tokens, steps, call)
+
+
+def _diagnosis(
+    pipe: Any,
+    config: Any,
+    tokens: int | None,
+    steps: int | None,
+    call: Mapping[str, Any] | None,
+) -> Diagnosis:
+    found = Diagnosis(type(pipe).__name__, versions=versions())
+    try:
+        transformers, adapter = _transformers(pipe)
+    except UnsupportedError as error:
+        found.problem = str(error)
+        return found
+    found.family, found.presets = adapter.name, [*adapter.presets, *published_presets(adapter.name)]
+    first = next(iter(transformers.values()))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        ours = call_size(pipe, unwrapped(first), adapter, call)
+        count = tokens or (None if ours is None else ours.tokens)
+        found.transformers = [_facts(n, t, adapter, count) for n, t in transformers.items()]
+    except UnsupportedError as error:
+        found.problem = str(error)
+        return found
+    scheduler = getattr(pipe, "scheduler", None)
+    step = None if scheduler is None else first_step(scheduler, steps)
+    if scheduler is not None:
+        found.scheduler = _scheduler_facts(scheduler, step)
+    chosen = None
+    if config is not None:
+        chosen = (
+            config if isinstance(config, AccelerationConfig) else configs.resolve(config, adapter)
+        )
+        chosen, _ = completed(chosen, adapter)
+        found.config = chosen.label or " & ".join(m.method for m in chosen.methods)
+    room = memory_here(device)
+    tried = chosen.methods if chosen is not None else _all_methods()
+    for each in tried:
+        setting, _ = completed(AccelerationConfig(**{each.kind: each}), adapter)
+        (method,) = setting.methods
+        reason = try_on(transformers, setting)
+        memory = None
+        dry = adapter.provisional
+        if method.kind == "cache":
+            policy = method.policy()
+            reason = reason or _objection(policy, step)
+            if not reason and steps is not None:
+                reason = too_few_steps(method.method, policy, steps) or ""
+            facts = found.transformers[0]
+            memory = cache_bytes(
+                policy, first, adapter, facts.tokens, facts.width, step, text_of(pipe, call)
+            )
+            dry = dry and not policy.outside
+        elif tokens is not None and tokens < method.min_tokens and adapter.text == "none":
+            reason = reason or (
+                f"{tokens} tokens are fewer than its min_tokens={method.min_tokens}"
+            )
+        note = "if a dry run at the first call shows how its blocks work" if dry else ""
+        idle = ""
+        if method.kind == "attention" and tokens is None and ours is not None and not note:
+            idle = _too_short(method, ours)
+        found.methods.append(
+            MethodVerdict(
+                method.method,
+                method.kind,
+                reason,
+                memory,
+                note or idle,
+                bool(idle),
+                limit=room if memory and room and memory > room else None,
+                pays=_pays(method, device) if method.kind == "attention" else "",
+            )
+        )
+    if chosen is not None:
+        found.problem = next((m.reason for m in found.methods if m.reason), "")
+        if not found.problem and all(m.idle for m in found.methods):
+            found.problem = "; ".join(f"{m.name} {m.note}" for m in found.methods)
+    else:
+        found.recommendation = _recommendation(found, transformers, adapter, step, steps)
+    if found.transformers[0].attention:
+        found.backends = _backends(first, device)
+    return found
+
+
+def _too_short(method: Any, size: CallSize) -> str:
+    """That an attention method does nothing at a size, and from which on it would."""
+    if size.tokens >= method.min_tokens:
+        return ""
+    longer = size.reaching(method.min_tokens)
+    here = f" ({_in_words(size.call)})" if size.call else ""
+    more = "" if longer is None else f"; it would from {_in_words(longer)} on"
+    return (
+        f"does nothing at this model's size{here}: {size.tokens} tokens are fewer than its "
+        f"min_tokens={method.min_tokens}{more}"
+    )
+
+
+def _pays(method: Any, device: torch.device) -> str:
+    """Where an attention method saves time: what it keeps shows in the first steps of a run."""
+    share = 100 * break_even_of(method.break_even, device.type)
+    if share >= 100:
+        return ""
+    return f"in layers that keep under {share:.0f} % of their attention; others stay dense"
+
+
+def _recommendation(
+    found: Diagnosis,
+    transformers: dict[str, nn.Module],
+    adapter: FamilyAdapter,
+    step: DenoisingStep | None,
+    steps: int | None,
+) -> str:
+    """What to call, and why: the family's preset, else the first method that works."""
+    reasons = []
+    for name in sorted(adapter.presets, key=lambda name: name != "balanced"):
+        setting, _ = completed(configs.preset(name, adapter), adapter)
+        (method,) = setting.methods
+        reason = try_on(transformers, setting)
+        if not reason and method.kind == "cache":
+            policy = method.policy()
+            reason = _objection(policy, step)
+            if not reason and steps is not None:
+                reason = too_few_steps(name, policy, steps) or ""
+        if not reason:
+            return (
+                f"ditaccel.accelerate(pipe, {name!r}): the preset that was set for this family "
+                f"({method.method}), and it applies here"
+            )
+        reasons.append(reason)
+    better = [m for m in found.methods if m.works and not m.note and m.name not in _BASELINES]
+    if not better:
+        return ""
+    why = (
+        f"the presets do not apply ({reasons[0]}), and" if reasons else "the family has no preset;"
+    )
+    return (
+        f"ditaccel.accelerate(pipe, {better[0].name!r}): {why} this is the first method that "
+        "applies; compare it with dense runs before you rely on it (ditaccel eval)"
+    )
+
+
+def _in_words(call: Mapping[str, int]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in call.items())
+
+
+def _all_methods() -> list[Any]:
+    return [cls(**_OPTIONS.get(name, {})) for name, cls in configs.methods().items()]

@@ -1,0 +1,1 @@
+"""Disk, terminal and Hub: what the commands share."""

@@ -1,0 +1,124 @@
+"""Where figures come from: versions, commit, device, and the model's fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import given
+from .models import execution_device
+
+_EDGE = 1 << 20
+_PACKAGES = ("torch", "diffusers", "transformers", "torchmetrics", "cache-dit", "numpy")
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Versions of what computes the figures; packages that are not installed are left out.
+
+    Args:
+        *more: packages to name beside the usual ones.
+    """
+    import ditaccel
+
+    try:
+        own = importlib.metadata.version("ditaccel")
+    except importlib.metadata.PackageNotFoundError:
+        own = getattr(ditaccel, "__version__", "unknown")
+    found = {"ditaccel": own, "python": platform.python_version()}
+    for name in (*_PACKAGES, *more):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def command() -> str:
+    """The command line of this process, its program by name alone."""
+    name = Path(sys.argv[0] or "python").name
+    return shlex.join(["ditaccel" if name == "__main__.py" else name, *sys.argv[1:]])
+
+
+def commit() -> str:
+    """Git commit of this source, with `+changes` where tracked files differ; else "unknown"."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here.parent), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+
+    try:
+        # An installed copy may lie inside somebody else's repository.
+        git("ls-files", "--error-unmatch", here.name)
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def device_of(pipe: Any) -> dict[str, Any]:
+    """Name and threads of the device a pipeline runs on."""
+    device = execution_device(pipe)
+    if device.type == "cuda":
+        return {"type": "cuda", "name": torch.cuda.get_device_name(device), "threads": 0}
+    return {"type": device.type, "name": _cpu_name(), "threads": torch.get_num_threads()}
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def fingerprint(model: str | Path) -> str:
+    """Hash over a model folder's files (whole small ones, the edges of large ones).
+
+    Returns:
+        16 hex digits; for a Hub id a hash of the id.
+    """
+    folder, digest = given.path(model), hashlib.sha256()
+    if not folder.is_dir():
+        return hashlib.sha256(str(model).encode()).hexdigest()[:16]
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        if path.suffix not in (".json", ".safetensors", ".txt", ".model"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)}:{size};".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_EDGE))
+            if size > _EDGE:
+                file.seek(max(_EDGE, size - _EDGE))
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def family_of(pipe: Any) -> str:
+    """The pipeline's family in the plugin's words, else its transformer's class name.
+
+    Args:
+        pipe: a diffusers pipeline.
+    """
+    from ..pipelines import adapter_for
+
+    for name, part in pipe.components.items():
+        if part is not None and name.split("_")[0] in ("transformer", "unet"):
+            adapter = adapter_for(type(part).__name__)
+            return type(part).__name__ if adapter is None else str(adapter.name)
+    return type(pipe).__name__

@@ -1,0 +1,1 @@
+"""What a session did, as a value and as text."""

@@ -1,0 +1,1 @@
+"""An accelerated pipeline, and which of them are open."""

@@ -1,0 +1,234 @@
+"""`ditaccel tune`: search the steps worth computing for a model, and write them as config files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ditaccel import config as configs
+from ditaccel.errors import UsageError
+from ditaccel.io import given
+from ditaccel.io.arguments import add_call, add_device, add_dtype, add_pipeline, listed, number
+from ditaccel.io.asking import asked, calls_of, default_call
+from ditaccel.io.factory import Opened
+from ditaccel.io.given import whole_argument as whole
+from ditaccel.io.models import Sheet, read_prompts, read_sheet
+from ditaccel.io.opening import open_pipeline
+from ditaccel.tuning.calibration import calibrate
+from ditaccel.tuning.tuner import MOST_PSNR, Target, Tuner, no_saving
+
+EXAMPLE = """\
+examples:
+  ditaccel tune samples/models/shapes-wan --psnr 35 --out wan-35db.yaml
+  ditaccel tune samples/models/shapes-flux --share 0.2,0.3,0.4 --limit 6 --out tuned/
+
+then: ditaccel.accelerate(pipe, "wan-35db.yaml"). A file holds for the step count it was made with.
+With several targets --out is a folder, and the dense runs are made only once.
+exit code: 0 all targets reached, 1 not all, 2 the command is wrong.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `ditaccel tune`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLE
+    parser.add_argument("model", help="folder or Hub id of a diffusers pipeline")
+    psnr = listed("--psnr", number("--psnr", 0, MOST_PSNR, open_ends=True), "30,35")
+    share = listed("--share", number("--share", 0, 1, open_ends=True), "0.2,0.3")
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--psnr", type=psnr, metavar="DB", help="PSNR to dense to reach, in dB")
+    goal.add_argument("--share", type=share, metavar="PART", help="computed share to keep to")
+    goal.add_argument(
+        "--attention-error",
+        type=listed("--attention-error", number("--attention-error", 0, 1, open_ends=True)),
+        metavar="SHARE",
+        help="calibrate LiteAttention instead: relative L1 error of each layer's output, e.g. 0.02",
+    )
+    parser.add_argument(
+        "--statistic",
+        choices=("mean", "min"),
+        default="mean",
+        help="hold the mean PSNR of the prompts against --psnr, or the worst one's (default mean)",
+    )
+    parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="file, or folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--prompts", metavar="FILE", help="one prompt (or class name) a line")
+    add = parser.add_argument
+    add("--limit", type=whole("--limit", 1), default=4, help="prompts to learn from (default 4)")
+    add("--seed", type=whole("--seed", 0), default=1000, help="seed of the first prompt")
+    add("--steps", type=whole("--steps", 1), help="scheduler steps")
+    add_call(parser)
+    add_device(parser)
+    add_dtype(parser)
+    add_pipeline(parser)
+    add("--threads", type=whole("--threads", 1), help="CPU threads")
+    parser.add_argument(
+        "--memory",
+        default="4GB",
+        metavar="SIZE",
+        help="for one generation's outputs; more goes to a temporary file (default 4GB)",
+    )
+
+
+def _calls(opened: Opened, sheet: Sheet, args: argparse.Namespace) -> list[dict[str, Any]]:
+    source = args.prompts or sheet.prompts
+    if source is None:
+        raise UsageError("give --prompts FILE: the model folder names no prompts of its own")
+    # The last ones: evaluations begin with the first, and should not judge what was learnt from.
+    prompts = read_prompts(source)[-args.limit :]
+    given = dict(args.call)
+    if args.steps is not None:
+        given["num_inference_steps"] = args.steps
+    call = default_call(opened.pipe, sheet, given, opened.call)
+    return [{**call, **asked(opened.pipe, p)} for p in prompts]
+
+
+def _names(args: argparse.Namespace) -> dict[str, Target]:
+    """File name without suffix -> target."""
+    goals = [(f"psnr-{p:g}", Target(psnr=p, statistic=args.statistic)) for p in args.psnr or ()]
+    for share in args.share or ():
+        goals.append((f"share-{share:g}", Target(computed_share=share, statistic=args.statistic)))
+    for error in args.attention_error or ():
+        goals.append((f"attention-error-{error:g}", Target(attention_error=error)))
+    return dict(goals)
+
+
+def _places(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Path]:
+    """Where each file goes; looked at before anything runs.
+
+    Raises:
+        UsageError: several files for one name, or a file that is there and may not be replaced.
+    """
+    names = list(names)
+    single = args.out.suffix in (".yaml", ".yml", ".json")
+    if single and len(names) > 1:
+        raise UsageError(f"{len(names)} targets need a folder, and --out {args.out} is a file")
+    given.output_folder(args.out.parent if single else args.out, "--out")
+    places = {n: given.path(args.out if single else args.out / f"{n}.yaml") for n in names}
+    there = [str(path) for path in places.values() if path.exists()]
+    if there and not args.overwrite:
+        raise UsageError(
+            f"{', '.join(there)} is there already; give another --out, or --overwrite to replace it"
+        )
+    return places
+
+
+class _Files:
+    """Writes what was found, and keeps count of what did not reach its target.
+
+    Args:
+        places: of the files by name.
+    """
+
+    def __init__(self, places: dict[str, Path]) -> None:
+        self.places = places
+        self.missed: list[str] = []
+
+    def make_folder(self) -> None:
+        """Make room for the files, before hours are spent on them.
+
+        Raises:
+            UsageError: it cannot be made.
+        """
+        for path in self.places.values():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(f"cannot write to {path}: {error}") from None
+
+    def write(self, name: str, config: configs.AccelerationConfig) -> Path:
+        """Write a config that reached its target."""
+        configs.dump(config, self.places[name])
+        return self.places[name]
+
+    def miss(self, name: str, why: str, config: configs.AccelerationConfig | None) -> Path | None:
+        """Write a config that did not, unless a file is there: that one may be better."""
+        path = self.places[name]
+        if config is None:
+            self.missed.append(f"{name}: {why}; no file is written")
+        elif path.exists():
+            self.missed.append(f"{name}: {why}; {path} is left as it was")
+        else:
+            self.missed.append(f"{name}: {why}; the best plan is in {self.write(name, config)}")
+            return path
+        return None
+
+
+def _calibrate(
+    pipe: Any, calls: list[dict[str, Any]], goals: dict[str, Target], seed: int, files: _Files
+) -> None:
+    print(f"{'target':<24}{'density':>9}{'error':>9}  file")
+    for name, goal in goals.items():
+        error = goal.attention_error or 0.0
+        found = calibrate(pipe, calls, target_error=error, seed=seed, progress=_say)
+        label = f"attention within {100 * error:g} %"
+        config = configs.AccelerationConfig(attention=found.config, label=label)
+        mean = sum(found.error) / len(found.error)
+        path: Path | None
+        if not found.saves:
+            path = files.miss(name, no_saving(found, error), None)
+        elif mean > error:
+            path = files.miss(name, f"the mean error of the layers is {mean:.4f}", config)
+        else:
+            path = files.write(name, config)
+        density = sum(found.density) / len(found.density)
+        print(f"{name:<24}{density:>9.3f}{mean:>9.4f}  {path or '-'}")
+
+
+def _search(tuner: Tuner, goals: dict[str, Target], files: _Files) -> None:
+    print(f"{'target':<14}{'computed':>9}{'PSNR':>9}{'worst':>9}  file")
+    for name, goal in goals.items():
+        with warnings.catch_warnings():
+            # said below, with what becomes of the file
+            warnings.filterwarnings("ignore", message=".*no plan that was run reaches")
+            found = tuner.reach(goal)
+        path: Path | None
+        if found.reaches(goal):
+            path = files.write(name, found.config)
+        else:
+            level = found.level(goal.statistic)
+            of = "" if goal.statistic == "mean" else " for the worst sample"
+            path = files.miss(
+                name,
+                f"no plan that was run reaches {goal.psnr:g} dB{of}; the best of "
+                f"{len(tuner.runs)} has {level:.1f} dB",
+                found.config,
+            )
+        levels = f"{found.psnr:>6.1f} dB{found.psnr_min:>6.1f} dB"
+        print(f"{name:<14}{found.computed_share:>9.3f}{levels}  {path or '-'}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `ditaccel tune`.
+
+    Returns:
+        0; 1 where a target was not reached (each is named).
+
+    Raises:
+        DitaccelError: unusable input, in one line.
+    """
+    goals = _names(args)
+    files = _Files(_places(args, goals))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
+    calls = _calls(opened, read_sheet(args.model), args)
+    files.make_folder()  # not before: a wrong model leaves nothing behind
+    with calls_of(opened.pipe, "tune"):
+        if args.attention_error:
+            _calibrate(opened.pipe, calls, goals, args.seed, files)
+        else:
+            _search(Tuner(opened.pipe, calls, args.seed, _say, args.memory), goals, files)
+    for line in files.missed:
+        print(f"ditaccel: not reached: {line}", file=sys.stderr)
+    return 1 if files.missed else 0

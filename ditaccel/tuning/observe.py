@@ -1,0 +1,33 @@
+"""Look at the attention of a pipeline while it runs: to calibrate, or to measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..api import _transformers
+from ..attention.lite_attention import LiteAttentionConfig
+from ..attention.planner import Watcher
+from ..config import AccelerationConfig
+from ..errors import UsageError
+from ..sessions.session import Session, session_of
+
+
+@contextmanager
+def observed(pipe: Any, watcher: Watcher) -> Iterator[None]:
+    """Show `watcher` every self-attention call within a `with` block; nothing else changes.
+
+    Raises:
+        UsageError: the pipeline is accelerated.
+        UnsupportedError: no transformer of a known family, or its attention cannot be reached.
+    """
+    transformers, _ = _transformers(pipe)
+    if session_of(transformers) is not None:
+        raise UsageError("this needs the dense pipeline; call ditaccel.restore(pipe) first")
+    config = AccelerationConfig(attention=LiteAttentionConfig())
+    session = Session(pipe, transformers, config, planner=watcher)
+    try:
+        yield
+    finally:
+        session.restore()

@@ -1,0 +1,1 @@
+"""What a generation takes: time, work and memory, counted from outside."""

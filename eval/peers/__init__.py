@@ -1,0 +1,1 @@
+"""Peers: other projects' caches, one file each."""

@@ -1,0 +1,61 @@
+"""cache-dit's DBCache, with or without its TaylorSeer calibrator."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from ditaccel.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from .base import Situation
+
+
+def _quiet() -> None:
+    # It reports each enabling at warning level, which is once a generation here.
+    for name in list(logging.root.manager.loggerDict):
+        if name.lower().startswith("cache_dit"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def cache_dit(pipe: Any, options: dict[str, Any], situation: Situation, _: Any) -> None:
+    """Put DBCache on an isolated pipeline.
+
+    Args:
+        pipe: the copy; its own class takes the patch that cache-dit makes at class level.
+        options: `threshold`, `fn`, `bn`, `warmup`, `max_cached`, `max_continuous`, `order`.
+        situation: cache-dit tells guidance branches apart by call parity, so it must be told
+            whether there are two calls a step.
+
+    Raises:
+        UnsupportedError: the pipeline is none that cache-dit knows, or more than two branches.
+    """
+    import cache_dit
+
+    _quiet()
+    if situation.branches > 2:
+        raise UnsupportedError(f"cache-dit cannot follow {situation.branches} calls a step")
+    blocks = options["fn"] + options["bn"]
+    from ..measure.counting import blocks_of, transformers_of
+
+    for transformer in transformers_of(pipe).values():
+        if blocks >= len(blocks_of(transformer)):
+            raise UnsupportedError(
+                f"peer/cache_dit: fn + bn = {blocks} blocks of {len(blocks_of(transformer))} are "
+                "always computed: nothing is left to cache; lower fn"
+            )
+    config = cache_dit.DBCacheConfig(
+        Fn_compute_blocks=options["fn"],
+        Bn_compute_blocks=options["bn"],
+        residual_diff_threshold=options["threshold"],
+        max_warmup_steps=options["warmup"],
+        max_cached_steps=options["max_cached"],
+        max_continuous_cached_steps=options["max_continuous"],
+        num_inference_steps=situation.steps,
+        enable_separate_cfg=situation.branches == 2,
+    )
+    calibrator = None
+    if options["order"]:
+        calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=options["order"])
+    cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=calibrator)
+    _quiet()

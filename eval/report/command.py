@@ -1,0 +1,62 @@
+"""`ditaccel report`: the page of an evaluation again, or the state and gallery of a batch job."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ditaccel.batch.folder import JobFolder
+from ditaccel.errors import UsageError
+from ditaccel.io import given
+
+from ..store import RUN
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `ditaccel report`."""
+    parser.add_argument(
+        "folder", type=Path, help="what `ditaccel eval --out` or `ditaccel generate --out` wrote"
+    )
+    parser.add_argument(
+        "--png", type=Path, metavar="FILE", help="of an evaluation: draw the Pareto plot there, too"
+    )
+    parser.add_argument("--json", action="store_true", help="of a job: print its state as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `ditaccel report`.
+
+    Returns:
+        0.
+
+    Raises:
+        UsageError: the folder's files are missing or damaged, or it is of the other kind.
+    """
+    if args.png is not None:
+        given.output_file(args.png, "--png")
+    if JobFolder(args.folder).exists and not (args.folder / RUN).exists():
+        return _job(args)
+    if args.json:
+        raise UsageError(f"--json is for jobs; of an evaluation, read {args.folder}/summary.json")
+    from .page import plain_table, write_pareto_png, write_report
+
+    page = write_report(args.folder)
+    print(plain_table(args.folder))
+    if args.png is not None:
+        print(f"plot: {write_pareto_png(args.folder, args.png)}")
+    print(f"report: {page}")
+    return 0
+
+
+def _job(args: argparse.Namespace) -> int:
+    if args.png is not None:
+        raise UsageError(f"--png is for evaluations; {args.folder} holds a batch job")
+    from .jobs import write_gallery
+
+    page, lines, summary = write_gallery(args.folder)
+    if args.json:
+        print(json.dumps(summary, indent=1))
+    else:
+        print("\n".join([*lines, f"gallery: {page}"]))
+    return 0

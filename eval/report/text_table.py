@@ -1,0 +1,104 @@
+"""The figures as text: GitHub Markdown for a file, and the few that matter for a terminal."""
+
+from __future__ import annotations
+
+from ditaccel.eval.measure.pairs import State
+from ditaccel.eval.report.columns import FID_SAMPLES, cell_text, columns_of, speedup_words
+from ditaccel.eval.report.load import Config, Evaluation
+from ditaccel.eval.verdicts import Missing
+
+
+def markdown_rows(evaluation: Evaluation) -> str:
+    """The compact table as GitHub Markdown, one line a configuration, with notes below."""
+    columns = [c for c in columns_of(evaluation) if c.markdown]
+
+    def safe(text: str) -> str:
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    lines = [
+        "| configuration | " + " | ".join(c.title for c in columns) + " |",
+        "|---|" + "---:|" * len(columns),
+    ]
+    for config in evaluation.configs:
+        cells = [" ".join(filter(None, cell_text(evaluation, config, c))) or "–" for c in columns]
+        failed = evaluation.failed(config.id)
+        name = safe(config.label) + (f" ({len(failed)} failed)" if failed else "")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    smallest = min((evaluation.number(c, "n") or 0) for c in evaluation.configs)
+    notes = [f"{smallest:.0f} samples a configuration"]
+    if any(c.key.startswith("fid") for c in columns) and smallest < FID_SAMPLES:
+        notes.append("FID at this N: compare within the column only")
+    timing = evaluation.summary.get("timing") or {}
+    if timing.get("text"):
+        notes.append(safe(str(timing["text"])))
+    device = evaluation.run.get("device") or {}
+    if device.get("name"):
+        notes.append(f"device: {safe(str(device['name']))}")
+    return "\n".join([*lines, "", "; ".join(notes) + ".", ""])
+
+
+def _psnr(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "identical" if value >= 99 else f"{value:.1f} dB"
+
+
+def _speed(evaluation: Evaluation, config: Config) -> str:
+    speed = evaluation.number(config, "speedup", "median")
+    words = speedup_words(evaluation, config)
+    if speed is None:
+        return words or "–"
+    low, high = (evaluation.number(config, "speedup", key) for key in ("p25", "p75"))
+    spread = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    if config.role == "dense":
+        spread = ""
+    return f"{words + ' ' if words else ''}{speed:.2f}×{spread}"
+
+
+def _quality(evaluation: Evaluation, config: Config) -> list[str]:
+    if config.role == "dense":
+        return ["reference", "", "", ""]
+    kept = evaluation.number(config, "psnr", "kept")
+    values = [_psnr(evaluation.number(config, "psnr", key)) for key in ("mean", "median", "min")]
+    return [*values, "–" if kept is None else f"{kept:.0%}"]
+
+
+def terminal_table(evaluation: Evaluation) -> list[str]:
+    """The main figures in aligned columns.
+
+    A row that skips nothing is not a result: it has words in place of a speed-up.
+    """
+    rows = [["configuration", "speed-up", "computed", "PSNR", "median", "worst", "kept"]]
+    for config in evaluation.configs:
+        failed = len(evaluation.failed(config.id))
+        share = evaluation.number(config, "computed_share")
+        rows.append(
+            [
+                config.label + (f" ({failed} failed)" if failed else ""),
+                _speed(evaluation, config),
+                "–" if share is None else f"{share:.0%}",
+                *_quality(evaluation, config),
+            ]
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    lines.insert(1, "-" * max(len(line) for line in lines))
+    for config in evaluation.configs:
+        if evaluation.state(config) is State.IMPOSSIBLE:
+            lines.append(f"{config.label}: {evaluation.stats(config)['timing']['reason']}")
+    return lines
+
+
+def main_lines(evaluation: Evaluation) -> list[str]:
+    """What a reader should take along: the noise of the table, and the best row's verdict."""
+    head = evaluation.summary.get("headline") or {}
+    verdicts = evaluation.summary["verdicts"]
+    lines = [v["text"] for v in verdicts if v.get("config") is None]
+    if head.get("missing"):
+        why = Missing(head["missing"]).text
+        return [*lines, f"{why[:1].upper()}{why[1:]}."]
+    best = [v["text"] for v in verdicts if v.get("config") == head.get("config")]
+    return [*lines, *(f"Best row: {words}" for words in best if head.get("config"))]

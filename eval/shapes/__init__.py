@@ -1,0 +1,1 @@
+"""The world of the shapes samples: its judge, its real pictures, the demo."""

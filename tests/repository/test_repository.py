@@ -1,0 +1,65 @@
+"""Rules about the repository itself: folders, file lengths, packaging lists."""
+
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOP_LEVEL = {"ditaccel", "kernels", "pipelines", "eval", "tests", "samples"}
+SOURCE = (".py", ".html", ".css", ".js")
+MAX_LINES = 500
+
+
+def _tracked() -> list[Path]:
+    try:
+        done = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [Path(name) for name in done.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_top_level_folders_are_the_six_rooms() -> None:
+    folders = {path.parts[0] for path in _tracked() if len(path.parts) > 1}
+    assert {name for name in folders if not name.startswith(".")} <= TOP_LEVEL
+
+
+def test_no_source_file_is_longer_than_500_lines() -> None:
+    lengths = {
+        str(path): len((ROOT / path).read_text().splitlines())
+        for path in _tracked()
+        if path.suffix in SOURCE
+    }
+    assert {name: n for name, n in lengths.items() if n > MAX_LINES} == {}
+
+
+def test_pyproject_lists_every_package() -> None:
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = set()
+    for room in ("ditaccel", "kernels", "pipelines", "eval"):
+        for init in (ROOT / room).rglob("__init__.py"):
+            parts = init.parent.relative_to(ROOT).parts
+            found.add(".".join(parts if room == "ditaccel" else ("ditaccel", *parts)))
+    assert set(table["packages"]) == found
+
+
+def test_pinned_packages_hold_no_trap() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    names = {pin.split("==")[0].lower() for pin in pins}
+    assert all("==" in pin for pin in pins)
+    # A torchvision that does not match torch breaks every diffusers import; torch-fidelity without
+    # torchvision breaks torchmetrics.
+    assert names.isdisjoint({"torchvision", "torch-fidelity"})
+
+
+def test_network_is_blocked_in_tests() -> None:
+    import socket
+
+    with pytest.raises(OSError, match="must not reach the network"):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    with pytest.raises(OSError, match="must not reach the network"):
+        socket.getaddrinfo("example.org", 80)
