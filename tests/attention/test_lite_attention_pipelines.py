@@ -12,6 +12,7 @@ from tiny_families import ATTENTION_FAMILIES, FAMILIES, peaked
 
 import ditaccel
 from ditaccel import LiteAttentionConfig
+from ditaccel.sessions.session import session_of
 
 SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "break_even": 0.97}
 PEAKED = LiteAttentionConfig(threshold=-4.0, **SMALL)
@@ -220,7 +221,7 @@ def test_what_is_promised_is_about_what_is_kept():
     free = {**SMALL, "break_even": 1.0, "retest": 0}
     ditaccel.accelerate(pipe, attention=LiteAttentionConfig(threshold=-4.0, **free))
     seen = []
-    planner = ditaccel.session.session_of({"t": pipe.transformer})._attention["transformer"].planner
+    planner = session_of({"t": pipe.transformer})._attention["transformer"].planner
     plan = planner.plan
 
     def look(q, k, v, scale, context, state):

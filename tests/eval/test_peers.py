@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from ditaccel.eval.measure.counting import blocks_of, counted
-from ditaccel.eval.peers.base.base import PEERS, Situation, peer_options, prepare, with_peer
-from ditaccel.eval.peers.base.isolation import isolated
+from ditaccel.eval.peers.base import PEERS, Situation, peer_options, prepare, with_peer
+from ditaccel.eval.peers.isolation import isolated
 from ditaccel.eval.sampler import Sampler
 
 from ditaccel.errors import ConfigError, UnsupportedError

@@ -21,7 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # The oldest that is promised, and the newest that the tests last passed with.
 DIFFUSERS = ("0.41.0", "0.42.1")
 TESTS = (
-    "tests/ditaccel",
+    "tests/api",
+    "tests/caching",
+    "tests/config",
+    "tests/core",
+    "tests/tuning",
     "tests/pipelines",
     "tests/attention/test_seam.py",
     "tests/conformance",

@@ -349,7 +349,7 @@ def test_plans_of_nearly_all_steps_are_on_the_front():
 
 def test_long_runs_are_announced(monkeypatch):
     pipe, _ = tiny_dit(scheduler=DDIMScheduler(clip_sample=False))
-    monkeypatch.setattr("ditaccel.tuning._LONG", -1.0)
+    monkeypatch.setattr("ditaccel.tuning.tuner._LONG", -1.0)
     lines = []
     Tuner(pipe, [{**c, "num_inference_steps": 12} for c in CALLS], progress=lines.append)
     assert lines[1].startswith("a dense run takes") and "2 of them, then 4 plans" in lines[1]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ditaccel.eval.measure import counting, memory
 from ditaccel.eval.measure.counting import counted
-from ditaccel.eval.peers.base.base import Situation, peer_options, with_peer
+from ditaccel.eval.peers.base import Situation, peer_options, with_peer
 from ditaccel.eval.report.page import markdown_table, write_report
 from ditaccel.eval.runs import Options, evaluate
 from ditaccel.eval.sampler import Sampler
