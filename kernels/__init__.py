@@ -6,10 +6,16 @@ from .attention import (
     TileCentroids,
     merge_attention,
     tile_attention,
-    why,
+    tile_attention_backends,
 )
 from .clustering import Clusters, kmeans
-from .moments import TileMoments, moment_attention, score_variance, tile_moments
+from .moments import (
+    TileMoments,
+    moment_attention,
+    moment_attention_backends,
+    score_variance,
+    tile_moments,
+)
 from .permutation import inverse_permute, order_by_label, permute
 from .pooling import pool_tiles, pooled_scores
 from .sparse_linear import (
@@ -18,6 +24,7 @@ from .sparse_linear import (
     SparseLinearOutput,
     feature_map,
     sparse_linear_attention,
+    sparse_linear_backends,
 )
 from .tile_map import TileMap, keep_keys, keep_queries, pack_mask, unpack_mask
 from .tiling import Tiling
@@ -40,6 +47,7 @@ __all__ = [
     "kmeans",
     "merge_attention",
     "moment_attention",
+    "moment_attention_backends",
     "order_by_label",
     "pack_mask",
     "permute",
@@ -47,8 +55,9 @@ __all__ = [
     "pooled_scores",
     "score_variance",
     "sparse_linear_attention",
+    "sparse_linear_backends",
     "tile_attention",
+    "tile_attention_backends",
     "tile_moments",
     "unpack_mask",
-    "why",
 ]

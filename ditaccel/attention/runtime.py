@@ -16,9 +16,14 @@ from ..core.denoising.tracker import DenoisingStep
 from ..core.patching import PatchLedger
 from ..core.stopwatch import Stopwatch
 from ..errors import UnsupportedError
-from ..kernels import TileMap, inverse_permute, permute, tile_attention
-from ..kernels.attention import why
-from ..kernels.moments import why as why_moments
+from ..kernels import (
+    TileMap,
+    inverse_permute,
+    moment_attention_backends,
+    permute,
+    tile_attention,
+    tile_attention_backends,
+)
 from ..pipelines import submodule
 from ..pipelines.grids import Grid
 from .masks import KeyMask, NotKeyPadding
@@ -418,11 +423,12 @@ class AttentionRuntime(PerLoop):
         if self._looked_at_backend:
             return
         self._looked_at_backend = True
-        kernel, reason = "kernel", why(q, k, v, tile_map)["triton"]
+        kernel, reason = "kernel", tile_attention_backends(q, k, v, tile_map)["triton"]
         if reason is None and getattr(self.planner, "mode", None) in _WITH_MOMENTS:
             tilings = tile_map.q_tiling, tile_map.k_tiling
             every = torch.ones((1, 1, *(t.tiles for t in tilings)), dtype=torch.bool)
-            kernel, reason = "kernel of moments", why_moments(q, k, v, every, *tilings)["triton"]
+            kernel = "kernel of moments"
+            reason = moment_attention_backends(q, k, v, every, *tilings)["triton"]
         if reason is not None:
             self._warn(
                 f"{self._name}: the Triton {kernel} cannot run here ({reason}); a slower backend "

@@ -159,8 +159,7 @@ def try_on(transformers: dict[str, nn.Module], config: AccelerationConfig) -> st
 
 
 def _backends(transformer: nn.Module, device: torch.device) -> dict[str, str | None]:
-    from ..kernels import TileMap, Tiling
-    from ..kernels.attention import why
+    from ..kernels import TileMap, Tiling, tile_attention_backends
 
     options = getattr(transformer, "config", None) or {}
     dim = options.get("attention_head_dim")
@@ -170,7 +169,7 @@ def _backends(transformer: nn.Module, device: torch.device) -> dict[str, str | N
         dtype = torch.float32
     q = torch.zeros(1, 1, 128, dim, dtype=dtype, device=device)
     tiles = TileMap.dense(Tiling.fixed(128, 64), Tiling.fixed(128, 64), device=device)
-    return why(q, q, q, tiles)
+    return tile_attention_backends(q, q, q, tiles)
 
 
 def versions() -> dict[str, str]:

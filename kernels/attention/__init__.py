@@ -17,7 +17,7 @@ __all__ = [
     "TileCentroids",
     "merge_attention",
     "tile_attention",
-    "why",
+    "tile_attention_backends",
 ]
 
 BACKENDS: tuple[Backend[AttentionCall], ...] = (
@@ -33,7 +33,7 @@ BACKENDS: tuple[Backend[AttentionCall], ...] = (
 )
 
 
-def why(
+def tile_attention_backends(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -86,7 +86,7 @@ def tile_attention(
         centroids: what stands for skipped tiles under the same softmax; a mask is no concern of
             theirs. Not together with marking.
         backend: `triton`, `flex`, `torch` or `naive`; by default the first that can run the call.
-            `why` gives the reasons.
+            `tile_attention_backends` gives the reasons.
 
     Returns:
         Output, lse and marks. Rows without keys are 0, and their lse -inf.

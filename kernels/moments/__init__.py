@@ -36,7 +36,13 @@ from . import naive, torch_backend, triton_backend, triton_moments
 from .call import MomentCall, MomentsCall, check_call
 from .moments import TileMoments, score_variance, tile_of
 
-__all__ = ["TileMoments", "moment_attention", "score_variance", "tile_moments", "why"]
+__all__ = [
+    "TileMoments",
+    "moment_attention",
+    "moment_attention_backends",
+    "score_variance",
+    "tile_moments",
+]
 
 BACKENDS: tuple[Backend[MomentCall], ...] = (
     Backend(
@@ -82,7 +88,7 @@ def tile_moments(
     return choose("tile_moments", MOMENTS_BACKENDS, call, backend).run(call)
 
 
-def why(
+def moment_attention_backends(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -126,7 +132,7 @@ def moment_attention(
         mask: bool `(B, Lk)`, True for keys that count.
         moments: `tile_moments(k, v, k_tiling, mask)`, where they are known already.
         backend: `triton`, `torch` or `naive`; by default the first that can run the call. A
-            gradient takes one of the latter. `why` gives the reasons.
+            gradient takes one of the latter. `moment_attention_backends` gives the reasons.
 
     Returns:
         Output `(B, H, Lq, D)` in the dtype of q, and log-sum-exp `(B, H, Lq)` in float32 (float64

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..attention import merge_attention
 from ..tiling import Tiling
-from . import moment_attention, tile_moments, why
+from . import moment_attention, moment_attention_backends, tile_moments
 
 # Relative RMSE against float64 on the same inputs. Half precision rounds mean keys and weights
 # ahead of their products, and the outputs; Triton holds covariances in bfloat16 then, and with
@@ -92,7 +92,7 @@ def check_moments(
     """
     arguments = draw(seed, device, dtype, small=backend == "triton" and device == "cpu")
     q, k, v, tiling, mask = (arguments[name] for name in ("q", "k", "v", "k_tiling", "mask"))
-    if why(**arguments)[backend] is not None:
+    if moment_attention_backends(**arguments)[backend] is not None:
         return []
     output, lse = (x.to(device) for x in moment_attention(**arguments, backend="naive"))
     other = torch.randn(q.shape, generator=torch.Generator().manual_seed(seed)).to(q)

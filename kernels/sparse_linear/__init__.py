@@ -21,11 +21,11 @@ __all__ = [
     "SparseLinearOutput",
     "feature_map",
     "sparse_linear_attention",
-    "why",
+    "sparse_linear_backends",
 ]
 
 
-def why(
+def sparse_linear_backends(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -83,7 +83,8 @@ def sparse_linear_attention(
         scale: of the scores ahead of the softmax, positive; `1 / sqrt(D)` by default.
         mask: bool `(B, Lk)`, True to attend: keys left out by both branches.
         eps: added to the denominator of the linear branch.
-        backend: `triton`, `torch` or `naive`; by default the first that can run the call. `why`
+        backend: `triton`, `torch` or `naive`; by default the first that can run the call.
+            `sparse_linear_backends`
             gives the reasons.
 
     Returns:

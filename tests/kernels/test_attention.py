@@ -12,7 +12,7 @@ from ditaccel.kernels import (
     Tiling,
     merge_attention,
     tile_attention,
-    why,
+    tile_attention_backends,
 )
 from ditaccel.kernels.fuzz import check, draw, poisoned, relative_rmse
 from torch import Tensor
@@ -232,7 +232,7 @@ def test_inputs_are_left_as_they_were() -> None:
 def test_gates_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     q, k, v = _qkv(1, 1, 16, 16)
-    reasons = why(q, k, v, _dense(16))
+    reasons = tile_attention_backends(q, k, v, _dense(16))
     assert reasons["torch"] is None and reasons["naive"] is None
     assert "triton" in reasons and reasons["triton"] is not None
     with pytest.raises(ValueError, match=r"'triton' cannot run this tile_attention: .*[Tt]riton"):

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from ditaccel.kernels import Marking, TileMap, Tiling, tile_attention, why
+from ditaccel.kernels import Marking, TileMap, Tiling, tile_attention, tile_attention_backends
 from ditaccel.kernels.fuzz import relative_rmse
 
 
@@ -29,7 +29,7 @@ def _map(length: int = 200, tile: int = 64) -> TileMap:
     ],
 )
 def test_it_refuses_what_it_cannot_do(options: dict[str, Any], reason: str) -> None:
-    said = why(*_call(), _map(), **options)["flex"]
+    said = tile_attention_backends(*_call(), _map(), **options)["flex"]
     assert said is not None and reason in said
     with pytest.raises(ValueError, match=reason):
         tile_attention(*_call(), _map(), backend="flex", **options)
@@ -37,7 +37,7 @@ def test_it_refuses_what_it_cannot_do(options: dict[str, Any], reason: str) -> N
 
 def test_clusters_do_not_fit() -> None:
     tiling = Tiling.variable(torch.tensor([[[0, 50, 200]]], dtype=torch.int32), 200)
-    said = why(*_call(), TileMap.dense(tiling, tiling))["flex"]
+    said = tile_attention_backends(*_call(), TileMap.dense(tiling, tiling))["flex"]
     assert said is not None and "variable size" in said
 
 

@@ -72,7 +72,7 @@ import torch
 from ditaccel.kernels import Tiling, merge_attention, moment_attention, tile_moments
 from ditaccel.kernels.dispatch import choose
 from ditaccel.kernels.fuzz import poisoned, relative_rmse
-from ditaccel.kernels.moments import BACKENDS, triton_backend, why
+from ditaccel.kernels.moments import BACKENDS, moment_attention_backends, triton_backend
 from ditaccel.kernels.moments.call import check_call
 # Two of three query tiles of one key head at a time, where heads share keys; 75 key tiles are three
 # blocks, one of which holds no marginal tile, and for one query tile none does.
@@ -95,7 +95,7 @@ q = torch.randn(1, 1, 40, 16)
 tiling = Tiling.fixed(40, 16)
 everything = torch.ones(1, 1, 3, 3, dtype=torch.bool)
 def reason(x, **given):
-    return why(x, x, x, everything, tiling, tiling, **given)["triton"]
+    return moment_attention_backends(x, x, x, everything, tiling, tiling, **given)["triton"]
 assert reason(q) is None
 assert "bfloat16" in reason(q.bfloat16()) and "float64" in reason(q.double())
 assert "at most 256, got 257" in reason(torch.randn(1, 1, 40, 257))
@@ -150,13 +150,13 @@ _SPARSE_LINEAR_GATES = """
 import torch
 from ditaccel.kernels import TileMap, Tiling
 from ditaccel.kernels.dispatch import choose
-from ditaccel.kernels.sparse_linear import operator, why
+from ditaccel.kernels.sparse_linear import operator, sparse_linear_backends
 from ditaccel.kernels.sparse_linear.call import check_call
 q = torch.randn(1, 1, 40, 16, requires_grad=True)
 tiling = Tiling.fixed(40, 16)
 dense = TileMap.dense(tiling, tiling)
 def reason(x):
-    return why(x, x, x, dense, dense, q_features=x, k_features=x)["triton"]
+    return sparse_linear_backends(x, x, x, dense, dense, q_features=x, k_features=x)["triton"]
 assert reason(q) is None, "it has a backward"
 assert "bfloat16" in reason(q.bfloat16()) and "float64" in reason(q.double())
 assert "at most 128, got 129" in reason(torch.randn(1, 1, 40, 129))
@@ -172,7 +172,8 @@ def test_gates_of_the_sparse_linear_kernels() -> None:
 
 _GATES = """
 import torch
-from ditaccel.kernels import Marking, TileMap, Tiling, tile_attention, why
+from ditaccel.kernels import Marking, TileMap, Tiling, tile_attention
+from ditaccel.kernels import tile_attention_backends as why
 q = torch.randn(1, 1, 300, 16)
 big, small = Tiling.fixed(300, 128), Tiling.fixed(300, 32)
 dense = TileMap.dense(small, small)
