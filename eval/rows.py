@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ditaccel import api
 from ditaccel.errors import DitaccelError, UnsupportedError
 from ditaccel.io.models import execution_device
 
@@ -119,10 +120,8 @@ class Rows:
             with with_peer(name, pipe, options, situation, self._prepared[key]) as twin:
                 yield twin, lambda: None
         elif row.cache is not None:
-            import ditaccel
-
-            with ditaccel.accelerated(pipe, self._config(row)):
-                yield pipe, lambda: ditaccel.report(pipe).last_generation()
+            with api.accelerated(pipe, self._config(row)):
+                yield pipe, lambda: api.report(pipe).last_generation()
         else:
             yield pipe, lambda: None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import importlib
 import json
 import os
@@ -25,6 +24,7 @@ import yaml
 
 from ..errors import ConfigError, UsageError
 from ..io import given
+from ..io.given import suggest
 from .option_types import arms_of, checked
 
 if TYPE_CHECKING:
@@ -114,15 +114,6 @@ class AccelerationConfig:
     def methods(self) -> tuple[Any, ...]:
         """The configs of the methods that are on."""
         return tuple(m for m in (self.cache, self.attention) if m is not None)
-
-
-def suggest(word: str, known: typing.Iterable[str]) -> str:
-    """The end of a message on an unknown word: the nearest known one, and all of them."""
-    known = list(known)
-    lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower(), lower, n=1)
-    hint = f"; did you mean {lower[near[0]]!r}?" if near else "."
-    return f"{hint} Known: {', '.join(known) or 'none'}"
 
 
 def from_text(hint: Any, value: Any) -> Any:

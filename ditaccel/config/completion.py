@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from . import KINDS, AccelerationConfig, from_text, suggest
+from ..io.given import suggest
+from . import KINDS, AccelerationConfig, from_text
 
 if TYPE_CHECKING:
     from ..pipelines import FamilyAdapter

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from . import AccelerationConfig, method_from_dict, methods, parse_options, suggest
+from ..io.given import suggest
+from . import AccelerationConfig, method_from_dict, methods, parse_options
 from .completion import completed
 
 if TYPE_CHECKING:

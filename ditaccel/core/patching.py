@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -126,6 +126,11 @@ def patch_of(module: nn.Module) -> CallPatch | None:
     """Return the patch that stands in front of `module`, if any."""
     patch = module.__dict__.get(_SEAM)
     return patch if isinstance(patch, CallPatch) else None
+
+
+def is_patched(modules: Iterable[nn.Module]) -> bool:
+    """Return whether a patch stands in front of these modules or parts of them."""
+    return any(patch_of(part) is not None for module in modules for part in module.modules())
 
 
 def is_compiled(module: nn.Module) -> bool:

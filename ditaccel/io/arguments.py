@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from ..config import suggest
 from ..errors import ConfigError
 from . import given
 from .given import shown
@@ -154,7 +153,7 @@ def check_taken(names: Iterable[str], taken: Iterable[str], pipeline: str) -> st
     known = list(taken)
     for name in names:
         if name not in known:
-            return f"--call {name}: {pipeline} takes no such argument{suggest(name, known)}"
+            return f"--call {name}: {pipeline} takes no such argument{given.suggest(name, known)}"
     return None
 
 

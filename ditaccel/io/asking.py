@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..config import suggest
 from ..errors import DitaccelError, UsageError
 from ..warning import warn
 from . import given as given_texts
@@ -45,7 +44,7 @@ def check_call(pipe: Any, call: Mapping[str, Any], verb: str) -> None:
     names = parameters(pipe)
     for name, value in call.items():
         if names is not None and name not in names:
-            hint = suggest(name, names)
+            hint = given_texts.suggest(name, names)
             raise UsageError(f"{verb}: {type(pipe).__name__} takes no argument {name!r}{hint}")
         if name in given_texts.RANGES:
             given_texts.call_argument(name, value, f"{verb}:")

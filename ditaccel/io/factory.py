@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..config import suggest
+from ..core.patching import is_patched
 from ..errors import UsageError
 from . import given
 from .models import execution_device, line_of, quiet_loading
@@ -132,10 +132,7 @@ class Factory:
         return Opened(pipe, dict(call))
 
     def _check(self, pipe: Any, device: str) -> None:
-        from ..sessions.session import session_of
-
-        modules = {k: p for k, p in pipe.components.items() if isinstance(p, torch.nn.Module)}
-        if session_of(modules) is not None:
+        if is_patched(p for p in pipe.components.values() if isinstance(p, torch.nn.Module)):
             raise UsageError(
                 f"--pipeline {self.reference} returned an accelerated pipeline; return the dense "
                 "one, and name the method with --config"
@@ -228,7 +225,7 @@ def read_factory(reference: str) -> Factory:
     for part in name.split("."):
         if not hasattr(function, part):
             known = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
-            raise UsageError(f"--pipeline {shown}: it has no {part!r}{suggest(part, known)}")
+            raise UsageError(f"--pipeline {shown}: it has no {part!r}{given.suggest(part, known)}")
         function = getattr(function, part)
     if not callable(function):
         raise UsageError(f"--pipeline {shown}: {name} is {type(function).__name__}, not a function")

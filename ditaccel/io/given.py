@@ -7,6 +7,7 @@ no command needs to know what else Python, the system or torch raise for it.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -54,6 +55,15 @@ def one_line(text: str, most: int = 500) -> str:
     """Text as one line of bounded length that does nothing to a terminal."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= most else f"{line[:most]}…"
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown word: the nearest known one, and all of them."""
+    known = list(known)
+    lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), lower, n=1)
+    hint = f"; did you mean {lower[near[0]]!r}?" if near else "."
+    return f"{hint} Known: {', '.join(known) or 'none'}"
 
 
 def path(text: str | os.PathLike[str]) -> Path:

@@ -26,14 +26,8 @@ def versions(*more: str) -> dict[str, str]:
     Args:
         *more: packages to name beside the usual ones.
     """
-    import ditaccel
-
-    try:
-        own = importlib.metadata.version("ditaccel")
-    except importlib.metadata.PackageNotFoundError:
-        own = getattr(ditaccel, "__version__", "unknown")
-    found = {"ditaccel": own, "python": platform.python_version()}
-    for name in (*_PACKAGES, *more):
+    found = {"ditaccel": "unknown", "python": platform.python_version()}
+    for name in ("ditaccel", *_PACKAGES, *more):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -26,21 +26,21 @@ from ..caching.policy import too_few_steps
 from ..config.completion import completed
 from ..core._compat import ContextListener, ranks_of, refuse_split
 from ..core.calls import Arguments, as_tensor, has_conditions
+from ..core.denoising.leftover import Leftover
 from ..core.denoising.loops import LONE_LINES, Loop, Loops, needs_gradients
 from ..core.denoising.state import LoopState
 from ..core.denoising.tracker import DenoisingStep, Lone
-from ..core.dry_run import DryRun
-from ..core.front import Front
 from ..core.patching import PatchLedger, patch_of, unwrapped
 from ..core.reasons import Reason, advice, deciding
 from ..core.stopwatch import Stopwatch
 from ..core.transformers import family_of
 from ..errors import UnsupportedError, UsageError
 from ..pipelines import FamilyAdapter
-from ..reports.expectation import Leftover
 from ..reports.journal import Journal
 from ..reports.report import CallRecord, Report
 from ..warning import warn
+from .dry_run import DryRun
+from .front import Front
 
 _FORECAST = "forecast"
 

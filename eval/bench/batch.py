@@ -25,8 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ditaccel.config import suggest
 from ditaccel.errors import UsageError
+from ditaccel.io import given
 from ditaccel.io.asking import asked
 from ditaccel.io.files import read_lines
 from ditaccel.io.given import whole_argument as whole
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
     known = setups(cores or 1)
     for name in args.only or ():
         if name not in known:
-            raise UsageError(f"--only {name!r}{suggest(name, known)}")
+            raise UsageError(f"--only {name!r}{given.suggest(name, known)}")
     chosen = {n: s for n, s in known.items() if not args.only or n in args.only}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
     for repeat in range(args.repeats):

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import ditaccel
+from ditaccel import api
 from ditaccel.errors import UsageError
 from ditaccel.io.asking import calls_of
 from ditaccel.io.given import whole_argument as whole
@@ -157,13 +157,13 @@ def _timed_rounds(
     clock: Clock,
 ) -> tuple[list[list[Times]], list[str]]:
     """Fastest times of each module's calls, and what the method did in each call."""
-    with ditaccel.accelerated(pipe, spec):
+    with api.accelerated(pipe, spec):
         play([pipe.transformer], calls, clock)  # whatever is done once is not timed
-        actions = [c.action for c in ditaccel.report(pipe).last_generation().calls]
+        actions = [c.action for c in api.report(pipe).last_generation().calls]
         taken = []
         for turn in range(rounds):
             taken.append(play(modules, calls, clock, turn))
-            now = [c.action for c in ditaccel.report(pipe).last_generation().calls]
+            now = [c.action for c in api.report(pipe).last_generation().calls]
             if now != actions:
                 raise RuntimeError(f"{spec} did not decide alike in two rounds")
     return [fastest(own) for own in zip(*taken, strict=True)], actions

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-import ditaccel
+from ditaccel import api
 from ditaccel.errors import UsageError
 from ditaccel.io.asking import default_call
 from ditaccel.io.given import whole_argument as whole
@@ -67,10 +67,10 @@ def measure(
             prompt = prompts[seed * _STRIDE % len(prompts)]
             dense = sampler.generate(pipe, prompt, seed).frames
             for config in configs:
-                with warnings.catch_warnings(), ditaccel.accelerated(pipe, config):
+                with warnings.catch_warnings(), api.accelerated(pipe, config):
                     warnings.simplefilter("ignore")  # that few steps leave nothing to skip
                     frames = sampler.generate(pipe, prompt, seed).frames
-                    report = ditaccel.report(pipe)
+                    report = api.report(pipe)
                 row = {
                     "config": config,
                     "steps": count,

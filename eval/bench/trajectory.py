@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import ditaccel
+from ditaccel import api
 from ditaccel.api import _transformers
 from ditaccel.errors import DitaccelError, UsageError
 from ditaccel.io.asking import calls_of
@@ -128,9 +128,9 @@ class Bench:
         _say(spec)
         values, shares = [], []
         for i, frames in enumerate(dense):
-            with ditaccel.accelerated(self.pipe, spec):
+            with api.accelerated(self.pipe, spec):
                 values.append(psnr(frames, self._run(i)))
-                shares.append(ditaccel.report(self.pipe).computed_share)
+                shares.append(api.report(self.pipe).computed_share)
         found["taylorseer"] = {"spec": spec, "psnr": values, "speed": len(shares) / sum(shares)}
         return found
 

@@ -7,7 +7,8 @@ import torch
 from tiny import generate, tiny_dit, tiny_flux
 
 import ditaccel
-from ditaccel.reports.expectation import CEILING, Calibration, Leftover
+from ditaccel.core.denoising.leftover import Leftover
+from ditaccel.reports.expectation import CEILING, Calibration
 
 LINE = Calibration(level=10.0, slope=20.0, low=-6.0, high=4.0)
 

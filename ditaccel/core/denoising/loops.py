@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...reports.expectation import Leftover
 from .callers import Caller, Callers, Mark, loop_variable, on_stack
 from .conditions import Conditions
+from .leftover import Leftover
 from .tracker import DenoisingStep, DenoisingTracker, Lone, level_of
 
 Memory = dict[str, Any]

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..attention.processor import ProcessorSeam
 from ..attention.runtime import find_attention
+from ..core.calls import as_tensor
+from ..core.patching import PatchLedger
 from ..errors import UnsupportedError
 from ..pipelines import FamilyAdapter
 from ..pipelines.auto import NotRecognisedError, Watch, text_side, token_count
-from .calls import as_tensor
-from .patching import PatchLedger
 
 _WAY_OUT = (
     "; methods with target='output' need nothing of it (adaptive_taylor, the presets), all others "

@@ -14,9 +14,9 @@ from torch import nn
 
 from ..attention.runtime import AttentionRuntime
 from ..caching.hooks import BlockCache
+from ..core.neighbours import Neighbours
+from ..core.patching import Around, PatchLedger, compiled_as_a_whole, patch_of, unwrapped
 from ..errors import UnsupportedError
-from .neighbours import Neighbours
-from .patching import Around, PatchLedger, compiled_as_a_whole, patch_of, unwrapped
 
 _WHOLE = (
     "{0} is compiled as a whole, which bakes the block loop into one graph; compile its blocks "

@@ -1,0 +1,216 @@
+"""The shape of the house: floors, cycles, the size of rooms and functions, and method names.
+
+The lists called `TODAY` hold what is still to be mended. They may shrink and must not grow.
+"""
+
+import ast
+import re
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import import_graph
+import pytest
+from import_graph import ROOT
+
+MAX_FUNCTION = 60
+MAX_ENTRIES = 19
+# One file per member is what these rooms are for.
+MEMBERS = {"pipelines", "tests/support/tiny"}
+# What every package has is not something to choose from.
+_NO_ENTRY = {"__init__.py", "__main__.py", "README.md", "py.typed"}
+
+CYCLES_TODAY: set[tuple[str, ...]] = {
+    ("attention.sla.heads", "attention.sla.planner"),
+    ("caching.budget", "caching.gate", "caching.policy", "caching.state"),
+    ("config", "config.completion", "config.published"),
+    ("eval.judge", "eval.runs", "eval.summary"),
+    ("eval.peers.base", "eval.peers.cache_dit", "eval.peers.diffusers_caches"),
+    ("reports.report", "reports.text"),
+}
+LONG_TODAY = {
+    ("ditaccel/batch/arguments.py", "add_arguments"),
+    ("ditaccel/batch/workers/ray_engine.py", "run_ray"),
+    ("ditaccel/batch/workers/worker.py", "_work"),
+    ("ditaccel/batch/workers/worker.py", "_finish"),
+    ("ditaccel/diagnosis/checks.py", "_diagnosis"),
+    ("ditaccel/finetuning/command.py", "run"),
+    ("ditaccel/finetuning/run.py", "finetune"),
+    ("ditaccel/sessions/session.py", "_around"),
+    ("ditaccel/tuning/calibration.py", "calibrate"),
+    ("eval/bench/batch.py", "run"),
+    ("eval/report/plots.py", "pareto_png"),
+    ("eval/runs.py", "evaluate"),
+    ("kernels/aot.py", "builds"),
+    ("kernels/attention/triton_backend.py", "run"),
+    ("kernels/attention/triton_backward.py", "run"),
+    ("kernels/moments/triton_backend.py", "_attend"),
+    ("samples/train/card.py", "write_card"),
+    ("samples/train/data.py", "sample_scenes"),
+    ("tests/eval/synthetic.py", "write_evaluation"),
+    ("tests/support/put_on_later.py", "check"),
+    ("tests/support/tiny_video_more.py", "ltx2"),
+}
+FULL_TODAY = {"tests/support"}
+# File -> why it may import a method's file or name a method in a text.
+MAY_NAME = {
+    "ditaccel/__init__.py": "the public names",
+    "ditaccel/config/published.py": "which method `published:` means where none is named",
+    "ditaccel/tuning/tuner.py": "what tune searches is a step mask",
+    "eval/bench/attention.py": "times the clustering of one method",
+    "eval/bench/command.py": "the names of the benches",
+    "eval/bench/overhead.py": "the configs that are timed by default",
+    "eval/bench/sla.py": "times one method",
+    "eval/bench/trajectory.py": "compares one forecast along a trajectory",
+    "eval/command.py": "examples in --help",
+    "eval/peers/base.py": "a peer is named like the method it competes with",
+    "eval/peers/diffusers_caches.py": "a peer is named like the method it competes with",
+}
+NAMES_TODAY = {
+    "ditaccel/caching/gate.py",
+    "ditaccel/config/__init__.py",
+    "ditaccel/diagnosis/checks.py",
+    "ditaccel/finetuning/command.py",
+    "ditaccel/finetuning/run.py",
+    "ditaccel/finetuning/student.py",
+    "ditaccel/reports/text.py",
+    "ditaccel/sessions/dry_run.py",
+    "ditaccel/sessions/front.py",
+    "ditaccel/sessions/session.py",
+    "ditaccel/tuning/calibration.py",
+    "ditaccel/tuning/observe.py",
+}
+
+
+def _tracked() -> list[Path]:
+    try:
+        done = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [Path(name) for name in done.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_every_room_has_a_floor() -> None:
+    floors = [room for floor in import_graph.FLOORS for room in floor]
+    assert len(floors) == len(set(floors))
+    assert set(floors) == set(import_graph.room_graph())
+
+
+def test_no_arrow_leads_up() -> None:
+    assert import_graph.upward(import_graph.room_graph()) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    found = import_graph.cycles(import_graph.module_graph())
+    short = {tuple(m.removeprefix("ditaccel.") for m in group) for group in found}
+    assert short - CYCLES_TODAY == set()
+
+
+def test_cycles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"a"}}
+    assert import_graph.cycles(graph) == [["b", "c"]]
+    assert import_graph.upward({"core": {"io", "errors"}}) == ["core -> io"]
+
+
+def test_imports_in_functions_and_for_types_count() -> None:
+    graph = import_graph.module_graph()
+    assert "ditaccel.pipelines" in graph["ditaccel.io.provenance"]  # inside a function
+    assert "ditaccel.core.denoising.tracker" in graph["ditaccel.attention.planner"]
+    assert "ditaccel.attention" not in graph["ditaccel.config"]
+
+
+def test_the_diagram_goes_between_the_markers_of_a_file(tmp_path: Path) -> None:
+    page = tmp_path / "PAGE.md"
+    page.write_text(f"before\n{import_graph._BEGIN}\nold\n{import_graph._END}\nafter\n")
+    import_graph.write(page)
+    text = page.read_text()
+    assert "api --> sessions" in text and "old" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    page.write_text("no markers")
+    with pytest.raises(SystemExit, match="import graph: begin"):
+        import_graph.write(page)
+
+
+def test_no_room_has_more_than_19_files_or_rooms() -> None:
+    entries = defaultdict(set)
+    for path in _tracked():
+        for folder in path.parents[:-1]:
+            entries[folder.as_posix()].add(path.relative_to(folder).parts[0])
+    rooms = {f for f, names in entries.items() if any(name.endswith(".py") for name in names)}
+    sizes = {room: len(entries[room] - _NO_ENTRY) for room in rooms - MEMBERS - FULL_TODAY}
+    assert {room: n for room, n in sizes.items() if n > MAX_ENTRIES} == {}
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    long = {}
+    for path in _tracked():
+        if path.suffix != ".py":
+            continue
+        for node in ast.walk(import_graph.tree(ROOT / path)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            in_triton = any("triton.jit" in ast.unparse(d) for d in node.decorator_list)
+            if lines > MAX_FUNCTION and not in_triton:
+                long[path.as_posix(), node.name] = lines
+    assert {where: n for where, n in long.items() if where not in LONG_TODAY} == {}
+
+
+def _methods() -> dict[str, str]:
+    """Name of each registered method -> the module that registers it."""
+    found = {}
+    for module, path in import_graph.sources().items():
+        for node in ast.walk(import_graph.tree(path)):
+            for decorator in getattr(node, "decorator_list", ()):
+                if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "method":
+                    name = decorator.args[0]
+                    assert isinstance(name, ast.Constant)
+                    found[str(name.value)] = module
+    return found
+
+
+def _texts(path: Path) -> list[str]:
+    """The string literals of a file but its docstrings."""
+    documents, found = set(), []
+    for node in ast.walk(import_graph.tree(path)):  # parents come before what is in them
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            documents.add(id(body[0].value))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += [] if id(node) in documents else [node.value]
+    return found
+
+
+def _naming(method: str, text: str) -> bool:
+    """Whether a text names a method; `reuse` is also a word of English."""
+    if method == "reuse":
+        return text == method or "reuse:" in text
+    return re.search(rf"(?<![\w-]){method}(?!\w)", text) is not None
+
+
+def test_a_method_is_known_by_name_in_its_own_file_only() -> None:
+    methods = _methods()
+    assert {"taylorseer", "lite_attention"} <= methods.keys()
+    found = set()
+    for module, path in import_graph.sources().items():
+        where = path.relative_to(ROOT).as_posix()
+        if where.startswith("pipelines/"):
+            continue  # presets are data
+        for method, own in methods.items():
+            # A method of several files has a package of its own.
+            home = (
+                own if import_graph.room_of(own) == own.split(".")[-2] else own.rpartition(".")[0]
+            )
+            if module == home or module.startswith(f"{home}."):
+                continue
+            named = any(_naming(method, text) for text in _texts(path))
+            imported = any(o == home or o.startswith(f"{home}.") for o in _imports(module))
+            if named or imported:
+                found.add(where)
+    assert found - MAY_NAME.keys() - NAMES_TODAY == set()
+
+
+def _imports(module: str) -> set[str]:
+    return import_graph.module_graph()[module]
