@@ -200,9 +200,8 @@ def test_a_method_is_known_by_name_in_its_own_file_only() -> None:
             continue  # presets are data
         for method, own in methods.items():
             # A method of several files has a package of its own.
-            home = (
-                own if import_graph.room_of(own) == own.split(".")[-2] else own.rpartition(".")[0]
-            )
+            parent = own.rpartition(".")[0]
+            home = own if parent == f"ditaccel.{import_graph.room_of(own)}" else parent
             if module == home or module.startswith(f"{home}."):
                 continue
             named = any(_naming(method, text) for text in _texts(path))
