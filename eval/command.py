@@ -27,6 +27,18 @@ The same command on the same --out goes on where a killed run stopped.
 """
 
 
+def metric_file(text: str) -> tuple[str, str]:
+    """`METRIC=FILE` as a pair.
+
+    Raises:
+        argparse.ArgumentTypeError: one of the two is missing.
+    """
+    key, _, file = text.partition("=")
+    if not key.strip() or not file.strip():
+        raise argparse.ArgumentTypeError(f"expected METRIC=FILE, such as lpips=FILE, got {text!r}")
+    return key.strip(), file.strip()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `ditaccel eval`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -62,7 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--real", metavar="PATH", help="real frames for FID: folder or npz")
     parser.add_argument("--real-n", type=whole("--real-n", 2), help="use the first N of them")
-    parser.add_argument("--lpips-weights", metavar="FILE", help="AlexNet weights for LPIPS")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        type=metric_file,
+        default=[],
+        metavar="METRIC=FILE",
+        help="weights of a metric that needs some, such as lpips=FILE; repeatable",
+    )
     add_device(parser)
     add_dtype(parser)
     add_pipeline(parser)
@@ -102,7 +121,8 @@ def run(args: argparse.Namespace) -> int:
     from ditaccel.io.files import read_json
     from ditaccel.io.models import read_prompts, read_sheet
 
-    from .runs import Options, evaluate
+    from .options import Options
+    from .runs import evaluate
     from .store import SUMMARY
 
     sheet = read_sheet(args.model)
@@ -116,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         features=args.features,
         real=args.real,
         real_n=args.real_n,
-        lpips_weights=args.lpips_weights,
+        weights=dict(args.weights),
         device=args.device,
         dtype=args.dtype,
         pipeline=args.pipeline,

@@ -12,14 +12,14 @@ from ditaccel.errors import UsageError
 from ditaccel.io import given
 from ditaccel.io.models import Sheet, class_label
 
+from .comparison.sampler import Sample
 from .metrics import extractors, flip, lpips
 from .metrics.psnr import from_mse, mean_squared_error, psnr
 from .metrics.ssim import ssim
-from .sampler import Sample
 from .shapes import accuracy
 
 if TYPE_CHECKING:
-    from .runs import Options
+    from .options import Options
 
 REAL_HOW = (
     "give --real FOLDER_OR_NPZ: real pictures or clips of what the prompts describe (for the "
@@ -95,7 +95,8 @@ class Judge:
         self.not_available: dict[str, str] = {}
         self._class_pipe = class_pipe
         self.extractor = self._extractor(options, sheet)
-        self._lpips = lpips.Lpips(options.lpips_weights) if options.lpips_weights else None
+        weights = dict(options.weights or {})
+        self._lpips = lpips.Lpips(weights["lpips"]) if "lpips" in weights else None
         if self._lpips is None:
             self.not_available["lpips"] = lpips.HOW
         self._flip = self._has_flip()

@@ -27,9 +27,9 @@ from ditaccel.io.checked import (
 from ditaccel.io.files import read_json
 
 from .measure.pairs import State
-from .pareto import Where
 from .specs import ROLES
-from .verdicts import Basis, Kind, Level, Missing
+from .summary.pareto import Where
+from .summary.verdicts import Basis, Kind, Level, Missing
 
 # Of `run.json` and all beside it. 2: rows are timed in pairs, verdicts are data.
 SCHEMA = 2

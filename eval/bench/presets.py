@@ -28,8 +28,8 @@ from ditaccel.io.given import whole_argument as whole
 from ditaccel.io.models import read_prompts, read_sheet
 from ditaccel.io.opening import open_pipeline
 
+from ..comparison.sampler import Sampler
 from ..metrics.psnr import from_mse, mean_squared_error
-from ..sampler import Sampler
 from .shared import add_model, write_csv
 
 PRESETS = ("safe", "balanced", "fast")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ditaccel.eval.measure.pairs import State
 from ditaccel.eval.report.columns import FID_SAMPLES, cell_text, columns_of, speedup_words
 from ditaccel.eval.report.load import Config, Evaluation
-from ditaccel.eval.verdicts import Missing
+from ditaccel.eval.summary.verdicts import Missing
 
 
 def markdown_rows(evaluation: Evaluation) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ditaccel.eval.pareto import Where
 from ditaccel.eval.report.load import Config, Evaluation
 from ditaccel.eval.report.markup import Markup, breakable, el
 from ditaccel.eval.report.series import series_styles
-from ditaccel.eval.verdicts import Level, Missing
+from ditaccel.eval.summary.pareto import Where
+from ditaccel.eval.summary.verdicts import Level, Missing
 
 # Speed-ups closer than this are noise on a busy machine.
 TIE = 0.03

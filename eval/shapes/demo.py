@@ -53,8 +53,9 @@ PLANS = (
 
 def _evaluate(plan: Plan, folder: Path, out: Path) -> Path:
     """Measure one model and write its report; returns the run's folder."""
+    from ditaccel.eval.options import Options
     from ditaccel.eval.report.page import write_report
-    from ditaccel.eval.runs import Options, evaluate
+    from ditaccel.eval.runs import evaluate
 
     from ditaccel.io.models import read_prompts, read_sheet
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from ditaccel.eval.records import SCHEMA
-from ditaccel.eval.summary import summarise
+from ditaccel.eval.summary.summarise import summarise
 
 STEPS = 20
 BRANCHES = ("cond", "uncond")

@@ -55,7 +55,7 @@ def test_table_report_and_resume(model_folder, tmp_path, capsys) -> None:
 def test_failed_samples_are_listed_with_exit_code_3(
     model_folder, tmp_path, capsys, monkeypatch
 ) -> None:
-    from ditaccel.eval import rows
+    from ditaccel.eval.comparison import rows
 
     original = rows.Rows.run
 

@@ -5,10 +5,10 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from ditaccel.eval.comparison.sampler import Sampler
 from ditaccel.eval.measure.counting import blocks_of, counted
 from ditaccel.eval.peers.base import PEERS, Situation, peer_options, prepare, with_peer
 from ditaccel.eval.peers.isolation import isolated
-from ditaccel.eval.sampler import Sampler
 
 from ditaccel.errors import ConfigError, UnsupportedError
 

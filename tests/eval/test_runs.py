@@ -11,15 +11,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from ditaccel.eval.comparison.rows import Rows
+from ditaccel.eval.comparison.sampler import Sampler, make_samples
+from ditaccel.eval.comparison.turns import REPEATS, in_turn
 from ditaccel.eval.judge import load_real
 from ditaccel.eval.measure import memory
-from ditaccel.eval.measure.turns import REPEATS, in_turn
-from ditaccel.eval.rows import Rows
-from ditaccel.eval.runs import Options, evaluate
-from ditaccel.eval.sampler import Sampler, make_samples
+from ditaccel.eval.options import Options
+from ditaccel.eval.runs import evaluate
 from ditaccel.eval.specs import build
 from ditaccel.eval.store import load_frames
-from ditaccel.eval.summary import summarise
+from ditaccel.eval.summary.summarise import summarise
 
 from ditaccel.errors import ConfigError, UsageError
 from ditaccel.io import provenance
@@ -342,7 +343,7 @@ def test_bad_input_before_anything_is_written(model_folder, tmp_path) -> None:
         (UsageError, "threads", {"threads": 0}),
         (UsageError, "pairs must be", {"pairs": 0}),
         (UsageError, "neither a folder", {"features": "nowhere"}),
-        (UsageError, "no weights file", {"lpips_weights": "nowhere.pth"}),
+        (UsageError, "no weights file", {"weights": {"lpips": "nowhere.pth"}}),
         (UsageError, "device", {"device": "cuda:99"}),
     ):
         with pytest.raises(error, match=words):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from ditaccel.eval.measure.counting import counted
-from ditaccel.eval.runs import Options, evaluate
+from ditaccel.eval.options import Options
+from ditaccel.eval.runs import evaluate
 from tiny import generate, tiny_dit, tiny_wan
 
 import ditaccel

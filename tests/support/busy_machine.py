@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from ditaccel.eval.comparison.rows import Outcome
+from ditaccel.eval.comparison.sampler import Generation, Sample
 from ditaccel.eval.measure.timing import Timing
-from ditaccel.eval.rows import Outcome
-from ditaccel.eval.sampler import Generation, Sample
 from ditaccel.eval.specs import RunConfig
 
 FRAMES = np.zeros((1, 2, 2, 3), np.uint8)

@@ -110,8 +110,8 @@ def test_presets_are_in_order_on_every_sample(model, seeds):
 def test_safe_is_safe_where_it_once_turned_a_background():
     """At 25 steps it forecast steps 4 and 6, and class 12 came out at 7.6 dB."""
     import torch
+    from ditaccel.eval.comparison.sampler import Sampler
     from ditaccel.eval.metrics.psnr import from_mse, mean_squared_error
-    from ditaccel.eval.sampler import Sampler
 
     import ditaccel
     from ditaccel.io.models import load_pipeline

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from ditaccel.eval.measure.timing import run_queue_waits
-from ditaccel.eval.runs import Options, evaluate
+from ditaccel.eval.options import Options
+from ditaccel.eval.runs import evaluate
 
 from ditaccel.io.files import read_json
 

@@ -4,12 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ditaccel.eval.comparison.sampler import Sampler
 from ditaccel.eval.measure import counting, memory
 from ditaccel.eval.measure.counting import counted
+from ditaccel.eval.options import Options
 from ditaccel.eval.peers.base import Situation, peer_options, with_peer
 from ditaccel.eval.report.page import markdown_table, write_report
-from ditaccel.eval.runs import Options, evaluate
-from ditaccel.eval.sampler import Sampler
+from ditaccel.eval.runs import evaluate
 
 import ditaccel
 from ditaccel.caching.hooks import BlockCache

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from busy_machine import FRAMES, Machine
+from ditaccel.eval.comparison.sampler import Sample
+from ditaccel.eval.comparison.turns import GIVE_UP, REPEATS, Turns, in_turn
 from ditaccel.eval.measure.pairs import Dense, Pair, State, Timed, control_state, timed
 from ditaccel.eval.measure.timing import Timing
-from ditaccel.eval.measure.turns import GIVE_UP, REPEATS, Turns, in_turn
-from ditaccel.eval.sampler import Sample
 from ditaccel.eval.specs import baselines, parse_config
 
 ROWS = [*baselines(50, [25, 17, 12]), *parse_config("presets=safe|balanced|fast")]

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ditaccel.eval.comparison.sampler import Sampler
 from ditaccel.eval.measure import counting, timing
 from ditaccel.eval.measure.counting import Moment
-from ditaccel.eval.sampler import Sampler
 
 from ditaccel.io import models
 

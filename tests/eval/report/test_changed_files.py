@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ditaccel.eval.summary import summarise
+from ditaccel.eval.summary.summarise import summarise
 
 from ditaccel.cli import main
 from ditaccel.errors import DitaccelError

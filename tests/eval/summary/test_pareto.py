@@ -4,10 +4,10 @@ import math
 from dataclasses import replace
 
 import pytest
-from ditaccel.eval import pareto
 from ditaccel.eval.measure.pairs import State
-from ditaccel.eval.pareto import Point, Where, at_psnr, envelope, psnr_at
-from ditaccel.eval.verdicts import Basis, Kind, Level, Missing, Verdict, headline, verdicts
+from ditaccel.eval.summary import pareto
+from ditaccel.eval.summary.pareto import Point, Where, at_psnr, envelope, psnr_at
+from ditaccel.eval.summary.verdicts import Basis, Kind, Level, Missing, Verdict, headline, verdicts
 
 
 def point(name: str, speedup: float, psnr: float, role: str = "method", series: str = "s") -> Point:

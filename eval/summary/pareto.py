@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from .measure.pairs import State
+from ..measure.pairs import State
 
 LEVELS = (25.0, 30.0, 35.0, 40.0)
 # Differences below are within what one seed or a busy machine changes.

@@ -1,8 +1,8 @@
 """What an evaluation is going to take is said before it takes it."""
 
 import pytest
+from ditaccel.eval.comparison.plan import seconds_left, size_line, time_line
 from ditaccel.eval.measure import memory
-from ditaccel.eval.plan import seconds_left, size_line, time_line
 
 from ditaccel.cli import main
 

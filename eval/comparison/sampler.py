@@ -12,7 +12,7 @@ from ditaccel.io.asking import asked
 from ditaccel.io.frames import to_uint8
 from ditaccel.io.models import execution_device, is_class_pipeline
 
-from .measure.timing import Stopwatch, Timing
+from ..measure.timing import Stopwatch, Timing
 
 
 @dataclass(frozen=True)

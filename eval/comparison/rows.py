@@ -12,12 +12,12 @@ from ditaccel import api
 from ditaccel.errors import DitaccelError, UnsupportedError
 from ditaccel.io.models import execution_device
 
-from .measure.counting import Tally, counted
-from .measure.memory import DevicePeak
-from .measure.timing import Timing
-from .peers.base import Situation, peer_options, prepare, with_peer
+from ..measure.counting import Tally, counted
+from ..measure.memory import DevicePeak
+from ..measure.timing import Timing
+from ..peers.base import Situation, peer_options, prepare, with_peer
+from ..specs import DENSE, OTHER_SEED, PEER, RunConfig
 from .sampler import Generation, Sample, Sampler
-from .specs import DENSE, OTHER_SEED, PEER, RunConfig
 
 # Far from any seed a user picks, and the same for all: only the scale of "another picture".
 OTHER_SEED_SHIFT = 1_000_003

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..rows import Outcome
-from ..sampler import Sample
+from ..measure.pairs import Dense, Pair
+from ..measure.timing import Timing
 from ..specs import RunConfig
-from .pairs import Dense, Pair
-from .timing import Timing
+from .rows import Outcome
+from .sampler import Sample
 
 # More pairs of one row and sample, where the first met a busy moment.
 REPEATS = 2

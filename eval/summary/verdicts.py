@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from .measure.pairs import State
-from .metrics.psnr import CAP
+from ..measure.pairs import State
+from ..metrics.psnr import CAP
 from .pareto import CLOSE_DB, CLOSE_SPEED, Point, by_share, dominated, envelope, in_time, psnr_at
 
 _DROP = 0.05

@@ -13,17 +13,18 @@ from ditaccel.errors import UsageError
 from ditaccel.io.checked import read_record
 from ditaccel.io.files import write_json
 
-from . import pareto, store
-from .measure.pairs import WHOLE, Dense, Pair, State, Timed, control_state, timed
-from .measure.timing import Timing
-from .metrics.fid import FEWEST, few_samples_note, fid, fid_error
-from .metrics.kid import kid, kid_error
-from .metrics.psnr import pooled
-from .records import FAILURE, RESULT, SUMMARY, WARMUP, read_all, read_run
+from .. import store
+from ..measure.pairs import WHOLE, Dense, Pair, State, Timed, control_state, timed
+from ..measure.timing import Timing
+from ..metrics.fid import FEWEST, few_samples_note, fid, fid_error
+from ..metrics.kid import kid, kid_error
+from ..metrics.psnr import pooled
+from ..records import FAILURE, RESULT, SUMMARY, WARMUP, read_all, read_run
+from . import pareto
 from .verdicts import Kind, Level, Verdict, headline, verdicts
 
 if TYPE_CHECKING:
-    from .judge import Judge
+    from ..judge import Judge
 
 _ACCURACY = ("colour", "shape", "direction")
 # Two pictures of the same scene, a little apart, do not fall below; another picture does.

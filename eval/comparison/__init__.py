@@ -1,0 +1,1 @@
+"""One comparison at work: generations of every row on every sample, in turns."""

@@ -1,0 +1,100 @@
+"""What `run.json` says of a comparison: enough to make it again, and to refuse another one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ditaccel.io import given, provenance
+
+from ..judge import Judge
+from ..measure.memory import CPU_MEANING, CUDA_MEANING
+from ..peers.base import PEERS
+from ..records import SCHEMA
+from ..specs import RunConfig
+from .rows import Rows
+from .sampler import Sampler
+from .subject import Subject
+
+
+def describe(
+    subject: Subject,
+    sampler: Sampler,
+    rows: Rows,
+    configs: Sequence[RunConfig],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    judge: Judge,
+    pairs: int,
+) -> dict[str, Any]:
+    """The content of `run.json`.
+
+    Args:
+        subject: the model.
+        sampler: what calls it.
+        rows: knows which configs compute attention in part.
+        configs: all rows, dense first.
+        prompts: of the samples.
+        seeds: of the samples.
+        judge: of the run.
+        pairs: samples that are timed.
+    """
+    device = provenance.device_of(subject.pipe)
+    call = {name: argument(value) for name, value in sampler.call.items()}
+    setup = {
+        "schema": SCHEMA,
+        "model": _model_name(subject.name),
+        "fingerprint": provenance.fingerprint(subject.name),
+        "family": subject.family,
+        "task": subject.sheet.task,
+        "call": {**call, "num_inference_steps": sampler.steps},
+        "configs": [{**row.to_dict(), "sparse": rows.is_sparse(row)} for row in configs],
+        "prompts": list(prompts),
+        "seeds": list(seeds),
+        "device": device,
+        "dtype": subject.opened.dtype,
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "command": provenance.command(),
+        "peers": {row.peer: PEERS[row.peer].note for row in configs if row.peer is not None},
+        "fps": subject.sheet.fps,
+        "features": judge.features,
+        "memory": CUDA_MEANING if device["type"] == "cuda" else CPU_MEANING,
+        "pairs": pairs,
+    }
+    if subject.factory is not None:
+        setup["pipeline"] = subject.factory.identity
+    return setup
+
+
+def _model_name(model: str) -> str:
+    """A folder as seen from the working directory, else its name: results may be published."""
+    folder = given.path(model)
+    if not folder.exists():
+        return model
+    try:
+        return str(folder.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return folder.resolve().name
+
+
+def argument(value: Any) -> Any:
+    """An argument of the call as `run.json` keeps it: the same text for the same content."""
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [argument(part) for part in value]
+    if isinstance(value, dict):
+        return {str(key): argument(part) for key, part in value.items()}
+    if isinstance(value, torch.Tensor):
+        return f"tensor{tuple(value.shape)}"
+    array = np.asarray(value) if hasattr(value, "__array_interface__") else None
+    if array is None or array.dtype == object:
+        return type(value).__name__  # its text may hold an address
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
+    return f"{type(value).__name__}{array.shape} {digest}"

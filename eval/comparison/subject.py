@@ -1,0 +1,105 @@
+"""The model under comparison: opened once, and called in the same way for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ditaccel.core.patching import is_compiled, unwrapped
+from ditaccel.errors import UnsupportedError, UsageError
+from ditaccel.io import provenance
+from ditaccel.io.asking import default_call
+from ditaccel.io.factory import Factory, Opened, read_factory
+from ditaccel.io.models import Sheet, read_sheet
+from ditaccel.io.opening import open_pipeline
+
+from ..options import Options
+from .sampler import Sampler
+
+_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model under comparison.
+
+    Attributes:
+        name: as the user gave it, or the class of a loaded pipeline.
+        opened: the pipeline, and the arguments that its factory gave.
+        sheet: what the model folder says about itself.
+        factory: the user's function that made the pipeline, None for the model's own.
+    """
+
+    name: str
+    opened: Opened
+    sheet: Sheet
+    factory: Factory | None = None
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline."""
+        return self.opened.pipe
+
+    @property
+    def family(self) -> str:
+        """Family of its transformer, "" where it is unknown."""
+        return self.sheet.family or provenance.family_of(self.pipe)
+
+    def sampler(self, options: Options, prompts: Sequence[str]) -> Sampler:
+        """What calls the pipeline for every row.
+
+        Raises:
+            UsageError: fewer than 2 steps, or a prompt that the pipeline cannot be asked for.
+        """
+        call = default_call(self.pipe, self.sheet, options.call, self.opened.call)
+        steps = int(options.steps or call.get("num_inference_steps") or _STEPS)
+        if steps < 2:
+            raise UsageError(f"{steps} dense step(s): caching needs at least 2")
+        sampler = Sampler(self.pipe, call, steps)
+        for prompt in prompts:
+            sampler.subject(prompt)
+        return sampler
+
+
+def open_subject(model: str | Path | Any, options: Options) -> Subject:
+    """Open the model that a comparison is about.
+
+    Args:
+        model: folder or Hub id of a diffusers pipeline, or a loaded pipeline.
+        options: device, dtype and the pipeline's factory.
+
+    Raises:
+        UnsupportedError: a transformer of the pipeline is compiled.
+        UsageError: the model cannot be opened.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    factory = read_factory(options.pipeline) if options.pipeline else None
+    if isinstance(model, (str, Path)):
+        sheet = read_sheet(model)
+        opened = open_pipeline(model, options.device, options.dtype, factory)
+        subject = Subject(str(model), opened, sheet, factory)
+    else:
+        subject = Subject(type(model).__name__, Opened(model), Sheet(), factory)
+    _refuse_compiled(subject.pipe)
+    return subject
+
+
+def _refuse_compiled(pipe: Any) -> None:
+    """Refuse what would end in a failure of the compiler, or in blocks that run uncompiled.
+
+    Raises:
+        UnsupportedError: a transformer of the pipeline is compiled, whole or block by block.
+    """
+    for name, part in getattr(pipe, "components", {}).items():
+        if not isinstance(part, torch.nn.Module) or not name.startswith("transformer"):
+            continue
+        if unwrapped(part) is not part or any(is_compiled(module) for module in part.modules()):
+            raise UnsupportedError(
+                f"{name} is compiled, and eval counts what runs inside of its blocks, which a "
+                "compiled graph does not show; measure the pipeline before it is compiled"
+            )
