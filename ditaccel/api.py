@@ -14,8 +14,8 @@ from . import config as configs
 from .config import AccelerationConfig
 from .config.completion import overridden
 from .core.patching import unwrapped
-from .core.transformers import family_of, known_family
-from .errors import ConfigError, UnsupportedError, UsageError
+from .core.transformers import modules_of, transformers_of
+from .errors import ConfigError, UsageError
 from .pipelines import FamilyAdapter, adapters
 from .reports.report import Report
 from .sessions import open_sessions as sessions
@@ -24,47 +24,6 @@ from .warning import warn
 
 P = TypeVar("P")
 Setting = str | os.PathLike[str] | AccelerationConfig | None
-
-
-def _components(pipe: Any) -> dict[str, nn.Module]:
-    """All modules of a pipeline by name; a bare transformer is its own only component."""
-    if isinstance(pipe, nn.Module):
-        return {"transformer": pipe}
-    components = getattr(pipe, "components", None)
-    if not isinstance(components, dict):
-        raise UsageError(
-            f"{type(pipe).__name__} is neither a diffusers pipeline nor a transformer module"
-        )
-    return {name: part for name, part in components.items() if isinstance(part, nn.Module)}
-
-
-def _is_unet(name: str, module: nn.Module) -> bool:
-    """Whether a denoiser narrows and widens: blocks of a UNet cannot stand for each other."""
-    module = unwrapped(module)
-    named = name.startswith("unet") or type(module).__name__.startswith("UNet")
-    return named or (hasattr(module, "down_blocks") and hasattr(module, "up_blocks"))
-
-
-def _transformers(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
-    parts = _components(pipe)
-    found = {n: p for n, p in parts.items() if known_family(p) is not None}
-    if not found:
-        found = {
-            n: p
-            for n, p in parts.items()
-            if n.startswith("transformer") or isinstance(pipe, nn.Module)
-        }
-    unet = next((type(p).__name__ for n, p in (found or parts).items() if _is_unet(n, p)), None)
-    if unet is not None or not found:
-        has = "no transformer" if unet is None else f"a UNet ({unet}) and no transformer"
-        subject = f"{type(pipe).__name__} has {has}"
-        if isinstance(pipe, nn.Module):
-            subject = f"{type(pipe).__name__} is a UNet"
-        raise UnsupportedError(
-            f"{subject}; ditaccel accelerates diffusion transformers: {', '.join(adapters())}, and "
-            "others whose component is called 'transformer'"
-        )
-    return found, family_of(next(iter(found.values())))
 
 
 def accelerate(
@@ -95,7 +54,7 @@ def accelerate(
             reason.
         UsageError: it is not a pipeline.
     """
-    transformers, adapter = _transformers(pipe)
+    transformers, adapter = transformers_of(pipe)
     chosen = _chosen(adapter, config, cache, attention, options)
     former = _sessions(pipe)
     _put_on(pipe, transformers, chosen, former)
@@ -160,7 +119,7 @@ def _put_on(
 
 def _sessions(pipe: Any) -> list[Session]:
     """The sessions that are on; its components may have been exchanged since."""
-    return sessions.sessions_on(pipe, _components(pipe).values())
+    return sessions.sessions_on(pipe, modules_of(pipe).values())
 
 
 def restore(pipe: P) -> P:
@@ -205,7 +164,7 @@ def report(pipe: Any) -> Report:
         UsageError: the pipeline was never accelerated.
     """
     on = _sessions(pipe)
-    parts = _components(pipe).values()
+    parts = modules_of(pipe).values()
     if on:
         return _with_exchanged(on[0], parts)
     journal = sessions.last_journal(pipe, parts)
@@ -238,7 +197,7 @@ def accelerated(
     On every way out the pipeline is as it was when the block began: dense, or with the setting that
     was on, whose report goes on. What the block itself did (`accelerate`, `restore`) is undone.
     """
-    transformers, adapter = _transformers(pipe)
+    transformers, adapter = transformers_of(pipe)
     chosen = _chosen(adapter, config, cache, attention, options)
     former = _sessions(pipe)
     session = _put_on(pipe, transformers, chosen, former)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..io.given import suggest
-from . import KINDS, AccelerationConfig, from_text
+from .acceleration import AccelerationConfig, from_text
+from .registry import KINDS
 
 if TYPE_CHECKING:
     from ..pipelines import FamilyAdapter

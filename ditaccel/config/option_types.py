@@ -28,6 +28,8 @@ _LARGEST = 1 << 63  # what tensors, files and other languages take
 def checked(owner: str = "") -> Callable[[T], T]:
     """Let a dataclass check the types of its fields before its own `__post_init__`.
 
+    One whose fields are keyword-only says so in one line where it is given values by position.
+
     Args:
         owner: what a message begins with; the name of the class by default.
     """
@@ -36,23 +38,30 @@ def checked(owner: str = "") -> Callable[[T], T]:
         kind: Any = cls
         name = owner or kind.__name__
         own = kind.__dict__.get("__post_init__")
-        if own is None:
-            made = kind.__init__
+        made = kind.__init__
+        fields = [field for field in dataclasses.fields(kind) if field.init]
+        by_name = all(field.kw_only for field in fields)
 
-            @functools.wraps(made)
-            def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-                made(self, *args, **kwargs)
+        @functools.wraps(made)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            if args and by_name:
+                raise ConfigError(
+                    f"{kind.__name__} takes its options by name, as in "
+                    f"{kind.__name__}({fields[0].name}={shown(args[0])})"
+                )
+            made(self, *args, **kwargs)
+            if own is None:
                 check_fields(self, name)
 
-            kind.__init__ = __init__
-            return cls
+        kind.__init__ = __init__
+        if own is not None:
 
-        @functools.wraps(own)
-        def __post_init__(self: Any) -> None:
-            check_fields(self, name)
-            own(self)
+            @functools.wraps(own)
+            def __post_init__(self: Any) -> None:
+                check_fields(self, name)
+                own(self)
 
-        kind.__post_init__ = __post_init__
+            kind.__post_init__ = __post_init__
         return cls
 
     return wrap

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..io.given import suggest
-from . import AccelerationConfig, method_from_dict, methods, parse_options
+from .acceleration import AccelerationConfig, method_from_dict
 from .completion import completed
+from .inline import parse_options
+from .registry import methods
 
 if TYPE_CHECKING:
     from ..pipelines import FamilyAdapter

@@ -1,10 +1,12 @@
-"""The family of a transformer, known or recognised."""
+"""The transformers of a pipeline, and the family of each: the one place that finds them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-from ..errors import UnsupportedError
+from ..errors import UnsupportedError, UsageError
 from ..pipelines import FamilyAdapter, adapter_for, adapters
 from ..pipelines.auto import NotRecognisedError, recognise
 from .patching import unwrapped
@@ -27,3 +29,79 @@ def family_of(transformer: nn.Module) -> FamilyAdapter:
         raise UnsupportedError(
             f"{error}; it is of no family that ditaccel knows ({', '.join(adapters())})"
         ) from None
+
+
+def modules_of(pipe: Any) -> dict[str, nn.Module]:
+    """All modules of a pipeline by name; a bare transformer is its own only component.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(pipe, nn.Module):
+        return {"transformer": pipe}
+    components = getattr(pipe, "components", None)
+    if not isinstance(components, dict):
+        raise UsageError(
+            f"{type(pipe).__name__} is neither a diffusers pipeline nor a transformer module"
+        )
+    return {name: part for name, part in components.items() if isinstance(part, nn.Module)}
+
+
+def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
+    """What a pipeline calls at every step: transformers, whether of a known family or not, or UNets.
+
+    Raises:
+        UsageError: it is neither a pipeline nor a module.
+    """
+    parts = modules_of(pipe)
+    if isinstance(pipe, nn.Module):
+        return parts
+    return {
+        name: part
+        for name, part in parts.items()
+        if name.split("_")[0] in ("transformer", "unet") or known_family(part) is not None
+    }
+
+
+def transformers_of(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
+    """Find what can be accelerated.
+
+    Args:
+        pipe: a pipeline, or a bare transformer.
+
+    Returns:
+        The transformers by component name, those of known families where there are any, and the
+        family of the first.
+
+    Raises:
+        UnsupportedError: there is none, or one of which too little can be told.
+        UsageError: it is neither a pipeline nor a module.
+    """
+    parts = modules_of(pipe)
+    found = {n: p for n, p in parts.items() if known_family(p) is not None}
+    if not found:
+        bare = isinstance(pipe, nn.Module)
+        found = {n: p for n, p in parts.items() if n.startswith("transformer") or bare}
+    unet = next((type(p).__name__ for n, p in (found or parts).items() if _is_unet(n, p)), None)
+    if unet is not None or not found:
+        raise UnsupportedError(
+            f"{_lacking(pipe, unet)}; ditaccel accelerates diffusion transformers: "
+            f"{', '.join(adapters())}, and others whose component is called 'transformer'"
+        )
+    return found, family_of(next(iter(found.values())))
+
+
+def _is_unet(name: str, module: nn.Module) -> bool:
+    """Whether a denoiser narrows and widens: blocks of a UNet cannot stand for each other."""
+    module = unwrapped(module)
+    named = name.startswith("unet") or type(module).__name__.startswith("UNet")
+    return named or (hasattr(module, "down_blocks") and hasattr(module, "up_blocks"))
+
+
+def _lacking(pipe: Any, unet: str | None) -> str:
+    kind = type(pipe).__name__
+    if isinstance(pipe, nn.Module):
+        return f"{kind} is a UNet"
+    return f"{kind} has " + (
+        "no transformer" if unet is None else f"a UNet ({unet}) and no transformer"
+    )

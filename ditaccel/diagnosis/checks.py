@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from .. import config as configs
-from ..api import _components, _transformers
+from ..core.transformers import modules_of, transformers_of
 from ..attention.options import break_even_of
 from ..attention.runtime import find_attention
 from ..caching.blocks import find_blocks
@@ -209,7 +209,7 @@ def doctor(
     tokens = checked_value("doctor", "tokens", int | None, tokens)
     steps = checked_value("doctor", "steps", int | None, steps)
     # what is on is off while methods are tried
-    with suspended(sessions_on(pipe, _components(pipe).values())):
+    with suspended(sessions_on(pipe, modules_of(pipe).values())):
         return _diagnosis(pipe, config, tokens, steps, call)
 
 
@@ -222,7 +222,7 @@ def _diagnosis(
 ) -> Diagnosis:
     found = Diagnosis(type(pipe).__name__, versions=versions())
     try:
-        transformers, adapter = _transformers(pipe)
+        transformers, adapter = transformers_of(pipe)
     except UnsupportedError as error:
         found.problem = str(error)
         return found

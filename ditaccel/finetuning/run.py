@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import _transformers
+from ..core.transformers import transformers_of
 from ..attention.options import share_of
 from ..attention.sla.planner import SLAConfig
 from ..config import choice, require
@@ -132,7 +132,7 @@ def finetune(
     data = listed(data, "data")
     if isinstance(pipe, torch.nn.Module):
         raise UsageError("finetune needs the pipeline: a transformer alone makes no noisy latents")
-    transformers, adapter = _transformers(pipe)
+    transformers, adapter = transformers_of(pipe)
     if session_of(transformers) is not None:
         raise UsageError("finetune needs the dense pipeline; call ditaccel.restore(pipe) first")
     for item in data:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..api import _transformers
+from ..core.transformers import transformers_of
 from ..attention.lite_attention import LiteAttentionConfig
 from ..attention.planner import Watcher
 from ..config import AccelerationConfig
@@ -22,7 +22,7 @@ def observed(pipe: Any, watcher: Watcher) -> Iterator[None]:
         UsageError: the pipeline is accelerated.
         UnsupportedError: no transformer of a known family, or its attention cannot be reached.
     """
-    transformers, _ = _transformers(pipe)
+    transformers, _ = transformers_of(pipe)
     if session_of(transformers) is not None:
         raise UsageError("this needs the dense pipeline; call ditaccel.restore(pipe) first")
     config = AccelerationConfig(attention=LiteAttentionConfig())

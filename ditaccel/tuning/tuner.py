@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..api import _transformers, accelerated
+from ..api import accelerated
+from ..core.transformers import transformers_of
 from ..api import report as report_of
 from ..caching.options import MemoryBudget
 from ..caching.step_mask import StepMaskConfig
@@ -215,7 +216,7 @@ class Tuner:
             if given:
                 raise UsageError(f"tune sets {given[0]} itself; leave it out of the call")
             check_call(pipe, call, "tune")
-        transformers, adapter = _transformers(pipe)
+        transformers, adapter = transformers_of(pipe)
         for name, transformer in transformers.items():
             refuse_split(name, transformer, "tune")
         if session_of(transformers) is not None:

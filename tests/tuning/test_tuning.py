@@ -15,7 +15,7 @@ from tiny import generate, tiny_dit, tiny_flux, tiny_wan, tiny_wan22
 import ditaccel
 import ditaccel.tuning.recording as recording_room
 from ditaccel import config as configs
-from ditaccel.api import _transformers
+from ditaccel.core.transformers import transformers_of
 from ditaccel.caching.forecast import newton_weights
 from ditaccel.tuning.plan_search import cheapest_good
 from ditaccel.tuning.recording import record
@@ -107,7 +107,7 @@ def test_tune_reaches_a_quality_with_less_where_less_is_asked():
 
 
 def recorded(pipe, call, budget=10**9):
-    transformers, adapter = _transformers(pipe)
+    transformers, adapter = transformers_of(pipe)
     ((name, transformer),) = transformers.items()
     return record(pipe, name, transformer, adapter, lambda: generate(pipe, call), budget)
 

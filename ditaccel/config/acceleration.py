@@ -1,0 +1,175 @@
+"""AccelerationConfig: what `accelerate` does, and its strict round trip through YAML and JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError, UsageError
+from ..io import given
+from ..io.given import suggest
+from ..io.files import write_atomically
+from .checks import require
+from .option_types import arms_of, checked
+from .registry import KINDS, methods
+
+FORMAT = 1
+
+
+@checked()
+@dataclass(frozen=True, kw_only=True)
+class AccelerationConfig:
+    """All that `accelerate` does to a pipeline: at most one caching and one attention method.
+
+    ```python
+    config = AccelerationConfig(cache=TaylorSeerConfig(interval=3), attention=SVG2Config())
+    config.save("mine.yaml")
+    ditaccel.accelerate(pipe, AccelerationConfig.load("mine.yaml"))  # or "mine.yaml" itself
+    ```
+
+    Attributes:
+        cache: config of a caching method, None for no caching.
+        attention: config of an attention method, None for dense attention.
+        label: a name for reports.
+
+    Raises:
+        ConfigError: a value is not a config of a method of its kind.
+    """
+
+    cache: Any = None
+    attention: Any = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        for kind in KINDS:
+            value = getattr(self, kind)
+            known = [c for c in methods().values() if c.kind == kind]  # type: ignore[attr-defined]
+            if value is not None and type(value) not in known:
+                what = "a caching" if kind == "cache" else "an attention"
+                raise ConfigError(
+                    f"{kind}= is of type {type(value).__name__}, which is not the config of {what} "
+                    f"method; give one of: {', '.join(c.__name__ for c in known)}"
+                )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> AccelerationConfig:
+        """Read a config from a `.yaml`, `.yml` or `.json` file.
+
+        Raises:
+            UsageError: the file cannot be read.
+            ConfigError: it does not hold a config that this version knows.
+        """
+        return load(path)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the config to a `.yaml`, `.yml` or `.json` file, whole or not at all.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        dump(self, path)
+
+    @property
+    def methods(self) -> tuple[Any, ...]:
+        """The configs of the methods that are on."""
+        return tuple(m for m in (self.cache, self.attention) if m is not None)
+
+
+def from_text(hint: Any, value: Any) -> Any:
+    """A number that YAML 1.1 reads as text (1e-3); everything else as it is."""
+    arms = arms_of(hint)
+    if isinstance(value, str) and str not in arms and float in arms:
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+def method_from_dict(data: Mapping[str, Any]) -> Any:
+    """Build a method's config from `{"method": name, option: value, …}`."""
+    options = dict(data)
+    name = options.pop("method", None)
+    cls = methods().get(str(name))
+    if cls is None:
+        raise ConfigError(f"unknown method {name!r}{suggest(str(name), methods())}")
+    hints = typing.get_type_hints(cls)
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for key in options:
+        if key not in fields:
+            raise ConfigError(f"{name} has no option {key!r}{suggest(str(key), fields)}")
+    return cls(**{k: from_text(hints[k], v) for k, v in options.items()})
+
+
+def from_dict(data: Any) -> AccelerationConfig:
+    """Read what `to_dict` wrote; unknown keys, versions and wrong types are errors."""
+    require(isinstance(data, Mapping), "a config must be a mapping with the key 'ditaccel'")
+    options = dict(data)
+    version = options.pop("ditaccel", None)
+    require(
+        version == FORMAT,
+        f"config format is {version!r}; this version reads 'ditaccel: {FORMAT}' as the first key",
+    )
+    parts = {kind: options.pop(kind, None) for kind in KINDS}
+    label = options.pop("label", "")
+    if options:
+        unknown = next(iter(options))
+        raise ConfigError(
+            f"a config has no key {unknown!r}{suggest(str(unknown), [*KINDS, 'label'])}"
+        )
+    for kind, part in parts.items():
+        require(
+            part is None or isinstance(part, Mapping), f"{kind!r} must be a mapping with 'method'"
+        )
+    made = {k: method_from_dict(part) for k, part in parts.items() if part is not None}
+    return AccelerationConfig(**made, label=str(label))
+
+
+def to_dict(config: AccelerationConfig) -> dict[str, Any]:
+    """Return a config as plain data; `from_dict` reads it back to an equal config."""
+    data: dict[str, Any] = {"ditaccel": FORMAT}
+    if config.label:
+        data["label"] = config.label
+    for part in config.methods:
+        options = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+        data[part.kind] = {"method": part.method, **{k: plain(v) for k, v in options.items()}}
+    return data
+
+
+def plain(value: Any) -> Any:
+    """A value of an option as YAML and JSON hold it: tuples become lists."""
+    return [plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def load(path: str | os.PathLike[str]) -> AccelerationConfig:
+    """Read a config from a `.yaml`, `.yml` or `.json` file."""
+    path = given.path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the config {path}: {error}") from None
+    try:
+        data = given.parse_json(text) if path.suffix == ".json" else given.parse_yaml(text)
+    except ValueError as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"{path} is not a valid {path.suffix[1:] or 'YAML'} file: {first}") from None
+    try:
+        return from_dict(data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def dump(config: AccelerationConfig, path: str | os.PathLike[str]) -> None:
+    """Write a config to a `.yaml`, `.yml` or `.json` file, whole or not at all."""
+    target = given.path(path)
+    if target.suffix == ".json":
+        text = json.dumps(to_dict(config), indent=2) + "\n"
+    else:
+        text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    write_atomically(target, lambda file: file.write(text.encode()))

@@ -1,0 +1,174 @@
+"""Configs as text: presets, inline specs such as `taylorseer:interval=4 & svg2`, file paths."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from ..errors import ConfigError
+from ..io.given import suggest
+from .acceleration import AccelerationConfig, load, method_from_dict, to_dict
+from .checks import require
+from .completion import completed, overridden
+from .inline import method_spec, parse_options
+from .published import is_published, published, published_presets
+from .registry import methods
+
+if TYPE_CHECKING:
+    from ..pipelines import FamilyAdapter
+
+# Whatever says how to accelerate a pipeline: a text, a path, a config of one method or of all, or
+# a list of these.
+Setting = Any
+
+
+def parse_spec(spec: str, family: str | FamilyAdapter | None = None) -> AccelerationConfig:
+    """Read an inline config: `method` or `method:option=value,option=value`.
+
+    A caching and an attention method go together with `&` between them. Values are read as YAML:
+    `0.1`, `true`, `null`, `[0, 1, 5]`.
+
+    Args:
+        spec: the text.
+        family: whose presets may stand in place of methods: `balanced:tolerance=0.02`; None where
+            there are no presets.
+    """
+    made: dict[str, Any] = {}
+    for part in map(str.strip, spec.split("&")):
+        published = family is not None and is_published(part)
+        name, options = (part, {}) if published else _parse_part(part)
+        if name in methods() or family is None:
+            chosen: tuple[Any, ...] = (method_from_dict({"method": name, **options}),)
+        else:
+            chosen = overridden(preset(name, family), options).methods
+        for each in chosen:
+            require(each.kind not in made, f"{spec!r} names two methods of the kind {each.kind!r}")
+            made[each.kind] = each
+    return AccelerationConfig(**made, label=spec)
+
+
+def _parse_part(spec: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of one method or preset."""
+    require(bool(spec), "a name is missing beside '&'; write 'balanced & svg2', or one name alone")
+    name, _, rest = spec.partition(":")
+    return name.strip(), parse_options(rest, spec)
+
+
+def spec_of(config: AccelerationConfig) -> str:
+    """A config as a user writes it: inline where that says the same, else as YAML.
+
+    Options that have their defaults are left out; `parse_spec` or `from_dict` reads back the same
+    methods.
+    """
+    text = " & ".join(map(method_spec, config.methods))
+    try:
+        same = parse_spec(text).methods == config.methods
+    except ConfigError:
+        same = False  # a comma or an ampersand in a path
+    return text if same else yaml.safe_dump(to_dict(config), sort_keys=False).strip()
+
+
+def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
+    """Return a family's preset; `published:METHOD` is one for each method (`published.py`)."""
+    from ..pipelines import adapters
+
+    adapter = adapters().get(family) if isinstance(family, str) else family
+    if adapter is None:
+        raise ConfigError(f"unknown family {family!r}{suggest(str(family), adapters())}")
+    if is_published(name):
+        return published(name, adapter)
+    family = adapter.name
+    data = adapter.presets.get(name)
+    if data is None:
+        known = [*adapter.presets, *published_presets(family), *methods()]
+        raise ConfigError(
+            f"{family} has no preset {name!r}{suggest(name, known)} (or give the path of a config "
+            "file)"
+        )
+    made = method_from_dict(data)
+    config = AccelerationConfig(**{made.kind: made}, label=f"{family} {name}")
+    return completed(config, adapter)[0]
+
+
+def _refuse_rows_of_eval(text: str) -> None:
+    """`evaluate` compares more than configs; say what to do with such a row elsewhere."""
+    if text.startswith("peer/"):
+        raise ConfigError(
+            f"{text!r} names a peer, which only an evaluation runs; here give a method or preset"
+        )
+    head, _, rest = text.partition("+")
+    name, _, steps = head.partition(":")
+    if name.strip() == "steps":
+        then = f"and give {rest.strip()!r} as the config" if rest else "without accelerating it"
+        raise ConfigError(
+            f"{text!r}: fewer steps are an argument of the pipeline's call, not a method; call it "
+            f"with num_inference_steps={steps.strip() or 'N'} {then}"
+        )
+
+
+def combined(configs: Sequence[AccelerationConfig]) -> AccelerationConfig:
+    """One config of several, which name at most one method of each kind.
+
+    Raises:
+        ConfigError: two of them name methods of one kind.
+    """
+    if len(configs) == 1:
+        return configs[0]
+    made: dict[str, Any] = {}
+    for each in (method for config in configs for method in config.methods):
+        if each.kind in made:
+            what = "caching" if each.kind == "cache" else "attention"
+            raise ConfigError(
+                f"{made[each.kind].method} and {each.method} are both {what} methods, and a "
+                "pipeline can have one of each kind; give one of the two"
+            )
+        made[each.kind] = each
+    named = [c.label or " & ".join(m.method for m in c.methods) for c in configs]
+    label = " & ".join(named) if any(c.label for c in configs) else ""
+    return AccelerationConfig(**made, label=label)
+
+
+def resolve(setting: Setting, family: str | FamilyAdapter) -> AccelerationConfig:
+    """Read whatever says how to accelerate a pipeline.
+
+    Args:
+        setting: a preset name (`balanced`, `published:taylorseer`), the path of a config file
+            (`fast.yaml`), an inline spec (`taylorseer:interval=4`, `balanced:tolerance=0.02`), the
+            config of a method, an `AccelerationConfig`, or a list of these that names at most one
+            method of each kind.
+        family: whose presets are meant.
+
+    Raises:
+        ConfigError: it is none of these, or names something unknown.
+        UsageError: a file cannot be read.
+    """
+    if isinstance(setting, (list, tuple)):
+        return combined([resolve(each, family) for each in setting])
+    if isinstance(setting, AccelerationConfig):
+        return setting
+    if isinstance(setting, (str, os.PathLike)):
+        return _resolved_text(setting, family)
+    known = methods().values()
+    if type(setting) in known:
+        return AccelerationConfig(**{setting.kind: setting})
+    if setting in known:
+        name = setting.__name__
+        raise ConfigError(f"config is the class {name} itself; give an instance of it: {name}(…)")
+    raise ConfigError(
+        f"config is of type {type(setting).__name__}; give a preset name ('balanced'), the path of "
+        "a config file, an inline spec ('taylorseer:interval=3'), the config of a method "
+        "(TaylorSeerConfig(interval=3)) or an AccelerationConfig"
+    )
+
+
+def _resolved_text(text: str | os.PathLike[str], family: str | FamilyAdapter) -> AccelerationConfig:
+    name = os.fspath(text)
+    if name.endswith((".yaml", ".yml", ".json")) or isinstance(text, os.PathLike):
+        return load(name)
+    _refuse_rows_of_eval(name)
+    if ":" in name or "&" in name or name in methods():
+        return parse_spec(name, family)
+    return preset(name, family)
