@@ -9,7 +9,16 @@ ditaccel.restore(pipe)
 ```
 """
 
-from .api import accelerate, accelerated, report, reset, restore
+from .api import (
+    accelerate,
+    accelerated,
+    families,
+    is_accelerated,
+    presets,
+    report,
+    reset,
+    restore,
+)
 from .attention.lite_attention import LiteAttentionConfig
 from .attention.sla import SLAConfig
 from .attention.svg2 import SVG2Config
@@ -19,7 +28,7 @@ from .caching.first_block_residual import FirstBlockResidualConfig
 from .caching.reuse import ReuseConfig
 from .caching.step_mask import StepMaskConfig
 from .caching.taylorseer import TaylorSeerConfig
-from .config import AccelerationConfig
+from .config import AccelerationConfig, methods
 from .diagnosis import Diagnosis, doctor
 from .errors import ConfigError, DitaccelError, UnsupportedError, UsageError
 from .finetuning import finetune
@@ -49,7 +58,11 @@ __all__ = [
     "accelerate",
     "accelerated",
     "doctor",
+    "families",
     "finetune",
+    "is_accelerated",
+    "methods",
+    "presets",
     "report",
     "reset",
     "restore",

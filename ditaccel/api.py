@@ -1,8 +1,7 @@
-"""The verbs: accelerate, accelerated, reset, restore, report."""
+"""The verbs: accelerate, accelerated, restore, reset, report; what is on, and what there is."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,8 @@ from torch import nn
 from . import config as configs
 from .config import AccelerationConfig
 from .config.completion import overridden
+from .config.published import published_presets
+from .config.specs import Setting
 from .core.patching import unwrapped
 from .core.transformers import modules_of, transformers_of
 from .errors import ConfigError, UsageError
@@ -23,65 +24,73 @@ from .sessions.session import Session
 from .warning import warn
 
 P = TypeVar("P")
-Setting = str | os.PathLike[str] | AccelerationConfig | None
 
 
 def accelerate(
-    pipe: P, config: Setting = None, *, cache: Any = None, attention: Any = None, **options: Any
+    pipe: P,
+    config: Setting = None,
+    *more: Setting,
+    cache: Any = None,
+    attention: Any = None,
+    **options: Any,
 ) -> P:
     """Make a pipeline faster, in place.
 
-    What an earlier call has put on is replaced, which a warning says; where the new setting cannot
-    be put on, the earlier one stays.
+    ```python
+    ditaccel.accelerate(pipe)                                     # the family's "balanced" preset
+    ditaccel.accelerate(pipe, "fast")                             # another one, or a config file
+    ditaccel.accelerate(pipe, TaylorSeerConfig(interval=3))       # a method
+    ditaccel.accelerate(pipe, "balanced", LiteAttentionConfig())  # one of each kind
+    ```
+
+    What an earlier call has put on is replaced, with a warning; where the new setting cannot be put
+    on, the earlier one stays.
 
     Args:
-        pipe: a diffusers pipeline, or a bare transformer. One of no known family is recognised by
-            its signature and block lists, which a warning says.
+        pipe: a diffusers pipeline, or a bare transformer. A transformer of an unknown family is
+            recognised from its signature and block lists, with a warning.
         config: a preset name (`"balanced"` when nothing is given), the path of a config file, an
-            inline spec such as `"taylorseer:interval=3"`, or an `AccelerationConfig`.
+            inline spec such as `"taylorseer:interval=3"`, the config of a method, an
+            `AccelerationConfig`, or a list of these.
+        *more: further ones, as in such a list: one caching and one attention method go together.
         cache: config of a caching method, e.g. `TaylorSeerConfig(interval=3)`; replaces the one in
             `config`, and needs no `config`.
         attention: config of an attention method, e.g. `LiteAttentionConfig(threshold=-8)`,
-            likewise. Both together work.
+            likewise.
         **options: of the methods, in place of those in `config`: `tolerance=0.02`.
 
     Returns:
         The same pipeline.
 
     Raises:
-        ConfigError: an unknown preset, option or method, or a value out of range.
+        ConfigError: an unknown preset, option or method, a value out of range, or two methods of
+            one kind.
         UnsupportedError: no transformer, or one that this method cannot be applied to, with the
             reason.
         UsageError: it is not a pipeline.
     """
     transformers, adapter = transformers_of(pipe)
-    chosen = _chosen(adapter, config, cache, attention, options)
+    chosen = _chosen(adapter, _listed(config, more), cache, attention, options)
     former = _sessions(pipe)
     _put_on(pipe, transformers, chosen, former)
     if former:
-        on = ", ".join(dict.fromkeys(_called(session.config) for session in former))
+        on = ", ".join(dict.fromkeys(session.config.name for session in former))
         warn(
             f"this {type(pipe).__name__} was accelerated already ({on}): that is off now, and "
-            f"{_called(chosen)} is on"
+            f"{chosen.name} is on"
         )
     return pipe
 
 
-def _called(config: AccelerationConfig) -> str:
-    return config.label or " & ".join(method.method for method in config.methods)
+def _listed(config: Setting, more: tuple[Setting, ...]) -> Setting:
+    return [config, *more] if more else config
 
 
 def _chosen(
-    adapter: FamilyAdapter,
-    config: Setting,
-    cache: Any,
-    attention: Any,
-    options: Mapping[str, Any],
+    adapter: FamilyAdapter, config: Setting, cache: Any, attention: Any, options: Mapping[str, Any]
 ) -> AccelerationConfig:
     """What the arguments of `accelerate` come to."""
-    if isinstance(config, AccelerationConfig):
-        chosen = config
-    elif config is None and (cache is not None or attention is not None):
+    if config is None and (cache is not None or attention is not None):
         chosen = AccelerationConfig()
     else:
         chosen = configs.resolve("balanced" if config is None else config, adapter)
@@ -120,6 +129,42 @@ def _put_on(
 def _sessions(pipe: Any) -> list[Session]:
     """The sessions that are on; its components may have been exchanged since."""
     return sessions.sessions_on(pipe, modules_of(pipe).values())
+
+
+def is_accelerated(pipe: Any) -> bool:
+    """Whether `accelerate` is in effect on a pipeline, or on one of its transformers.
+
+    Raises:
+        UsageError: it is not a pipeline.
+    """
+    return bool(_sessions(pipe))
+
+
+def presets(pipe: Any) -> dict[str, AccelerationConfig]:
+    """The presets of a pipeline's family by name, and the config that each stands for.
+
+    ```python
+    list(ditaccel.presets(pipe))        # ['safe', 'balanced', 'fast', 'published:taylorseer', …]
+    print(ditaccel.presets(pipe)["fast"].cache)
+    ```
+
+    `published:METHOD` are the settings that a method's authors used for the family.
+
+    Raises:
+        UnsupportedError: the pipeline has no transformer.
+        UsageError: it is not a pipeline.
+    """
+    _, adapter = transformers_of(pipe)
+    names = [*adapter.presets, *published_presets(adapter.name)]
+    return {name: configs.preset(name, adapter) for name in names}
+
+
+def families() -> dict[str, FamilyAdapter]:
+    """The families of pipelines that ditaccel knows, by name, each with what it knows of them.
+
+    A pipeline whose transformer is in none of them is recognised from its signature.
+    """
+    return adapters()
 
 
 def restore(pipe: P) -> P:
@@ -190,15 +235,25 @@ def _with_exchanged(session: Session, parts: Iterable[nn.Module]) -> Report:
 
 @contextmanager
 def accelerated(
-    pipe: P, config: Setting = None, *, cache: Any = None, attention: Any = None, **options: Any
+    pipe: P,
+    config: Setting = None,
+    *more: Setting,
+    cache: Any = None,
+    attention: Any = None,
+    **options: Any,
 ) -> Iterator[P]:
-    """`accelerate` for the length of a `with` block.
+    """`accelerate` for the length of a `with` block; for the arguments see there.
+
+    ```python
+    with ditaccel.accelerated(pipe, "fast"):
+        image = pipe("a red circle").images[0]
+    ```
 
     On every way out the pipeline is as it was when the block began: dense, or with the setting that
     was on, whose report goes on. What the block itself did (`accelerate`, `restore`) is undone.
     """
     transformers, adapter = transformers_of(pipe)
-    chosen = _chosen(adapter, config, cache, attention, options)
+    chosen = _chosen(adapter, _listed(config, more), cache, attention, options)
     former = _sessions(pipe)
     session = _put_on(pipe, transformers, chosen, former)
     try:

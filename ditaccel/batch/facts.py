@@ -100,7 +100,7 @@ class Facts:
         chosen, _ = completed(configs.resolve(config, self._adapter()), self._adapter())
         if not chosen.methods:
             raise ConfigError(f"the config {config} names no method; for dense runs: {DENSE}")
-        return configs.to_dict(AccelerationConfig(chosen.cache, chosen.attention))
+        return configs.to_dict(AccelerationConfig(cache=chosen.cache, attention=chosen.attention))
 
 
 def _index(model: str) -> dict[str, Any]:

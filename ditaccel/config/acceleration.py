@@ -15,8 +15,8 @@ import yaml
 
 from ..errors import ConfigError, UsageError
 from ..io import given
-from ..io.given import suggest
 from ..io.files import write_atomically
+from ..io.given import suggest
 from .checks import require
 from .option_types import arms_of, checked
 from .registry import KINDS, methods
@@ -55,7 +55,7 @@ class AccelerationConfig:
             if value is not None and type(value) not in known:
                 what = "a caching" if kind == "cache" else "an attention"
                 raise ConfigError(
-                    f"{kind}= is of type {type(value).__name__}, which is not the config of {what} "
+                    f"{kind}= is of type {type(value).__name__}, which is not a config of {what} "
                     f"method; give one of: {', '.join(c.__name__ for c in known)}"
                 )
 
@@ -81,6 +81,11 @@ class AccelerationConfig:
     def methods(self) -> tuple[Any, ...]:
         """The configs of the methods that are on."""
         return tuple(m for m in (self.cache, self.attention) if m is not None)
+
+    @property
+    def name(self) -> str:
+        """Its label, else the names of its methods."""
+        return self.label or " & ".join(method.method for method in self.methods)
 
 
 def from_text(hint: Any, value: Any) -> Any:
@@ -158,7 +163,9 @@ def load(path: str | os.PathLike[str]) -> AccelerationConfig:
         data = given.parse_json(text) if path.suffix == ".json" else given.parse_yaml(text)
     except ValueError as error:
         first = str(error).splitlines()[0]
-        raise ConfigError(f"{path} is not a valid {path.suffix[1:] or 'YAML'} file: {first}") from None
+        raise ConfigError(
+            f"{path} is not a valid {path.suffix[1:] or 'YAML'} file: {first}"
+        ) from None
     try:
         return from_dict(data)
     except ConfigError as error:

@@ -126,8 +126,7 @@ def combined(configs: Sequence[AccelerationConfig]) -> AccelerationConfig:
                 "pipeline can have one of each kind; give one of the two"
             )
         made[each.kind] = each
-    named = [c.label or " & ".join(m.method for m in c.methods) for c in configs]
-    label = " & ".join(named) if any(c.label for c in configs) else ""
+    label = " & ".join(c.name for c in configs) if any(c.label for c in configs) else ""
     return AccelerationConfig(**made, label=label)
 
 

@@ -48,7 +48,7 @@ def modules_of(pipe: Any) -> dict[str, nn.Module]:
 
 
 def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
-    """What a pipeline calls at every step: transformers, whether of a known family or not, or UNets.
+    """What a pipeline calls at every step: transformers of any family, or UNets.
 
     Raises:
         UsageError: it is neither a pipeline nor a module.

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from .. import config as configs
-from ..core.transformers import modules_of, transformers_of
 from ..attention.options import break_even_of
 from ..attention.runtime import find_attention
 from ..caching.blocks import find_blocks
@@ -30,6 +29,7 @@ from ..config.option_types import checked_value
 from ..config.published import published_presets
 from ..core.denoising.tracker import DenoisingStep, DenoisingTracker
 from ..core.patching import unwrapped
+from ..core.transformers import modules_of, transformers_of
 from ..errors import DitaccelError, UnsupportedError
 from ..pipelines import FamilyAdapter
 from ..sessions.open_sessions import sessions_on, suspended

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.transformers import transformers_of
 from ..attention.options import share_of
 from ..attention.sla.planner import SLAConfig
 from ..config import choice, require
 from ..core.denoising.tracker import DenoisingStep
+from ..core.transformers import transformers_of
 from ..errors import ConfigError, DitaccelError, UsageError
 from ..io.asking import check_call
 from ..io.differences import differences, told

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..core.transformers import transformers_of
 from ..attention.lite_attention import LiteAttentionConfig
 from ..attention.planner import Watcher
 from ..config import AccelerationConfig
+from ..core.transformers import transformers_of
 from ..errors import UsageError
 from ..sessions.session import Session, session_of
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from ..api import accelerated
-from ..core.transformers import transformers_of
 from ..api import report as report_of
 from ..caching.options import MemoryBudget
 from ..caching.step_mask import StepMaskConfig
 from ..config import AccelerationConfig, choice
 from ..config.option_types import checked, checked_value
 from ..core._compat import refuse_split
+from ..core.transformers import transformers_of
 from ..errors import ConfigError, UnsupportedError, UsageError
 from ..io.asking import check_call
 from ..io.progress import duration

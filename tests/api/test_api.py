@@ -423,7 +423,7 @@ def test_mistakes_are_one_clear_line():
         ditaccel.report(pipe)
     with pytest.raises(ditaccel.ConfigError, match="no preset 'warp'"):
         ditaccel.accelerate(pipe, "warp")
-    with pytest.raises(ditaccel.ConfigError, match="no config of a caching method"):
+    with pytest.raises(ditaccel.ConfigError, match="not a config of a caching method"):
         ditaccel.accelerate(pipe, cache=3)
     with pytest.raises(ditaccel.ConfigError, match="names neither a caching method"):
         ditaccel.accelerate(pipe, ditaccel.AccelerationConfig())

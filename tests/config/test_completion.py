@@ -42,7 +42,10 @@ def test_what_was_given_stands():
 
 
 def test_open_options_stay_open_in_files_and_whole_ones_stay_whole(tmp_path):
-    open_, path = ditaccel.AccelerationConfig(AdaptiveTaylorConfig(0.02)), tmp_path / "own.yaml"
+    open_, path = (
+        ditaccel.AccelerationConfig(cache=AdaptiveTaylorConfig(tolerance=0.02)),
+        tmp_path / "own.yaml",
+    )
     config.dump(open_, path)
     assert config.load(path) == open_ and config.load(path).cache.warmup is None
     pipe, _ = tiny_flux()

@@ -164,7 +164,7 @@ def test_a_config_class_of_somebody_else_is_checked_without_a_word_of_its_own():
 
 def test_a_label_is_text():
     with pytest.raises(ConfigError, match="AccelerationConfig: label is 3; it must be text"):
-        ditaccel.AccelerationConfig(ditaccel.ReuseConfig(), label=3)
+        ditaccel.AccelerationConfig(cache=ditaccel.ReuseConfig(), label=3)
 
 
 def test_an_argument_alone_is_checked_the_same_way():
