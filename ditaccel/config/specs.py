@@ -158,8 +158,8 @@ def resolve(setting: Setting, family: str | FamilyAdapter) -> AccelerationConfig
         raise ConfigError(f"config is the class {name} itself; give an instance of it: {name}(…)")
     raise ConfigError(
         f"config is of type {type(setting).__name__}; give a preset name ('balanced'), the path of "
-        "a config file, an inline spec ('taylorseer:interval=3'), the config of a method "
-        "(TaylorSeerConfig(interval=3)) or an AccelerationConfig"
+        "a config file, an inline spec ('method:option=value'), the config of a method or an "
+        "AccelerationConfig"
     )
 
 

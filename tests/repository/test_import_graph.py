@@ -23,7 +23,6 @@ _NO_ENTRY = {"__init__.py", "__main__.py", "README.md", "py.typed"}
 CYCLES_TODAY: set[tuple[str, ...]] = {
     ("attention.sla.heads", "attention.sla.planner"),
     ("caching.budget", "caching.gate", "caching.policy", "caching.state"),
-    ("config", "config.completion", "config.published"),
     ("eval.judge", "eval.runs", "eval.summary"),
     ("eval.peers.base", "eval.peers.cache_dit", "eval.peers.diffusers_caches"),
     ("reports.report", "reports.text"),
@@ -68,7 +67,6 @@ MAY_NAME = {
 }
 NAMES_TODAY = {
     "ditaccel/caching/gate.py",
-    "ditaccel/config/__init__.py",
     "ditaccel/diagnosis/checks.py",
     "ditaccel/finetuning/command.py",
     "ditaccel/finetuning/run.py",
