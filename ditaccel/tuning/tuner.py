@@ -136,7 +136,7 @@ def _trajectories(
 
 def _config(plan: Plan, total: int) -> AccelerationConfig:
     return AccelerationConfig(
-        StepMaskConfig(
+        cache=StepMaskConfig(
             steps=plan.steps,
             total=total,
             order=1,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ditaccel import api
-from ditaccel.api import _transformers
+from ditaccel.core.transformers import transformers_of
 from ditaccel.errors import DitaccelError, UsageError
 from ditaccel.io.asking import calls_of
 from ditaccel.io.frames import to_uint8
@@ -83,7 +83,7 @@ class Bench:
 
     def __init__(self, subject: Subject, steps: int) -> None:
         self.pipe, self.calls, self.steps = subject.pipe, subject.calls, steps
-        transformers, self.adapter = _transformers(subject.pipe)
+        transformers, self.adapter = transformers_of(subject.pipe)
         self.transformers = list(transformers.values())
 
     def _run(self, i: int, steps: int | None = None) -> np.ndarray:
