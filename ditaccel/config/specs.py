@@ -52,7 +52,9 @@ def parse_spec(spec: str, family: str | FamilyAdapter | None = None) -> Accelera
 
 def _parse_part(spec: str) -> tuple[str, dict[str, Any]]:
     """Name and options of one method or preset."""
-    require(bool(spec), "a name is missing beside '&'; write 'balanced & svg2', or one name alone")
+    require(
+        bool(spec), "a name is missing next to '&'; write 'balanced & METHOD', or one name alone"
+    )
     name, _, rest = spec.partition(":")
     return name.strip(), parse_options(rest, spec)
 

@@ -198,7 +198,7 @@ def test_a_config_of_no_method_is_refused():
         ("", "no preset ''. Known: "),
         ("TaylorSeer", "did you mean 'taylorseer'"),
         ("balanced & svg3", r"did you mean 'svg2'\?"),
-        ("balanced &", "a name is missing beside '&'"),
+        ("balanced &", "a name is missing next to '&'"),
         ("balanced & fast", "names two methods of the kind 'cache'"),
         ("taylorseer:interval=3,interval=4", "gives 'interval' twice"),
         ("steps:25", "call it with num_inference_steps=25 without accelerating it"),
