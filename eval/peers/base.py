@@ -1,4 +1,4 @@
-"""Peers: other projects' caches, run as rows of the same comparison.
+"""What a peer is: another project's cache, run as a row of the same comparison.
 
 Each generation of a peer gets a fresh `isolated` copy of the pipeline: no state can outlive it,
 and nothing that a peer patches at class level can reach another row.
@@ -6,20 +6,16 @@ and nothing that a peer patches at class level can reach another row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ditaccel.errors import ConfigError, DitaccelError, UnsupportedError
 
+from ..registry import Registry
 from ..specs import parse_value
-from . import cache_dit as peers_cache_dit
-from . import diffusers_caches as peers_diffusers
 from .isolation import isolated
-
-Prepare = Callable[[Any, dict[str, Any], "Situation"], Any]
-Apply = Callable[[Any, dict[str, Any], "Situation", Any], None]
 
 
 @dataclass(frozen=True)
@@ -37,62 +33,38 @@ class Situation:
     generate: Callable[[Any], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Peer:
     """One cache of another project.
 
     Attributes:
-        options: names and defaults of its options.
-        apply: puts it on an isolated pipeline.
-        prepare: what it must know of the model first (MagCache's ratios), or None.
+        name: what `--config peer/NAME` calls it.
         note: what a reader of its figures must know.
+        options: names and defaults of its options: numbers or texts.
+        apply: puts it on an isolated pipeline; gets the pipeline, the options, the situation, and
+            what `prepare` gave.
+        prepare: finds out what it must know of the model first (MagCache's ratios), or None.
     """
 
-    options: dict[str, Any]
-    apply: Apply
-    prepare: Prepare | None = None
-    note: str = ""
+    name: str
+    note: str
+    options: Mapping[str, Any]
+    apply: Callable[[Any, dict[str, Any], Situation, Any], None]
+    prepare: Callable[[Any, dict[str, Any], Situation], Any] | None = None
 
 
-PEERS: dict[str, Peer] = {
-    "first_block_cache": Peer(
-        {"threshold": 0.05}, peers_diffusers.first_block_cache, note="diffusers"
-    ),
-    "taylorseer": Peer(
-        {"mode": "lite", "interval": 5, "before": 3, "after": 0, "order": 1},
-        peers_diffusers.taylorseer,
-        note="diffusers; identifiers fitted to the model (its own defaults miss Wan and DiT)",
-    ),
-    "magcache": Peer(
-        {"threshold": 0.06, "max_skip": 3, "retention": 0.2},
-        peers_diffusers.magcache,
-        peers_diffusers.magcache_ratios,
-        note="diffusers; ratios from one calibration generation with another seed",
-    ),
-    "pab": Peer(
-        {"spatial": 2, "cross": 0, "low": 100, "high": 800},
-        peers_diffusers.pyramid_attention_broadcast,
-        note="diffusers; skips attention only; one state for all guidance branches",
-    ),
-    "seacache": Peer(
-        {"threshold": 0.25, "order": 1, "max_skip": 2},
-        peers_diffusers.seacache,
-        note="diffusers; made for Wan and Cosmos, elsewhere it caches nothing",
-    ),
-    "cache_dit": Peer(
-        {
-            "threshold": 0.08,
-            "fn": 8,
-            "bn": 0,
-            "warmup": 8,
-            "max_cached": -1,
-            "max_continuous": -1,
-            "order": 0,
-        },
-        peers_cache_dit.cache_dit,
-        note="cache-dit's DBCache; order >= 1 adds its TaylorSeer calibrator",
-    ),
-}
+PEERS: Registry[Peer] = Registry("peer", "ditaccel.eval.peers")
+
+
+def register(peer: Peer) -> Peer:
+    """Make a peer known as `peer/NAME`; a module that does so when it is imported is enough.
+
+    Raises:
+        ConfigError: the name is taken, or cannot be written on a command line.
+    """
+    if not peer.name.isidentifier():
+        raise ConfigError(f"a peer's name must be a word like first_block_cache, not {peer.name!r}")
+    return PEERS.add(peer.name, peer)
 
 
 def peer_options(name: str, given: tuple[tuple[str, str], ...]) -> dict[str, Any]:
@@ -101,9 +73,7 @@ def peer_options(name: str, given: tuple[tuple[str, str], ...]) -> dict[str, Any
     Raises:
         ConfigError: unknown peer or option, or a value of the wrong kind.
     """
-    peer = PEERS.get(name)
-    if peer is None:
-        raise ConfigError(f"no peer {name!r}; peers: {', '.join(PEERS)}")
+    peer = PEERS[name]
     options = dict(peer.options)
     for key, text in given:
         if key not in options:
@@ -137,30 +107,13 @@ def prepare(name: str, pipe: Any, options: dict[str, Any], situation: Situation)
 
 
 @contextmanager
-def _reasons(name: str) -> Iterator[None]:
-    try:
-        yield
-    except DitaccelError:
-        raise
-    except ImportError as error:
-        raise UnsupportedError(
-            f"peer/{name}: {error.name or error} is not installed (pip install ditaccel[peers])"
-        ) from error
-    except Exception as error:
-        line = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-        raise UnsupportedError(
-            f"peer/{name} does not run on this pipeline: {type(error).__name__}: {line}"
-        ) from error
-
-
-@contextmanager
 def with_peer(
     name: str, pipe: Any, options: dict[str, Any], situation: Situation, prepared: Any
 ) -> Iterator[Any]:
     """A fresh copy of the pipeline with the peer on it.
 
     Args:
-        name: one of `PEERS`.
+        name: of a registered peer.
         pipe: the original pipeline; it is not touched.
         options: from `peer_options`.
         situation: steps and branches of the run.
@@ -176,3 +129,21 @@ def with_peer(
         twin = isolated(pipe)
         PEERS[name].apply(twin, options, situation, prepared)
         yield twin
+
+
+@contextmanager
+def _reasons(name: str) -> Iterator[None]:
+    """Turns what a peer raises into the reason why it cannot run."""
+    try:
+        yield
+    except DitaccelError:
+        raise
+    except ImportError as error:
+        raise UnsupportedError(
+            f"peer/{name}: {error.name or error} is not installed (pip install ditaccel[peers])"
+        ) from error
+    except Exception as error:
+        line = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        raise UnsupportedError(
+            f"peer/{name} does not run on this pipeline: {type(error).__name__}: {line}"
+        ) from error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ditaccel.errors import UnsupportedError
 
-if TYPE_CHECKING:
-    from .base import Situation
+from ..measure.counting import blocks_of, transformers_of
+from .base import Peer, Situation, register
 
 
 def _quiet() -> None:
@@ -36,8 +36,6 @@ def cache_dit(pipe: Any, options: dict[str, Any], situation: Situation, _: Any) 
     if situation.branches > 2:
         raise UnsupportedError(f"cache-dit cannot follow {situation.branches} calls a step")
     blocks = options["fn"] + options["bn"]
-    from ..measure.counting import blocks_of, transformers_of
-
     for transformer in transformers_of(pipe).values():
         if blocks >= len(blocks_of(transformer)):
             raise UnsupportedError(
@@ -59,3 +57,21 @@ def cache_dit(pipe: Any, options: dict[str, Any], situation: Situation, _: Any) 
         calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=options["order"])
     cache_dit.enable_cache(pipe, cache_config=config, calibrator_config=calibrator)
     _quiet()
+
+
+register(
+    Peer(
+        name="cache_dit",
+        note="cache-dit's DBCache; order >= 1 adds its TaylorSeer calibrator",
+        options={
+            "threshold": 0.08,
+            "fn": 8,
+            "bn": 0,
+            "warmup": 8,
+            "max_cached": -1,
+            "max_continuous": -1,
+            "order": 0,
+        },
+        apply=cache_dit,
+    )
+)

@@ -23,8 +23,6 @@ _NO_ENTRY = {"__init__.py", "__main__.py", "README.md", "py.typed"}
 CYCLES_TODAY: set[tuple[str, ...]] = {
     ("attention.sla.heads", "attention.sla.planner"),
     ("caching.budget", "caching.gate", "caching.policy", "caching.state"),
-    ("eval.judge", "eval.runs", "eval.summary"),
-    ("eval.peers.base", "eval.peers.cache_dit", "eval.peers.diffusers_caches"),
     ("reports.report", "reports.text"),
 }
 LONG_TODAY = {
@@ -39,7 +37,6 @@ LONG_TODAY = {
     ("ditaccel/tuning/calibration.py", "calibrate"),
     ("eval/bench/batch.py", "run"),
     ("eval/report/plots.py", "pareto_png"),
-    ("eval/runs.py", "evaluate"),
     ("kernels/aot.py", "builds"),
     ("kernels/attention/triton_backend.py", "run"),
     ("kernels/attention/triton_backward.py", "run"),
@@ -62,8 +59,7 @@ MAY_NAME = {
     "eval/bench/sla.py": "times one method",
     "eval/bench/trajectory.py": "compares one forecast along a trajectory",
     "eval/command.py": "examples in --help",
-    "eval/peers/base.py": "a peer is named like the method it competes with",
-    "eval/peers/diffusers_caches.py": "a peer is named like the method it competes with",
+    "eval/peers/taylorseer.py": "a peer is named like the method it competes with",
 }
 NAMES_TODAY = {
     "ditaccel/caching/gate.py",

@@ -200,8 +200,11 @@ def test_bad_mode(pipelines) -> None:
 
 
 def test_every_peer_has_a_note_and_defaults() -> None:
-    for name, peer in PEERS.items():
-        assert peer.note and peer_options(name, ()) == peer.options
+    assert {"first_block_cache", "taylorseer", "magcache", "pab", "seacache", "cache_dit"} <= set(
+        PEERS
+    )
+    for name in PEERS:
+        assert PEERS[name].note and peer_options(name, ()) == PEERS[name].options
 
 
 def test_counting_survives_an_exception(pipelines) -> None:
