@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from ditaccel.config import suggest
 from ditaccel.errors import ConfigError
+from ditaccel.io.given import suggest
 
 T = TypeVar("T")
 
