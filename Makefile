@@ -66,7 +66,7 @@ test-rotated: $(STAMP) ## a quarter of the slow tests, chosen by the commit, at 
 	  --rotate $(or $(COMMIT),$(shell git rev-parse HEAD)) --minutes 30 $(ARGS)
 
 # mypy cannot follow setuptools' package-dir, so it gets the tree as it is imported.
-support-table: $(STAMP) ## measure families without results, then write the README's support table
+support-table: $(STAMP) ## measure families without results, then write the support table of pipelines/README.md
 	PYTHONPATH=tests/support OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 	  $(PY) -P tests/support/support_table.py $(ARGS)
 

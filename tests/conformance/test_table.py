@@ -21,7 +21,7 @@ def test_all_families_have_results():
 
 
 def test_the_readme_shows_the_results():
-    text = (support_table.ROOT / "README.md").read_text()
+    text = support_table.README.read_text()
     table = support_table.render(support_table.read())
     assert support_table.with_table(text, table) == text, MEND
 

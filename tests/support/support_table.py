@@ -1,10 +1,10 @@
-"""The support table: measured results as JSON, and their form in the README.
+"""The support table: measured results as JSON, and their form in `pipelines/README.md`.
 
     make support-table                   # the families that have no results yet
     make support-table ARGS="flux wan"   # these anew
     make support-table ARGS=--all        # all anew (half an hour on one core)
 
-The README's table is written from the results and from nothing else; `tests/conformance` holds the
+The README's table is written from the results and from nothing else; `tests/conformance` checks the
 results against what the checks give, and the README against the results.
 """
 
@@ -25,7 +25,8 @@ from tiny_families import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "conformance" / "support.json"
-BEGIN, END = "<!-- support table: begin (generated) -->", "<!-- support table: end -->"
+README = ROOT / "pipelines" / "README.md"
+BEGIN, END = "<!-- generated: support table -->", "<!-- end of support table -->"
 STEPS = 5
 SHORT = {
     "adaptive_taylor": "AT",
@@ -112,8 +113,7 @@ def write(results: dict[str, Any], path: Path = RESULTS) -> None:
 
 def write_readme() -> None:
     """Write the README's table from the results."""
-    readme = ROOT / "README.md"
-    readme.write_text(with_table(readme.read_text(), render(read())))
+    README.write_text(with_table(README.read_text(), render(read())))
 
 
 def with_table(text: str, table: str) -> str:
