@@ -4,6 +4,7 @@ import importlib.util
 import os
 import random
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -76,6 +77,18 @@ def _block_network() -> None:
     socket.getaddrinfo = guarded_getaddrinfo
 
 
+def _own_progress_bars() -> None:
+    """Give tqdm a lock of this process alone.
+
+    Its own lock is shared with forked children, so one that is killed while it draws a bar would
+    hold the lock for ever, and every later run would wait for it.
+    """
+    from tqdm.std import tqdm
+
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0  # no thread that might hold it at a fork
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options for running the slow tests in turns (`support/rotation.py`)."""
     group = parser.getgroup("ditaccel")
@@ -86,6 +99,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Block the network before any test module is imported, in every xdist worker too."""
     _block_network()
+    _own_progress_bars()
     if config.getoption("--minutes") is not None:
         rotation.set_deadline(config.getoption("--minutes"))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from job_folders import assert_tidy, outputs
+from tqdm.std import tqdm
 
 from ditaccel.cli import main
 from ditaccel.io.files import read_lines
@@ -62,6 +63,20 @@ def test_two_commands_at_once_share_the_work(jobs: Jobs, model: Path, tmp_path: 
     # The one that was done first helped the other, so its own file is not the last word.
     assert os.waitpid(_start([*command, "0/1"]), 0)[1] == 0
     _assert_once(tmp_path / "out", 80)
+
+
+def test_a_child_killed_in_a_progress_bar_stops_no_other(
+    jobs: Jobs, model: Path, tmp_path: Path
+) -> None:
+    """tqdm's own lock is shared with forked children: a killed one would hold it for ever."""
+    lock = tqdm.get_lock()
+    child = os.fork()
+    if child == 0:
+        lock.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    command = ["generate", str(model), "--jobs", str(jobs(2)), "--out", str(tmp_path / "out")]
+    assert os.waitpid(_start([*command, "--workers", "1"]), 0)[1] == 0
 
 
 def test_twenty_kills(jobs: Jobs, model: Path, tmp_path: Path) -> None:
