@@ -12,14 +12,14 @@ calibrated against dense outputs (`calibration.py`). State always ends with the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import method, require
+from ..config import AttentionConfig, Example, method, require
 from ..kernels import (
     Marking,
     TileAttentionOutput,
@@ -46,9 +46,9 @@ _LOG2_E = 1.4426950408889634
 _SAMPLED = 8  # one query tile in so many tells what a map would keep
 
 
-@method("lite_attention", kind="attention")
+@method("lite_attention", paper="2511.11062")
 @dataclass(frozen=True)
-class LiteAttentionConfig:
+class LiteAttentionConfig(AttentionConfig):
     """Skip lists that are carried from step to step.
 
     Args:
@@ -134,6 +134,14 @@ class LiteAttentionConfig:
         for name in ("q_tile", "k_tile"):
             value = getattr(self, name)
             require(value >= 16, f"{name} is {value}; tiles have at least 16 tokens")
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """See `MethodConfig`."""
+        tiles = cls(q_tile=16, k_tile=16, min_tokens=0, dense_steps=0, break_even=1.0)
+        return (
+            Example(replace(tiles, threshold=-1e9), replace(tiles, threshold=-0.02, skip_now=True)),
+        )
 
     def planner(self) -> LiteAttentionPlanner:
         """What the seam carries out."""

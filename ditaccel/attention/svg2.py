@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..config import method, require
+from ..config import AttentionConfig, Example, method, require
 from ..kernels import TileAttentionOutput, TileCentroids, TileMap, Tiling, kmeans, order_by_label
 from ..kernels.segments import segment_sums
 from .options import Backend, check_dense, in_dense_layers, in_dense_part
@@ -49,9 +49,9 @@ _PUBLISHED: dict[str, Any] = {
 }
 
 
-@method("svg2", kind="attention")
+@method("svg2", paper="2505.18875")
 @dataclass(frozen=True)
-class SVG2Config:
+class SVG2Config(AttentionConfig):
     """Semantic clusters as tiles.
 
     Args:
@@ -122,6 +122,14 @@ class SVG2Config:
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; it must be 1 or more")
         check_dense(self)
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """See `MethodConfig`."""
+        few = cls(
+            q_clusters=4, k_clusters=8, min_tokens=0, dense_steps=0, dense_layers=0, break_even=1.0
+        )
+        return (Example(replace(few, top_p=1.0), replace(few, top_p=0.3, min_share=0.0)),)
 
     def planner(self) -> SVG2Planner:
         """What the seam carries out."""

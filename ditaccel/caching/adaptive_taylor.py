@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import method, require
+from ..config import CacheConfig, Example, method, require
 from .gate import StepRules, StepSizeGate
 from .options import (
     Basis,
@@ -34,7 +34,7 @@ _LEAST = 3  # steps that such a share stands for, at least
 
 @method("adaptive_taylor", base={"warmup": BASE_WARMUP, "guidance": BASE_GUIDANCE})
 @dataclass(frozen=True)
-class AdaptiveTaylorConfig:
+class AdaptiveTaylorConfig(CacheConfig):
     """Error-controlled distance between computed steps.
 
     Args:
@@ -97,6 +97,11 @@ class AdaptiveTaylorConfig:
         if 0 < warmup < 1:
             return StepRules(max(_LEAST, needed), self.final, needed=needed, warmup_share=warmup)
         return StepRules(int(warmup), self.final, needed=needed)
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """See `MethodConfig`."""
+        return (Example(cls(tolerance=0), cls(tolerance=1e9, warmup=2)),)
 
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..config import method, require
+from ..config import CacheConfig, Example, method, require
 from .gate import ForecastErrorGate, StepRules
 from .options import (
     Basis,
@@ -24,9 +24,9 @@ from .options import (
 from .policy import CachePolicy
 
 
-@method("confidence_gated_taylor")
+@method("confidence_gated_taylor", paper="2508.02240")
 @dataclass(frozen=True)
-class ConfidenceGatedTaylorConfig:
+class ConfidenceGatedTaylorConfig(CacheConfig):
     """The first block always runs; if its own forecast was right, the rest is forecast.
 
     Both histories are fed on computed steps only, so the error is measured over the same distance
@@ -99,6 +99,11 @@ class ConfidenceGatedTaylorConfig:
         check_forecast(self)
         require(0 <= self.block_order <= 6, f"block_order is {self.block_order}; give 0 to 6")
         MemoryBudget.check(self)
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """See `MethodConfig`."""
+        return (Example(cls(threshold=0), cls(threshold=1e9, warmup=2)),)
 
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config import method
+from ..config import CacheConfig, Example, method
 from .gate import FirstBlockResidualGate, StepRules
 from .options import Coordinate, Guidance, Reduce, check_forecast, check_threshold
 from .policy import CachePolicy
@@ -14,7 +14,7 @@ from .policy import CachePolicy
 
 @method("first_block_residual")
 @dataclass(frozen=True)
-class FirstBlockResidualConfig:
+class FirstBlockResidualConfig(CacheConfig):
     """The first block always runs; if its residual has hardly changed, the rest is reused.
 
     Args:
@@ -45,6 +45,11 @@ class FirstBlockResidualConfig:
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
         check_forecast(self)
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """See `MethodConfig`."""
+        return (Example(cls(threshold=0), cls(threshold=1e9)),)
 
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import method, require
+from ..config import CacheConfig, Example, method, require
 from .gate import IntervalGate, StepRules
 from .options import ForecastTarget, check_forecast
 from .policy import CachePolicy
 
 
-@method("reuse")
+@method("reuse", baseline=True)
 @dataclass(frozen=True)
-class ReuseConfig:
+class ReuseConfig(CacheConfig):
     """Fixed interval, no forecast.
 
     Args:
@@ -31,6 +31,11 @@ class ReuseConfig:
     def __post_init__(self) -> None:
         require(self.interval >= 1, f"interval is {self.interval}; it must be 1 or more")
         check_forecast(self)
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """See `MethodConfig`."""
+        return (Example(cls(interval=1), cls(interval=2)),)
 
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""

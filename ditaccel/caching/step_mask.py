@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import method, require
+from ..config import CacheConfig, Example, method, require
 from .gate import MaskGate, StepRules
 from .options import Basis, Coordinate, Correction, ForecastTarget, Guidance, check_forecast
 from .policy import CachePolicy
 
 
-@method("step_mask")
+@method("step_mask", baseline=True)
 @dataclass(frozen=True)
-class StepMaskConfig:
+class StepMaskConfig(CacheConfig):
     """A fixed budget with a predictable latency.
 
     Args:
@@ -58,6 +58,11 @@ class StepMaskConfig:
             "guidance_steps needs guidance='difference'",
         )
         check_forecast(self)
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """See `MethodConfig`."""
+        return (Example(cls(steps=tuple(range(20))), cls(steps=(0, 2))),)
 
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""

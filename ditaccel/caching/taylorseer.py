@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..config import method, require
+from ..config import CacheConfig, Example, method, require
 from .gate import IntervalGate, StepRules
 from .options import (
     Basis,
@@ -22,9 +22,9 @@ from .options import (
 from .policy import CachePolicy
 
 
-@method("taylorseer")
+@method("taylorseer", paper="2503.06923")
 @dataclass(frozen=True)
-class TaylorSeerConfig:
+class TaylorSeerConfig(CacheConfig):
     """Fixed interval with a Taylor forecast.
 
     Args:
@@ -90,6 +90,18 @@ class TaylorSeerConfig:
             f"target={self.target!r} needs granularity='last_block'",
         )
         MemoryBudget.check(self)
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """See `MethodConfig`."""
+        return (
+            Example(cls(interval=1), cls(interval=3)),
+            Example(
+                cls(interval=1, granularity="last_block"),
+                cls(interval=3, granularity="last_block"),
+                variant="last_block",
+            ),
+        )
 
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""

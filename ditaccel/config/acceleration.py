@@ -19,12 +19,12 @@ from ..io.files import write_atomically
 from ..io.given import suggest
 from .checks import require
 from .option_types import arms_of, checked
-from .registry import KINDS, methods
+from .registry import KINDS, AttentionConfig, CacheConfig, MethodConfig, check_kind, methods
 
 FORMAT = 1
 
 
-@checked()
+@checked(but=KINDS)
 @dataclass(frozen=True, kw_only=True)
 class AccelerationConfig:
     """All that `accelerate` does to a pipeline: at most one caching and one attention method.
@@ -44,20 +44,13 @@ class AccelerationConfig:
         ConfigError: a value is not a config of a method of its kind.
     """
 
-    cache: Any = None
-    attention: Any = None
+    cache: CacheConfig | None = None
+    attention: AttentionConfig | None = None
     label: str = ""
 
     def __post_init__(self) -> None:
         for kind in KINDS:
-            value = getattr(self, kind)
-            known = [c for c in methods().values() if c.kind == kind]  # type: ignore[attr-defined]
-            if value is not None and type(value) not in known:
-                what = "a caching" if kind == "cache" else "an attention"
-                raise ConfigError(
-                    f"{kind}= is of type {type(value).__name__}, which is not a config of {what} "
-                    f"method; give one of: {', '.join(c.__name__ for c in known)}"
-                )
+            check_kind(kind, getattr(self, kind))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AccelerationConfig:
@@ -77,8 +70,29 @@ class AccelerationConfig:
         """
         dump(self, path)
 
+    @classmethod
+    def of(cls, *methods: MethodConfig, label: str = "") -> AccelerationConfig:
+        """A config of these methods; the type of each says where it belongs.
+
+        Raises:
+            ConfigError: two are of one kind, or one is not a method's config.
+        """
+        made: dict[str, Any] = {}
+        for each in methods:
+            kind = getattr(each, "kind", KINDS[0])
+            check_kind(kind, each)
+            if kind in made:
+                what = "caching" if kind == "cache" else "attention"
+                where = f"{label!r}: " if label else ""
+                raise ConfigError(
+                    f"{where}{made[kind].method} and {each.method} are both {what} methods, and a "
+                    "pipeline can have one of each kind; give one of the two"
+                )
+            made[kind] = each
+        return cls(**made, label=label)
+
     @property
-    def methods(self) -> tuple[Any, ...]:
+    def methods(self) -> tuple[MethodConfig, ...]:
         """The configs of the methods that are on."""
         return tuple(m for m in (self.cache, self.attention) if m is not None)
 
@@ -97,7 +111,7 @@ def from_text(hint: Any, value: Any) -> Any:
     return value
 
 
-def method_from_dict(data: Mapping[str, Any]) -> Any:
+def method_from_dict(data: Mapping[str, Any]) -> MethodConfig:
     """Build a method's config from `{"method": name, option: value, …}`."""
     options = dict(data)
     name = options.pop("method", None)
@@ -132,7 +146,9 @@ def from_dict(data: Any) -> AccelerationConfig:
         require(
             part is None or isinstance(part, Mapping), f"{kind!r} must be a mapping with 'method'"
         )
-    made = {k: method_from_dict(part) for k, part in parts.items() if part is not None}
+    made: dict[str, Any] = {
+        kind: method_from_dict(part) for kind, part in parts.items() if part is not None
+    }
     return AccelerationConfig(**made, label=str(label))
 
 

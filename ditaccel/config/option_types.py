@@ -25,19 +25,20 @@ _WRONG = object()
 _LARGEST = 1 << 63  # what tensors, files and other languages take
 
 
-def checked(owner: str = "") -> Callable[[T], T]:
+def checked(owner: str = "", but: tuple[str, ...] = ()) -> Callable[[T], T]:
     """Let a dataclass check the types of its fields before its own `__post_init__`.
 
     One whose fields are keyword-only says so in one line where it is given values by position.
 
     Args:
         owner: what a message begins with; the name of the class by default.
+        but: fields that the dataclass checks itself.
     """
 
     def wrap(cls: T) -> T:
         kind: Any = cls
         name = owner or kind.__name__
-        own = kind.__dict__.get("__post_init__")
+        own = getattr(kind, "__post_init__", None)
         made = kind.__init__
         fields = [field for field in dataclasses.fields(kind) if field.init]
         by_name = all(field.kw_only for field in fields)
@@ -51,14 +52,14 @@ def checked(owner: str = "") -> Callable[[T], T]:
                 )
             made(self, *args, **kwargs)
             if own is None:
-                check_fields(self, name)
+                check_fields(self, name, but)
 
         kind.__init__ = __init__
         if own is not None:
 
             @functools.wraps(own)
             def __post_init__(self: Any) -> None:
-                check_fields(self, name)
+                check_fields(self, name, but)
                 own(self)
 
             kind.__post_init__ = __post_init__
@@ -67,7 +68,7 @@ def checked(owner: str = "") -> Callable[[T], T]:
     return wrap
 
 
-def check_fields(config: Any, owner: str) -> None:
+def check_fields(config: Any, owner: str, but: tuple[str, ...] = ()) -> None:
     """Check every field of a dataclass against its annotation; plain forms take their place.
 
     Raises:
@@ -75,6 +76,8 @@ def check_fields(config: Any, owner: str) -> None:
     """
     hints = typing.get_type_hints(type(config))
     for each in dataclasses.fields(config):
+        if each.name in but:
+            continue
         value = getattr(config, each.name)
         plain = checked_value(owner, each.name, hints[each.name], value)
         if plain is not value:

@@ -15,7 +15,7 @@ from ..io.given import suggest
 from .acceleration import AccelerationConfig, method_from_dict
 from .completion import completed
 from .inline import parse_options
-from .registry import methods
+from .registry import MethodConfig, methods
 
 if TYPE_CHECKING:
     from ..pipelines import FamilyAdapter
@@ -25,10 +25,9 @@ PREFIX = "published"
 _BARE = "confidence_gated_taylor"
 
 
-def settings(cls: type, family: str) -> Mapping[str, Any] | None:
+def settings(cls: type[MethodConfig], family: str) -> Mapping[str, Any] | None:
     """Options that a method's authors use for a family, None where they give none."""
-    table: Mapping[str, Mapping[str, Any]] = getattr(cls, "published", {})
-    return table.get(family, table.get(""))
+    return cls.published.get(family, cls.published.get(""))
 
 
 def published_presets(family: str) -> list[str]:
@@ -68,5 +67,5 @@ def published(text: str, adapter: FamilyAdapter) -> AccelerationConfig:
             f"{', '.join(known)}); name the options yourself, as in '{name}:option=value'"
         )
     made = method_from_dict({"method": name, **options, **parse_options(changes, text)})
-    config = AccelerationConfig(**{made.kind: made}, label=f"{adapter.name} {text}")
+    config = AccelerationConfig.of(made, label=f"{adapter.name} {text}")
     return completed(config, adapter)[0]

@@ -1,57 +1,205 @@
-"""The registry of methods: a config class that registers itself selects its method.
+"""The methods by name, and what a method's config class offers.
 
-```python
-@method("my_cache")
-@dataclass(frozen=True, kw_only=True)
-class MyCacheConfig: ...
-```
+A method is one module with one config class:
+
+    @method("every_other_step")
+    @dataclass(frozen=True)
+    class EveryOtherStepConfig(CacheConfig):
+        offset: int = 0
+
+        def policy(self) -> CachePolicy: ...
+
+Importing the module registers the method. The modules of `ditaccel/caching` and
+`ditaccel/attention` are found by themselves, installed plugins by their entry point (`plugins.py`),
+and a class that a script or a notebook defines counts from there on.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
+from ..errors import ConfigError
+from ..plugins import load_plugins
 from .option_types import checked
 
 KINDS = ("cache", "attention")
-_METHODS: dict[str, type] = {}
-T = TypeVar("T", bound=type)
+# What other words of a config's grammar stand for (`published.py`; rows of `ditaccel eval`).
+_RESERVED = ("dense", "none", "peer", "published", "steps")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_METHODS: dict[str, type[MethodConfig]] = {}
+
+
+@dataclass(frozen=True)
+class Example:
+    """Two settings of a method that suit a small model; the conformance checks run both.
+
+    Attributes:
+        exact: one under which nothing may be skipped.
+        skipping: one under which much is.
+        variant: how it differs from the method's other examples; empty for the first.
+    """
+
+    exact: MethodConfig
+    skipping: MethodConfig
+    variant: str = ""
+
+
+class MethodConfig:
+    """What every method's config class has; derive from `CacheConfig` or `AttentionConfig`.
+
+    Such a class is a frozen dataclass under `@method`, and each of its options has a default.
+
+    Attributes:
+        method: name of the method, set by `@method`.
+        kind: one of `KINDS`.
+        paper: arXiv number of the paper, set by `@method`; empty where there is none.
+        base: options that may be None, which stands for the family's own value
+            (`FamilyAdapter.base`), and what they are where the family has none; set by `@method`.
+        baseline: whether the method is only there to be compared with.
+        published: family -> options that the method's authors used for it; "" for every family
+            that they did not name.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    method: ClassVar[str]
+    kind: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    base: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    baseline: ClassVar[bool] = False
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """Settings for the conformance checks; a second one where the method has two ways."""
+        return ()
+
+
+class CacheConfig(MethodConfig):
+    """Config of a caching method: some steps are forecast from others."""
+
+    kind = "cache"
+
+    def policy(self) -> Any:
+        """What the hooks carry out, a `caching.policy.CachePolicy`."""
+        raise NotImplementedError
+
+
+class AttentionConfig(MethodConfig):
+    """Config of an attention method: some tiles of the attention matrix are skipped."""
+
+    kind = "attention"
+
+    def planner(self) -> Any:
+        """What makes the tile maps, an `attention.planner.Planner`."""
+        raise NotImplementedError
+
+
+T = TypeVar("T", bound=MethodConfig)
 
 
 def method(
-    name: str, kind: str = "cache", base: Mapping[str, Any] | None = None
-) -> Callable[[T], T]:
+    name: str,
+    *,
+    paper: str = "",
+    base: Mapping[str, Any] | None = None,
+    baseline: bool = False,
+) -> Callable[[type[T]], type[T]]:
     """Register a frozen dataclass as the config of the method `name`.
 
     Args:
-        name: of the method.
-        kind: one of `KINDS`.
-        base: options that may be None, which stands for the family's own value
-            (`FamilyAdapter.base`), and what they are where the family has none.
+        name: of the method: small letters, digits and underscores.
+        paper: arXiv number, such as `2503.06923`.
+        base: see `MethodConfig`.
+        baseline: see `MethodConfig`.
 
     Its options are checked against their annotations before its own `__post_init__` runs.
+
+    Raises:
+        ConfigError: the name is taken or cannot be written in a config, or the class lacks
+            something. A class that is defined again (a notebook's cell) takes the former's place.
     """
 
-    def register(cls: T) -> T:
-        cls.method = name  # type: ignore[attr-defined]
-        cls.kind = kind  # type: ignore[attr-defined]
-        cls.base = dict(base or {})  # type: ignore[attr-defined]
+    def register(cls: type[T]) -> type[T]:
+        _check(name, cls)
+        cls.method = name
+        cls.paper = paper
+        cls.base = dict(base or {})
+        cls.baseline = baseline
         _METHODS[name] = checked(name)(cls)
         return cls
 
     return register
 
 
-@cache
-def methods() -> dict[str, type]:
-    """Return the config classes of all methods by name."""
-    from .. import attention, caching
+def _check(name: str, cls: type[MethodConfig]) -> None:
+    """Refuse a class that could not be used as the config of a method."""
+    said = f"method {name!r}, {cls.__name__}"
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        raise ConfigError(
+            f"{said}: choose another name, of small letters, digits and underscores "
+            f"(and none of: {', '.join(_RESERVED)})"
+        )
+    former = _METHODS.get(name)
+    if former is not None and _place(former) != _place(cls):
+        raise ConfigError(
+            f"{said}: this name is taken by {_place(former)}; give the method another name"
+        )
+    for parent, verb in ((CacheConfig, "policy"), (AttentionConfig, "planner")):
+        if isinstance(cls, type) and issubclass(cls, parent):
+            if getattr(cls, verb) is not getattr(parent, verb):
+                break
+            raise ConfigError(f"{said}: the class has no method {verb}(); define it")
+    else:
+        raise ConfigError(
+            f"{said}: derive the class from ditaccel.config.CacheConfig (and define policy()) or "
+            "AttentionConfig (and define planner())"
+        )
+    params = cls.__dict__.get("__dataclass_params__")
+    if params is None or not params.frozen:
+        raise ConfigError(f"{said}: write @dataclass(frozen=True) between @method and the class")
+    for field in dataclasses.fields(cls):
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{said}: the option {field.name!r} has no default; give it one")
 
-    for room in (caching, attention):
-        for module in pkgutil.iter_modules(room.__path__):
-            importlib.import_module(f"{room.__name__}.{module.name}")
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+@cache
+def _import_own() -> None:
+    """Import the rooms of methods; most of their modules are loaded with `ditaccel` itself."""
+    for room in ("ditaccel.caching", "ditaccel.attention"):
+        for module in pkgutil.iter_modules(importlib.import_module(room).__path__):
+            importlib.import_module(f"{room}.{module.name}")
+
+
+def methods() -> dict[str, type[MethodConfig]]:
+    """Return the config classes of all methods by name, those registered just now included."""
+    _import_own()
+    load_plugins()
     return dict(sorted(_METHODS.items()))
+
+
+def check_kind(kind: str, value: Any) -> None:
+    """Check that a value is a config of a method of this kind, or None.
+
+    Raises:
+        ConfigError: it is something else; with the classes to choose from.
+    """
+    if value is None or (getattr(value, "kind", "") == kind and "method" in vars(type(value))):
+        return
+    known = ", ".join(c.__name__ for c in methods().values() if c.kind == kind)
+    what = "a caching" if kind == "cache" else "an attention"
+    raise ConfigError(
+        f"{kind}= is of type {type(value).__name__}, which is not a config of {what} method; give "
+        f"one of: {known}"
+    )

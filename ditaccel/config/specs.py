@@ -15,7 +15,7 @@ from .checks import require
 from .completion import completed, overridden
 from .inline import method_spec, parse_options
 from .published import is_published, published, published_presets
-from .registry import methods
+from .registry import MethodConfig, methods
 
 if TYPE_CHECKING:
     from ..pipelines import FamilyAdapter
@@ -36,18 +36,15 @@ def parse_spec(spec: str, family: str | FamilyAdapter | None = None) -> Accelera
         family: whose presets may stand in place of methods: `balanced:tolerance=0.02`; None where
             there are no presets.
     """
-    made: dict[str, Any] = {}
+    made: list[MethodConfig] = []
     for part in map(str.strip, spec.split("&")):
         published = family is not None and is_published(part)
         name, options = (part, {}) if published else _parse_part(part)
         if name in methods() or family is None:
-            chosen: tuple[Any, ...] = (method_from_dict({"method": name, **options}),)
+            made.append(method_from_dict({"method": name, **options}))
         else:
-            chosen = overridden(preset(name, family), options).methods
-        for each in chosen:
-            require(each.kind not in made, f"{spec!r} names two methods of the kind {each.kind!r}")
-            made[each.kind] = each
-    return AccelerationConfig(**made, label=spec)
+            made.extend(overridden(preset(name, family), options).methods)
+    return AccelerationConfig.of(*made, label=spec)
 
 
 def _parse_part(spec: str) -> tuple[str, dict[str, Any]]:
@@ -91,7 +88,7 @@ def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
             "file)"
         )
     made = method_from_dict(data)
-    config = AccelerationConfig(**{made.kind: made}, label=f"{family} {name}")
+    config = AccelerationConfig.of(made, label=f"{family} {name}")
     return completed(config, adapter)[0]
 
 
@@ -119,17 +116,9 @@ def combined(configs: Sequence[AccelerationConfig]) -> AccelerationConfig:
     """
     if len(configs) == 1:
         return configs[0]
-    made: dict[str, Any] = {}
-    for each in (method for config in configs for method in config.methods):
-        if each.kind in made:
-            what = "caching" if each.kind == "cache" else "attention"
-            raise ConfigError(
-                f"{made[each.kind].method} and {each.method} are both {what} methods, and a "
-                "pipeline can have one of each kind; give one of the two"
-            )
-        made[each.kind] = each
     label = " & ".join(c.name for c in configs) if any(c.label for c in configs) else ""
-    return AccelerationConfig(**made, label=label)
+    made = [method for config in configs for method in config.methods]
+    return AccelerationConfig.of(*made, label=label)
 
 
 def resolve(setting: Setting, family: str | FamilyAdapter) -> AccelerationConfig:
@@ -152,10 +141,9 @@ def resolve(setting: Setting, family: str | FamilyAdapter) -> AccelerationConfig
         return setting
     if isinstance(setting, (str, os.PathLike)):
         return _resolved_text(setting, family)
-    known = methods().values()
-    if type(setting) in known:
-        return AccelerationConfig(**{setting.kind: setting})
-    if setting in known:
+    if isinstance(setting, MethodConfig):
+        return AccelerationConfig.of(setting)
+    if setting in methods().values():
         name = setting.__name__
         raise ConfigError(f"config is the class {name} itself; give an instance of it: {name}(…)")
     raise ConfigError(

@@ -19,11 +19,12 @@ from torch import nn
 
 from .. import config as configs
 from ..attention.options import break_even_of
+from ..attention.planner import Planner
 from ..attention.runtime import find_attention
 from ..caching.blocks import find_blocks
 from ..caching.policy import CachePolicy, too_few_steps
 from ..caching.state import BranchState
-from ..config import AccelerationConfig
+from ..config import AccelerationConfig, AttentionConfig, CacheConfig
 from ..config.completion import completed
 from ..config.option_types import checked_value
 from ..config.published import published_presets
@@ -40,9 +41,6 @@ from .sizes import CallSize, call_size, text_of
 
 # Tokens of a 1024 x 1024 picture in patches of 16, and of 81 frames at 832 x 480 (Wan).
 _TOKENS = {"image": 4096, "video": 32760}
-_BASELINES = ("reuse", "step_mask")  # they are there to be compared with
-# Options without which a method has no meaning.
-_OPTIONS: dict[str, dict[str, Any]] = {"step_mask": {"steps": (0,)}}
 
 
 def _count(items: Iterable[tuple[str, str]]) -> list[tuple[str, str, int]]:
@@ -248,14 +246,14 @@ def _diagnosis(
         chosen, _ = completed(chosen, adapter)
         found.config = chosen.label or " & ".join(m.method for m in chosen.methods)
     room = memory_here(device)
-    tried = chosen.methods if chosen is not None else _all_methods()
+    tried = chosen.methods if chosen is not None else [cls() for cls in configs.methods().values()]
     for each in tried:
-        setting, _ = completed(AccelerationConfig(**{each.kind: each}), adapter)
+        setting, _ = completed(AccelerationConfig.of(each), adapter)
         (method,) = setting.methods
         reason = try_on(transformers, setting)
-        memory = None
+        memory, planner = None, None
         dry = adapter.provisional
-        if method.kind == "cache":
+        if isinstance(method, CacheConfig):
             policy = method.policy()
             reason = reason or _objection(policy, step)
             if not reason and steps is not None:
@@ -265,14 +263,15 @@ def _diagnosis(
                 policy, first, adapter, facts.tokens, facts.width, step, text_of(pipe, call)
             )
             dry = dry and not policy.outside
-        elif tokens is not None and tokens < method.min_tokens and adapter.text == "none":
-            reason = reason or (
-                f"{tokens} tokens are fewer than its min_tokens={method.min_tokens}"
-            )
+        elif isinstance(method, AttentionConfig):
+            planner = method.planner()
+            least = planner.least_tokens
+            if tokens is not None and tokens < least and adapter.text == "none":
+                reason = reason or f"{tokens} tokens are fewer than its min_tokens={least}"
         note = "if a dry run at the first call shows how its blocks work" if dry else ""
         idle = ""
-        if method.kind == "attention" and tokens is None and ours is not None and not note:
-            idle = _too_short(method, ours)
+        if planner is not None and tokens is None and ours is not None and not note:
+            idle = _too_short(planner, ours)
         found.methods.append(
             MethodVerdict(
                 method.method,
@@ -282,7 +281,7 @@ def _diagnosis(
                 note or idle,
                 bool(idle),
                 limit=room if memory and room and memory > room else None,
-                pays=_pays(method, device) if method.kind == "attention" else "",
+                pays="" if planner is None else _pays(planner, device),
             )
         )
     if chosen is not None:
@@ -296,22 +295,22 @@ def _diagnosis(
     return found
 
 
-def _too_short(method: Any, size: CallSize) -> str:
+def _too_short(planner: Planner, size: CallSize) -> str:
     """That an attention method does nothing at a size, and from which on it would."""
-    if size.tokens >= method.min_tokens:
+    if size.tokens >= planner.least_tokens:
         return ""
-    longer = size.reaching(method.min_tokens)
+    longer = size.reaching(planner.least_tokens)
     here = f" ({_in_words(size.call)})" if size.call else ""
     more = "" if longer is None else f"; it would from {_in_words(longer)} on"
     return (
         f"does nothing at this model's size{here}: {size.tokens} tokens are fewer than its "
-        f"min_tokens={method.min_tokens}{more}"
+        f"min_tokens={planner.least_tokens}{more}"
     )
 
 
-def _pays(method: Any, device: torch.device) -> str:
+def _pays(planner: Planner, device: torch.device) -> str:
     """Where an attention method saves time: what it keeps shows in the first steps of a run."""
-    share = 100 * break_even_of(method.break_even, device.type)
+    share = 100 * break_even_of(planner.break_even, device.type)
     if share >= 100:
         return ""
     return f"in layers that keep under {share:.0f} % of their attention; others stay dense"
@@ -330,7 +329,7 @@ def _recommendation(
         setting, _ = completed(configs.preset(name, adapter), adapter)
         (method,) = setting.methods
         reason = try_on(transformers, setting)
-        if not reason and method.kind == "cache":
+        if not reason and isinstance(method, CacheConfig):
             policy = method.policy()
             reason = _objection(policy, step)
             if not reason and steps is not None:
@@ -341,7 +340,8 @@ def _recommendation(
                 f"({method.method}), and it applies here"
             )
         reasons.append(reason)
-    better = [m for m in found.methods if m.works and not m.note and m.name not in _BASELINES]
+    known = configs.methods()
+    better = [m for m in found.methods if m.works and not m.note and not known[m.name].baseline]
     if not better:
         return ""
     why = (
@@ -355,7 +355,3 @@ def _recommendation(
 
 def _in_words(call: Mapping[str, int]) -> str:
     return ", ".join(f"{key}={value}" for key, value in call.items())
-
-
-def _all_methods() -> list[Any]:
-    return [cls(**_OPTIONS.get(name, {})) for name, cls in configs.methods().items()]

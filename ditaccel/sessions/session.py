@@ -336,6 +336,7 @@ class Session:
     def _begin_cache(self, step: DenoisingStep, cache: BlockCache) -> None:
         if cache.policy.correction == "auto":
             self.journal.correction = "on" if step.additive else CORRECTION_OFF[step.known]
+        assert self.config.cache is not None  # it made the policy
         line = too_few_steps(self.config.cache.method, cache.policy, step.total)
         if line is not None:
             self._warn(line)

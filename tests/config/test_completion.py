@@ -107,7 +107,7 @@ def test_a_preset_and_an_attention_method_go_together():
         ({"config": "balanecd:order=1"}, "flux has no preset 'balanecd'; did you mean 'balanced'"),
         (
             {"config": "balanced & adaptive_taylor"},
-            "names two methods of the kind 'cache'",
+            "are both caching methods",
         ),
     ],
 )

@@ -199,7 +199,7 @@ def test_a_config_of_no_method_is_refused():
         ("TaylorSeer", "did you mean 'taylorseer'"),
         ("balanced & svg3", r"did you mean 'svg2'\?"),
         ("balanced &", "a name is missing next to '&'"),
-        ("balanced & fast", "names two methods of the kind 'cache'"),
+        ("balanced & fast", "are both caching methods"),
         ("taylorseer:interval=3,interval=4", "gives 'interval' twice"),
         ("steps:25", "call it with num_inference_steps=25 without accelerating it"),
         ("steps:25+fast", "num_inference_steps=25 and give 'fast' as the config"),

@@ -21,61 +21,47 @@ from tiny import generate
 from tiny_registry import TinyFamily, other_prompt
 
 import ditaccel
+from ditaccel.config import KINDS, method_spec, methods
 
 WORKS = "works"
-_ALL_STEPS = ",".join(map(str, range(20)))
-_TILES = "min_tokens=0,dense_steps=0,break_even=1"
+# The kernels of attention methods add up in another order; caches are exact bit by bit.
+ROUNDING = {"cache": 0.0, "attention": 1e-5}
 
 
 @dataclass(frozen=True)
 class Specs:
-    """A method as the checks use it.
+    """An example of a method as the checks use it.
 
     Attributes:
         exact: a spec under which nothing may be skipped.
         skipping: one under which much must be.
-        rounding: relative RMSE that `exact` may differ by, 0 for bit-identical: another kernel
-            adds up in another order.
+        rounding: relative RMSE that `exact` may differ by, 0 for bit-identical.
     """
 
     exact: str
     skipping: str
-    rounding: float = 0.0
+    rounding: float
 
 
-METHODS = {
-    "adaptive_taylor": Specs(
-        "adaptive_taylor:tolerance=0", "adaptive_taylor:tolerance=1e9,warmup=2"
-    ),
-    "confidence_gated_taylor": Specs(
-        "confidence_gated_taylor:threshold=0", "confidence_gated_taylor:threshold=1e9,warmup=2"
-    ),
-    "first_block_residual": Specs(
-        "first_block_residual:threshold=0", "first_block_residual:threshold=1e9"
-    ),
-    "taylorseer": Specs("taylorseer:interval=1", "taylorseer:interval=3"),
-    "taylorseer last_block": Specs(
-        "taylorseer:interval=1,granularity=last_block",
-        "taylorseer:interval=3,granularity=last_block",
-    ),
-    "reuse": Specs("reuse:interval=1", "reuse:interval=2"),
-    "step_mask": Specs(f"step_mask:steps=[{_ALL_STEPS}]", "step_mask:steps=[0,2]"),
-    "lite_attention": Specs(
-        f"lite_attention:threshold=-1e9,q_tile=16,k_tile=16,{_TILES}",
-        f"lite_attention:threshold=-0.02,skip_now=true,q_tile=16,k_tile=16,{_TILES}",
-        rounding=1e-5,
-    ),
-    "svg2": Specs(
-        f"svg2:top_p=1,q_clusters=4,k_clusters=8,dense_layers=0,{_TILES}",
-        f"svg2:top_p=0.3,min_share=0,q_clusters=4,k_clusters=8,dense_layers=0,{_TILES}",
-        rounding=1e-5,
-    ),
-    "sla": Specs(
-        f"sla:critical=100,q_tile=16,k_tile=16,{_TILES}",
-        f"sla:critical=20,q_tile=16,k_tile=16,{_TILES}",
-        rounding=1e-5,
-    ),
-}
+def examples_of(name: str) -> dict[str, Specs]:
+    """The examples of a method's config class, as specs, by method and variant."""
+    cls = methods()[name]
+    found = {
+        " ".join(filter(None, (name, each.variant))): Specs(
+            method_spec(each.exact), method_spec(each.skipping), ROUNDING[cls.kind]
+        )
+        for each in cls.examples()
+    }
+    assert found, f"{cls.__name__}.examples() gives no example of {name}"
+    return found
+
+
+def in_order() -> list[str]:
+    """Caching methods, those to be compared with, then attention methods."""
+    return sorted(methods(), key=lambda m: (KINDS.index(methods()[m].kind), methods()[m].baseline))
+
+
+METHODS = {key: specs for name in in_order() for key, specs in examples_of(name).items()}
 
 
 def skipped(pipe: Any) -> bool:

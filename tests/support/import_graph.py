@@ -25,6 +25,7 @@ PACKAGES = {
 # From the ground up: a room imports rooms of lower floors only, and none of its own floor.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "warning", "kernels"),
+    ("plugins",),
     ("pipelines",),
     ("core",),
     ("io",),

@@ -21,13 +21,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ...config import method, require
+from ...config import AttentionConfig, Example, method, require
 from ...core.denoising.tracker import DenoisingStep
 from ...core.patching import PatchLedger
 from ...kernels import TileAttentionOutput, TileMap
@@ -63,9 +63,9 @@ _SERVES = 5  # steps that the first choice of orders serves; each later one serv
 _SAMPLE, _SAMPLED = 8, 32
 
 
-@method("sla", kind="attention")
+@method("sla", paper="2509.24006")
 @dataclass(frozen=True)
-class SLAConfig:
+class SLAConfig(AttentionConfig):
     """Sparse-linear attention.
 
     Options that are None take the value that the adapter in `weights` was trained with, or their
@@ -172,6 +172,12 @@ class SLAConfig:
                 value is None or value >= 16, f"{name} is {value}; tiles have at least 16 tokens"
             )
         check_dense(self)
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """See `MethodConfig`."""
+        tiles = cls(q_tile=16, k_tile=16, min_tokens=0, dense_steps=0, break_even=1.0)
+        return (Example(replace(tiles, critical=100.0), replace(tiles, critical=20.0)),)
 
     def planner(self) -> SLAPlanner:
         """What the seam carries out.
