@@ -3,15 +3,19 @@
     python -m ditaccel.kernels.aot                     # write the table beside this file
     python -m ditaccel.kernels.aot --target sm_90      # one device, printed only
 
+What is compiled is what each operator's `builds.py` yields.
+
 The table `aot_table.csv` holds registers, spills and shared memory of each build: as ptxas states
 them on NVIDIA, as the assembly states them on AMD. A spill to memory, or more shared memory than
-the device has, is an error. The table is for readers of the repository; wheels leave it out.
+the device has, is an error. The table is for readers of the repository; wheels leave
+it out, and this module too.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import re
 import subprocess
 import tempfile
@@ -20,20 +24,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from .attention import Marking, TileCentroids
-from .attention.call import check_call
-from .attention.triton_backend import flags_for
-from .moments.builds import builds as moment_builds
-from .sparse_linear.builds import builds as sparse_linear_builds
-from .tile_map import TileMap
-from .tiling import Tiling
-from .triton_launch import block_of
+from .build import Build, kernel_of
 
 TABLE = Path(__file__).with_name("aot_table.csv")
-_TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-
 
 # Strides and sizes that are multiples of 16 at run time.
 _ALIGNED = r"s_(q|k|v|out|x|y|a|b|do|dq|dk|dv)_[bhl]|channels?|width"
@@ -67,25 +60,6 @@ TARGETS = {
 
 
 @dataclass(frozen=True)
-class Build:
-    """One kernel with its compile-time flags.
-
-    Attributes:
-        name: for the table.
-        kernel: of a module of this package, `module:function`.
-        signature: argument name to type, without the flags.
-        flags: compile-time flags.
-        options: `num_warps`, `num_stages`.
-    """
-
-    name: str
-    kernel: str
-    signature: dict[str, str]
-    flags: dict[str, Any]
-    options: dict[str, int]
-
-
-@dataclass(frozen=True)
 class Resources:
     """A row of the table.
 
@@ -108,136 +82,10 @@ class Resources:
 
 
 def builds(target: str) -> Iterator[Build]:
-    """What is compiled for a target, a key of `TARGETS`."""
-    arch = TARGETS[target].arch
-    for dtype, dim, kind in (
-        (torch.bfloat16, 64, "plain"),
-        (torch.bfloat16, 64, "mark"),
-        (torch.bfloat16, 128, "plain"),
-        (torch.bfloat16, 128, "mark"),
-        (torch.bfloat16, 128, "skip_now"),
-        (torch.bfloat16, 128, "variable"),
-        (torch.bfloat16, 128, "ragged"),
-        (torch.bfloat16, 128, "variable mark"),
-        (torch.bfloat16, 64, "variable centroids"),
-        (torch.bfloat16, 128, "variable centroids"),
-        (torch.bfloat16, 256, "plain"),
-        (torch.bfloat16, 256, "mark"),
-        (torch.float32, 64, "mark"),
-        (torch.float32, 128, "plain"),
-        (torch.float32, 128, "mark"),
-    ):
-        yield _attention_build(dtype, dim, kind, arch)
-    for parts in (*sparse_linear_builds(arch), *moment_builds(arch)):
-        yield Build(*parts)
-    sizes = {"D": 128, "BLOCK_D": block_of(128)}
-    yield Build(
-        "assign bf16 D128",
-        "triton_kernels:assign_kernel",
-        _signature(
-            {"p_x": "*bf16", "p_centroids": "*fp32", "p_squares": "*fp32", "p_labels": "*i32"},
-            "s_x_b s_x_h s_x_l s_x_d heads length clusters",
-        ),
-        {**sizes, "BLOCK_L": 64, "BLOCK_C": 32},
-        {"num_warps": 4, "num_stages": 2},
-    )
-    yield Build(
-        "segment_mean bf16 D128",
-        "triton_kernels:segment_mean_kernel",
-        _signature(
-            {
-                "p_x": "*bf16",
-                "p_order": "*i32",
-                "p_offsets": "*i32",
-                "p_empty": "*fp32",
-                "p_out": "*fp32",
-            },
-            "s_x_b s_x_h s_x_l s_x_d s_offset_b s_offset_h heads length segments",
-        ),
-        {**sizes, "BLOCK_L": 32, "ORDERED": True, "KEEP_EMPTY": True},
-        {"num_warps": 4},
-    )
-    yield Build(
-        "permute bf16 D128",
-        "triton_kernels:permute_kernel",
-        _signature(
-            {"p_x": "*bf16", "p_order": "*i32", "p_out": "*bf16"},
-            "s_x_b s_x_h s_x_l s_x_d s_order_b s_order_h s_order_l s_out_b s_out_h s_out_l s_out_d "
-            "heads length",
-        ),
-        {**sizes, "BLOCK_L": 32, "INVERSE": False},
-        {"num_warps": 4},
-    )
-    yield Build(
-        "merge bf16 D128",
-        "triton_kernels:merge_kernel",
-        _signature(
-            {
-                **dict.fromkeys(("p_a", "p_b", "p_out"), "*bf16"),
-                **dict.fromkeys(("p_a_lse", "p_b_lse", "p_lse"), "*fp32"),
-            },
-            " ".join(f"s_{x}_{axis}" for x in ("a", "b", "out") for axis in "bhld")
-            + " heads length",
-        ),
-        {**sizes, "BLOCK_L": 32},
-        {"num_warps": 4},
-    )
-
-
-def _signature(pointers: dict[str, str], integers: str) -> dict[str, str]:
-    return {**pointers, **dict.fromkeys(integers.split(), "i32")}
-
-
-def _attention_build(dtype: torch.dtype, dim: int, kind: str, arch: int | str) -> Build:
-    """The flags come from the launcher itself, for a call on tensors without memory."""
-    length = 1000 if kind == "ragged" else 1024
-    x = torch.empty((1, 1, length, dim), dtype=dtype, device="meta")
-    tiling = Tiling.fixed(length, 128)
-    k_tiling = Tiling.fixed(length, 64)
-    variable = kind.startswith("variable")
-    if variable:
-        offsets = torch.empty((1, 1, 9), dtype=torch.int32, device="meta")
-        tiling = k_tiling = Tiling.variable(offsets, length)
-    tile_map = TileMap.dense(tiling, k_tiling, "meta")
-    marking = None
-    if kind.endswith(("mark", "skip_now")):
-        marking = Marking(-10.0, skip_now=kind == "skip_now")
-    mask = torch.empty((1, length), dtype=torch.bool, device="meta") if kind == "ragged" else None
-    centroids = None
-    if kind.endswith("centroids"):
-        means = torch.empty((1, 1, tile_map.k_tiles, dim), dtype=dtype, device="meta")
-        centroids = TileCentroids(means, means)
-    call = check_call(x, x, x, tile_map, None, mask, True, marking, centroids)
-    flags, blocks = flags_for(call, arch)
-    present = {
-        "p_mask": mask is not None,
-        "p_threshold": marking is not None,
-        "p_keep": marking is not None,
-        **dict.fromkeys(("p_mean_k", "p_mean_v", "p_bias"), centroids is not None),
-        **dict.fromkeys(("p_work_tile", "p_work_row", "p_q_bound", "p_k_bound"), variable),
-    }
-    types = dict.fromkeys(("p_lse", "p_threshold", "p_bias"), "*fp32")
-    types |= dict.fromkeys(("p_keep", "p_mask"), "*u8")
-    types |= dict.fromkeys(("p_q", "p_k", "p_v", "p_out", "p_mean_k", "p_mean_v"), _TYPES[dtype])
-    signature: dict[str, str] = {}
-    from .attention.triton_kernel import tile_attention_kernel
-
-    for name in tile_attention_kernel.arg_names:
-        if name in flags:
-            continue
-        if not present.get(name, True):
-            signature[name] = "constexpr"
-        elif name.startswith("p_"):
-            signature[name] = types.get(name, "*i32")
-        else:
-            signature[name] = "fp32" if name == "scale_log2" else "i32"
-    return Build(
-        f"attention {str(dtype)[6:].replace('float', 'fp').replace('bfp', 'bf')} D{dim} {kind}",
-        "attention.triton_kernel:tile_attention_kernel",
-        signature,
-        flags,
-        {"num_warps": blocks.warps, "num_stages": blocks.stages},
-    )
+    """What is compiled for a target, a key of `TARGETS`: of each operator in turn."""
+    for path in sorted(Path(__file__).parent.glob("*/builds.py")):
+        module = importlib.import_module(f"{__package__}.{path.parent.name}.builds")
+        yield from module.builds(TARGETS[target].arch)
 
 
 def compile_build(build: Build, target: str) -> Resources:
@@ -246,14 +94,11 @@ def compile_build(build: Build, target: str) -> Resources:
     Raises:
         RuntimeError: it spills registers, or takes more shared memory than the device has.
     """
-    import importlib
-
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    module, function = build.kernel.split(":")
-    kernel = getattr(importlib.import_module(f"{__package__}.{module}"), function)
+    kernel = kernel_of(build.kernel)
     device = TARGETS[target]
     # The innermost stride is 1, pointers and the other strides of q, k, v are multiples of 16, as
     # they are at run time: what the compiler may rely on decides how it loads.

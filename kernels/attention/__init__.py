@@ -1,14 +1,14 @@
-"""Attention over the tiles of a map: the public function, its checks and its backends."""
+"""Attention over the tiles of a map: the public functions."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ..dispatch import Backend, always, choose, reasons
-from ..precision import own_precision
+from ..dispatch import choose, own_precision, reasons
 from ..tile_map import TileMap
-from . import flex_backend, naive, operator, torch_backend, triton_backend
-from .call import AttentionCall, Marking, TileAttentionOutput, TileCentroids, check_call
+from . import operator
+from .backends import BACKENDS
+from .call import Marking, TileAttentionOutput, TileCentroids, check_call
 from .merge import merge_attention
 
 __all__ = [
@@ -19,18 +19,6 @@ __all__ = [
     "tile_attention",
     "tile_attention_backends",
 ]
-
-BACKENDS: tuple[Backend[AttentionCall], ...] = (
-    Backend(
-        "triton",
-        triton_backend.why_not,
-        triton_backend.run,
-        by_name_only=lambda call: call.q.device.type == "cpu",
-    ),
-    Backend("flex", flex_backend.why_not, flex_backend.run, by_name_only=always),
-    Backend("torch", torch_backend.why_not, torch_backend.run),
-    Backend("naive", naive.why_not, naive.run, by_name_only=always),
-)
 
 
 def tile_attention_backends(
@@ -97,6 +85,6 @@ def tile_attention(
     """
     call = check_call(q, k, v, tile_map, scale, mask, return_lse, marking, centroids)
     chosen = choose("tile_attention", BACKENDS, call, backend)
-    if call.needs_grad and chosen.name != "naive":
+    if call.needs_grad and chosen.backward is not None:
         return operator.run(call, chosen.name)
     return chosen.run(call)

@@ -7,8 +7,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .. import triton_launch
-from ..dispatch import Backend, choose
+from ..dispatch import Backend, anywhere, choose, why_not_triton
+from ..triton_common import Launch, block_of
 
 Parts: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
 
@@ -49,9 +49,33 @@ def merge_attention(
 def _why_not_triton(parts: Parts) -> str | None:
     if len(parts) != 2:
         return f"it merges two parts, got {len(parts)}"
-    if any(lse.requires_grad and torch.is_grad_enabled() for _, lse in parts):
-        return "it has no backward; call it under torch.no_grad()"
-    return triton_launch.why_not(parts[0][0]) or triton_launch.why_not(parts[1][0])
+    (a, a_lse), (b, b_lse) = parts
+    return why_not_triton(a, b, others=(a_lse, b_lse))
+
+
+def merge_launch(dim: int) -> Launch:
+    """Flags and options of the kernel."""
+    return Launch({"D": dim, "BLOCK_D": block_of(dim), "BLOCK_L": 32}, 4)
+
+
+def _run_triton(parts: Parts) -> tuple[Tensor, Tensor]:
+    from .triton_merge_kernel import merge_kernel
+
+    (a, a_lse), (b, b_lse) = parts
+    batch, heads, length, dim = a.shape
+    out = torch.empty_like(a)
+    lse = torch.empty((batch, heads, length), dtype=torch.float32, device=a.device)
+    launch = merge_launch(dim)
+    merge_kernel[(-(-length // launch.flags["BLOCK_L"]), batch * heads)](
+        *(a, b, a_lse.float().contiguous(), b_lse.float().contiguous(), out, lse),
+        *a.stride(),
+        *b.stride(),
+        *out.stride(),
+        heads,
+        length,
+        **launch.options,
+    )
+    return out, lse
 
 
 def _run_torch(parts: Parts) -> tuple[Tensor, Tensor]:
@@ -69,11 +93,6 @@ def _run_torch(parts: Parts) -> tuple[Tensor, Tensor]:
 
 
 _BACKENDS: tuple[Backend[Parts], ...] = (
-    Backend(
-        "triton",
-        _why_not_triton,
-        lambda parts: triton_launch.merge(*parts),
-        by_name_only=lambda parts: parts[0][0].device.type == "cpu",
-    ),
-    Backend("torch", lambda parts: None, _run_torch),
+    Backend("triton", _why_not_triton, _run_triton),
+    Backend("torch", anywhere, _run_torch),
 )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from ..dispatch import why_no_float64
 from .call import AttentionCall, TileAttentionOutput, row_keeps, token_bounds
 from .centroids import centroid_bias
 
 
 def why_not(call: AttentionCall) -> str | None:
     """Why the definition cannot run, None if it can."""
-    if call.q.device.type == "mps":
-        return "it computes in float64, which MPS does not have"
-    return None
+    return why_no_float64(call.q.device)
 
 
 def run(call: AttentionCall) -> TileAttentionOutput:

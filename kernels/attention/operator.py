@@ -1,7 +1,7 @@
 """Tile attention with gradients, as an operator of torch.
 
 The operator takes tensors and numbers only, so that `torch.compile` and FakeTensor see shapes and
-never look inside; which backend runs is chosen where the tensors are real.
+never look inside.
 """
 
 from __future__ import annotations
@@ -11,27 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, choose
+from ..dispatch import choose
 from ..tile_map import TileMap
 from ..tiling import Tiling
-from . import torch_backend, torch_backward, triton_backend, triton_backward
+from .backends import BACKENDS
 from .call import AttentionCall, TileAttentionOutput
 
-# Those that have a backward.
-BACKENDS: tuple[Backend[AttentionCall], ...] = (
-    Backend(
-        "triton",
-        triton_backward.why_not,
-        triton_backend.run,
-        by_name_only=lambda call: call.q.device.type == "cpu",
-    ),
-    Backend("torch", torch_backend.why_not, torch_backend.run),
-)
-_BACKWARD = {"triton": triton_backward.run, "torch": torch_backward.run}
 
-
-def run(call: AttentionCall, backend: str | None) -> TileAttentionOutput:
-    """Call the operator; autograd follows q, k and v."""
+def run(call: AttentionCall, backend: str) -> TileAttentionOutput:
+    """Call the operator on a backend that has a backward; autograd follows q, k and v."""
     output, lse = torch.ops.ditaccel.tile_attention(
         call.q,
         call.k,
@@ -42,7 +30,7 @@ def run(call: AttentionCall, backend: str | None) -> TileAttentionOutput:
         call.tile_map.q_tiling.tile,
         call.tile_map.k_tiling.tile,
         call.scale,
-        backend or "",
+        backend,
     )
     return TileAttentionOutput(output, lse if call.return_lse else None, None)
 
@@ -77,7 +65,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp."""
     call = _call(q, k, v, indices, counts, mask, q_tile, k_tile, scale)
-    output = choose("tile_attention", BACKENDS, call, backend or None).run(call)
+    output = choose("tile_attention", BACKENDS, call, backend).run(call)
     return output.output, output.lse
 
 
@@ -105,9 +93,13 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     call = _call(q, k, v, indices, counts, mask, q_tile, k_tile, scale)
-    chosen = choose("tile_attention", BACKENDS, call, backend or None)
+    chosen = choose("tile_attention", BACKENDS, call, backend)
+    assert chosen.backward is not None
     with torch.no_grad():
-        return _BACKWARD[chosen.name](call, output, lse, d_output, d_lse)
+        gradients: tuple[Tensor, Tensor, Tensor] = chosen.backward(
+            call, output, lse, d_output, d_lse
+        )
+        return gradients
 
 
 @_backward.register_fake

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..dispatch import arch_of, interpreted, triton_version, why_not_triton
+from ..dispatch import arch_of, triton_version, why_not_triton
+from ..tile_map import TileMap
 from ..tiling import Tiling
-from ..triton_launch import DTYPES, MAX_HEAD_DIM, block_of, shared_strides
+from ..triton_common import SMALL_SHARED, Launch, block_of, shared_strides
 from .call import LOG2_E, AttentionCall, TileAttentionOutput
 from .centroids import centroid_bias
 
-# Capabilities whose programs may take 99 KiB of shared memory, where others have 163 or more.
-SMALL_SHARED = (86, 89, 120, 121)
 # The kernel that owns keys holds two sums of this width.
 MAX_HEAD_DIM_WITH_GRADIENT = 128
 
@@ -39,18 +37,11 @@ class Blocks:
 
 def why_not(call: AttentionCall) -> str | None:
     """Why the kernel cannot run this call, None if it can."""
-    reason = why_not_triton(call.q.device) or call.why_no_gradient()
+    reason = why_not_triton(call.q, gradients=True) or call.why_no_gradient()
+    if reason is None and call.needs_grad:
+        reason = why_no_backward(call)
     if reason is not None:
         return reason
-    if call.q.dtype not in DTYPES:
-        return f"it computes in {', '.join(str(d)[6:] for d in DTYPES)}, not {call.q.dtype}"
-    if interpreted() and call.q.dtype == torch.bfloat16:
-        return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"
-    if call.q.shape[3] > MAX_HEAD_DIM:
-        return f"the head dimension is at most {MAX_HEAD_DIM}, got {call.q.shape[3]}"
-    if call.needs_grad and call.q.shape[3] > MAX_HEAD_DIM_WITH_GRADIENT:
-        limit = MAX_HEAD_DIM_WITH_GRADIENT
-        return f"with gradients, the head dimension is at most {limit}, got {call.q.shape[3]}"
     if call.marking is not None and call.marking.skip_now:
         arch = arch_of(call.q.device)
         if isinstance(arch, int) and 100 <= arch < 120 and triton_version() < (3, 9):
@@ -68,10 +59,18 @@ def why_not(call: AttentionCall) -> str | None:
     return None
 
 
+def why_no_backward(call: AttentionCall) -> str | None:
+    """Why the kernels have no backward for the head dimension of a call, None if they have one."""
+    dim, limit = call.q.shape[3], MAX_HEAD_DIM_WITH_GRADIENT
+    if dim > limit:
+        return f"with gradients, the head dimension is at most {limit}, got {dim}"
+    return None
+
+
 def blocks_for(call: AttentionCall, arch: int | str) -> Blocks:
     """Block sizes for a call: the most that a device takes, or less where tiles are smaller.
 
-    Each choice is held against the registers and the shared memory of its builds, see `..aot`.
+    Each choice is checked against the registers and the shared memory of its builds, see `..aot`.
 
     Args:
         call: what is run.
@@ -133,8 +132,8 @@ def _most_hip(dim: int, element_size: int, variable: bool) -> Blocks:
     return Blocks(64, 64, 4, 1)
 
 
-def flags_for(call: AttentionCall, arch: int | str) -> tuple[dict[str, Any], Blocks]:
-    """The kernel's compile-time flags for a call, and its block sizes."""
+def launch_for(call: AttentionCall, arch: int | str) -> Launch:
+    """The kernel's compile-time flags for a call, block sizes among them, and its options."""
     k_tile = call.tile_map.k_tiling.tile
     dim = call.q.shape[3]
     blocks = blocks_for(call, arch)
@@ -160,55 +159,34 @@ def flags_for(call: AttentionCall, arch: int | str) -> tuple[dict[str, Any], Blo
         # Not TF32: its scores have 10 bits, and marks would differ from those of other backends.
         "PRECISION": "ieee",
     }
-    return flags, blocks
+    return Launch(flags, blocks.warps, blocks.stages)
 
 
 def run(call: AttentionCall) -> TileAttentionOutput:
     """Launch the kernel; nothing waits for the device."""
     from .triton_kernel import tile_attention_kernel
 
-    q, k, v, tile_map = call.q, call.k, call.v, call.tile_map
+    q, k, v, tile_map, device = call.q, call.k, call.v, call.tile_map, call.q.device
     batch, heads, q_len, _ = q.shape
-    device = q.device
-    flags, blocks = flags_for(call, arch_of(device))
+    launch = launch_for(call, arch_of(device))
     output = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=device) if call.return_lse else None
     keep = thresholds = None
     if call.marking is not None:
         keep = call.first_kept()
         thresholds = call.marking.thresholds(heads, device)
-    indices = tile_map.indices
-    if indices.stride(-1) != 1:
-        indices = indices.contiguous()
-    counts = tile_map.counts.contiguous()
-    work = work_list(tile_map.q_tiling, blocks.rows, device)
+    marks = None if keep is None else keep.view(torch.uint8)
+    indices, counts = lists_of(tile_map)
+    work_tile, work_row, programs = _work(tile_map, launch.flags["BLOCK_M"], device)
     q_bounds, k_bounds = (
         None if tiling.is_fixed else tiling.bounds(device).contiguous()
         for tiling in (tile_map.q_tiling, tile_map.k_tiling)
     )
     mask = None if call.mask is None else call.mask.view(torch.uint8)
     centroids = _centroids(call)
-    if tile_map.q_tiling.tile is not None:
-        programs = tile_map.q_tiles * -(-tile_map.q_tiling.tile // blocks.rows)
-    else:
-        assert work is not None
-        programs = work[0].shape[-1]
     tile_attention_kernel[(programs, batch * heads)](
-        q,
-        k,
-        v,
-        output,
-        lse,
-        None if keep is None else keep.view(torch.uint8),
-        thresholds,
-        indices,
-        counts,
-        None if work is None else work[0],
-        None if work is None else work[1],
-        q_bounds,
-        k_bounds,
-        mask,
-        *centroids,
+        *(q, k, v, output, lse, marks, thresholds, indices, counts, work_tile, work_row),
+        *(q_bounds, k_bounds, mask, *centroids),
         *q.stride(),
         *k.stride(),
         *v.stride(),
@@ -216,22 +194,35 @@ def run(call: AttentionCall) -> TileAttentionOutput:
         *shared_strides(mask, 4),
         *shared_strides(indices, 3),
         *shared_strides(counts, 2),
-        *shared_strides(None if work is None else work[0], 2),
+        *shared_strides(work_tile, 2),
         *shared_strides(q_bounds, 2),
         *shared_strides(k_bounds, 2),
         *shared_strides(centroids[2], 2),
-        heads,
-        q_len,
-        tile_map.k_len,
-        tile_map.q_tiles,
-        tile_map.k_tiles,
-        programs,
+        *(heads, q_len, tile_map.k_len, tile_map.q_tiles, tile_map.k_tiles, programs),
         call.scale * LOG2_E,
-        **flags,
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
+        **launch.options,
     )
     return TileAttentionOutput(output, lse, keep)
+
+
+def lists_of(tile_map: TileMap) -> tuple[Tensor, Tensor]:
+    """Indices and counts of a map as the kernels read them."""
+    indices = tile_map.indices
+    if indices.stride(-1) != 1:
+        indices = indices.contiguous()
+    return indices, tile_map.counts.contiguous()
+
+
+def _work(
+    tile_map: TileMap, rows: int, device: torch.device
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """The work list, see `work_list` (None, None for fixed tiles), and the number of programs."""
+    tile = tile_map.q_tiling.tile
+    if tile is not None:
+        return None, None, tile_map.q_tiles * -(-tile // rows)
+    work = work_list(tile_map.q_tiling, rows, device)
+    assert work is not None
+    return *work, work[0].shape[-1]
 
 
 def _centroids(call: AttentionCall) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..dispatch import arch_of
 from ..tile_map import TileMap
-from ..triton_launch import block_of, shared_strides
-from . import triton_backend
+from ..triton_common import Launch, block_of, shared_strides
 from .call import LOG2_E, AttentionCall
-from .triton_backend import MAX_HEAD_DIM_WITH_GRADIENT, Blocks
-
-
-def why_not(call: AttentionCall) -> str | None:
-    """Why the kernels cannot run this call with gradients, None if they can."""
-    reason = triton_backend.why_not(call)
-    dim = call.q.shape[3]
-    if reason is None and dim > MAX_HEAD_DIM_WITH_GRADIENT:
-        return f"the head dimension is at most {MAX_HEAD_DIM_WITH_GRADIENT}, got {dim}"
-    return reason
+from .triton_backend import Blocks, lists_of
 
 
 def run(
@@ -42,10 +32,6 @@ def run(
         d_lse: gradient of the lse; None for 0.
         more: float32 `(B, Hkv, Lk, D)`, contiguous, added to the gradient of v.
     """
-    from .triton_backward_kernel import key_gradient_kernel, query_gradient_kernel
-
-    q, k, v, tile_map = call.q, call.k, call.v, call.tile_map
-    batch, heads, q_len, _ = q.shape
     delta = row_product(output, d_output)
     if d_lse is not None:
         delta -= d_lse
@@ -53,76 +39,82 @@ def run(
     empty = lse == -torch.inf
     delta.masked_fill_(empty, 0.0)
     log2_sum = (lse * LOG2_E).masked_fill_(empty, torch.inf)
-    d_q, d_k, d_v = (torch.empty_like(x) for x in (q, k, v))
-    mask = None if call.mask is None else call.mask.view(torch.uint8)
-    mask_strides = (*shared_strides(mask, 1), 0 if mask is None else mask.stride(3))
-    scales = (call.scale, call.scale * LOG2_E)
-    inputs = (*q.stride(), *k.stride(), *v.stride(), *d_output.stride())
+    rows = (d_output, log2_sum, delta)
+    return _query_gradient(call, rows), *_key_gradients(call, rows, more)
 
-    flags, blocks = query_flags_for(call, arch_of(q.device))
-    indices = tile_map.indices
-    if indices.stride(-1) != 1:
-        indices = indices.contiguous()
-    counts = tile_map.counts.contiguous()
-    programs = tile_map.q_tiles * -(-flags["Q_TILE"] // blocks.rows)
-    query_gradient_kernel[(programs, batch * heads)](
-        q,
-        k,
-        v,
-        d_output,
-        log2_sum,
-        delta,
-        d_q,
-        indices,
-        counts,
-        mask,
-        *inputs,
+
+def _query_gradient(call: AttentionCall, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """The gradient of q.
+
+    Args:
+        call: see `run`.
+        rows: gradient of the output, log2 of the sum of exponentials, and delta of each row.
+    """
+    from .triton_backward_kernel import query_gradient_kernel
+
+    q, tile_map = call.q, call.tile_map
+    d_q = torch.empty_like(q)
+    launch = query_launch(call, arch_of(q.device))
+    indices, counts = lists_of(tile_map)
+    mask, mask_strides = _key_mask(call)
+    programs = tile_map.q_tiles * -(-launch.flags["Q_TILE"] // launch.flags["BLOCK_M"])
+    query_gradient_kernel[(programs, q.shape[0] * q.shape[1])](
+        *(q, call.k, call.v, *rows, d_q, indices, counts, mask),
+        *_input_strides(call, rows[0]),
         *d_q.stride(),
         *mask_strides,
         *shared_strides(indices, 3),
         *shared_strides(counts, 2),
-        heads,
-        q_len,
-        tile_map.k_len,
-        *scales,
-        **flags,
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
+        *_sizes(call),
+        **launch.options,
     )
+    return d_q
 
-    flags, blocks = key_flags_for(call, arch_of(q.device), more is not None)
+
+def _key_gradients(
+    call: AttentionCall, rows: tuple[Tensor, Tensor, Tensor], more: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of k and v; see `_query_gradient` and `run`."""
+    from .triton_backward_kernel import key_gradient_kernel
+
+    k, tile_map = call.k, call.tile_map
+    d_k, d_v = torch.empty_like(k), torch.empty_like(call.v)
+    launch = key_launch(call, arch_of(k.device), more is not None)
     turned = TileMap.from_mask(
         tile_map.to_mask().transpose(-1, -2), tile_map.k_tiling, tile_map.q_tiling
     )
-    programs = tile_map.k_tiles * -(-flags["K_TILE"] // blocks.columns)
-    key_gradient_kernel[(programs, batch * k.shape[1])](
-        q,
-        k,
-        v,
-        d_output,
-        log2_sum,
-        delta,
-        d_k,
-        d_v,
-        more,
-        turned.indices,
-        turned.counts,
-        mask,
-        *inputs,
+    mask, mask_strides = _key_mask(call)
+    programs = tile_map.k_tiles * -(-launch.flags["K_TILE"] // launch.flags["BLOCK_N"])
+    key_gradient_kernel[(programs, k.shape[0] * k.shape[1])](
+        *(call.q, k, call.v, *rows, d_k, d_v, more, turned.indices, turned.counts, mask),
+        *_input_strides(call, rows[0]),
         *d_k.stride(),
         *d_v.stride(),
         *mask_strides,
         *shared_strides(turned.indices, 3),
         *shared_strides(turned.counts, 2),
-        heads,
-        q_len,
-        tile_map.k_len,
-        *scales,
-        **flags,
-        num_warps=blocks.warps,
-        num_stages=blocks.stages,
+        *_sizes(call),
+        **launch.options,
     )
-    return d_q, d_k, d_v
+    return d_k, d_v
+
+
+def _key_mask(call: AttentionCall) -> tuple[Tensor | None, tuple[int, int]]:
+    """The mask of keys as the kernels read it, and its strides over batch items and keys."""
+    if call.mask is None:
+        return None, (0, 0)
+    mask = call.mask.view(torch.uint8)
+    return mask, (shared_strides(mask, 1)[0], mask.stride(3))
+
+
+def _input_strides(call: AttentionCall, d_output: Tensor) -> tuple[int, ...]:
+    return (*call.q.stride(), *call.k.stride(), *call.v.stride(), *d_output.stride())
+
+
+def _sizes(call: AttentionCall) -> tuple[float, ...]:
+    """Heads, queries, keys, and the scale for natural and binary exponentials."""
+    lengths = (call.q.shape[1], call.q.shape[2], call.tile_map.k_len)
+    return (*lengths, call.scale, call.scale * LOG2_E)
 
 
 def row_product(a: Tensor, b: Tensor) -> Tensor:
@@ -131,7 +123,8 @@ def row_product(a: Tensor, b: Tensor) -> Tensor:
 
     batch, heads, length, dim = a.shape
     out = torch.empty(a.shape[:3], dtype=torch.float32, device=a.device)
-    row_product_kernel[(-(-length // 32), batch * heads)](
+    launch = row_product_launch(dim)
+    row_product_kernel[(-(-length // launch.flags["BLOCK_L"]), batch * heads)](
         a,
         b,
         out,
@@ -139,49 +132,32 @@ def row_product(a: Tensor, b: Tensor) -> Tensor:
         *b.stride(),
         heads,
         length,
-        D=dim,
-        BLOCK_D=block_of(dim),
-        BLOCK_L=32,
-        num_warps=4,
+        **launch.options,
     )
     return out
 
 
-def query_flags_for(call: AttentionCall, arch: int | str) -> tuple[dict[str, Any], Blocks]:
-    """Compile-time flags and blocks of the kernel that owns rows."""
-    flags, q_tile, k_tile = _flags(call)
-    most = _most(call, arch)
-    blocks = Blocks(
-        min(most.rows, block_of(q_tile)),
-        min(most.columns, block_of(k_tile)),
-        most.warps,
-        most.stages,
-    )
-    flags |= {
-        "BLOCK_M": blocks.rows,
-        "BLOCK_N": blocks.columns,
-        "EVEN_K": k_tile % blocks.columns == 0 and call.tile_map.k_len % k_tile == 0,
-    }
-    return flags, blocks
+def row_product_launch(dim: int) -> Launch:
+    """Flags and options of `row_product`."""
+    return Launch({"D": dim, "BLOCK_D": block_of(dim), "BLOCK_L": 32}, 4)
 
 
-def key_flags_for(
-    call: AttentionCall, arch: int | str, more: bool
-) -> tuple[dict[str, Any], Blocks]:
+def query_launch(call: AttentionCall, arch: int | str) -> Launch:
+    """Flags and options of the kernel that owns rows."""
+    launch, k_tile = _launch(call, _most(call, arch))
+    columns = launch.flags["BLOCK_N"]
+    even = k_tile % columns == 0 and call.tile_map.k_len % k_tile == 0
+    return replace(launch, flags={**launch.flags, "EVEN_K": even})
+
+
+def key_launch(call: AttentionCall, arch: int | str, more: bool) -> Launch:
     """The same of the kernel that owns keys, which holds two sums."""
-    flags, q_tile, k_tile = _flags(call)
-    most = _most_keys(call, arch)
-    blocks = Blocks(
-        min(most.rows, block_of(q_tile)),
-        min(most.columns, block_of(k_tile)),
-        most.warps,
-        most.stages,
-    )
-    flags |= {"BLOCK_M": blocks.rows, "BLOCK_N": blocks.columns, "MORE": more}
-    return flags, blocks
+    launch, _ = _launch(call, _most_keys(call, arch))
+    return replace(launch, flags={**launch.flags, "MORE": more})
 
 
-def _flags(call: AttentionCall) -> tuple[dict[str, Any], int, int]:
+def _launch(call: AttentionCall, most: Blocks) -> tuple[Launch, int]:
+    """What both kernels share, with the given blocks or smaller ones; and the keys of a tile."""
     q_tile, k_tile = call.tile_map.q_tiling.tile, call.tile_map.k_tiling.tile
     assert q_tile is not None and k_tile is not None
     dim = call.q.shape[3]
@@ -193,12 +169,14 @@ def _flags(call: AttentionCall) -> tuple[dict[str, Any], int, int]:
         "K_TILE": k_tile,
         "MASK": 0 if call.mask is None else 1,
         "PRECISION": "ieee",
+        "BLOCK_M": min(most.rows, block_of(q_tile)),
+        "BLOCK_N": min(most.columns, block_of(k_tile)),
     }
-    return flags, q_tile, k_tile
+    return Launch(flags, most.warps, most.stages), k_tile
 
 
 def _most(call: AttentionCall, arch: int | str) -> Blocks:
-    """Each choice is held against registers and shared memory, see `..aot`."""
+    """Each choice is checked against registers and shared memory, see `..aot`."""
     dim = call.q.shape[3]
     if call.q.element_size() == 4:
         return Blocks(32, 32, 8, 1) if dim <= 64 else Blocks(16, 32, 4, 1)

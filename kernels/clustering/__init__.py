@@ -5,22 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import Backend, always, choose
-from ..precision import own_precision
+from ..dispatch import Backend, anywhere, choose, own_precision
 from . import naive, torch_backend, triton_backend
 from .call import Clusters, KMeansCall, check_call
 
 __all__ = ["Clusters", "kmeans"]
 
 BACKENDS: tuple[Backend[KMeansCall], ...] = (
-    Backend(
-        "triton",
-        triton_backend.why_not,
-        triton_backend.run,
-        by_name_only=lambda call: call.x.device.type == "cpu",
-    ),
-    Backend("torch", torch_backend.why_not, torch_backend.run),
-    Backend("naive", naive.why_not, naive.run, by_name_only=always),
+    Backend("triton", triton_backend.why_not, triton_backend.run),
+    Backend("torch", anywhere, torch_backend.run),
+    Backend("naive", naive.why_not, naive.run, by_name_only=True),
 )
 
 

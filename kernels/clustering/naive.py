@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from ..dispatch import why_no_float64
 from .call import Clusters, KMeansCall
 
 
 def why_not(call: KMeansCall) -> str | None:
     """Why the definition cannot run, None if it can."""
-    if call.x.device.type == "mps":
-        return "it computes in float64, which MPS does not have"
-    return None
+    return why_no_float64(call.x.device)
 
 
 def run(call: KMeansCall) -> Clusters:

@@ -13,11 +13,6 @@ _DISTANCES = {"cpu": 1 << 18}
 _DISTANCES_ELSEWHERE = 1 << 26
 
 
-def why_not(call: KMeansCall) -> str | None:
-    """This backend runs everywhere."""
-    return None
-
-
 def run(call: KMeansCall) -> Clusters:
     """Fixed iterations without a look at the values, so nothing waits for the device."""
     x, centroids = call.x.float(), call.centroids

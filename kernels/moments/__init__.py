@@ -29,11 +29,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..dispatch import Backend, always, choose, reasons
-from ..precision import own_precision
+from ..dispatch import Backend, anywhere, choose, own_precision, reasons
 from ..tiling import Tiling
 from . import naive, torch_backend, triton_backend, triton_moments
-from .call import MomentCall, MomentsCall, check_call
+from .call import MomentAttentionCall, TileMomentsCall, check_call
 from .moments import TileMoments, score_variance, tile_of
 
 __all__ = [
@@ -44,25 +43,15 @@ __all__ = [
     "tile_moments",
 ]
 
-BACKENDS: tuple[Backend[MomentCall], ...] = (
-    Backend(
-        "triton",
-        triton_backend.why_not,
-        triton_backend.run,
-        by_name_only=lambda call: call.q.device.type == "cpu",
-    ),
-    Backend("torch", torch_backend.why_not, torch_backend.run),
-    Backend("naive", naive.why_not, naive.run, by_name_only=always),
+BACKENDS: tuple[Backend[MomentAttentionCall], ...] = (
+    Backend("triton", triton_backend.why_not, triton_backend.run),
+    Backend("torch", anywhere, torch_backend.run),
+    Backend("naive", naive.why_not, naive.run, by_name_only=True),
 )
-# Plain torch is the definition of moments too: there is nothing simpler to hold it against.
-MOMENTS_BACKENDS: tuple[Backend[MomentsCall], ...] = (
-    Backend(
-        "triton",
-        triton_moments.why_not,
-        triton_moments.run,
-        by_name_only=lambda call: call.k.device.type == "cpu",
-    ),
-    Backend("torch", torch_backend.why_not, torch_backend.moments_of),
+# Plain torch is the definition of moments too: there is nothing simpler to compare it with.
+MOMENTS_BACKENDS: tuple[Backend[TileMomentsCall], ...] = (
+    Backend("triton", triton_moments.why_not, triton_moments.run),
+    Backend("torch", anywhere, torch_backend.moments_of),
 )
 
 
@@ -84,7 +73,7 @@ def tile_moments(
         ValueError: the tiles vary in size, or a backend that cannot run the call.
     """
     tile_of(tiling)
-    call = MomentsCall(k, v, tiling, mask)
+    call = TileMomentsCall(k, v, tiling, mask)
     return choose("tile_moments", MOMENTS_BACKENDS, call, backend).run(call)
 
 

@@ -12,7 +12,7 @@ from .moments import TileMoments, in_tiles, score_variance, tile_of, wide
 
 
 @dataclass(frozen=True, eq=False)
-class MomentsCall:
+class TileMomentsCall:
     """A call of `tile_moments`, over tiles of fixed size."""
 
     k: Tensor
@@ -22,7 +22,7 @@ class MomentsCall:
 
 
 @dataclass(frozen=True, eq=False)
-class MomentCall:
+class MomentAttentionCall:
     """A checked call; see `moment_attention`. The moments are None where they are not known yet."""
 
     q: Tensor
@@ -46,9 +46,9 @@ class MomentCall:
         return self.q.shape[1] // self.k.shape[1]
 
     @property
-    def own_moments(self) -> MomentsCall:
+    def moments_call(self) -> TileMomentsCall:
         """The call that makes the moments."""
-        return MomentsCall(self.k, self.v, self.k_tiling, self.mask)
+        return TileMomentsCall(self.k, self.v, self.k_tiling, self.mask)
 
     def half_variance(self, moments: TileMoments) -> Tensor:
         """`u / 2` of every query tile and key tile, `(B, H, Tq, Tk)`."""
@@ -74,7 +74,7 @@ def check_call(
     scale: float | None,
     mask: Tensor | None,
     moments: TileMoments | None,
-) -> MomentCall:
+) -> MomentAttentionCall:
     """Turn the arguments of `moment_attention` into a call, or say what is wrong with them."""
     tiles = (q_tiling.tiles, k_tiling.tiles)
     if marginal.dtype != torch.bool or tuple(marginal.shape[-2:]) != tiles or marginal.ndim != 4:
@@ -91,4 +91,4 @@ def check_call(
     tile_of(k_tiling)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     marginal = marginal.expand(q.shape[0], q.shape[1], *tiles)
-    return MomentCall(q, k, v, marginal, q_tiling, k_tiling, scale, mask, moments)
+    return MomentAttentionCall(q, k, v, marginal, q_tiling, k_tiling, scale, mask, moments)

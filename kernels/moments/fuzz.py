@@ -1,21 +1,19 @@
-"""Random calls of attention to moments, held against the definition.
-
-Run by `python -m ditaccel.kernels.fuzz`.
-"""
+"""Random calls of attention to moments, compared with the definition; run by `..fuzz`."""
 
 from __future__ import annotations
 
 import random
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..attention import merge_attention
+from ..fuzz import poisoned
 from ..tiling import Tiling
 from . import moment_attention, moment_attention_backends, tile_moments
 
+INTERPRETED = (12, 200)
 # Relative RMSE against float64 on the same inputs. Half precision rounds mean keys and weights
 # ahead of their products, and the outputs; Triton holds covariances in bfloat16 then, and with
 # inputs as random as here they make up most of the output.
@@ -74,21 +72,16 @@ def draw(
     }
 
 
-def check_moments(
-    seed: int,
-    backend: str,
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    guard: AbstractContextManager[None] | None = None,
+def check(
+    seed: int, backend: str, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> list[str]:
     """Run a random call, and merge its output with another; what is wrong, one sentence each.
 
     Args:
         seed: of the call.
-        backend: held against the definition; nothing is wrong with one that cannot run the call.
+        backend: compared with the definition; nothing is wrong with one that cannot run the call.
         device: where the tensors are.
         dtype: of the tensors; drawn by default.
-        guard: entered around the backend.
     """
     arguments = draw(seed, device, dtype, small=backend == "triton" and device == "cpu")
     q, k, v, tiling, mask = (arguments[name] for name in ("q", "k", "v", "k_tiling", "mask"))
@@ -97,7 +90,7 @@ def check_moments(
     output, lse = (x.to(device) for x in moment_attention(**arguments, backend="naive"))
     other = torch.randn(q.shape, generator=torch.Generator().manual_seed(seed)).to(q)
     other_lse = other[..., 0].float()
-    with guard or nullcontext():
+    with poisoned():
         found = tile_moments(k, v, tiling, mask, backend=backend)
         # Given or not, moments are the same.
         given = found if seed % 2 else None
@@ -108,20 +101,20 @@ def check_moments(
     for name, ours, theirs in zip(found._fields, found, wanted, strict=True):
         gap = float((ours - theirs).abs().max() / (1.0 + theirs.abs().max()))
         if ours.shape != theirs.shape or not gap < 1e-5:
-            wrong.append(f"moments: {name} is off by {gap:.2e}")
+            wrong.append(f"{name} is off by {gap:.2e}")
     error = _error(got[0], output)
     if got[0].dtype != q.dtype or not error <= TOLERANCE[q.dtype]:
-        wrong.append(f"moments: the output is off by {error:.2e} (relative RMSE)")
+        wrong.append(f"the output is off by {error:.2e} (relative RMSE)")
     if not torch.equal(got[1].isinf(), lse.isinf()):
-        wrong.append("moments: other rows than those without marginal tiles have no lse")
+        wrong.append("other rows than those without marginal tiles have no lse")
     gap = float((got[1] - lse).masked_fill(lse.isinf(), 0.0).abs().max())
     if got[1].dtype != torch.float32 or not gap <= _LSE_TOLERANCE[q.dtype]:
-        wrong.append(f"moments: the lse is off by {gap:.2e}")
+        wrong.append(f"the lse is off by {gap:.2e}")
     both = merge_attention((other.double(), other_lse), (got[0].double(), got[1]), backend="torch")
     if not _error(merged[0], both[0]) <= TOLERANCE[q.dtype]:
-        wrong.append(f"moments: merged, the output is off by {_error(merged[0], both[0]):.2e}")
+        wrong.append(f"merged, the output is off by {_error(merged[0], both[0]):.2e}")
     if not float((merged[1] - both[1]).abs().max()) <= 1e-5:
-        wrong.append("moments: merged, the lse is off")
+        wrong.append("merged, the lse is off")
     return wrong
 
 

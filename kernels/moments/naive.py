@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .call import MomentCall
+from ..dispatch import why_no_float64
+from .call import MomentAttentionCall
 
 
-def why_not(call: MomentCall) -> str | None:
-    """Why the definition cannot run this call, None if it can."""
-    return None
+def why_not(call: MomentAttentionCall) -> str | None:
+    """Why the definition cannot run, None if it can."""
+    return why_no_float64(call.q.device)
 
 
-def run(call: MomentCall) -> tuple[Tensor, Tensor]:
+def run(call: MomentAttentionCall) -> tuple[Tensor, Tensor]:
     """See `moment_attention`; float64 whatever comes in."""
     q, k, v, scale, mask = call.q, call.k, call.v, call.scale, call.mask
     q_tiling, k_tiling, marginal = call.q_tiling, call.k_tiling, call.marginal

@@ -5,19 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .call import MomentCall, MomentsCall
+from .call import MomentAttentionCall, TileMomentsCall
 from .moments import TileMoments, centred, counted, covariances, in_tiles, wide
 
 # Elements of the largest tensors that are held at once.
 _CHUNK = 1 << 24
 
 
-def why_not(call: MomentCall | MomentsCall) -> str | None:
-    """Why plain torch cannot run this call, None if it can."""
-    return None
-
-
-def moments_of(call: MomentsCall) -> TileMoments:
+def moments_of(call: TileMomentsCall) -> TileMoments:
     """See `tile_moments`."""
     count = counted(call.k, call.tiling, call.mask)
     sizes = count.sum(3).squeeze(-1)
@@ -33,9 +28,9 @@ def moments_of(call: MomentsCall) -> TileMoments:
     )
 
 
-def run(call: MomentCall) -> tuple[Tensor, Tensor]:
+def run(call: MomentAttentionCall) -> tuple[Tensor, Tensor]:
     """See `moment_attention`."""
-    moments = call.moments or moments_of(call.own_moments)
+    moments = call.moments or moments_of(call.moments_call)
     half = call.half_variance(moments)
     bias = call.bias(half, moments)
     count = counted(call.k, call.k_tiling, call.mask)

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from ..attention.call import LOG2_E
-from ..attention.triton_backend import SMALL_SHARED
-from ..dispatch import arch_of
+from ..dispatch import arch_of, why_not_triton
 from ..pooling import pool_tiles
-from ..triton_launch import Launch, block_of
+from ..triton_common import SMALL_SHARED, Launch, block_of
 from . import triton_moments
-from .call import MomentCall
+from .call import MomentAttentionCall
 from .moments import score_variance
 
 # Elements of the covariances that are held at once, and of their sums: 32 MiB in half precision,
@@ -26,15 +25,13 @@ _CHUNK = 1 << 24
 _ALIGNED = 8  # elements: rows of a matrix product that begin at 16 bytes
 
 
-def why_not(call: MomentCall) -> str | None:
+def why_not(call: MomentAttentionCall) -> str | None:
     """Why the kernels cannot run this call, None if they can."""
-    given = () if call.moments is None else call.moments
-    return triton_moments.why_not_for(call.k, call.q, call.v) or triton_moments.why_gradient(
-        call.q, call.k, call.v, *given
-    )
+    tensors = (call.k, call.q, call.v)
+    return why_not_triton(*tensors, others=call.moments or ()) or triton_moments.why_mixed(*tensors)
 
 
-def attend_launch(call: MomentCall, arch: int | str) -> Launch:
+def attend_launch(call: MomentAttentionCall, arch: int | str) -> Launch:
     """Flags and options of the softmax over means, for a call on a device."""
     dim, half = call.q.shape[3], call.q.element_size() == 2
     if isinstance(arch, str):
@@ -67,7 +64,12 @@ def _attend_hip(dim: int, half: bool) -> tuple[int, int, int, int]:
     return (128, 64, 8 if dim <= 64 else 4, 1) if dim <= 128 else (64, 64, 4, 1)
 
 
-def expand_launch(call: MomentCall, arch: int | str) -> Launch:
+def blocks_launch(block: int) -> Launch:
+    """Flags and options of the lists of blocks, for blocks of so many key tiles."""
+    return Launch({"BLOCK_T": block}, 1, 1)
+
+
+def expand_launch(call: MomentAttentionCall, arch: int | str) -> Launch:
     """Flags and options of the product with C."""
     dim, dtype = call.q.shape[3], call.q.dtype
     half = call.q.element_size() == 2
@@ -93,7 +95,7 @@ def expand_launch(call: MomentCall, arch: int | str) -> Launch:
     return Launch(flags, 8 if half and not wide else 4, 2)
 
 
-def run(call: MomentCall) -> tuple[Tensor, Tensor]:
+def run(call: MomentAttentionCall) -> tuple[Tensor, Tensor]:
     """See `moment_attention`."""
     out, lse, shares = _attend(call)
     batch, kv_heads = call.k.shape[:2]
@@ -104,20 +106,20 @@ def run(call: MomentCall) -> tuple[Tensor, Tensor]:
     at_once = max(1, _CHUNK // (width * together))
     for first in range(0, batch * kv_heads, together):
         own = shares[first : first + together]
-        covariance = triton_moments.covariances(call.own_moments, first, len(own)).flatten(2)
+        covariance = triton_moments.covariances(call.moments_call, first, len(own)).flatten(2)
         for first_tile in range(0, own.shape[1], at_once):
             mixed = own[:, first_tile : first_tile + at_once] @ covariance
             _expand(call, mixed, out, first, first_tile)
     return out, lse
 
 
-def _attend(call: MomentCall) -> tuple[Tensor, Tensor, Tensor]:
+def _attend(call: MomentAttentionCall) -> tuple[Tensor, Tensor, Tensor]:
     """Output of the mean values, log-sum-exp, and weights `(B, H, Tq, T or some more)`."""
-    from .triton_kernels import attend_kernel, blocks_kernel
+    from .triton_kernels import attend_kernel
 
-    q, device = call.q, call.q.device
-    launch = attend_launch(call, arch_of(device))
-    moments = call.moments or triton_moments.run(call.own_moments)
+    q = call.q
+    launch = attend_launch(call, arch_of(q.device))
+    moments = call.moments or triton_moments.run(call.moments_call)
     u = score_variance(pool_tiles(q, call.q_tiling, backend="triton"), moments, call.scale)
     keys, values = (x.to(q.dtype).contiguous() for x in (moments.keys, moments.values))
     sizes = moments.sizes.contiguous()
@@ -126,42 +128,18 @@ def _attend(call: MomentCall) -> tuple[Tensor, Tensor, Tensor]:
     strides = (*marginal.stride()[:3], sizes.stride(0) if sizes.shape[0] > 1 else 0)
     batch, heads, q_len, _ = q.shape
     q_tiles, tiles = call.q_tiling.tiles, call.k_tiling.tiles
-    blocks = -(-tiles // launch.flags["BLOCK_T"])
     parts = -(-call.q_tile // launch.flags["BLOCK_M"])
-    lists = torch.empty((batch, heads, q_tiles, blocks), dtype=torch.int32, device=device)
-    counts = torch.empty((batch, heads, q_tiles), dtype=torch.int32, device=device)
-    blocks_kernel[(q_tiles, batch * heads)](
-        marginal,
-        sizes,
-        lists,
-        counts,
-        *strides,
-        heads,
-        q_tiles,
-        tiles,
-        blocks,
-        BLOCK_T=launch.flags["BLOCK_T"],
-        num_warps=1,
-    )
+    lists, counts = _blocks(call, launch.flags["BLOCK_T"], marginal, sizes, strides)
     out = torch.empty_like(q)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     shares = torch.zeros(
         (batch, heads, q_tiles, parts, -(-tiles // _ALIGNED) * _ALIGNED),
         dtype=triton_moments.mixing_dtype(q),
-        device=device,
+        device=q.device,
     )
     attend_kernel[(q_tiles * parts, batch * heads)](
-        q,
-        keys,
-        values,
-        marginal,
-        sizes,
-        u.contiguous(),
-        lists,
-        counts,
-        out,
-        lse,
-        shares,
+        *(q, keys, values, marginal, sizes, u.contiguous(), lists, counts),
+        *(out, lse, shares),
         *q.stride(),
         *out.stride(),
         *strides,
@@ -170,14 +148,45 @@ def _attend(call: MomentCall) -> tuple[Tensor, Tensor, Tensor]:
         q_len,
         q_tiles,
         tiles,
-        blocks,
+        lists.shape[3],
         call.scale * LOG2_E,
         **launch.options,
     )
     return out, lse, shares[:, :, :, 0] if parts == 1 else shares.sum(3)
 
 
-def _expand(call: MomentCall, mixed: Tensor, out: Tensor, first: int, first_tile: int) -> None:
+def _blocks(
+    call: MomentAttentionCall,
+    block: int,
+    marginal: Tensor,
+    sizes: Tensor,
+    strides: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:
+    """The blocks of key tiles in which a query tile has marginal ones: lists `(B, H, Tq, blocks)`
+    and their counts `(B, H, Tq)`, int32."""
+    from .triton_kernels import blocks_kernel
+
+    batch, heads = call.q.shape[:2]
+    q_tiles, tiles = call.q_tiling.tiles, call.k_tiling.tiles
+    blocks = -(-tiles // block)
+    shape = (batch, heads, q_tiles)
+    lists = torch.empty((*shape, blocks), dtype=torch.int32, device=call.q.device)
+    counts = torch.empty(shape, dtype=torch.int32, device=call.q.device)
+    blocks_kernel[(q_tiles, batch * heads)](
+        *(marginal, sizes, lists, counts),
+        *strides,
+        heads,
+        q_tiles,
+        tiles,
+        blocks,
+        **blocks_launch(block).options,
+    )
+    return lists, counts
+
+
+def _expand(
+    call: MomentAttentionCall, mixed: Tensor, out: Tensor, first: int, first_tile: int
+) -> None:
     """Add `s C q` to the output of the query tiles whose C is given, `(slots, tiles, D D)`."""
     from .triton_kernels import expand_kernel
 

@@ -5,38 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import arch_of, interpreted, why_not_triton
-from ..triton_launch import DTYPES, MAX_HEAD_DIM, Launch, block_of
-from .call import MomentsCall
+from ..dispatch import arch_of, why_not_triton
+from ..triton_common import Launch, block_of
+from .call import TileMomentsCall
 from .moments import TileMoments, in_tiles, tile_of
 
 
-def why_not(call: MomentsCall) -> str | None:
+def why_not(call: TileMomentsCall) -> str | None:
     """Why the kernel cannot run this call, None if it can."""
-    return why_not_for(call.k, call.v) or why_gradient(call.k, call.v)
+    return why_not_triton(call.k, call.v) or why_mixed(call.k, call.v)
 
 
-def why_not_for(*tensors: Tensor) -> str | None:
-    """Why Triton cannot take these tensors `(B, H, L, D)`, the keys among them."""
+def why_mixed(*tensors: Tensor) -> str | None:
+    """That tensors `(B, H, L, D)` differ in what the kernels take to be the same, None if not."""
     x = tensors[0]
-    reason = why_not_triton(x.device)
-    if reason is not None:
-        return reason
-    if x.dtype not in DTYPES:
-        return f"it takes {', '.join(str(d)[6:] for d in DTYPES)}, not {x.dtype}"
-    if interpreted() and x.dtype == torch.bfloat16:
-        return "Triton's interpreter multiplies bfloat16 wrongly; use float16 or float32 there"
-    if x.shape[3] > MAX_HEAD_DIM:
-        return f"the head dimension is at most {MAX_HEAD_DIM}, got {x.shape[3]}"
     if any(other.dtype != x.dtype or other.shape[3] != x.shape[3] for other in tensors):
         return "queries, keys and values differ in dtype or head dimension"
-    return None
-
-
-def why_gradient(*tensors: Tensor) -> str | None:
-    """That a gradient is wanted, None if none is."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        return "it has no backward; where a gradient is wanted, plain torch runs"
     return None
 
 
@@ -47,7 +31,7 @@ def mixing_dtype(x: Tensor) -> torch.dtype:
 
 
 def launch_for(x: Tensor, tile: int, masked: bool, covariance: bool, arch: int | str) -> Launch:
-    """Flags and options of the kernel; held against registers and shared memory, see `..aot`.
+    """Flags and options of the kernel; checked against registers and shared memory, see `..aot`.
 
     Args:
         x: keys `(B, H, L, D)`.
@@ -76,7 +60,7 @@ def launch_for(x: Tensor, tile: int, masked: bool, covariance: bool, arch: int |
     return Launch(flags, 8 if block_d > 64 else 4, 2)
 
 
-def run(call: MomentsCall) -> TileMoments:
+def run(call: TileMomentsCall) -> TileMoments:
     """Moments of all tiles."""
     k, tiling = call.k, call.tiling
     device = k.device
@@ -94,7 +78,7 @@ def run(call: MomentsCall) -> TileMoments:
     return TileMoments(sizes, keys, values, variance, spread)
 
 
-def covariances(call: MomentsCall, first: int, count: int) -> Tensor:
+def covariances(call: TileMomentsCall, first: int, count: int) -> Tensor:
     """Cov(v, k) of the tiles of some key heads, `(count, T, D, D)`, value channels down.
 
     Args:
@@ -111,7 +95,11 @@ def covariances(call: MomentsCall, first: int, count: int) -> Tensor:
 
 
 def _run(
-    call: MomentsCall, outputs: tuple[Tensor | None, ...], first: int, count: int, launch: Launch
+    call: TileMomentsCall,
+    outputs: tuple[Tensor | None, ...],
+    first: int,
+    count: int,
+    launch: Launch,
 ) -> None:
     from .triton_kernels import moments_kernel
 

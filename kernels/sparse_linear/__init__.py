@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..dispatch import reasons
-from ..precision import own_precision
+from ..dispatch import own_precision, reasons
 from ..tile_map import TileMap
 from . import naive, operator
+from .backends import BACKENDS
 from .call import SparseLinearOutput, check_call
 from .features import FEATURE_MAPS, FeatureMap, feature_map
 
@@ -40,7 +40,7 @@ def sparse_linear_backends(
 ) -> dict[str, str | None]:
     """Why each backend cannot run this call of `sparse_linear_attention`; None where it can."""
     call = check_call(q, k, v, critical, marginal, q_features, k_features, scale, mask, eps)
-    return reasons(operator.BACKENDS, call)
+    return reasons(BACKENDS, call)
 
 
 @own_precision
@@ -84,8 +84,7 @@ def sparse_linear_attention(
         mask: bool `(B, Lk)`, True to attend: keys left out by both branches.
         eps: added to the denominator of the linear branch.
         backend: `triton`, `torch` or `naive`; by default the first that can run the call.
-            `sparse_linear_backends`
-            gives the reasons.
+            `sparse_linear_backends` gives the reasons.
 
     Returns:
         Both branches, and what they divide by. Queries without keys are 0.

@@ -1,22 +1,20 @@
-"""Random calls of sparse-linear attention, outputs and gradients held against the definition.
-
-Run by `python -m ditaccel.kernels.fuzz`.
-"""
+"""Random calls of sparse-linear attention, compared with the definition; run by `..fuzz`."""
 
 from __future__ import annotations
 
 import random
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..fuzz import poisoned
 from ..tile_map import TileMap
 from ..tiling import Tiling
 from . import sparse_linear_attention, sparse_linear_backends
 from .features import FEATURE_MAPS, feature_map
 
+INTERPRETED = (6, 100)
 # Relative RMSE against float64 on the same inputs. Half precision rounds weights and gradients of
 # scores ahead of their products.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -126,40 +124,35 @@ def evaluate(
     return found, sizes
 
 
-def check_sparse_linear(
-    seed: int,
-    backend: str,
-    device: str = "cpu",
-    dtype: torch.dtype | None = None,
-    guard: AbstractContextManager[None] | None = None,
+def check(
+    seed: int, backend: str, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> list[str]:
     """Run a random call; what is wrong with its outputs and gradients, one sentence each.
 
     Args:
         seed: of the call.
-        backend: held against the definition; nothing is wrong with one that cannot run the call.
+        backend: compared with the definition; nothing is wrong with one that cannot run the call.
         device: where the tensors are.
         dtype: of the tensors; drawn by default.
-        guard: entered around the backend.
     """
     arguments = draw(seed, device, dtype, small=backend == "triton" and device == "cpu")
     if sparse_linear_backends(**arguments)[backend] is not None:
         return []
     expected, sizes = evaluate(arguments, "naive", seed, torch.float64)
-    with guard or nullcontext():
+    with poisoned():
         got, _ = evaluate(arguments, backend, seed)
     wrong = []
     layout = torch.empty_like(arguments["q"]).stride()
     for name, value in got.items():
         wanted = expected[name]
         if name in ("sparse", "linear") and value.stride() != layout:
-            wrong.append(f"sparse-linear: {name} has the strides {value.stride()}")
+            wrong.append(f"{name} has the strides {value.stride()}")
         # Infinite alike: rows without keys, and gradients beyond float16 by a mass of nearly 0.
         alike = value.isinf() & (value == wanted.to(value.dtype))
         gap = (value.double() - wanted).masked_fill(alike, 0.0)
         error = _size(gap) / (sizes[name] or 1.0)
         if not error <= TOLERANCE[arguments["q"].dtype]:
-            wrong.append(f"sparse-linear: {name} is off by {error:.2e} (relative RMSE)")
+            wrong.append(f"{name} is off by {error:.2e} (relative RMSE)")
     return wrong
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..dispatch import why_no_float64
 from ..tiling import Tiling
 from .call import SparseLinearCall, SparseLinearOutput
 
 
 def why_not(call: SparseLinearCall) -> str | None:
     """Why the definition cannot run, None if it can."""
-    if call.attention.q.device.type == "mps":
-        return "it computes in float64, which MPS does not have"
-    return None
+    return why_no_float64(call.attention.q.device)
 
 
 def run(call: SparseLinearCall) -> SparseLinearOutput:

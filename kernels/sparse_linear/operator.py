@@ -8,42 +8,17 @@ with Lq x Lk, nor with tiles x F x D.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..attention.call import AttentionCall
-from ..dispatch import Backend, always, choose
+from ..dispatch import choose
 from ..tile_map import TileMap
 from ..tiling import Tiling
-from . import naive, torch_backend, triton_backend
+from .backends import BACKENDS
 from .call import Gradients, SparseLinearCall, SparseLinearOutput
-
-
-@dataclass(frozen=True)
-class _Ways:
-    forward: Callable[[SparseLinearCall], SparseLinearOutput]
-    backward: Callable[[SparseLinearCall, SparseLinearOutput, SparseLinearOutput], Gradients]
-
-
-_WAYS = {
-    "triton": _Ways(triton_backend.forward, triton_backend.backward),
-    "torch": _Ways(torch_backend.forward, torch_backend.backward),
-}
-
-BACKENDS: tuple[Backend[SparseLinearCall], ...] = (
-    Backend(
-        "triton",
-        triton_backend.why_not,
-        triton_backend.forward,
-        by_name_only=lambda call: call.attention.q.device.type == "cpu",
-    ),
-    Backend("torch", torch_backend.why_not, torch_backend.forward),
-    Backend("naive", naive.why_not, naive.run, by_name_only=always),
-)
 
 
 def run(call: SparseLinearCall, backend: str | None) -> SparseLinearOutput:
@@ -112,7 +87,7 @@ def _forward(
         *(q_tile, k_tile, scale, eps),
     )
     chosen = choose("sparse_linear_attention", BACKENDS, call, backend or None)
-    return tuple(_WAYS[chosen.name].forward(call))  # type: ignore[return-value]
+    return tuple(chosen.run(call))
 
 
 @_forward.register_fake
@@ -146,8 +121,11 @@ def _backward(
         *(q_tile, k_tile, scale, eps),
     )
     chosen = choose("sparse_linear_attention", BACKENDS, call, backend or None)
-    way = _WAYS[chosen.name]
-    return way.backward(call, SparseLinearOutput(*output), SparseLinearOutput(*gradients))
+    assert chosen.backward is not None
+    found: Gradients = chosen.backward(
+        call, SparseLinearOutput(*output), SparseLinearOutput(*gradients)
+    )
+    return found
 
 
 @_backward.register_fake

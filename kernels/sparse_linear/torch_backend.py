@@ -9,11 +9,6 @@ from . import torch_linear
 from .call import Gradients, SparseLinearCall, SparseLinearOutput
 
 
-def why_not(call: SparseLinearCall) -> str | None:
-    """Why this backend cannot run, None if it can."""
-    return None
-
-
 def forward(call: SparseLinearCall) -> SparseLinearOutput:
     """Both branches."""
     with torch.no_grad():

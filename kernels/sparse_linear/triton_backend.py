@@ -10,7 +10,8 @@ from .call import Gradients, SparseLinearCall, SparseLinearOutput
 
 def why_not(call: SparseLinearCall) -> str | None:
     """Why the kernels cannot run this call, None if they can."""
-    return triton_backward.why_not(call.attention)
+    own = call.attention
+    return triton_backend.why_not(own) or triton_backend.why_no_backward(own)
 
 
 def forward(call: SparseLinearCall) -> SparseLinearOutput:

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..attention.triton_backend import SMALL_SHARED
 from ..attention.triton_backward import row_product
-from ..triton_launch import Launch, block_of, shared_strides
+from ..triton_common import SMALL_SHARED, Launch, block_of, shared_strides
 from .call import SparseLinearCall
 
 BYTES = 256 << 20

@@ -14,7 +14,7 @@ from ditaccel.kernels import (
     tile_attention,
     tile_attention_backends,
 )
-from ditaccel.kernels.fuzz import check, draw, poisoned, relative_rmse
+from ditaccel.kernels.fuzz import poisoned, relative_rmse
 from torch import Tensor
 
 
@@ -27,12 +27,6 @@ def _qkv(*shape: int, kv_heads: int | None = None) -> tuple[Tensor, Tensor, Tens
 def _dense(length: int, tile: int = 16) -> TileMap:
     tiling = Tiling.fixed(length, tile)
     return TileMap.dense(tiling, tiling)
-
-
-@pytest.mark.parametrize("first", range(0, 160, 40))
-def test_random_calls_agree_with_the_definition(first: int) -> None:
-    wrong = {seed: check(draw(seed), ("torch",)) for seed in range(first, first + 40)}
-    assert {seed: text for seed, text in wrong.items() if text} == {}
 
 
 @pytest.mark.parametrize("backend", ["torch", "naive"])

@@ -14,10 +14,9 @@ from ditaccel.kernels import (
     tile_attention,
     tile_moments,
 )
-from ditaccel.kernels.fuzz import TOLERANCE, check, check_clusters, draw, poisoned, relative_rmse
+from ditaccel.kernels.attention.fuzz import TOLERANCE
+from ditaccel.kernels.fuzz import operators, relative_rmse
 from ditaccel.kernels.moments.fuzz import TOLERANCE as MOMENTS_TOLERANCE
-from ditaccel.kernels.moments.fuzz import check_moments
-from ditaccel.kernels.sparse_linear.fuzz import check_sparse_linear
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,18 +28,12 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 @pytest.mark.parametrize("backend", ["triton", "torch"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("first", range(0, 300, 100))
+@pytest.mark.parametrize("operator", operators())
 def test_random_calls_agree_with_the_definition(
-    backend: str, dtype: torch.dtype, first: int
+    operator: str, backend: str, dtype: torch.dtype, first: int
 ) -> None:
-    wrong = {
-        seed: check(draw(seed, "cuda", (dtype,)), (backend,)) for seed in range(first, first + 100)
-    }
-    assert {seed: text for seed, text in wrong.items() if text} == {}
-
-
-@pytest.mark.parametrize("backend", ["triton", "torch"])
-def test_random_tokens_cluster_as_defined(backend: str) -> None:
-    wrong = {seed: check_clusters(seed, backend, "cuda") for seed in range(100)}
+    check = operators()[operator].check
+    wrong = {seed: check(seed, backend, "cuda", dtype) for seed in range(first, first + 100)}
     assert {seed: text for seed, text in wrong.items() if text} == {}
 
 
@@ -89,18 +82,6 @@ def test_a_new_length_compiles_nothing() -> None:
     for length in (1003, 1777, 4097):
         call(length)
     assert compiled() == before
-
-
-@pytest.mark.parametrize("backend", ["triton", "torch"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_random_sparse_linear_calls_agree_with_the_definition(
-    backend: str, dtype: torch.dtype
-) -> None:
-    wrong = {
-        seed: check_sparse_linear(seed, backend, "cuda", dtype, guard=poisoned())
-        for seed in range(100)
-    }
-    assert {seed: text for seed, text in wrong.items() if text} == {}
 
 
 def _sparse_linear(
@@ -210,17 +191,6 @@ def test_gradients_of_tile_attention_are_those_of_dense_attention(dtype: torch.d
         strict=True,
     ):
         assert relative_rmse(one, other) < 2 * TOLERANCE[dtype]
-
-
-@pytest.mark.parametrize("backend", ["triton", "torch"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_random_calls_of_moments_agree_with_the_definition(
-    backend: str, dtype: torch.dtype
-) -> None:
-    wrong = {
-        seed: check_moments(seed, backend, "cuda", dtype, guard=poisoned()) for seed in range(100)
-    }
-    assert {seed: text for seed, text in wrong.items() if text} == {}
 
 
 def _training_free(

@@ -1,5 +1,6 @@
 """What a user gets from the wheel, seen from a clean environment (no network, seconds)."""
 
+import importlib
 import json
 import os
 import shutil
@@ -17,6 +18,9 @@ PACKAGES = ("ditaccel", "ditaccel.kernels", "ditaccel.pipelines", "ditaccel.eval
 # Names that our own folders have, and that must never become top-level imports of a user.
 FORBIDDEN = ("kernels", "pipelines", "eval", "tests", "samples")
 DATA = (".py", ".html", ".css", ".js", ".yaml", ".json", ".typed")
+
+# Tools for developers of the kernels, named in setup.py too.
+TOOLS = ("aot.py", "build.py", "builds.py", "fuzz.py")
 
 pytestmark = pytest.mark.xdist_group("packaging")
 
@@ -36,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for room in ROOMS:
         shutil.copytree(ROOT / room, source / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     out = tmp_path_factory.mktemp("wheel")
     options = ["--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", out]
@@ -68,12 +72,26 @@ def test_wheel_holds_every_module_and_the_data_files(wheel: Path) -> None:
         prefix = "ditaccel" if room == "ditaccel" else f"ditaccel/{room}"
         for path in (ROOT / room).rglob("*"):
             # committed benchmark results are for readers of the repository, not for the wheel
-            if path.suffix in DATA and not {"__pycache__", "results"} & set(path.parts):
+            tool = room == "kernels" and path.name in TOOLS
+            left_out = tool or {"__pycache__", "results"} & set(path.parts)
+            if path.suffix in DATA and not left_out:
                 expected.add(f"{prefix}/{path.relative_to(ROOT / room).as_posix()}")
     missing = sorted(expected - names)
     assert not missing, f"not in the wheel (see [tool.setuptools] in pyproject.toml): {missing}"
     assert "ditaccel/py.typed" in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
+
+
+def test_wheel_lacks_the_tools_that_the_checkout_has(wheel: Path) -> None:
+    tools = {
+        f"ditaccel/kernels/{path.relative_to(ROOT / 'kernels').as_posix()}"
+        for path in (ROOT / "kernels").rglob("*.py")
+        if path.name in TOOLS
+    }
+    assert {"ditaccel/kernels/aot.py", "ditaccel/kernels/attention/builds.py"} <= tools
+    assert not tools & set(zipfile.ZipFile(wheel).namelist())
+    # An editable install, which is what the tests run in, maps the folder.
+    assert Path(importlib.import_module("ditaccel.kernels.attention.builds").__file__).exists()
 
 
 def test_wheel_installs_one_top_level_name(wheel: Path) -> None:

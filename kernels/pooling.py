@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .. import triton_launch
-from ..dispatch import Backend, choose
-from ..precision import own_precision
-from ..tiling import Tiling
-from . import torch_backend
-from .call import PoolCall, check_call
+from .dispatch import Backend, anywhere, choose, own_precision, why_not_triton
+from .segments import segment_means_by_triton, segment_sums
+from .tiling import Tiling
 
 __all__ = ["pool_tiles", "pooled_scores"]
-
-# Plain torch is the definition too: there is nothing simpler to hold it against.
-BACKENDS: tuple[Backend[PoolCall], ...] = (
-    Backend(
-        "triton",
-        lambda call: triton_launch.why_not(call.x),
-        lambda call: triton_launch.segment_means(
-            call.x, call.tiling.bounds(call.x.device).contiguous()
-        ),
-        by_name_only=lambda call: call.x.device.type == "cpu",
-    ),
-    Backend("torch", torch_backend.why_not, torch_backend.run),
-)
 
 
 @own_precision
@@ -44,7 +31,7 @@ def pool_tiles(x: Tensor, tiling: Tiling, *, backend: str | None = None) -> Tens
         TypeError: x is not floating point.
         ValueError: shapes or devices that do not fit.
     """
-    call = check_call(x, tiling)
+    call = _check_call(x, tiling)
     return choose("pool_tiles", BACKENDS, call, backend).run(call)
 
 
@@ -94,3 +81,53 @@ def pooled_scores(
     if empty.shape[1] > 1:
         empty = empty.repeat_interleave(group, 1)
     return scores.masked_fill(empty[..., None, :], -torch.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class PoolCall:
+    """A checked call."""
+
+    x: Tensor
+    tiling: Tiling
+
+
+def _check_call(x: Tensor, tiling: Tiling) -> PoolCall:
+    """Turn the arguments of `pool_tiles` into a call, or say what is wrong with them."""
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(f"x must have the shape (B, H, L, D), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be a floating point tensor, got {x.dtype}")
+    if tiling.length != x.shape[2]:
+        raise ValueError(f"tiling is for {tiling.length} tokens, but x has {x.shape[2]}")
+    if tiling.offsets is not None:
+        if tiling.offsets.device != x.device:
+            raise ValueError(f"tiling is on {tiling.offsets.device}, but x on {x.device}")
+        of_tiling = tuple(tiling.offsets.shape[:2])
+        if any(own not in (1, of) for own, of in zip(of_tiling, x.shape[:2], strict=True)):
+            raise ValueError(
+                f"tiling is for {of_tiling} batch items and heads, which must be those of x "
+                f"{tuple(x.shape[:2])} or 1 (shared)"
+            )
+    return PoolCall(x, tiling)
+
+
+def _run_triton(call: PoolCall) -> Tensor:
+    return segment_means_by_triton(call.x, call.tiling.bounds(call.x.device).contiguous())
+
+
+def _run_torch(call: PoolCall) -> Tensor:
+    """Mean of the tokens of each tile, in float32."""
+    x, tiling = call.x, call.tiling
+    sizes = tiling.sizes(x.device)[..., None]
+    if tiling.tile is not None:
+        padded = F.pad(x, (0, 0, 0, -tiling.length % tiling.tile))
+        return padded.unflatten(2, (-1, tiling.tile)).float().sum(3) / sizes
+    sums = segment_sums(x, tiling.tile_of_token(x.device), tiling.tiles)
+    return sums / sizes.clamp(min=1)
+
+
+# Plain torch is the definition too: there is nothing simpler to compare it with.
+BACKENDS: tuple[Backend[PoolCall], ...] = (
+    Backend("triton", lambda call: why_not_triton(call.x), _run_triton),
+    Backend("torch", anywhere, _run_torch),
+)
