@@ -35,6 +35,8 @@ from ditaccel.io.opening import choose_device
 
 from .shared import backend_of, short_dtype, write_csv
 
+HELP = "tile attention compared with dense attention, over lengths and densities"
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIELDS = (
     "device", "threads", "torch", "backend", "dtype", "heads", "head_dim", "length", "density",

@@ -36,6 +36,8 @@ from ditaccel.io.progress import duration
 
 from .shared import add_model, write_csv
 
+HELP = "a batch job compared with the plain loop, without caching"
+
 FIELDS = (
     *("model", "setup", "workers", "threads", "items", "steps", "frames"),
     *("span_s", "wall_s", "items_per_min", "ratio", "repeats"),

@@ -22,6 +22,8 @@ from ditaccel.reports.expectation import CEILING, MEASURED, Calibration
 
 from . import presets
 
+HELP = "what PSNR to expect from the error that is left in the latents"
+
 COVERAGE = 0.8
 
 

@@ -1,41 +1,31 @@
-"""`ditaccel bench …`: speed of parts, as ratios measured in one run."""
+"""`ditaccel bench …`: speed of parts, as ratios measured in one run.
+
+A benchmark is a module of this room with a line of `HELP`, `add_arguments(parser)` and `run(args)`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
 
-from . import (
-    attention,
-    batch,
-    calibration,
-    overhead,
-    presets,
-    sla,
-    sparse_linear,
-    sparsity,
-    trajectory,
-)
 
-BENCHES = {
-    "attention": (attention, "tile attention by dense attention, over lengths and densities"),
-    "sparse_linear": (sparse_linear, "sparse-linear attention by dense attention, both ways"),
-    "sla": (sla, "error of what may stand for tiles that are not computed"),
-    "batch": (batch, "a batch job by the plain loop, caching off"),
-    "overhead": (overhead, "what a cache costs on a computed and on a forecast step"),
-    "presets": (presets, "quality and computed share of presets, over steps and seeds"),
-    "calibration": (calibration, "what PSNR to expect from the error that is left in the latents"),
-    "sparsity": (sparsity, "how much of a model's attention carries its mass, per head"),
-    "trajectory": (trajectory, "how hard a model is: how its outputs move, what half the steps do"),
-}
+def benches() -> dict[str, ModuleType]:
+    """The benchmarks by name, in the order of the alphabet."""
+    names = [entry.name for entry in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    modules = {name: importlib.import_module(f".{name}", __package__) for name in sorted(names)}
+    return {name: module for name, module in modules.items() if hasattr(module, "HELP")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One subcommand for each benchmark."""
     parts = parser.add_subparsers(dest="bench", metavar="BENCH", required=True)
-    for name, (module, text) in BENCHES.items():
-        module.add_arguments(parts.add_parser(name, help=text, description=text))
+    for name, module in benches().items():
+        module.add_arguments(parts.add_parser(name, help=module.HELP, description=module.HELP))
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen benchmark."""
-    return int(BENCHES[args.bench][0].run(args))
+    return int(benches()[args.bench].run(args))

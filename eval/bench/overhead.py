@@ -34,6 +34,8 @@ from ditaccel.io.models import execution_device
 
 from .shared import add_model, open_subject, write_csv
 
+HELP = "what a cache costs on a computed and on a forecast step"
+
 METHODS = {
     # spec that computes every step -> what a user would take
     "confidence_gated_taylor": ("threshold=0,order=1,block_order=3", "threshold=1e9,block_order=3"),

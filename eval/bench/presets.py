@@ -32,6 +32,8 @@ from ..comparison.sampler import Sampler
 from ..metrics.psnr import from_mse, mean_squared_error
 from .shared import add_model, write_csv
 
+HELP = "quality and computed share of presets, over steps and seeds"
+
 PRESETS = ("safe", "balanced", "fast")
 FIELDS = ("model", "config", "steps", "seed", "prompt", "psnr", "computed", "left")
 # Prompts are far from one another, so that few seeds see many kinds of them.

@@ -40,6 +40,8 @@ from ditaccel.tuning.observe import observed
 
 from .shared import add_model, open_subject, run_dense, write_csv
 
+HELP = "error of what may stand for tiles that are not computed"
+
 FIELDS = ("model", "critical", "way", "density", "error", "calls")
 _RIDGE = 1e-4
 

@@ -43,6 +43,8 @@ from ditaccel.io.opening import choose_device
 from .attention import DTYPES, in_turns, random_map
 from .shared import backend_of, short_dtype, write_csv
 
+HELP = "sparse-linear attention compared with dense attention, forward and backward"
+
 TIMES = (
     "sdpa_forward", "sparse_forward", "forward", "features", "training_free", "moments",
     "sdpa_backward", "sparse_backward", "backward",

@@ -26,6 +26,8 @@ from ditaccel.tuning.observe import observed
 
 from .shared import add_model, open_subject, run_dense, write_csv
 
+HELP = "how much of a model's attention carries its mass, per head"
+
 FIELDS = ("model", "layer", "head", "mass", "token_density", "tile_density", "overlap")
 
 

@@ -39,6 +39,8 @@ from .trajectory_stats import (
     watched,
 )
 
+HELP = "how hard a model is: how its outputs move, what half the steps do"
+
 SPEED = 2.1
 PARTS = {"start": (0.0, 0.2), "middle": (0.2, 0.8), "end": (0.8, 1.0)}
 RANDOM = (

@@ -50,7 +50,6 @@ MAY_NAME = {
     "ditaccel/config/published.py": "which method `published:` means where none is named",
     "ditaccel/tuning/tuner.py": "what tune searches is a step mask",
     "eval/bench/attention.py": "times the clustering of one method",
-    "eval/bench/command.py": "the names of the benches",
     "eval/bench/overhead.py": "the configs that are timed by default",
     "eval/bench/sla.py": "times one method",
     "eval/bench/trajectory.py": "compares one forecast along a trajectory",
