@@ -12,6 +12,7 @@ from ditaccel.io.checked import (
     WrongShape,
     anything,
     choice,
+    either,
     flag,
     items,
     maybe,
@@ -27,6 +28,7 @@ from ditaccel.io.checked import (
 from ditaccel.io.files import read_json
 
 from .measure.pairs import State
+from .metrics.base import ACCURACY, Better, Need, Per, Shown, Unit, metrics
 from .specs import ROLES
 from .summary.pareto import Where
 from .summary.verdicts import Basis, Kind, Level, Missing
@@ -47,7 +49,7 @@ def _inside(value: Any, at: str) -> str:
     name = text(value, at)
     path = PurePosixPath(name)
     if not name or path.is_absolute() or ".." in path.parts or "\0" in name or len(name) > 1000:
-        raise WrongShape(f"{at} must be a path inside of the folder")
+        raise WrongShape(f"{at} must be a path inside the folder")
     return name
 
 
@@ -74,6 +76,18 @@ _CONFIG = record(
     {"id": _short, "label": _short, "series": _short, "role": _ROLE, "spec": text},
     {"knob": maybe(number()), "sparse": flag},
 )
+_METRIC = record(
+    {
+        "key": _short,
+        "title": text,
+        "unit": choice(*Unit),
+        "better": choice(*Better),
+        "about": text,
+        "per": choice(*Per),
+        "needs": items(choice(*Need)),
+        "shown": choice(*Shown),
+    }
+)
 _RUN = record(
     {"configs": items(_CONFIG, 1)},
     {
@@ -90,6 +104,7 @@ _RUN = record(
         "dtype": text,
         "fps": maybe(number(1e-3, 1e3)),
         "memory": maybe(text),
+        "metrics": items(_METRIC),
         "pairs": whole(1),
     },
 )
@@ -113,19 +128,24 @@ _GENERATION_MAY = {
 }
 GENERATION = record({**_GENERATION, "work": number(0, 1e300)}, _GENERATION_MAY)
 
-_METRICS = record(
-    {"psnr": _DB, "mse": number(0), "identical": flag},
-    {
-        name: maybe(number())
-        for name in ("ssim", "flip", "lpips", "psnr_pooled", "colour", "shape", "direction")
-    },
-)
+_VALUE = maybe(either(flag, number()))
+_ESSENTIAL = {Unit.DB: _DB, Unit.FLAG: flag}
+
+
+def _values(value: Any, at: str) -> dict[str, Any]:
+    """What was measured on a sample: any metric's number or flag, and those that all rest on."""
+    essential = [metric for metric in metrics() if metric.essential]
+    needed = {m.key: _ESSENTIAL.get(Unit(m.unit), number(0)) for m in essential}
+    found: dict[str, Any] = record(needed)(table(_VALUE)(value, at), at)
+    return found
+
+
 RESULT = record(
     {
         **_GENERATION,
         "prompt": text,
         "seed": whole(),
-        "metrics": _METRICS,
+        "metrics": _values,
         "computed_share": _SHARE,
     },
     {**_GENERATION_MAY, "finite": flag},
@@ -142,32 +162,19 @@ _TIMED = record(
 _STATS = record(
     {
         "n": whole(0, 10**9),
-        "psnr": record(
-            {"mean": _DB},
-            {
-                **{k: maybe(_DB) for k in ("median", "p5", "min", "pooled")},
-                "kept": maybe(number(0, 1)),
-                "identical": whole(0, 10**9),
-            },
-        ),
+        # The yardstick of the verdicts; its other figures are checked where they are shown.
+        "psnr": record({"mean": _DB}, {"kept": maybe(number(0, 1))}),
         "speedup": maybe(_SPEEDUPS),
         "timing": _TIMED,
         "computed_share": _SHARE,
     },
     {
         "seconds": maybe(_SPREAD),
-        "accuracy": table(maybe(number())),
+        ACCURACY: table(maybe(number())),
         "denoiser_speedup": maybe(_SPEEDUPS),
-        **{
-            k: maybe(number())
-            for k in (
-                "ssim", "flip", "lpips", "fid_dense", "fid_real", "kid_real", "fid_dense_error",
-                "fid_real_error", "kid_real_error", "efficiency", "denoiser_efficiency",
-                "peak_memory_bytes",
-            )
-        },
+        **{k: maybe(number()) for k in ("efficiency", "denoiser_efficiency", "peak_memory_bytes")},
     },
-)  # fmt: skip
+)
 _MATCH = record(
     {
         "psnr": _DB,

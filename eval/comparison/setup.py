@@ -64,6 +64,7 @@ def describe(
         "peers": {row.peer: PEERS[row.peer].note for row in configs if row.peer is not None},
         "fps": subject.sheet.fps,
         "features": judge.features,
+        "metrics": [metric.to_dict() for metric in judge.metrics],
         "memory": CUDA_MEANING if device["type"] == "cuda" else CPU_MEANING,
         "pairs": pairs,
     }

@@ -1,12 +1,12 @@
-"""Feature extractors behind FID and KID: the samples' own network, Inception, or the user's."""
+"""Feature extractors behind distances of sets: a folder's own network, Inception, or the user's."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,33 @@ from torch import Tensor, nn
 from ditaccel.errors import DitaccelError, UsageError
 from ditaccel.io import given
 
+from ..registry import Registry
+from .base import Metric
 from .frames import to_frames
 from .weights import load_weights
 
 HOW = (
-    "give --features FOLDER (a trained FeatureNet such as samples/models/shapes-features), "
-    "--features inception=WEIGHTS, or --features module:Class=WEIGHTS"
+    "give --features FOLDER (a feature network), --features inception=WEIGHTS, or --features "
+    "module:Class=WEIGHTS"
 )
+JUDGE_HOW = "nothing here judges the prompts of this model: a feature network may bring a judge"
+
+
+class Judge(Protocol):
+    """Judges whether a sample shows what its prompt asks for."""
+
+    @property
+    def scores(self) -> Sequence[Metric]:
+        """Its scores as metrics (see `base.score`)."""
+
+    def __call__(self, frames: Any, prompt: str, label: int | None) -> Mapping[str, float]:
+        """Shares in [0, 1] by the key of the score; empty where the prompt is beyond it.
+
+        Args:
+            frames: uint8 (F, H, W, 3).
+            prompt: text or class name.
+            label: class number, where the model is asked by class.
+        """
 
 
 @dataclass(frozen=True)
@@ -30,13 +50,13 @@ class Extractor:
     Attributes:
         name: printed with every distance, because distances of two extractors cannot be compared.
         dim: width of the features.
-        judge: the FeatureNet, where prompt accuracy can be judged with it; else None.
+        judge: of prompts, where the network can judge them.
     """
 
     name: str
     dim: int
     run: Callable[[Tensor], Tensor]
-    judge: Any = None
+    judge: Judge | None = None
 
     def __call__(self, samples: Iterable[Any]) -> Tensor:
         """Features (N, dim) of N samples, each (F, H, W, 3).
@@ -60,17 +80,36 @@ class Extractor:
         return torch.cat(rows)
 
 
-def _feature_net(folder: Path) -> Extractor:
-    from ditaccel.eval.shapes.features import FeatureNet
+# What opens a folder: gives None for a folder of another kind.
+FOLDERS: Registry[Callable[[Path], Extractor | None]] = Registry(
+    "kind of feature folder", "ditaccel.eval.shapes"
+)
 
-    try:
-        net = FeatureNet.from_pretrained(folder)
-    except Exception as error:
-        # A broken safetensors file raises a type of its own.
-        line = str(error).strip().split("\n")[0][:200]
-        raise UsageError(f"--features {folder} is no usable feature network: {line}") from error
-    dim: Any = net.config["features"]
-    return Extractor(folder.resolve().name, dim, net.features, judge=net)
+
+def register_folder(name: str, opens: Callable[[Path], Extractor | None]) -> None:
+    """Make a kind of folder known to `--features FOLDER`.
+
+    Args:
+        name: of the kind.
+        opens: makes the extractor of a folder, or None of a folder of another kind.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    FOLDERS.add(name, opens)
+
+
+def _folder(folder: Path) -> Extractor:
+    for name in FOLDERS:
+        try:
+            found = FOLDERS[name](folder)
+        except Exception as error:
+            # A broken weights file raises a type of its own.
+            line = str(error).strip().split("\n")[0][:200]
+            raise UsageError(f"--features {folder} is not a usable {name}: {line}") from error
+        if found is not None:
+            return found
+    raise UsageError(f"--features {folder} holds no feature network ({', '.join(FOLDERS)}); {HOW}")
 
 
 def _frames_mean(net: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -118,8 +157,9 @@ def load_extractor(spec: str) -> Extractor:
     """The extractor a user named.
 
     Args:
-        spec: a FeatureNet folder, `inception=WEIGHTS`, or `module:Class=WEIGHTS` (a module without
-            arguments, image (N, 3, H, W) in [0, 1] → (N, num_features); clips are averaged).
+        spec: a folder of a registered kind, `inception=WEIGHTS`, or `module:Class=WEIGHTS` (a
+            module without arguments, image (N, 3, H, W) in [0, 1] → (N, num_features); clips are
+            averaged).
 
     Raises:
         UsageError: it names nothing usable, with what to do.
@@ -131,5 +171,5 @@ def load_extractor(spec: str) -> Extractor:
         return _custom(head, weights)
     folder = given.path(spec)
     if folder.is_dir():
-        return _feature_net(folder)
+        return _folder(folder)
     raise UsageError(f"--features {spec!r} is neither a folder nor a known form: {HOW}")

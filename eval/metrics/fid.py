@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ditaccel.errors import UsageError
 
+from .base import Better, Estimate, Metric, Need, Per, Shown, Unit, register
+
+# Between two sets of real pictures the distance is still far from 0 below so many.
 FEW = 1000
+FEW_WORDS = "biased upwards, so compare rows of the same number of samples only"
 # Below, a covariance or a kernel mean tells of the number of samples and of nothing else.
 FEWEST = 10
 _GROUPS = 10
@@ -52,13 +55,6 @@ def feature_sets(reference: Tensor, candidate: Tensor) -> tuple[Tensor, Tensor]:
     return reference.double(), candidate.double()
 
 
-def few_samples_note(count: int) -> str | None:
-    """A warning where so few samples make the distance biased upwards, else None."""
-    if count >= FEW:
-        return None
-    return f"N={count} < {FEW}: biased upwards; compare only rows of the same N"
-
-
 def fid(reference: Tensor, candidate: Tensor) -> float:
     """Fréchet distance of two feature sets.
 
@@ -72,6 +68,8 @@ def fid(reference: Tensor, candidate: Tensor) -> float:
     Raises:
         UsageError: see `feature_sets`.
     """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     a, b = feature_sets(reference, candidate)
     metric = FrechetInceptionDistance(feature=Identity(a.shape[1]), normalize=True)
     metric.set_dtype(torch.float64)
@@ -108,3 +106,32 @@ def fid_error(reference: Tensor, candidate: Tensor) -> float | None:
         found.append(fid(*parts))
     values = torch.tensor(found, dtype=torch.float64)
     return float(((values - values.mean()) ** 2).sum().mul((_GROUPS - 1) / _GROUPS).sqrt())
+
+
+def _estimate(reference: Tensor, candidate: Tensor) -> Estimate:
+    return Estimate(fid(reference, candidate), fid_error(reference, candidate))
+
+
+def _register(key: str, title: str, about: str, *needs: Need) -> None:
+    metric = Metric(
+        key=key,
+        title=title,
+        unit=Unit.NUMBER,
+        better=Better.LOWER,
+        about=f"Fréchet distance of features to {about}; ± one standard error",
+        run=_estimate,
+        per=Per.SET,
+        package="torchmetrics",
+        how="pip install 'ditaccel[eval]'",
+        needs=(Need.PICTURES, Need.FEATURES, *needs),
+        format=lambda value: f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}",
+        shown=Shown.FILE,
+        fewest=FEWEST,
+        enough=FEW,
+        few=FEW_WORDS,
+    )
+    register(metric)
+
+
+_register("fid_dense", "FID dense", "the dense outputs, 0 is equal")
+_register("fid_real", "FID real", "real samples; compare with dense's row", Need.REFERENCE)

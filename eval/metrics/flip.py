@@ -8,6 +8,7 @@ import numpy as np
 
 from ditaccel.errors import UsageError
 
+from .base import Better, Metric, Shown, Unit, register
 from .frames import frame_pair
 
 HOW = "pip install flip-evaluator"
@@ -37,3 +38,18 @@ def flip(reference: Any, candidate: Any) -> float:
         _, mean, _ = evaluate(*pair, "LDR", inputsRGB=True, applyMagma=False)
         errors.append(float(mean))
     return float(np.mean(errors))
+
+
+register(
+    Metric(
+        key="flip",
+        title="FLIP",
+        unit=Unit.NUMBER,
+        better=Better.LOWER,
+        about="perceived difference to dense, 0 is equal",
+        run=flip,
+        package="flip_evaluator",
+        how=HOW,
+        shown=Shown.FILE,
+    )
+)

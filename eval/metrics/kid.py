@@ -6,9 +6,9 @@ import warnings
 
 import torch
 from torch import Tensor
-from torchmetrics.image.kid import KernelInceptionDistance
 
-from .fid import Identity, feature_sets
+from .base import Better, Estimate, Metric, Need, Per, Shown, Unit, register
+from .fid import FEW, FEW_WORDS, FEWEST, Identity, feature_sets
 
 _SUBSET = 1000
 _CHUNK = 1024
@@ -29,6 +29,8 @@ def kid(reference: Tensor, candidate: Tensor) -> float:
     Raises:
         UsageError: see `fid.feature_sets`.
     """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     a, b = feature_sets(reference, candidate)
     if a.shape == b.shape and torch.equal(a, b):
         return 0.0
@@ -77,3 +79,23 @@ def kid_error(reference: Tensor, candidate: Tensor) -> float:
         )
         variance += float(((left - left.mean()) ** 2).sum()) * (m - 1) / m
     return variance**0.5
+
+
+register(
+    Metric(
+        key="kid_real",
+        title="KID real",
+        unit=Unit.NUMBER,
+        better=Better.LOWER,
+        about="kernel distance of features to real samples; ± one standard error",
+        run=lambda real, own: Estimate(kid(real, own), kid_error(real, own)),
+        per=Per.SET,
+        package="torchmetrics",
+        how="pip install 'ditaccel[eval]'",
+        needs=(Need.PICTURES, Need.FEATURES, Need.REFERENCE),
+        shown=Shown.PAGE,
+        fewest=FEWEST,
+        enough=FEW,
+        few=FEW_WORDS,
+    )
+)

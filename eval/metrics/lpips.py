@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchmetrics
 from torch import Tensor, nn
 
 from ditaccel.errors import UsageError
 
+from .base import Better, Metric, Need, Shown, Unit, register
 from .frames import frame_pair
 from .weights import load_weights
 
 HOW = (
-    "give --lpips-weights FILE: torchvision's AlexNet weights (alexnet-owt-7be5be79.pth from "
-    "download.pytorch.org/models), as .pth or .safetensors"
+    "torchvision's AlexNet weights (alexnet-owt-7be5be79.pth from download.pytorch.org/models), as "
+    ".pth or .safetensors"
 )
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
@@ -63,7 +63,9 @@ class Lpips(nn.Module):
         try:
             self.load_state_dict(wanted)
         except RuntimeError as error:
-            raise UsageError(f"{weights} does not hold AlexNet weights: {HOW}") from error
+            raise UsageError(f"{weights} does not hold {HOW}") from error
+        import torchmetrics
+
         heads = Path(torchmetrics.__file__).parent / "functional/image/lpips_models/alex.pth"
         table = load_weights(heads)
         self.heads = [table[f"lin{i}.model.1.weight"] for i in range(len(_TAPS))]
@@ -97,3 +99,18 @@ class Lpips(nn.Module):
         for one, other, head in zip(self._taps(a), self._taps(b), self.heads, strict=True):
             total += ((one - other).pow(2) * head).sum(1).mean(dim=(1, 2))
         return float(total.mean())
+
+
+register(
+    Metric(
+        key="lpips",
+        title="LPIPS",
+        unit=Unit.NUMBER,
+        better=Better.LOWER,
+        about="learned perceptual distance to dense, 0 is equal",
+        load=lambda file: Lpips(file).distance,
+        needs=(Need.PICTURES, Need.WEIGHTS),
+        how=HOW,
+        shown=Shown.PAGE,
+    )
+)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ditaccel.errors import UsageError
 
+from .base import Better, Metric, Shown, Unit, register
 from .frames import frame_pair
 
 # Half of the window is mirrored at each edge.
@@ -28,6 +28,8 @@ def ssim(reference: Any, candidate: Any) -> float:
     Raises:
         UsageError: shapes differ, frames are too small, or a value is not finite.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     a, b = frame_pair(reference, candidate)
     if min(a.shape[-2:]) < _LEAST:
         raise UsageError(
@@ -35,3 +37,18 @@ def ssim(reference: Any, candidate: Any) -> float:
             f"{a.shape[-2]}: its window has 11, mirrored at the edges"
         )
     return float(torch.as_tensor(structural_similarity_index_measure(b, a, data_range=1.0)))
+
+
+register(
+    Metric(
+        key="ssim",
+        title="SSIM",
+        unit=Unit.NUMBER,
+        better=Better.HIGHER,
+        about="structural similarity to dense, 1 is equal",
+        run=ssim,
+        package="torchmetrics",
+        how="pip install 'ditaccel[eval]'",
+        shown=Shown.FILE,
+    )
+)

@@ -1,16 +1,17 @@
-"""The figures of a row: which there are, what their cells say, and how to get the missing."""
+"""The figures of a row: which there are, what their cells say, and how to get the missing.
+
+Speed and cost stand here; what a metric comes to, its own file says (`ditaccel.eval.metrics`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from ditaccel.eval.measure.pairs import State
+from ditaccel.eval.metrics.base import Figure, Metric, Per, Shown, Unit
 from ditaccel.eval.report.load import Config, Evaluation
-
-# FID between two sets of real pictures is still far from 0 below this many samples.
-FID_SAMPLES = 1000
-TAIL_SAMPLES = 20
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,12 @@ class Column:
         text: number -> what the cell says.
         about: what the header's tooltip says.
         spread: keys beside `path[-1]` that give the range [low, high].
-        markdown: whether the compact table has it.
+        shown: the smallest table that has it.
         beside: path of a figure next to which the column stands, if only with dashes.
         error: path of the figure's standard error.
+        enough: below so many samples the figure is flagged.
+        few: what the flag says.
+        unit: what it counts, where its text does not say so.
     """
 
     key: str
@@ -35,13 +39,12 @@ class Column:
     text: Callable[[float], str]
     about: str
     spread: tuple[str, str] | None = None
-    markdown: bool = False
+    shown: Shown = Shown.FILE
     beside: tuple[str, ...] = ()
     error: tuple[str, ...] = ()
-
-
-def _db(value: float) -> str:
-    return "identical" if value >= 99 else f"{value:.1f}"
+    enough: int = 0
+    few: str = ""
+    unit: str = ""
 
 
 def _times(value: float) -> str:
@@ -62,85 +65,85 @@ def _bytes(value: float) -> str:
     return f"{value / 2**20:.0f} MiB" if value >= 10 * 2**20 else f"{value / 2**10:.0f} KiB"
 
 
-def _three(value: float) -> str:
-    return f"{value:.3f}"
-
-
-def _fid(value: float) -> str:
-    return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
-
-
 SPREAD = ("p10", "p90")
 QUARTILES = ("p25", "p75")
-COLUMNS = (
-    Column("n", "n", ("n",), lambda v: f"{v:.0f}", "samples: prompts × seeds"),
+_COST = (
+    Column("n", "n", ("n",), lambda v: f"{v:.0f}", "samples: prompts × seeds", shown=Shown.PAGE),
     Column(
-        "speedup", "speed-up", ("speedup", "median"), _times,
+        "speedup",
+        "speed-up",
+        ("speedup", "median"),
+        _times,
         "seconds of a dense run beside it / its seconds; median [p25, p75] of the samples. Where "
-        "other work ran on the machine, process time decides", QUARTILES, True,
+        "other work ran on the machine, process time decides",
+        QUARTILES,
+        Shown.TERMINAL,
     ),
     Column(
-        "seconds", "seconds", ("seconds", "median"), _seconds,
-        "wall-clock of one pipeline call; median [p10, p90]", SPREAD, True,
+        "seconds",
+        "seconds",
+        ("seconds", "median"),
+        _seconds,
+        "wall-clock of one pipeline call; median [p10, p90]",
+        SPREAD,
     ),
     Column(
-        "computed_share", "computed", ("computed_share",), _percent,
-        "block calls run / block calls of dense, weighted by parameters", None, True,
+        "computed_share",
+        "computed",
+        ("computed_share",),
+        _percent,
+        "block calls run / block calls of dense, weighted by parameters",
+        shown=Shown.TERMINAL,
     ),
     Column(
-        "efficiency", "efficiency", ("efficiency",), _percent,
+        "efficiency",
+        "efficiency",
+        ("efficiency",),
+        _percent,
         "speed-up × computed share: how much of the skipped block work came off the whole call, "
         "which has a text encoder, a scheduler and a VAE that no cache shortens",
+        shown=Shown.PAGE,
     ),
     Column(
-        "denoiser_efficiency", "denoiser efficiency", ("denoiser_efficiency",), _percent,
+        "denoiser_efficiency",
+        "denoiser efficiency",
+        ("denoiser_efficiency",),
+        _percent,
         "dense denoiser seconds / denoiser seconds × computed share: the same of the transformer "
         "calls alone, forecast ones included",
+        shown=Shown.PAGE,
         beside=("efficiency",),
     ),
-    Column(
-        "psnr", "PSNR mean", ("psnr", "mean"), _db,
-        "dB to dense with the same seed, mean of the samples (identical counts as 99)", None, True,
-    ),
-    Column("psnr", "median", ("psnr", "median"), _db, "PSNR, median of the samples", None, True),
-    Column(
-        "kept", "kept", ("psnr", "kept"), _percent,
-        "share of samples that stay the same picture: PSNR of 25 dB or more", None, True,
-    ),
-    Column("psnr", "p5", ("psnr", "p5"), _db, "PSNR, 5th percentile", None, True),
-    Column("psnr", "min", ("psnr", "min"), _db, "PSNR of the worst sample", None, True),
-    Column("psnr", "pooled", ("psnr", "pooled"), _db, "PSNR of the mean squared error of all"),
-    Column(
-        "identical", "identical", ("psnr", "identical"), lambda v: f"{v:.0f}",
-        "samples that equal dense bit for bit",
-    ),
-    Column("ssim", "SSIM", ("ssim",), _three, "structural similarity to dense, 1 is equal",
-           None, True),
-    Column("flip", "FLIP", ("flip",), _three, "perceived difference to dense, 0 is equal",
-           None, True),
-    Column("lpips", "LPIPS", ("lpips",), _three, "learned perceptual distance, 0 is equal"),
-    Column(
-        "fid_dense", "FID dense", ("fid_dense",), _fid,
-        "Fréchet distance of features to the dense outputs, 0 is equal; ± one standard error",
-        None, True, error=("fid_dense_error",),
-    ),
-    Column(
-        "fid_real", "FID real", ("fid_real",), _fid,
-        "Fréchet distance of features to real samples; compare with dense's row; ± one standard "
-        "error", None, True, error=("fid_real_error",),
-    ),
-    Column("kid_real", "KID real", ("kid_real",), _three,
-           "kernel distance of features to real samples; ± one standard error",
-           error=("kid_real_error",)),
-    *(
-        Column(
-            key, key, ("accuracy", key), _percent,
-            f"share of samples whose {key} is what the prompt asks for", None, True,
-        )
-        for key in ("colour", "shape", "direction")
-    ),
-    Column("peak_memory_bytes", "memory", ("peak_memory_bytes",), _bytes, "peak memory"),
-)  # fmt: skip
+)
+_MEMORY = Column(
+    "peak_memory_bytes",
+    "memory",
+    ("peak_memory_bytes",),
+    _bytes,
+    "peak memory",
+    shown=Shown.PAGE,
+)
+
+
+def _of(metric: Metric, figure: Figure) -> Column:
+    return Column(
+        metric.key,
+        figure.title,
+        metric.path(figure),
+        partial(metric.write, figure),
+        figure.about,
+        shown=figure.shown,
+        error=(f"{metric.key}_error",) if metric.per is Per.SET else (),
+        enough=figure.enough,
+        few=figure.few,
+        unit=str(Unit.DB) if (figure.unit or metric.unit) is Unit.DB else "",
+    )
+
+
+def all_columns(evaluation: Evaluation) -> list[Column]:
+    """Every column that a table of this evaluation could have."""
+    own = [_of(metric, figure) for metric in evaluation.metrics for figure in metric.numbers()]
+    return [*_COST, *own, _MEMORY]
 
 
 def note_of(evaluation: Evaluation, column: Column) -> str | None:
@@ -157,7 +160,7 @@ def columns_of(evaluation: Evaluation) -> list[Column]:
     counts = {evaluation.number(c, "n") for c in evaluation.configs}
     return [
         column
-        for column in COLUMNS
+        for column in all_columns(evaluation)
         if any(
             evaluation.number(c, *path) is not None
             for path in (column.path, column.beside)
@@ -170,13 +173,9 @@ def columns_of(evaluation: Evaluation) -> list[Column]:
 
 def small_n(column: Column, samples: float | None) -> str | None:
     """What so few samples do to a figure, None where there are enough."""
-    if samples is None:
+    if samples is None or samples >= column.enough:
         return None
-    if column.key in ("fid_dense", "fid_real", "kid_real") and samples < FID_SAMPLES:
-        return f"small N: {samples:.0f} samples, so compare within this column only"
-    if column.title == "p5" and samples < TAIL_SAMPLES:
-        return f"small N: with {samples:.0f} samples p5 is close to min"
-    return None
+    return f"small N: {samples:.0f} samples, below {column.enough} {column.few}"
 
 
 def speedup_words(evaluation: Evaluation, config: Config) -> str:

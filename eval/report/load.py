@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ditaccel.eval.measure.pairs import State
+from ditaccel.eval.metrics.base import ACCURACY, Metric, measured
 from ditaccel.eval.records import AGAIN, FAILURE, RESULT, read_all, read_run
 from ditaccel.eval.records import SUMMARY as SHAPE
 from ditaccel.eval.store import FAILURES, RESULTS, RUN, SUMMARY
@@ -81,6 +82,12 @@ class Evaluation:
     def moving(self) -> bool:
         """Whether the samples are clips."""
         return self.run.get("fps") is not None or "video" in str(self.run.get("task", ""))
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """What was measured, in the order of the tables."""
+        rows = self.summary["configs"].values()
+        return measured(self.run, [key for row in rows for key in row.get(ACCURACY, ())])
 
     @cached_property
     def rows(self) -> dict[str, dict[str, Json]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from ditaccel.eval.measure.pairs import State
 from ditaccel.eval.report.columns import (
-    FID_SAMPLES,
-    TAIL_SAMPLES,
     Column,
     all_small,
     cell_text,
@@ -111,16 +109,12 @@ def _footnotes(evaluation: Evaluation, columns: list[Column]) -> Markup:
     lines: list[Markup] = []
     smallest = min((evaluation.number(c, "n") or 0) for c in evaluation.configs)
     small = [column for column in columns if small_n(column, smallest)]
-    if small:
-        notes = []
-        if any(column.title != "p5" for column in small):
-            notes.append(
-                f"FID and KID depend on the number of samples below {FID_SAMPLES}, so compare them "
-                "within their column only"
-            )
-        if any(column.title == "p5" for column in small):
-            notes.append(f"p5 is close to the worst sample below {TAIL_SAMPLES}")
-        lines.append(el("li", f"ⁿ small N ({smallest:.0f} samples): {'; '.join(notes)}."))
+    groups: dict[tuple[str, int], list[str]] = {}
+    for column in small:
+        groups.setdefault((column.few, column.enough), []).append(column.title)
+    if groups:
+        notes = [f"{', '.join(t)} (below {n}): {few}" for (few, n), t in groups.items()]
+        lines.append(el("li", f"ⁿ small N ({smallest:.0f} samples). {'; '.join(notes)}."))
     missing: dict[str, list[str]] = {}
     for key, text in (evaluation.summary.get("not_available") or {}).items():
         missing.setdefault(str(text), []).append(key)

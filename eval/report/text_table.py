@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from ditaccel.eval.measure.pairs import State
-from ditaccel.eval.report.columns import FID_SAMPLES, cell_text, columns_of, speedup_words
+from ditaccel.eval.metrics.base import Shown
+from ditaccel.eval.report.columns import Column, cell_text, columns_of, small_n
 from ditaccel.eval.report.load import Config, Evaluation
 from ditaccel.eval.summary.verdicts import Missing
 
 
 def markdown_rows(evaluation: Evaluation) -> str:
     """The compact table as GitHub Markdown, one line a configuration, with notes below."""
-    columns = [c for c in columns_of(evaluation) if c.markdown]
+    columns = [c for c in columns_of(evaluation) if c.shown is not Shown.PAGE]
 
     def safe(text: str) -> str:
         return text.replace("|", "\\|").replace("\n", " ")
@@ -26,8 +27,11 @@ def markdown_rows(evaluation: Evaluation) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     smallest = min((evaluation.number(c, "n") or 0) for c in evaluation.configs)
     notes = [f"{smallest:.0f} samples a configuration"]
-    if any(c.key.startswith("fid") for c in columns) and smallest < FID_SAMPLES:
-        notes.append("FID at this N: compare within the column only")
+    groups: dict[str, list[str]] = {}
+    for column in columns:
+        if small_n(column, smallest):
+            groups.setdefault(column.few, []).append(column.title)
+    notes += [f"{', '.join(titles)} at this N: {few}" for few, titles in groups.items()]
     timing = evaluation.summary.get("timing") or {}
     if timing.get("text"):
         notes.append(safe(str(timing["text"])))
@@ -37,30 +41,9 @@ def markdown_rows(evaluation: Evaluation) -> str:
     return "\n".join([*lines, "", "; ".join(notes) + ".", ""])
 
 
-def _psnr(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return "identical" if value >= 99 else f"{value:.1f} dB"
-
-
-def _speed(evaluation: Evaluation, config: Config) -> str:
-    speed = evaluation.number(config, "speedup", "median")
-    words = speedup_words(evaluation, config)
-    if speed is None:
-        return words or "–"
-    low, high = (evaluation.number(config, "speedup", key) for key in ("p25", "p75"))
-    spread = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
-    if config.role == "dense":
-        spread = ""
-    return f"{words + ' ' if words else ''}{speed:.2f}×{spread}"
-
-
-def _quality(evaluation: Evaluation, config: Config) -> list[str]:
-    if config.role == "dense":
-        return ["reference", "", "", ""]
-    kept = evaluation.number(config, "psnr", "kept")
-    values = [_psnr(evaluation.number(config, "psnr", key)) for key in ("mean", "median", "min")]
-    return [*values, "–" if kept is None else f"{kept:.0%}"]
+def _cell(evaluation: Evaluation, config: Config, column: Column) -> str:
+    text, tail = cell_text(evaluation, config, column)
+    return " ".join(filter(None, (text, tail))) or "–"
 
 
 def terminal_table(evaluation: Evaluation) -> list[str]:
@@ -68,18 +51,12 @@ def terminal_table(evaluation: Evaluation) -> list[str]:
 
     A row that skips nothing is not a result: it has words in place of a speed-up.
     """
-    rows = [["configuration", "speed-up", "computed", "PSNR", "median", "worst", "kept"]]
+    columns = [c for c in columns_of(evaluation) if c.shown is Shown.TERMINAL]
+    rows = [["configuration", *(", ".join(filter(None, (c.title, c.unit))) for c in columns)]]
     for config in evaluation.configs:
         failed = len(evaluation.failed(config.id))
-        share = evaluation.number(config, "computed_share")
-        rows.append(
-            [
-                config.label + (f" ({failed} failed)" if failed else ""),
-                _speed(evaluation, config),
-                "–" if share is None else f"{share:.0%}",
-                *_quality(evaluation, config),
-            ]
-        )
+        name = config.label + (f" ({failed} failed)" if failed else "")
+        rows.append([name, *(_cell(evaluation, config, column) for column in columns)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

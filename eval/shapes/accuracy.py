@@ -1,4 +1,4 @@
-"""Does a sample show what its prompt asks for? Judged by the shapes samples' own network."""
+"""Does a sample of the shapes models show what its prompt asks for?"""
 
 from __future__ import annotations
 
@@ -8,37 +8,53 @@ import torch
 
 from ditaccel.errors import UsageError
 
+from ..metrics.base import score
 from ..metrics.frames import to_frames
+from .features import FeatureNet, SceneObject, class_objects, parse_prompt, prompt_accuracy
 
-HOW = "the judge knows coloured shapes only: use the shapes samples with their features folder"
+
+class ShapesJudge:
+    """The judge of coloured shapes, for `ditaccel eval`.
+
+    Args:
+        net: the trained network.
+    """
+
+    scores = tuple(score(key) for key in ("colour", "shape", "direction"))
+
+    def __init__(self, net: FeatureNet) -> None:
+        self._net = net
+
+    def __call__(self, frames: Any, prompt: str, label: int | None) -> dict[str, float]:
+        """Shares of the objects asked for that are found; empty where it cannot know them."""
+        expected = expected_objects(prompt, label)
+        return accuracy(self._net, frames, expected) if expected else {}
 
 
-def expected_objects(prompt: str, label: int | None = None) -> list[Any] | None:
+def expected_objects(prompt: str, label: int | None = None) -> list[SceneObject] | None:
     """What a prompt (or a class number of shapes-dit) asks for; None where the judge cannot know.
 
     Args:
         prompt: text such as "a red circle moving left", or a class name such as "red circle".
         label: class number, used where the text itself names no coloured shape.
     """
-    from ditaccel.eval.shapes.features import class_objects, parse_prompt
-
     try:
-        return list(parse_prompt(prompt))
+        return parse_prompt(prompt)
     except ValueError:
         pass
     if label is None:
         return None
     try:
-        return list(class_objects(label))
+        return class_objects(label)
     except ValueError:
         return None
 
 
-def accuracy(net: Any, frames: Any, expected: list[Any]) -> dict[str, float]:
+def accuracy(net: FeatureNet, frames: Any, expected: list[SceneObject]) -> dict[str, float]:
     """Shares of the expected objects found in one sample.
 
     Args:
-        net: `ditaccel.eval.shapes.features.FeatureNet`.
+        net: the judge's network.
         frames: (F, H, W, 3), uint8 or float in [0, 1].
         expected: from `expected_objects`.
 
@@ -48,11 +64,9 @@ def accuracy(net: Any, frames: Any, expected: list[Any]) -> dict[str, float]:
     Raises:
         UsageError: unusable frames, or nothing expected.
     """
-    from ditaccel.eval.shapes.features import prompt_accuracy
-
     if not expected:
-        raise UsageError(f"no expected objects: {HOW}")
+        raise UsageError("no expected objects: the judge knows coloured shapes only")
     clip = to_frames(frames).float()
     images = clip[None] if len(clip) > 1 else clip
     with torch.inference_mode():
-        return dict(prompt_accuracy(net, images, [expected]))
+        return prompt_accuracy(net, images, [expected])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ditaccel.errors import UsageError
 from ditaccel.io.checked import read_record
@@ -16,20 +15,14 @@ from ditaccel.io.files import write_json
 from .. import store
 from ..measure.pairs import WHOLE, Dense, Pair, State, Timed, control_state, timed
 from ..measure.timing import Timing
-from ..metrics.fid import FEWEST, few_samples_note, fid, fid_error
-from ..metrics.kid import kid, kid_error
-from ..metrics.psnr import pooled
+from ..metrics.base import ACCURACY, Metric, Need, Per, measured
 from ..records import FAILURE, RESULT, SUMMARY, WARMUP, read_all, read_run
 from . import pareto
+from .distances import Lines, add_distances
 from .verdicts import Kind, Level, Verdict, headline, verdicts
 
 if TYPE_CHECKING:
     from ..judge import Judge
-
-_ACCURACY = ("colour", "shape", "direction")
-# Two pictures of the same scene, a little apart, do not fall below; another picture does.
-KEPT_DB = 25.0
-Lines = dict[str, dict[str, dict[str, Any]]]
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -37,9 +30,20 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": float(middle), "p10": float(low), "p90": float(high)}
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+def _quality(metrics: Sequence[Metric], lines: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of all metrics over the samples of a row; those of sets come later."""
+    values = [line["metrics"] for line in lines]
+    found: dict[str, Any] = {ACCURACY: {}}
+    for metric in metrics:
+        if metric.per is Per.SET:
+            found[metric.key] = None
+        for figure in metric.numbers() if metric.per is Per.SAMPLE else ():
+            place = found
+            *groups, last = metric.path(figure)
+            for key in groups:
+                place = place.setdefault(key, {})
+            place[last] = metric.figure(figure, values)
+    return found
 
 
 def _by_config(lines: Sequence[dict[str, Any]]) -> Lines:
@@ -80,11 +84,13 @@ def _efficiency(speedup: dict[str, float] | None, share: float, sparse: bool) ->
 
 
 def _row(
-    config: dict[str, Any], lines: dict[str, Any], dense: Dense, warmup: dict[str, Any]
+    config: dict[str, Any],
+    lines: dict[str, dict[str, Any]],
+    dense: Dense,
+    warmup: dict[str, Any],
+    metrics: Sequence[Metric],
 ) -> dict[str, Any]:
     """Figures of one row over its samples."""
-    metrics = [line["metrics"] for line in lines.values()]
-    psnrs = np.asarray([m["psnr"] for m in metrics], dtype=np.float64)
     share = float(np.mean([line["computed_share"] for line in lines.values()]))
     took = _timed(config, lines, dense, share)
     shown = took.state in (State.OK, State.NOISY)
@@ -97,22 +103,7 @@ def _row(
     peaks = [line["peak_memory_bytes"] for line in lines.values() if line.get("peak_memory_bytes")]
     return {
         "n": len(lines),
-        "psnr": {
-            "mean": float(psnrs.mean()),
-            "median": float(np.median(psnrs)),
-            "p5": float(np.percentile(psnrs, 5)),
-            "min": float(psnrs.min()),
-            "pooled": pooled([m["mse"] for m in metrics]),
-            "identical": sum(m["identical"] for m in metrics),
-            "kept": float(np.mean(psnrs >= KEPT_DB)),
-        },
-        "ssim": _mean([m.get("ssim") for m in metrics]),
-        "flip": _mean([m.get("flip") for m in metrics]),
-        "lpips": _mean([m.get("lpips") for m in metrics]),
-        "fid_dense": None,
-        "fid_real": None,
-        "kid_real": None,
-        "accuracy": {name: _mean([m.get(name) for m in metrics]) for name in _ACCURACY},
+        **_quality(metrics, lines.values()),
         "seconds": {
             **_spread([line["seconds"] for line in lines.values()]),
             "warmup": warmup.get("seconds"),
@@ -128,49 +119,24 @@ def _row(
     }
 
 
-def _features(folder: Path, lines: Lines, judge: Judge) -> dict[str, dict[str, torch.Tensor]]:
-    if judge.extractor is None:
-        return {}
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    for slug, group in lines.items():
-        frames = (store.load_frames(folder / line["media"]) for line in group.values())
-        found[slug] = dict(zip(group, judge.extractor(frames), strict=True))
-    return found
+def _measured(run: dict[str, Any], lines: Lines) -> list[Metric]:
+    """The metrics of a run; of one that describes none, what else its results hold are scores."""
+    if "metrics" in run:
+        return measured(run)
+    known = {metric.key for metric in measured(run)}
+    found = (line["metrics"] for group in lines.values() for line in group.values())
+    return measured(run, [key for values in found for key in values if key not in known])
 
 
-def _distances(
-    rows: dict[str, Any], dense_id: str, features: dict[str, dict[str, torch.Tensor]], judge: Judge
-) -> dict[str, Any]:
-    """Fill the distances in; returns N of each kind, with a flag where it is small."""
-    counts: dict[str, Any] = {}
-    for slug, row in rows.items():
-        own = features.get(slug, {})
-        shared = [sample for sample in features.get(dense_id, {}) if sample in own]
-        if len(shared) >= FEWEST:
-            dense = torch.stack([features[dense_id][sample] for sample in shared])
-            other = torch.stack([own[sample] for sample in shared])
-            row["fid_dense"], row["fid_dense_error"] = fid(dense, other), fid_error(dense, other)
-            counts["fid_dense"] = {"n": len(shared), "note": few_samples_note(len(shared))}
-        if judge.real is not None and min(len(own), len(judge.real)) >= FEWEST:
-            mine = torch.stack(list(own.values()))
-            row["fid_real"], row["kid_real"] = fid(judge.real, mine), kid(judge.real, mine)
-            row["fid_real_error"] = fid_error(judge.real, mine)
-            row["kid_real_error"] = kid_error(judge.real, mine)
-            smaller = min(len(own), len(judge.real))
-            counts["fid_real"] = {"n": smaller, "note": few_samples_note(smaller)}
-    return counts
-
-
-def _too_few(judge: Judge, counts: dict[str, Any]) -> dict[str, str]:
-    """Distances that were left out because so few samples tell nothing, with the reason."""
-    if judge.extractor is None:
-        return {}
-    words = (
-        f"a distance of distributions needs at least {FEWEST} samples of each kind, or it tells "
-        "nothing but their number: more --seeds or prompts"
-    )
-    wanted = ("fid_dense",) if judge.real is None else ("fid_dense", "fid_real", "kid_real")
-    return {key: words for key in wanted if key.replace("kid", "fid") not in counts}
+def _unjudged(metrics: Sequence[Metric], lines: Lines) -> dict[str, str]:
+    """Metrics that were registered after the samples were judged."""
+    found = {key for g in lines.values() for line in g.values() for key in line["metrics"]}
+    words = f"registered after the samples were judged: delete {store.RESULTS}, run the same again"
+    return {
+        metric.key: words
+        for metric in metrics
+        if metric.per is Per.SAMPLE and Need.JUDGE not in metric.needs and metric.key not in found
+    }
 
 
 def _table_timing(configs: Sequence[dict[str, Any]], lines: Lines, dense: Dense) -> dict[str, Any]:
@@ -209,16 +175,17 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
     failed = read_all(folder / store.FAILURES, FAILURE)
     failures = {(f["config"], f["sample"]): f["error"] for f in failed}
     dense = Dense.of(_dense_runs(lines, dense_id))
+    metrics = _measured(run, lines)
     rows = {
-        c["id"]: _row(c, lines[c["id"]], dense, warmups.get(c["id"], {}))
+        c["id"]: _row(c, lines[c["id"]], dense, warmups.get(c["id"], {}), metrics)
         for c in run["configs"]
         if c["id"] in lines
     }
     counts: dict[str, Any] = {}
     missing: dict[str, str] = {}
     if judge is not None:
-        counts = _distances(rows, dense_id, _features(folder, lines, judge), judge)
-        missing = dict(judge.not_available) | _too_few(judge, counts)
+        counts, few = add_distances(folder, lines, rows, dense_id, judge)
+        missing = judge.not_available | _unjudged(metrics, lines) | few
     table = _table_timing(run["configs"], lines, dense)
     points = pareto.points_of(run["configs"], rows, table["trusted"])
     found = verdicts(points, rows)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from ..measure.pairs import State
+from ..metrics.base import ACCURACY
 from ..metrics.psnr import CAP
 from .pareto import CLOSE_DB, CLOSE_SPEED, Point, by_share, dominated, envelope, in_time, psnr_at
 
@@ -103,8 +104,8 @@ class Verdict:
 def _lost(row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
     """Prompt accuracies that fell, each with both figures."""
     lost = []
-    for name, value in row.get("accuracy", {}).items():
-        full = dense.get("accuracy", {}).get(name)
+    for name, value in row.get(ACCURACY, {}).items():
+        full = dense.get(ACCURACY, {}).get(name)
         if value is not None and full is not None and full - value >= _DROP:
             lost.append(f"{name} {full:.0%} → {value:.0%}")
     return lost

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from ditaccel.eval.judge import load_real
+from ditaccel.eval.metrics.real import load_real
 from ditaccel.eval.shapes.real_shapes import _DATA, main, real_frames
 
 from ditaccel.errors import UsageError

@@ -53,11 +53,13 @@ def test_feature_net_folder(net_folder) -> None:
     extractor = load_extractor(str(net_folder))
     assert extractor.name == "net" and extractor.judge is not None
     assert extractor([frames(10), frames(200, 1)]).shape == (2, extractor.dim)
-    wanted = expected_objects("a red circle moving left")
-    assert wanted
-    assert set(accuracy(extractor.judge, frames(10), wanted)) == {"colour", "shape", "direction"}
+    scores = {"colour", "shape", "direction"}
+    assert {metric.key for metric in extractor.judge.scores} == scores
+    assert set(extractor.judge(frames(10), "a red circle moving left", None)) == scores
+    assert set(extractor.judge(frames(10), "class three", 3)) == {"colour", "shape"}
+    assert extractor.judge(frames(10), "a cat", None) == {}
     with pytest.raises(UsageError, match="no expected"):
-        accuracy(extractor.judge, frames(10), [])
+        accuracy(FeatureNet(), frames(10), [])
 
 
 def test_expected_objects_from_text_class_or_nothing() -> None:
@@ -75,7 +77,7 @@ def test_unusable_extractors_say_what_to_do(tmp_path, net_folder) -> None:
     torn.write_bytes(b"PK\x03\x04 torn")
     for spec, words in (
         ("nowhere", "neither a folder"),
-        (str(tmp_path), "config.json"),
+        (str(tmp_path), "holds no feature network"),
         (str(net_folder), "."),
         (f"{__name__}:Missing={wrong}", "cannot import"),
         ("no_such_module:Net=x", "cannot import"),

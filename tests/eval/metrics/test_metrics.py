@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ditaccel.eval.metrics import psnr as psnr_module
-from ditaccel.eval.metrics.fid import few_samples_note, fid, fid_error
+from ditaccel.eval.metrics.fid import fid, fid_error
 from ditaccel.eval.metrics.flip import flip
 from ditaccel.eval.metrics.frames import to_frames
 from ditaccel.eval.metrics.kid import kid, kid_error
@@ -189,11 +189,6 @@ def test_no_standard_error_where_none_can_be_had() -> None:
     assert fid_error(a, a + 1) is None  # a tenth left out would leave too few
     wide = torch.randn(20, 600)
     assert fid_error(wide, wide + 1) is None
-
-
-def test_few_samples_are_flagged() -> None:
-    assert few_samples_note(1000) is None
-    assert "N=48" in str(few_samples_note(48))
 
 
 def test_bad_errors_are_refused() -> None:

@@ -115,13 +115,13 @@ def test_markdown_escapes_the_column_mark(run: Path) -> None:
 
 def test_table_lists_every_figure_and_how_to_get_the_missing(run: Path) -> None:
     text = _Page(write_report(run).read_text()).text
-    for title in ("PSNR mean", "p5", "min", "pooled", "SSIM", "FLIP", "FID dense", "FID real"):
+    for title in ("PSNR mean", "p5", "worst", "pooled", "SSIM", "FLIP", "FID dense", "FID real"):
         assert title in text
     assert "lpips: n/a. needs VGG weights" in text
     assert "small N (3 samples)" in text
     table = (run / "table.md").read_text()
     assert table == markdown_table(run)
-    assert "| TaylorSeer N=3 |" in table and "FID at this N" in table
+    assert "| TaylorSeer N=3 |" in table and "FID real at this N: biased upwards" in table
 
 
 def test_missing_metrics_drop_their_columns(run: Path) -> None:
