@@ -1,7 +1,8 @@
 """Tables of things that register themselves by being imported: metrics, peers, feature folders.
 
 The files of a room are found and imported at the first look-up, so a new file is known without an
-edit elsewhere; a module of the user's registers in the same way, whenever it is imported.
+edit elsewhere; a module of the user's registers in the same way, whenever it is imported, and an
+installed plugin is imported at the first look-up too (`ditaccel/plugins.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Generic, TypeVar
 
 from ditaccel.errors import ConfigError
 from ditaccel.io.given import suggest
+from ditaccel.plugins import load_plugins
 
 T = TypeVar("T")
 
@@ -91,3 +93,4 @@ class Registry(Generic[T]):
         for room in self._rooms:
             for module in pkgutil.iter_modules(importlib.import_module(room).__path__):
                 importlib.import_module(f"{room}.{module.name}")
+        load_plugins()

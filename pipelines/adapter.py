@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from .grids import Grid, GridRule, of_patches, patch_grid
+
+# Where text tokens are in a sequence of text and image or video tokens.
+TextSide = Literal["none", "front", "back"]
 
 
 def packed_tokens(config: Any, shape: tuple[int, ...]) -> int:
@@ -52,38 +55,38 @@ class BlockContract:
         container: attribute of the transformer that holds the blocks.
         hidden: argument that carries the image or video tokens `(B, L, C)`.
         encoder: argument that carries the text tokens where the block returns them too.
-        beside: argument that carries the tokens of a second stream of latents, which are forecast
-            like `hidden` (audio beside a video).
-        returns: order of the outputs, of `hidden`, `encoder`, `beside` and `hint` (what another
-            container's blocks take up); one name for a bare tensor.
-        fused: where text stands in `hidden`, `front` or `back`, if these blocks get text and image
+        second_stream: argument that carries the tokens of a second stream of latents, which are
+            forecast like `hidden` (the sound of a video).
+        returns: order of the outputs, of `hidden`, `encoder`, `second_stream` and `hint` (what
+            blocks of another container add); one name for a bare tensor.
+        joint_text: where text is in `hidden`, `front` or `back`, if these blocks get text and image
             as one sequence from earlier ones that had them apart. Only the image is forecast: text
             may have another length in another guidance branch.
         takes_turns: whether its blocks take turns with those of the contract before it.
         regrouped: whether they get tokens as `(B S, F, C)` where the others get `(B F, S, C)`.
-        side: whether they only give hints to the blocks of a later container, by way of the
-            transformer.
+        gives_hints: whether its blocks only give hints to those of a later container, by way of
+            the transformer.
         forecast_modules: submodules (dotted paths) whose outputs TaylorSeer forecasts at module
-            granularity; one that runs twice in a block stands here twice.
+            granularity; one that runs twice in a block is named twice.
         idle_modules: submodules whose outputs only feed forecast ones, and need not run then.
     """
 
     container: str
     hidden: str = "hidden_states"
     encoder: str | None = None
-    beside: str | None = None
+    second_stream: str | None = None
     returns: tuple[str, ...] = ("hidden",)
-    fused: str = ""
+    joint_text: Literal["", "front", "back"] = ""
     takes_turns: bool = False
     regrouped: bool = False
-    side: bool = False
+    gives_hints: bool = False
     forecast_modules: tuple[str, ...] = ()
     idle_modules: tuple[str, ...] = ()
 
     @property
     def streams(self) -> tuple[str, ...]:
         """Arguments whose tokens are forecast."""
-        return (self.hidden,) if self.beside is None else (self.hidden, self.beside)
+        return (self.hidden,) if self.second_stream is None else (self.hidden, self.second_stream)
 
 
 @dataclass(frozen=True)
@@ -112,23 +115,23 @@ class FamilyAdapter:
         blocks: contracts of the block containers, in the order in which they run.
         attention: where self-attention is, in the order in which it runs; empty where attention
             methods do not apply.
-        dense: why attention methods do not apply, for people, where they do not.
+        no_attention_because: why attention methods do not apply, for people, where they do not.
         tokens: number of image or video tokens, from the transformer's config and the shape of
             the latents it is given (stacked, where they come as a list); needed where text tokens
             are in the same sequence.
-        given: number of tokens of given frames in front of those of the latents, from the
+        extra_tokens: number of tokens of given frames in front of those of the latents, from the
             transformer's config and the shapes of its arguments; None where there are none.
-        place: the grid of the image or video tokens (a rule of `grids`), None where it is not
+        grid_rule: the grid of the image or video tokens (a rule of `grids`), None where it is not
             known; latents that `patch_tokens` cuts into patches need none.
-        text: where text tokens stand in the sequence: `none`, `front` or `back`.
+        text: where text tokens are in the sequence: `none`, `front` or `back`.
         presets: preset name -> config as `AccelerationConfig.to_dict` writes it.
         base: method -> options that this family's configs have where nothing else is said
             (`completion.completed`).
         timestep: argument of the transformer that carries the timestep.
         sample: argument of the transformer that carries the latents.
-        beside: argument that carries a second stream of latents, which it returns as second.
+        second_stream: argument that carries a second stream of latents, which it returns as second.
         preconditioned: whether, at noise levels beyond 1, latents are mixed into the output (EDM),
-            by the pipeline or by its scheduler; the error of a forecast is then weighed, but not
+            by the pipeline or by its scheduler; the error of a forecast is then weighted, but not
             taken out again.
         guidance: `sequential` (one call per branch) or `batched` (branches side by side).
         provisional: made by `auto.recognise`: a dry run must show how the blocks work.
@@ -138,24 +141,24 @@ class FamilyAdapter:
     transformers: tuple[str, ...]
     blocks: tuple[BlockContract, ...]
     attention: tuple[AttentionContract, ...] = ()
-    dense: str = ""
+    no_attention_because: str = ""
     tokens: Callable[[Any, tuple[int, ...]], int] | None = None
-    given: Callable[[Any, Mapping[str, tuple[int, ...]]], int] | None = None
-    place: GridRule | None = None
-    text: str = "none"
+    extra_tokens: Callable[[Any, Mapping[str, tuple[int, ...]]], int] | None = None
+    grid_rule: GridRule | None = None
+    text: TextSide = "none"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     timestep: str = "timestep"
     sample: str = "hidden_states"
-    beside: str | None = None
+    second_stream: str | None = None
     preconditioned: bool = False
-    guidance: str = "sequential"
+    guidance: Literal["sequential", "batched"] = "sequential"
     provisional: bool = False
 
     @property
     def samples(self) -> tuple[str, ...]:
         """Arguments that carry latents."""
-        return (self.sample,) if self.beside is None else (self.sample, self.beside)
+        return (self.sample,) if self.second_stream is None else (self.sample, self.second_stream)
 
     def grid(self, config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid | None:
         """Frames, rows and columns of the image or video tokens; None where that is not known.
@@ -165,5 +168,5 @@ class FamilyAdapter:
             shape: of the latents that it is given.
             named: the arguments of its call by name.
         """
-        rule = self.place or (of_patches if self.tokens is patch_tokens else None)
+        rule = self.grid_rule or (of_patches if self.tokens is patch_tokens else None)
         return None if rule is None else rule(config, shape, named)

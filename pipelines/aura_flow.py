@@ -12,7 +12,9 @@ ADAPTER = FamilyAdapter(
             returns=("encoder", "hidden"),
             forecast_modules=("attn", "ff", "ff_context"),
         ),
-        BlockContract("single_transformer_blocks", fused="front", forecast_modules=("attn", "ff")),
+        BlockContract(
+            "single_transformer_blocks", joint_text="front", forecast_modules=("attn", "ff")
+        ),
     ),
     attention=(
         AttentionContract("joint_transformer_blocks", "attn"),

@@ -21,6 +21,7 @@ from .adapter import (
     AttentionContract,
     BlockContract,
     FamilyAdapter,
+    TextSide,
     adaptive_presets,
     packed_tokens,
     patch_tokens,
@@ -276,7 +277,7 @@ def _by_shape(before: BlockCall, call: BlockCall) -> dict[str, int]:
     return found
 
 
-def text_side(moved: torch.Tensor) -> tuple[str, int]:
+def text_side(moved: torch.Tensor) -> tuple[TextSide, int]:
     """Where text stands in a joint sequence, by the rows that other latents move.
 
     Args:

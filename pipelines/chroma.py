@@ -26,7 +26,7 @@ ADAPTER = FamilyAdapter(
         ),
         BlockContract(
             "single_transformer_blocks",
-            fused="front",
+            joint_text="front",
             forecast_modules=("proj_out",),
             idle_modules=("attn", "proj_mlp"),
         ),
@@ -36,7 +36,7 @@ ADAPTER = FamilyAdapter(
         AttentionContract("single_transformer_blocks", "attn"),
     ),
     tokens=packed_tokens,
-    place=from_ids,
+    grid_rule=from_ids,
     text="front",
     presets=adaptive_presets(),
     base=BY_DIFFERENCE,

@@ -25,7 +25,7 @@ ADAPTER = FamilyAdapter(
     ),
     attention=(AttentionContract("transformer_blocks"),),
     tokens=_tokens,
-    place=frames_first,
+    grid_rule=frames_first,
     text="front",
     guidance="batched",
     presets=adaptive_presets(),

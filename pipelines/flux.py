@@ -34,7 +34,7 @@ ADAPTER = FamilyAdapter(
         AttentionContract("single_transformer_blocks", "attn"),
     ),
     tokens=packed_tokens,
-    place=from_ids,
+    grid_rule=from_ids,
     text="front",
     presets={
         **adaptive_presets(),

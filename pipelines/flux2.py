@@ -21,14 +21,14 @@ ADAPTER = FamilyAdapter(
             forecast_modules=("attn", "ff", "ff_context"),
         ),
         # attention and MLP are one module with fused projections
-        BlockContract("single_transformer_blocks", fused="front", forecast_modules=("attn",)),
+        BlockContract("single_transformer_blocks", joint_text="front", forecast_modules=("attn",)),
     ),
     attention=(
         AttentionContract("transformer_blocks", "attn"),
         AttentionContract("single_transformer_blocks", "attn"),
     ),
     tokens=packed_tokens,
-    place=from_ids,
+    grid_rule=from_ids,
     text="front",
     presets=adaptive_presets(),
     base=BY_DIFFERENCE,

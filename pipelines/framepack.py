@@ -1,10 +1,10 @@
 """FramePack (image to video, section by section): HunyuanVideo's blocks, and past frames."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
-from .adapter import BY_DIFFERENCE, FamilyAdapter, adaptive_presets, patch_tokens
 from .hunyuan_video import ADAPTER as _HUNYUAN_VIDEO
 
 # Patches that frames of the past are cut into, the coarser the older; sizes are rounded up.
@@ -15,7 +15,7 @@ _PATCHES = {
 }
 
 
-def _given(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _past_tokens(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Tokens of the past."""
     return sum(
         prod(-(-size // step) for size, step in zip(shapes[name][2:], patch, strict=True))
@@ -24,14 +24,9 @@ def _given(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
     )
 
 
-ADAPTER = FamilyAdapter(
+ADAPTER = replace(
+    _HUNYUAN_VIDEO,
     name="framepack",
     transformers=("HunyuanVideoFramepackTransformer3DModel",),
-    blocks=_HUNYUAN_VIDEO.blocks,
-    attention=_HUNYUAN_VIDEO.attention,
-    tokens=patch_tokens,
-    given=_given,
-    text="back",
-    presets=adaptive_presets(),
-    base=BY_DIFFERENCE,
+    extra_tokens=_past_tokens,
 )

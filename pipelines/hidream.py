@@ -27,7 +27,9 @@ ADAPTER = FamilyAdapter(
             forecast_modules=("block.attn1", "block.ff_i", "block.ff_t"),
         ),
         BlockContract(
-            "single_stream_blocks", fused="back", forecast_modules=("block.attn1", "block.ff_i")
+            "single_stream_blocks",
+            joint_text="back",
+            forecast_modules=("block.attn1", "block.ff_i"),
         ),
     ),
     attention=(

@@ -31,7 +31,7 @@ ADAPTER = FamilyAdapter(
     # With NABLA (a sparse attention of its own) the model masks by blocks: then this stays dense.
     attention=(AttentionContract("visual_transformer_blocks", "self_attention"),),
     tokens=_tokens,
-    place=channels_last,
+    grid_rule=channels_last,
     presets=adaptive_presets(),
     base=BY_DIFFERENCE,
 )

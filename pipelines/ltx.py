@@ -15,7 +15,7 @@ ADAPTER = FamilyAdapter(
     blocks=(BlockContract("transformer_blocks", forecast_modules=("attn1", "attn2", "ff")),),
     attention=(AttentionContract("transformer_blocks"),),
     tokens=packed_tokens,
-    place=from_sizes,
+    grid_rule=from_sizes,
     guidance="batched",
     presets=adaptive_presets(),
 )

@@ -18,16 +18,16 @@ ADAPTER = FamilyAdapter(
     blocks=(
         BlockContract(
             "transformer_blocks",
-            beside="audio_hidden_states",
-            returns=("hidden", "beside"),
+            second_stream="audio_hidden_states",
+            returns=("hidden", "second_stream"),
             forecast_modules=(*_PARTS, *_CROSS, "ff", "audio_ff"),
         ),
     ),
     # 20 seconds of sound are 500 tokens: too few for tiles.
     attention=(AttentionContract("transformer_blocks"),),
     tokens=packed_tokens,
-    place=from_sizes,
-    beside="audio_hidden_states",
+    grid_rule=from_sizes,
+    second_stream="audio_hidden_states",
     guidance="batched",
     presets=adaptive_presets(),
 )

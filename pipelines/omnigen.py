@@ -6,7 +6,8 @@ ADAPTER = FamilyAdapter(
     name="omnigen",
     transformers=("OmniGenTransformer2DModel",),
     blocks=(BlockContract("layers", forecast_modules=("self_attn", "mlp")),),
-    dense="its text tokens see only what is before them, and tile maps have no mask for that",
+    no_attention_because="its text tokens see only what is before them, and "
+    "tile maps have no mask for that",
     tokens=patch_tokens,
     text="front",
     guidance="batched",

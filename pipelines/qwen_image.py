@@ -23,7 +23,7 @@ ADAPTER = FamilyAdapter(
     ),
     attention=(AttentionContract("transformer_blocks", "attn"),),
     tokens=packed_tokens,
-    place=from_image_shapes,
+    grid_rule=from_image_shapes,
     text="front",
     presets=adaptive_presets(),
     base=BY_DIFFERENCE,

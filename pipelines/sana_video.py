@@ -6,7 +6,8 @@ ADAPTER = FamilyAdapter(
     name="sana_video",
     transformers=("SanaVideoTransformer3DModel",),
     blocks=(BlockContract("transformer_blocks", forecast_modules=("attn1", "attn2", "ff")),),
-    dense="its self-attention is linear: there is no attention matrix to skip tiles of",
+    no_attention_because="its self-attention is linear: "
+    "there is no attention matrix to skip tiles of",
     tokens=patch_tokens,
     guidance="batched",
     presets=adaptive_presets(),

@@ -19,7 +19,7 @@ ADAPTER = FamilyAdapter(
             "vace_blocks",
             hidden="control_hidden_states",
             returns=("hint", "hidden"),
-            side=True,
+            gives_hints=True,
             forecast_modules=_MODULES,
         ),
         BlockContract("blocks", forecast_modules=_MODULES),

@@ -131,7 +131,7 @@ class AttentionRuntime(PerLoop):
         self.planner = planner
         self._transformer = transformer
         self._config = getattr(transformer, "config", None)
-        self._modules = find_attention(transformer, adapter.attention, adapter.dense)
+        self._modules = find_attention(transformer, adapter.attention, adapter.no_attention_because)
         self.log = AttentionLog(name, [m.name for m in self._modules])
         self._seam = ProcessorSeam(self._modules, self._attend)
         self._first_with: dict[str, str] = {}  # layers with masks that nothing can be done with
@@ -205,9 +205,9 @@ class AttentionRuntime(PerLoop):
             )
         adapter, named = self._adapter, named or {}
         tokens = None if adapter.tokens is None else adapter.tokens(self._config, sample.shape)
-        if tokens is not None and adapter.given is not None:
+        if tokens is not None and adapter.extra_tokens is not None:
             shapes = {k: tuple(v.shape) for k, v in named.items() if isinstance(v, Tensor)}
-            tokens += adapter.given(self._config, shapes)
+            tokens += adapter.extra_tokens(self._config, shapes)
         self._now = _Now(step, tokens, self._grid(step, sample, named))
         if isinstance(self.planner, Attaching) and not self._off:
             self.planner.begin(self._name, step)

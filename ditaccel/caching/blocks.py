@@ -47,13 +47,13 @@ class Block:
         """The hidden state that came out; `tokens` as in `hidden_in`."""
         if not isinstance(output, Tensor):
             found = dict(zip(self.contract.returns, output, strict=False))
-            output = join([found[n] for n in ("hidden", "beside") if n in found])
+            output = join([found[n] for n in ("hidden", "second_stream") if n in found])
         return self._image(output, tokens)
 
     def _image(self, joint: Tensor, tokens: int | None) -> Tensor:
-        if tokens is None or not self.contract.fused or joint.shape[1] == tokens:
+        if tokens is None or not self.contract.joint_text or joint.shape[1] == tokens:
             return joint
-        return joint[:, -tokens:] if self.contract.fused == "front" else joint[:, :tokens]
+        return joint[:, -tokens:] if self.contract.joint_text == "front" else joint[:, :tokens]
 
     def passing(self, hidden: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The output of a block that does not run: `hidden`, all else unchanged.
@@ -65,14 +65,14 @@ class Block:
         """
         contract = self.contract
         streams = self.streams_in(args, kwargs)
-        if hidden is not None and contract.fused:
+        if hidden is not None and contract.joint_text:
             streams = [self._beside_text(hidden, streams[0])]
         elif hidden is not None:
             streams = split(hidden, [stream.shape for stream in streams])
         if contract.returns == ("hidden",):
             return streams[0]
         # a hint has the shape of the stream it comes from, and goes where nothing reads it
-        found = {"hidden": streams[0], "beside": streams[-1], "hint": streams[0]}
+        found = {"hidden": streams[0], "second_stream": streams[-1], "hint": streams[0]}
         if contract.encoder is not None:
             found["encoder"] = self.argument(contract.encoder, args, kwargs)
         return tuple(found[name] for name in contract.returns)
@@ -81,7 +81,7 @@ class Block:
         tokens = image.shape[1]
         if tokens == joint.shape[1]:
             return image
-        if self.contract.fused == "front":
+        if self.contract.joint_text == "front":
             return torch.cat([joint[:, :-tokens], image], dim=1)
         return torch.cat([image, joint[:, tokens:]], dim=1)
 
@@ -119,7 +119,7 @@ def find_blocks(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[Bloc
             )
         cost = sum(p.numel() for p in module.parameters()) or 1
         blocks.append(Block(module, contract, {n: names.index(n) for n in needed}, cost))
-    main = sum(not block.contract.side for block in blocks)
+    main = sum(not block.contract.gives_hints for block in blocks)
     if main < 2:
         raise UnsupportedError(
             f"{type(transformer).__name__} has {main} block(s); caching needs at least two"

@@ -52,9 +52,11 @@ class BlockCache(PerLoop):
         self._why_left_out = why_left_out
         self.policy = policy
         self.total_cost = sum(b.cost for b in blocks) or 1
-        main = [index for index, block in enumerate(blocks) if not block.contract.side]
+        main = [index for index, block in enumerate(blocks) if not block.contract.gives_hints]
         self._first, self._last = (main[0], main[-1]) if main else (-1, -1)
-        self._last_side = max((i for i, b in enumerate(blocks) if b.contract.side), default=-1)
+        self._last_side = max(
+            (i for i, b in enumerate(blocks) if b.contract.gives_hints), default=-1
+        )
         self._configured = policy
         self._warn = warn
         self._call: Call | None = None
@@ -80,7 +82,7 @@ class BlockCache(PerLoop):
                 continue
             if patch.compiled is not None:
                 raise UnsupportedError(INSIDE_COMPILED)
-            if not block.contract.forecast_modules and not block.contract.side:
+            if not block.contract.forecast_modules and not block.contract.gives_hints:
                 raise UnsupportedError(
                     f"granularity='module' has no module to forecast in {block.contract.container}"
                     "; use granularity='last_block'"

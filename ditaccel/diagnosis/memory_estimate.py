@@ -59,7 +59,7 @@ def cache_bytes(
     size = getattr(transformer, "dtype", torch.float32).itemsize
     numbers, hidden = tokens * returned, tokens * (width or 0) * size
     text = 0 if adapter.text == "none" else text
-    begins_joint = bool(adapter.blocks and adapter.blocks[0].fused)
+    begins_joint = bool(adapter.blocks and adapter.blocks[0].joint_text)
     branch = Snapshot(
         hidden=numbers * size if policy.target == "output" else hidden,
         first=hidden + begins_joint * text * (width or 0) * size,
@@ -86,7 +86,7 @@ def _modules(transformer: nn.Module, adapter: FamilyAdapter, tokens: int, text: 
     count = 0
     for block in find_blocks(unwrapped(transformer), adapter.blocks):
         contract = block.contract
-        joint = contract.encoder is not None or contract.fused
+        joint = contract.encoder is not None or contract.joint_text
         for name in contract.forecast_modules:
             if submodule(block.module, name) is not None:
                 count += tokens + (text if joint else 0)

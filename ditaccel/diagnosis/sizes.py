@@ -73,7 +73,7 @@ def call_size(
         None where the configs do not tell.
     """
     config, vae = getattr(transformer, "config", None), getattr(pipe, "vae", None)
-    if config is None or vae is None or adapter.tokens is None or adapter.given is not None:
+    if config is None or vae is None or adapter.tokens is None or adapter.extra_tokens is not None:
         return None
     spatial, temporal = _compression(vae)
     chosen = _chosen(pipe, config, call or {}, spatial)

@@ -115,7 +115,9 @@ class Residuals:
     def watching(self, transformer: nn.Module, adapter: FamilyAdapter) -> Iterator[None]:
         """Listen to one transformer within a `with` block."""
         contracts = [
-            c for c in adapter.blocks if not c.side and len(getattr(transformer, c.container, ()))
+            c
+            for c in adapter.blocks
+            if not c.gives_hints and len(getattr(transformer, c.container, ()))
         ]
         if not contracts:
             yield
@@ -133,7 +135,7 @@ class Residuals:
             if begun is None or left.ndim != 3 or step in self._lengths:
                 return
             image = begun.shape[1]
-            left = left[:, :image] if end.fused == "back" else left[:, -image:]
+            left = left[:, :image] if end.joint_text == "back" else left[:, -image:]
             if left.shape == begun.shape:
                 self._lengths[step] = (left - begun).detach().float().norm(dim=-1).cpu()
 

@@ -60,7 +60,7 @@ def learnt(pipe):
     return tuple(dict.fromkeys(block.contract for block in cache.blocks))
 
 
-TWO_OUTPUTS = [n for n, f in FAMILIES.items() if adapters()[f.family].beside is not None]
+TWO_OUTPUTS = [n for n, f in FAMILIES.items() if adapters()[f.family].second_stream is not None]
 
 
 @pytest.mark.parametrize("name", TWO_OUTPUTS)

@@ -16,7 +16,7 @@ from ditaccel.attention.planner import Plan
 from ditaccel.caching.blocks import find_blocks
 from ditaccel.sessions.session import session_of
 
-FUSED = [n for n in FAMILIES if any(c.fused for c in adapters()[family_of(n)].blocks)]
+FUSED = [n for n in FAMILIES if any(c.joint_text for c in adapters()[family_of(n)].blocks)]
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -67,7 +67,7 @@ def test_a_passing_block_takes_the_image_beside_its_own_text(name):
     block = find_blocks(pipe.transformer, contracts)[-1]
     joint = torch.arange(10.0).reshape(1, 5, 2)
     image, expected = -torch.ones(1, 3, 2), joint.clone()
-    text = slice(0, 2) if block.contract.fused == "front" else slice(3, 5)
+    text = slice(0, 2) if block.contract.joint_text == "front" else slice(3, 5)
     expected[:] = -1.0
     expected[:, text] = joint[:, text]
     kwargs = {block.contract.hidden: joint}

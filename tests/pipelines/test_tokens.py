@@ -67,9 +67,9 @@ def test_token_count_and_text_side_are_the_real_ones(name, monkeypatch):
     expected = torch.ones(context.length, dtype=torch.bool)
     if context.text is not None:
         expected[slice(*context.text)] = False
-    if adapter.given is not None:
+    if adapter.extra_tokens is not None:
         shapes = {k: tuple(v.shape) for k, v in kwargs.items() if torch.is_tensor(v)}
-        expected[: adapter.given(pipe.transformer.config, shapes)] = False
+        expected[: adapter.extra_tokens(pipe.transformer.config, shapes)] = False
     assert torch.equal(moved, expected)
     assert (context.text is not None) == (adapter.text != "none")
     tokens = adapter.tokens(pipe.transformer.config, tuple(latents.shape))
