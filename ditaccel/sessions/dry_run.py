@@ -17,9 +17,9 @@ from ..errors import UnsupportedError
 from ..pipelines import FamilyAdapter
 from ..pipelines.auto import NotRecognisedError, Watch, text_side, token_count
 
-_WAY_OUT = (
-    "; methods with target='output' need nothing of it (adaptive_taylor, the presets), all others "
-    "need an adapter in pipelines/"
+WAY_OUT = (
+    "; caching methods with target='output' (as the presets have it) need nothing inside it, for "
+    "all others describe it: accelerate(..., adapter=FamilyAdapter(...))"
 )
 
 
@@ -59,7 +59,7 @@ class DryRun:
         except NotRecognisedError as error:
             raise UnsupportedError(
                 f"{kind} is of no known family, and a dry run did not show how its blocks work: "
-                f"{error}{_WAY_OUT}"
+                f"{error}{WAY_OUT}"
             ) from None
         return learnt, _in_words(learnt, attention)
 

@@ -20,8 +20,8 @@ from ..errors import UnsupportedError
 
 _WHOLE = (
     "{0} is compiled as a whole, which bakes the block loop into one graph; compile its blocks "
-    "instead (pipe.{0}.compile_repeated_blocks()), or take a method that needs nothing inside of "
-    "it: adaptive_taylor, step_mask, taylorseer or reuse with target='output'"
+    "instead (pipe.{0}.compile_repeated_blocks()), or use a caching method with target='output' "
+    "(as the presets have it), which needs nothing inside"
 )
 
 
@@ -33,7 +33,7 @@ class Front:
         transformer: as the pipeline has it: itself, or compiled as a whole.
         pipe: the pipeline, None for a bare transformer.
         caches: whether a caching method is on.
-        outside: whether nothing inside of the transformer is needed.
+        outside: whether nothing inside the transformer is needed.
         warn: called with one line, and with what kind it is where it is to be shown once.
 
     Attributes:

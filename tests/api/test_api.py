@@ -283,7 +283,7 @@ def test_whole_model_compile_is_refused_where_blocks_are_needed(how, setting):
     pipe, _ = tiny_wan()
     compile_all(pipe, how)
     with pytest.raises(
-        ditaccel.UnsupportedError, match=r"compile_repeated_blocks.*or take .*target='output'"
+        ditaccel.UnsupportedError, match=r"compile_repeated_blocks.*or use .*target='output'"
     ):
         ditaccel.accelerate(pipe, setting)
 
@@ -410,8 +410,8 @@ def test_generation_frees_its_state_when_it_ends(make, spec):
     ditaccel.accelerate(pipe, spec)
     generate(pipe, call)
     session = session_of({"transformer": pipe.transformer})
-    assert sum(c.nbytes for c in session._caches.values()) == 0
-    assert not any(c._leaders for c in session._caches.values())
+    assert sum(c.nbytes for c in session.caches.values()) == 0
+    assert not any(c._leaders for c in session.caches.values())
     assert ditaccel.report(pipe).cache_bytes > 0
 
 

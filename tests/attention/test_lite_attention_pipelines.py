@@ -221,7 +221,7 @@ def test_what_is_promised_is_about_what_is_kept():
     free = {**SMALL, "break_even": 1.0, "retest": 0}
     ditaccel.accelerate(pipe, attention=LiteAttentionConfig(threshold=-4.0, **free))
     seen = []
-    planner = session_of({"t": pipe.transformer})._attention["transformer"].planner
+    planner = session_of({"t": pipe.transformer}).attention["transformer"].planner
     plan = planner.plan
 
     def look(q, k, v, scale, context, state):

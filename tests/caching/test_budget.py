@@ -56,7 +56,7 @@ def really_held(pipe: Any) -> int:
     """Bytes of all memory that the caches' states hold, each once."""
     parts = {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
     storages = {}
-    for cache in session_of(parts)._caches.values():
+    for cache in session_of(parts).caches.values():
         held = [cache._states, cache._leaders]
         for tensor in _tensors(held, set()):
             storage = tensor.untyped_storage()

@@ -37,7 +37,7 @@ def actions(pipe):
 
 def kept(pipe):
     """Bytes that the caches hold."""
-    return sum(c.nbytes for c in ditaccel.api._sessions(pipe)[0]._caches.values())
+    return sum(c.nbytes for c in ditaccel.api._sessions(pipe)[0].caches.values())
 
 
 @pytest.mark.parametrize("make", [tiny_dit, tiny_wan, tiny_flux])

@@ -73,7 +73,7 @@ def test_half_precision(placed, make, dtype, spec):
 def held(pipe):
     """All tensors that the session remembers between calls."""
     found = []
-    for cache in session_of({"transformer": pipe.transformer})._caches.values():
+    for cache in session_of({"transformer": pipe.transformer}).caches.values():
         for state in cache._states.values():
             found += [*state.last._features, *state.first._features]
             found += [f for hs in state.modules.values() for h in hs for f in h._features]
@@ -94,7 +94,7 @@ def test_histories_stay_on_the_device(placed, device, spec):
     pipe.scheduler.step = watched
     with ditaccel.accelerated(pipe, spec):
         generate(pipe, call)
-        assert session_of({"transformer": pipe.transformer})._caches["transformer"].nbytes == 0
+        assert session_of({"transformer": pipe.transformer}).caches["transformer"].nbytes == 0
     assert set().union(*seen) == {device.type}
 
 

@@ -56,7 +56,7 @@ def found(name, pipe, call, expected):
 
 def learnt(pipe):
     """Contracts that the session works with, of the first transformer."""
-    cache = next(iter(session_of({"transformer": pipe.transformer})._caches.values()))
+    cache = next(iter(session_of({"transformer": pipe.transformer}).caches.values()))
     return tuple(dict.fromkeys(block.contract for block in cache.blocks))
 
 

@@ -41,7 +41,7 @@ def test_only_image_tokens_are_remembered(name, spec):
     adapter = adapters()[family_of(name)]
     shapes = set()
     with ditaccel.accelerated(pipe, spec):
-        cache = session_of({"transformer": pipe.transformer})._caches["transformer"]
+        cache = session_of({"transformer": pipe.transformer}).caches["transformer"]
         finish = cache.finish
 
         def watched(call, output):

@@ -33,7 +33,6 @@ LONG_TODAY = {
     ("ditaccel/diagnosis/checks.py", "_diagnosis"),
     ("ditaccel/finetuning/command.py", "run"),
     ("ditaccel/finetuning/run.py", "finetune"),
-    ("ditaccel/sessions/session.py", "_around"),
     ("ditaccel/tuning/calibration.py", "calibrate"),
     ("eval/bench/batch.py", "run"),
     ("eval/report/plots.py", "pareto_png"),
@@ -63,9 +62,6 @@ NAMES_TODAY = {
     "ditaccel/finetuning/run.py",
     "ditaccel/finetuning/student.py",
     "ditaccel/reports/text.py",
-    "ditaccel/sessions/dry_run.py",
-    "ditaccel/sessions/front.py",
-    "ditaccel/sessions/session.py",
     "ditaccel/tuning/calibration.py",
     "ditaccel/tuning/observe.py",
 }

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .schedule import Schedule, in_use, is_scheduler
+from .schedule import Schedule
+from .schedulers import in_use, is_scheduler
 
 # Frames between a transformer call and the code that makes it.
 _MACHINERY = (
@@ -30,7 +31,7 @@ _MACHINERY = (
     "contextlib",
     "functools",
     "ditaccel.core.patching",
-    "ditaccel.session",
+    "ditaccel.sessions.",
     "ditaccel.core.denoising.callers",
     "ditaccel.core.denoising.loops",
 )
@@ -187,7 +188,7 @@ class Caller:
         """Of several schedulers in sight, put the one first whose timesteps are the caller's."""
         if len(self.schedulers) < 2:
             return
-        fits = [s for s in self.schedulers if Schedule(s, timestep).total is not None]
+        fits = [s for s in self.schedulers if Schedule.of(s, timestep).total is not None]
         self.schedulers = tuple(fits[:1] or self.schedulers[:1])
 
 

@@ -21,7 +21,8 @@ from torch import nn
 from .callers import Caller, Callers, Mark, loop_variable, on_stack
 from .conditions import Conditions
 from .leftover import Leftover
-from .tracker import DenoisingStep, DenoisingTracker, Lone, level_of
+from .timesteps import level_of
+from .tracker import DenoisingStep, DenoisingTracker, Lone
 
 Memory = dict[str, Any]
 
@@ -138,13 +139,16 @@ class Loops:
     Args:
         pipe: the accelerated pipeline, whose scheduler counts where there is none in sight.
         forget: frees what the methods keep for a loop.
+        scheduler: that loops by hand follow, whatever else is in sight of them; None for the one in
+            sight.
     """
 
-    def __init__(self, pipe: Any, forget: Callable[[Loop], None]) -> None:
+    def __init__(self, pipe: Any, forget: Callable[[Loop], None], scheduler: Any = None) -> None:
         self.pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         self.next_generation = itertools.count().__next__
         self.conditions = Conditions()
         self._forget = forget
+        self._given = () if scheduler is None else (scheduler,)
         self._callers = Callers()
         self._calls: dict[int, tuple[Any, Loop]] = {}
         self._by_hand: dict[int, list[_ByHand]] = {}
@@ -160,6 +164,7 @@ class Loops:
             self._calls[id(caller.mark)] = weakref.ref(caller.mark), loop
             loop.ends_with(caller.mark)
             return loop, caller
+        caller.schedulers = self._given or caller.schedulers
         if len(caller.schedulers) > 1:
             caller.choose(level_of(timestep))
         return self._by_hand_of(caller, timestep), caller

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 
-class PerLoop:
-    """Base of what carries methods out on a transformer: it works for one loop at a time.
+class PerLoop(ABC):
+    """Base of what carries methods out on a transformer, for one loop at a time.
 
     Attributes:
         of_a_loop: names of the attributes that belong to a loop; `_fresh` gives them anew.
@@ -16,9 +17,9 @@ class PerLoop:
     of_a_loop: ClassVar[tuple[str, ...]]
     of_a_call: ClassVar[str]
 
+    @abstractmethod
     def _fresh(self) -> None:
         """Begin with nothing, and leave what `kept` has given alone."""
-        raise NotImplementedError
 
     def clear(self) -> None:
         """Forget everything: a new generation begins, or the last one broke off."""

@@ -18,13 +18,12 @@ class LoopState:
 
     Attributes:
         lock: held during a transformer call: there is one at a time.
-        calling: whether one is in progress.
     """
 
     def __init__(self, *parts: Mapping[str, PerLoop]) -> None:
         self._kinds = parts
         self.lock = threading.RLock()
-        self.calling = False
+        self._calling = False
         self._inside: Loop | None = None
         self._late: list[Loop] = []
 
@@ -71,8 +70,25 @@ class LoopState:
         self._inside = None
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """For a transformer call in the middle of another one: it is computed in full."""
+    def call(self) -> Iterator[bool]:
+        """For the length of one transformer call, when no other thread's is in progress.
+
+        Yields:
+            Whether it is a call in the middle of another one, which is computed in full.
+        """
+        with self.lock:
+            if self._calling:
+                with self._paused():
+                    yield True
+                return
+            self._calling = True
+            try:
+                yield False
+            finally:
+                self._calling = False
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
         parts = list(self._parts().values())
         held = [part.pause() for part in parts]
         try:

@@ -13,16 +13,16 @@ import itertools
 import math
 import weakref
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-import torch
-
 from .._compat import NamedContext
-from .branches import Branches
+from .branches import Branches, Place
 from .conditions import Traits
-from .schedule import Known, Schedule, position
+from .schedule import Known, Schedule
+from .schedulers import position
+from .timesteps import Reading, read
 
 # Calls at one timestep, where nothing says that a loop will ever take a step.
 _MOST_CALLS = 64
@@ -111,56 +111,51 @@ class DenoisingStep:
         return self.total is not None and self.index >= self.total - 1
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """A timestep argument, looked at once.
+@dataclass
+class _Course:
+    """How far the present loop has come.
 
     Attributes:
-        level: the step's timestep. Tokens that are given have a small one or 0 (Wan 2.2 5B), so
-            it is the largest.
-        progress: what tells steps apart: the mean, which moves on although some frames still wait
-            at the largest timestep (diffusion forcing).
-        each: timesteps of the tokens or frames of one sample, None where they have none of their
-            own.
-        moved: the farthest that one of them is from the call before.
-        turned_back: whether one of them went back.
-        mixed: whether samples of the batch are at different timesteps.
-    """
-
-    level: float
-    progress: float
-    each: torch.Tensor | None = None
-    moved: float = 0.0
-    turned_back: bool = False
-    mixed: bool = False
-
-
-def _read(timestep: Any, before: torch.Tensor | None, direction: int) -> _Reading:
-    """Read a timestep argument; waits for the device once.
-
-    Args:
-        timestep: a number, or a tensor `()`, `(B,)` or `(B, …)`.
-        before: `each` of the call before.
+        schedule: which it follows.
+        branches: those of its steps.
         direction: 1 or -1 where timesteps have risen or fallen so far, else 0.
+        index: of the present step, -1 before the first.
+        position: of the scheduler at the last call.
+        last: the timestep of the last call, None before the first.
     """
-    if not isinstance(timestep, torch.Tensor):
-        return _Reading(float(timestep), float(timestep))
-    if timestep.ndim < 2:
-        values = timestep.detach().float()
-        if values.numel() < 2:
-            level = float(values)
-            return _Reading(level, level)
-        least, level = torch.stack(torch.aminmax(values)).tolist()
-        return _Reading(level, level, mixed=least != level)
-    each = timestep.detach()[0].flatten().float().clone()
-    change = torch.zeros_like(each)
-    if before is not None and before.shape == each.shape:
-        change = each - before
-    # more than what schedules lose by rounding to whole timesteps
-    back = (change * -direction > 5e-3 * each.abs().max()).any().float()
-    figures = [each.max(), each.min(), each.mean(), change.abs().max(), back]
-    level, least, mean, moved, turned = torch.stack(figures).tolist()
-    return _Reading(level, level if level == least else mean, each, moved, turned > 0)
+
+    schedule: Schedule = field(default_factory=Schedule)
+    branches: Branches = field(default_factory=Branches)
+    direction: int = 0
+    index: int = -1
+    position: int | None = None
+    last: Reading | None = None
+
+    def goes_back(self, now: float) -> bool:
+        """Whether a timestep lies before the last one, so that another loop begins."""
+        if self.last is None or (now - self.last.progress) * self.direction >= 0:
+            return False
+        return not self.schedule.runs_reversed(self.index + 1, now)
+
+    def begins_step(self, now: float, where: int | None) -> bool:
+        """Whether a call is of another step than the last one, by timestep and position."""
+        if self.last is None or now != self.last.progress:
+            return True
+        # Heun-type schedulers visit a timestep twice; `scheduler.step` ran between the visits.
+        return where is not None and where != self.position
+
+    def begin_step(self, reading: Reading) -> None:
+        """Go on to the next step."""
+        now, schedule, last = reading.progress, self.schedule, self.last
+        if last is not None and now != last.progress:
+            if (now - last.progress) * self.direction < 0 or not self.direction:
+                self.direction = 1 if now > last.progress else -1
+            if 2 * abs(reading.level - last.level) < reading.moved:
+                # Some frames wait: the schedule is that of one frame, and not of this loop.
+                schedule = schedule.lost()
+        self.index += 1
+        self.schedule = schedule.at(self.index, reading.level)
+        self.branches.begin_step()
 
 
 class DenoisingTracker:
@@ -178,31 +173,20 @@ class DenoisingTracker:
         self.generation = -1
         self._strikes = 0
         self._start = 0.0
-        self._forget()
-
-    def _forget(self) -> None:
-        self._schedule = Schedule()
-        self._branches = Branches()
-        self._position: int | None = None
-        self._last: float | None = None
-        self._level = 0.0
-        self._each: torch.Tensor | None = None
-        self._direction = 0
-        self._index = -1
-        self._fresh = True
+        self._course = _Course()
 
     def reset(self) -> None:
         """Forget the loop (after an exception): the next call begins a new generation."""
-        self._forget()
+        self._course = _Course()
 
     @property
     def last(self) -> float | None:
         """The timestep of the last call, None before the first one."""
-        return self._last
+        return None if self._course.last is None else self._course.last.progress
 
     def driven_by(self, scheduler: Any) -> bool:
         """Whether the loop follows a scheduler that was set anew for it."""
-        schedule = self._schedule
+        schedule = self._course.schedule
         same = schedule.timesteps is getattr(scheduler, "timesteps", None)
         return same and schedule.known is Known.FOLLOWED and schedule.anew
 
@@ -225,8 +209,7 @@ class DenoisingTracker:
             traits: what tells the call from others of its step; without them, unnamed calls count.
             scheduler: of the pipeline that calls; by default that of `pipe`.
         """
-        reading = _read(timestep, self._each, self._direction)
-        now, name = reading.progress, None if context is None else context.name
+        reading = read(timestep, self._course.last, self._course.direction)
         if scheduler is None:
             # It outlives a pipeline that was taken apart (`Pipe(**p.components)`).
             scheduler = getattr(self._pipe(), "scheduler", self._scheduler)
@@ -234,100 +217,81 @@ class DenoisingTracker:
         where = position(scheduler)
         if traits is not None and where is not None:
             traits = replace(traits, sample=None)  # the scheduler tells steps apart
-        if reading.turned_back or self._begins_generation(now, scheduler):
+        if reading.turned_back or self._begins_generation(reading.progress, scheduler):
             self._begin_generation(scheduler, reading)
-        if self._begins_step(now, where) or self._branches.is_next_step(transformer, name, traits):
-            self._begin_step(reading)
-        self._last, self._position = now, where
-        self._level, self._each = reading.level, reading.each
-        place = self._branches.place(transformer, name, traits)
-        schedule = self._schedule
-        sigma = schedule.sigma(self._index)
-        if context is not None and context.sigma is not None:
-            sigma = context.sigma
-        step = DenoisingStep(
+        name, course = None if context is None else context.name, self._course
+        if course.begins_step(reading.progress, where) or course.branches.is_next_step(
+            transformer, name, traits
+        ):
+            course.begin_step(reading)
+        course.last, course.position = reading, where
+        place = course.branches.place(transformer, name, traits)
+        step = self._step(reading, place, None if context is None else context.sigma)
+        # noise levels of flow matching end at 1
+        beyond = preconditioned and course.schedule.highest_sigma > 1.0
+        return step.preconditioned() if beyond else step
+
+    def _step(self, reading: Reading, place: Place, sigma: float | None) -> DenoisingStep:
+        """Where the present call stands; `sigma` is what the pipeline says, if it does."""
+        index, schedule = self._course.index, self._course.schedule
+        if sigma is None:
+            sigma = schedule.sigma(index)
+        return DenoisingStep(
             generation=self.generation,
-            index=self._index,
+            index=index,
             branch=place.branch,
             timestep=reading.level,
             sigma=sigma,
             total=self._total(),
-            sigma_next=schedule.sigma(self._index + 1) if schedule.single_stage else None,
+            sigma_next=schedule.sigma(index + 1) if schedule.single_stage else None,
             additive=schedule.additive,
             latent_scale=1.0 if schedule.flow or sigma is None else math.hypot(1.0, sigma),
             known=schedule.known,
             window=place.window,
             lone=self._lone(reading),
         )
-        # noise levels of flow matching end at 1
-        beyond = preconditioned and schedule.highest_sigma > 1.0
-        return step.preconditioned() if beyond else step
 
     def _total(self) -> int | None:
-        total = self._schedule.total
+        schedule, total = self._course.schedule, self._course.schedule.total
         # a loop that begins at the schedule's end may go back through it
-        return None if total == 1 and not self._schedule.sure and not self._index else total
+        return None if total == 1 and not schedule.sure and not self._course.index else total
 
-    def _lone(self, reading: _Reading) -> Lone | None:
+    def _lone(self, reading: Reading) -> Lone | None:
+        course = self._course
         if reading.mixed:
             return Lone.MIXED
-        if self._schedule.known is Known.FOLLOWED:
+        if course.schedule.known is Known.FOLLOWED:
             return None
         if self._strikes >= _STRIKES:
             return Lone.WANDERING
-        standing = self._index == 0 and self._branches.calls > _MOST_CALLS
+        standing = course.index == 0 and course.branches.calls > _MOST_CALLS
         return Lone.STANDING if standing else None
 
     def _begins_generation(self, now: float, scheduler: Any) -> bool:
-        if self._fresh or self._last is None:
+        course = self._course
+        if course.last is None:
             return True
         # `set_timesteps` makes a new tensor; holding the old one keeps its identity unique.
-        timesteps = getattr(scheduler, "timesteps", None)
-        if timesteps is not self._schedule.timesteps:
-            # Some loops make the same timesteps anew at each step.
-            onward = now != self._last and not self._goes_back(now)
-            return not (onward and self._schedule.continues(scheduler, self._index + 1))
-        return self._goes_back(now)
+        if getattr(scheduler, "timesteps", None) is course.schedule.timesteps:
+            return course.goes_back(now)
+        if now == course.last.progress or course.goes_back(now):
+            return True
+        # Some loops make the same timesteps anew at each step.
+        again = course.schedule.made_again(scheduler, course.index + 1)
+        if again is None:
+            return True
+        course.schedule = again
+        return False
 
-    def _goes_back(self, now: float) -> bool:
-        if self._last is None or (now - self._last) * self._direction >= 0:
-            return False
-        return not self._schedule.runs_reversed(self._index + 1, now)
-
-    def _begin_generation(self, scheduler: Any, reading: _Reading) -> None:
+    def _begin_generation(self, scheduler: Any, reading: Reading) -> None:
+        course = self._course
         alike = abs(reading.level - self._start) <= 0.01 * abs(self._start)
-        low = self._direction > 0 or abs(self._last or 0.0) <= 0.3 * abs(self._start)
-        if self.generation < 0 or alike or (low and self._index + 1 >= _WHOLE):
+        low = course.direction > 0 or abs(self.last or 0.0) <= 0.3 * abs(self._start)
+        if self.generation < 0 or alike or (low and course.index + 1 >= _WHOLE):
             self._strikes = max(self._strikes - 1, 0)
         else:
             self._strikes += 1
         self._start = reading.level
-        self._forget()
-        self._fresh = False
         self.generation = self._next()
-        self._schedule = Schedule(scheduler, reading.level)
-        self._direction = self._schedule.direction
-
-    def _begins_step(self, now: float, where: int | None) -> bool:
-        if self._last is None or now != self._last:
-            return True
-        # Heun-type schedulers visit a timestep twice; `scheduler.step` ran between the visits.
-        return where is not None and where != self._position
-
-    def _begin_step(self, reading: _Reading) -> None:
-        now, schedule = reading.progress, self._schedule
-        if self._last is not None and now != self._last:
-            if (now - self._last) * self._direction < 0 or not self._direction:
-                self._direction = 1 if now > self._last else -1
-            if 2 * abs(reading.level - self._level) < reading.moved:
-                # Some frames wait: the schedule is that of one frame, and not of this loop.
-                schedule.lose()
-        self._index += 1
-        if not schedule.agrees(self._index, reading.level):
-            schedule.lose()
-        self._branches.begin_step()
-
-
-def level_of(timestep: Any) -> float:
-    """What tells steps apart in a timestep argument."""
-    return _read(timestep, None, 0).progress
+        schedule = Schedule.of(scheduler, reading.level)
+        self._course = _Course(schedule, direction=schedule.direction)

@@ -1,0 +1,148 @@
+"""What can be told of a scheduler from outside: its noise levels, how it steps, where it stands.
+
+Schedulers are judged by the classes that they descend from, and one that wraps another by the
+wrapped one. A loop that has no scheduler may give its noise levels instead (`GivenSigmas`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from ...errors import ConfigError
+
+
+class GivenSigmas:
+    """The noise levels of a loop without a scheduler, in the place of one.
+
+    Such a loop takes Euler steps: it adds `(sigma_next - sigma) * output` to the latents.
+
+    Args:
+        sigmas: noise levels before each step, falling, with the one that the last step leads to;
+            where that is not 0, a 0 is added, as diffusers does. Levels up to 1 are those of flow
+            matching, and the transformer's timesteps must follow them (`sigma`, `1000 sigma`, or
+            reversed); higher ones are those of noise prediction, and steps are counted.
+
+    Raises:
+        ConfigError: they are not such levels.
+    """
+
+    order = 1
+
+    def __init__(self, sigmas: Iterable[Any]) -> None:
+        try:
+            levels = [float(sigma) for sigma in sigmas]
+        except (TypeError, ValueError):
+            levels = []
+        falling = all(high > low >= 0.0 for high, low in pairwise(levels))
+        if len(levels) < 2 or not falling or not math.isfinite(levels[0]):
+            raise ConfigError(
+                "sigmas must be two or more falling noise levels, as in [1.0, 0.75, 0.5, 0.25, 0.0]"
+            )
+        if levels[-1] > 0.0:
+            levels.append(0.0)
+        self.flow = levels[0] <= 1.0
+        self.sigmas = torch.tensor(levels, dtype=torch.float64)
+        self.timesteps = 1000.0 * self.sigmas[:-1]
+        self.num_inference_steps = len(levels) - 1
+
+
+def wrapped(scheduler: Any) -> Any:
+    """What a wrapper of a scheduler stands for; the scheduler itself where it is not one."""
+    seen: list[Any] = []
+    while not hasattr(type(scheduler), "set_timesteps") and all(scheduler is not s for s in seen):
+        seen.append(scheduler)
+        inner = [v for v in getattr(scheduler, "__dict__", {}).values() if is_scheduler(v)]
+        if not inner:
+            break
+        scheduler = inner[0]
+    return scheduler
+
+
+def is_scheduler(value: Any) -> bool:
+    """Whether an object is a diffusion scheduler, or passes one's attributes on."""
+    kind = type(value)
+    if hasattr(kind, "set_timesteps"):
+        return hasattr(kind, "step")
+    own = getattr(value, "__dict__", None)
+    if not isinstance(own, dict) or not hasattr(kind, "__getattr__"):
+        return False
+    return any(hasattr(type(v), "set_timesteps") and hasattr(type(v), "step") for v in own.values())
+
+
+def position(scheduler: Any) -> int | None:
+    """Where the scheduler stands: a number that moves with each of its steps; None if unknown."""
+    for name in ("_step_index", "counter"):  # (PNDM counts)
+        value = getattr(scheduler, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _options(scheduler: Any) -> Mapping[str, Any]:
+    return getattr(scheduler, "config", None) or {}
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether sigma runs from 1 to 0 and the latents keep their size (flow matching)."""
+    if isinstance(scheduler, GivenSigmas):
+        return scheduler.flow
+    options = _options(scheduler)
+    return (
+        any(c.__name__.startswith("FlowMatch") for c in type(wrapped(scheduler)).__mro__)
+        or bool(options.get("use_flow_sigmas", False))
+        or options.get("prediction_type") == "flow_prediction"
+    )
+
+
+def is_additive(scheduler: Any) -> bool:
+    """Whether a step adds `(sigma_next - sigma) * output` and remembers no earlier output."""
+    if isinstance(scheduler, GivenSigmas):
+        return True
+    options = _options(scheduler)
+    # a subclass with a step of its own may do anything
+    kinds = type(wrapped(scheduler)).__mro__
+    name = next((kind.__name__ for kind in kinds if "step" in vars(kind)), "")
+    if name == "FlowMatchEulerDiscreteScheduler":
+        return not options.get("stochastic_sampling", False)
+    if name in ("DDIMScheduler", "EulerDiscreteScheduler"):
+        clips = options.get("clip_sample", False) or options.get("thresholding", False)
+        # DDIM steps by a fixed stride, which with other spacings is not the next timestep.
+        strides = name != "DDIMScheduler" or options.get("timestep_spacing") == "leading"
+        return options.get("prediction_type") == "epsilon" and not clips and strides
+    return False
+
+
+def in_use(scheduler: Any) -> bool:
+    """Whether somebody has called `set_timesteps`."""
+    if getattr(scheduler, "num_inference_steps", None) is not None:
+        return True
+    timesteps = getattr(scheduler, "timesteps", None)
+    if not isinstance(timesteps, torch.Tensor):
+        return False
+    return len(timesteps) != _options(scheduler).get("num_train_timesteps", 1000)
+
+
+def sigmas_of(scheduler: Any, schedule: list[float]) -> list[float]:
+    """Noise levels before each step and after the last; empty where the scheduler has none.
+
+    Args:
+        scheduler: the scheduler.
+        schedule: its timesteps.
+    """
+    sigmas = getattr(scheduler, "sigmas", None)
+    if sigmas is not None and len(sigmas) >= len(schedule):
+        return [float(s) for s in torch.as_tensor(sigmas).tolist()]
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None or not schedule:
+        return []
+    levels = [float(alphas[int(t)]) for t in schedule]
+    # DDIM's last step leads to the alpha of one stride further on, or to its final one.
+    steps = getattr(scheduler, "num_inference_steps", None) or 1
+    end = int(schedule[-1]) - scheduler.config.num_train_timesteps // steps
+    levels.append(float(alphas[end] if end >= 0 else getattr(scheduler, "final_alpha_cumprod", 1)))
+    return [math.sqrt((1.0 - level) / max(level, 1e-12)) for level in levels]
