@@ -29,7 +29,7 @@ from ditaccel.io.files import read_json
 
 from .measure.pairs import State
 from .metrics.base import ACCURACY, Better, Need, Per, Shown, Unit, metrics
-from .specs import ROLES
+from .specs import COMPARED, Role
 from .summary.pareto import Where
 from .summary.verdicts import Basis, Kind, Level, Missing
 
@@ -41,7 +41,7 @@ _SECONDS = number(1e-9, 1e9)
 _SHARE = number(0, 1e3)
 _DB = number(-1000, 1000)
 _SPEEDUP = number(1e-6, 1e6)
-_ROLE = choice(*ROLES)
+_ROLE = choice(*Role)
 
 
 def _inside(value: Any, at: str) -> str:
@@ -163,7 +163,7 @@ _STATS = record(
     {
         "n": whole(0, 10**9),
         # The yardstick of the verdicts; its other figures are checked where they are shown.
-        "psnr": record({"mean": _DB}, {"kept": maybe(number(0, 1))}),
+        "psnr": record({"mean": _DB}, {"kept": maybe(number(0, 1)), "p5": maybe(_DB)}),
         "speedup": maybe(_SPEEDUPS),
         "timing": _TIMED,
         "computed_share": _SHARE,
@@ -179,7 +179,7 @@ _MATCH = record(
     {
         "psnr": _DB,
         "series": _short,
-        "role": choice("fewer_steps", "method", "peer"),
+        "role": choice(*COMPARED),
         "where": choice(*Where),
         "note": text,
     },

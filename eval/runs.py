@@ -60,9 +60,9 @@ def evaluate(
     subject = open_subject(model, options)
     sampler = subject.sampler(options, prompts)
     rows = Rows(sampler, subject.family)
-    chosen = specs.build(texts, sampler.steps, options.fewer, rows.validate)
+    chosen = rows.told(specs.build(texts, sampler.steps, options.fewer, rows.validate))
     judge = Judge(options, subject.sheet, subject.pipe if sampler.by_class else None)
-    setup = describe(subject, sampler, rows, chosen, prompts, seeds, judge, options.pairs)
+    setup = describe(subject, sampler, chosen, prompts, seeds, judge, options.pairs)
     samples = make_samples(prompts, seeds)
     with Store(out, setup) as store:
         left = sum(not store.is_done(row.id, s.id) for row in chosen for s in samples)

@@ -5,21 +5,31 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ditaccel.errors import ConfigError
 from ditaccel.io.arguments import value_of
 
-DENSE = "dense"
-OTHER_SEED = "other_seed"
-FEWER_STEPS = "fewer_steps"
-METHOD = "method"
-PEER = "peer"
-ROLES = (DENSE, OTHER_SEED, FEWER_STEPS, METHOD, PEER)
 
+class Role(StrEnum):
+    """What a row of a comparison is there for."""
+
+    DENSE = "dense"
+    OTHER_SEED = "other_seed"
+    FEWER_STEPS = "fewer_steps"
+    METHOD = "method"
+    PEER = "peer"
+
+
+# What is asked about: is it better than fewer steps?
+JUDGED = (Role.METHOD, Role.PEER)
+# What stands in the plane of speed and quality.
+COMPARED = (Role.FEWER_STEPS, *JUDGED)
 FORMS = (
     "a preset name, a YAML file, `method:option=value,…`, `caching & attention` (two of those), "
     "`steps:N`, `steps:N+method:…` or `peer/name:option=value,…`; `a|b|c` in place of a value "
@@ -31,36 +41,75 @@ _NAME = re.compile(r"^[A-Za-z_][\w]*$")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One row of the comparison.
+    """One row of the comparison, from the command line to the page.
 
     Attributes:
         id: file name of its results, unique in the run.
         label: what tables and plots call it.
         series: rows that differ in one swept value share it: they form one curve.
-        role: `dense`, `other_seed`, `fewer_steps`, `method` or `peer`.
+        role: what it is there for.
         spec: text that makes exactly this row.
         knob: the swept value, where it is a number.
-        steps: scheduler steps, None for the call's own.
-        cache: text of the plugin's config, None where the plugin is off.
-        peer: name of the peer, None where it is none.
-        options: the peer's options.
+        sparse: whether attention is computed in part, which counted layers do not see.
     """
 
     id: str
     label: str
     series: str
-    role: str
+    role: Role
     spec: str
     knob: float | None = None
+    sparse: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `run.json` holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:
+        """A row of a checked `run.json`."""
+        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        return cls(**{**known, "role": Role(data["role"])})
+
+    @cached_property
+    def work(self) -> Work:
+        """What its text asks for.
+
+        Raises:
+            ConfigError: the text has none of the known forms.
+        """
+        if self.role in (Role.DENSE, Role.OTHER_SEED):
+            return Work()
+        steps, rest = None, self.spec
+        if rest.startswith("steps:"):
+            head, _, rest = rest.partition("+")
+            steps = _steps(head.removeprefix("steps:"), self.spec)
+        if not rest.startswith("peer/"):
+            return Work(steps, cache=rest or None)
+        peer, _, options = rest.removeprefix("peer/").partition(":")
+        return Work(steps, peer=peer.strip(), options=_options(options, self.spec))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a row does to the pipeline.
+
+    Attributes:
+        steps: scheduler steps, None for the call's own.
+        cache: text of the plugin's config, None where the plugin is off.
+        peer: name of the peer, None where there is none.
+        options: the peer's options.
+    """
+
     steps: int | None = None
     cache: str | None = None
     peer: str | None = None
     options: tuple[tuple[str, str], ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields that `run.json` keeps."""
-        keep = ("id", "label", "series", "role", "spec", "knob")
-        return {k: v for k, v in asdict(self).items() if k in keep}
+
+def configs_of(run: Mapping[str, Any]) -> list[RunConfig]:
+    """The rows of a checked `run.json`, in its order."""
+    return [RunConfig.from_dict(config) for config in run["configs"]]
 
 
 def parse_value(text: str) -> Any:
@@ -124,27 +173,15 @@ def _steps(text: str, where: str) -> int:
 
 
 def _one(spec: str, label: str | None, series: str, swept: tuple[str, ...]) -> RunConfig:
-    steps, rest = None, spec
-    if spec.startswith("steps:"):
-        head, _, rest = spec.partition("+")
-        steps = _steps(head.removeprefix("steps:"), spec)
     name = spec if label is None else " ".join((label, *swept))
     knob = _number(swept[0]) if swept else None
-    common: dict[str, Any] = {"label": name, "series": series, "spec": spec, "knob": knob}
-    if not rest:
-        common |= {"knob": float(steps or 0), "label": label or f"{steps} steps"}
-        return RunConfig(_slug(spec), role=FEWER_STEPS, steps=steps, **common)
-    if rest.startswith("peer/"):
-        peer, _, options = rest.removeprefix("peer/").partition(":")
-        return RunConfig(
-            _slug(spec),
-            role=PEER,
-            steps=steps,
-            peer=peer.strip(),
-            options=_options(options, spec),
-            **common,
-        )
-    return RunConfig(_slug(spec), role=METHOD, steps=steps, cache=rest, **common)
+    rest = spec.partition("+")[2] if spec.startswith("steps:") else spec
+    role = Role.PEER if rest.startswith("peer/") else Role.METHOD if rest else Role.FEWER_STEPS
+    row = RunConfig(_slug(spec), name, series, role, spec, knob)
+    steps = row.work.steps  # raises where the text is wrong
+    if role is not Role.FEWER_STEPS:
+        return row
+    return replace(row, label=label or f"{steps} steps", knob=float(steps or 0))
 
 
 def parse_config(text: str) -> list[RunConfig]:
@@ -185,8 +222,8 @@ def baselines(steps: int, fewer: Sequence[int] | None = None) -> list[RunConfig]
         shares = (3 / 4, 1 / 2, 1 / 3, 1 / 4, 1 / 5)
         fewer = sorted({max(1, round(steps * share)) for share in shares} - {steps}, reverse=True)
     rows = [
-        RunConfig("dense", "dense", "dense", DENSE, "dense"),
-        RunConfig("other-seed", "dense, another seed", "other seed", OTHER_SEED, "other_seed"),
+        RunConfig("dense", "dense", "dense", Role.DENSE, "dense"),
+        RunConfig("other-seed", "dense, another seed", "other seed", Role.OTHER_SEED, "other_seed"),
     ]
     for count in fewer:
         if not 1 <= count < steps:
@@ -217,9 +254,9 @@ def build(
     rows = {row.id: row for row in baselines(steps, fewer)}
     for text in texts:
         for row in parse_config(text):
-            if row.steps is not None and row.steps > steps:
+            if row.work.steps is not None and row.work.steps > steps:
                 raise ConfigError(f"--config {text!r}: more steps than the dense run's {steps}")
-            if row.role == FEWER_STEPS and row.steps == steps:
+            if row.role is Role.FEWER_STEPS and row.work.steps == steps:
                 raise ConfigError(f"--config {text!r}: the dense run has {steps} steps already")
             if validate is not None:
                 validate(row)

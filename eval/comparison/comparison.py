@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..judge import Judge
 from ..measure.memory import KeptTensors
 from ..measure.timing import Timing
 from ..records import WARMUP, read_all
-from ..specs import DENSE, PEER, RunConfig
+from ..specs import Role, RunConfig
 from ..store import Store
 from . import plan
 from .rows import Outcome, RowError, Rows
@@ -83,21 +84,21 @@ class Comparison:
         self.measure()
         return self.verify_dense()
 
+    def _done(self, row: RunConfig) -> Callable[[Sample], bool]:
+        return lambda sample: self.store.is_done(row.id, sample.id)
+
     def warm_up(self) -> None:
         """One generation per row, not timed: first calls are slow, and memory is looked at."""
         dense = self.configs[0]
-        pending = [
-            row
-            for row in self.configs
-            if row.role == DENSE or any(not self.store.is_done(row.id, s.id) for s in self.samples)
-        ]
+        left = {row.id for row in self.configs if not all(map(self._done(row), self.samples))}
+        pending = [row for row in self.configs if row is dense or row.id in left]
         zero = 0
         for row in pending:
             kept = KeptTensors()
             try:
                 outcome = self.rows.run(row, self.samples[0], kept)
             except UnsupportedError as error:
-                if row.role != PEER:
+                if row.role is not Role.PEER:
                     raise
                 self.unavailable[row.id] = str(error)
                 self.progress.note(f"{row.label}: not available: {error}")
@@ -125,9 +126,10 @@ class Comparison:
         """What is left takes about so long, by the warm-ups so far."""
         left, timed = {}, {}
         for row in self.configs:
-            places = [i for i, s in enumerate(self.samples) if not self.store.is_done(row.id, s.id)]
+            done = self._done(row)
+            places = [i for i, sample in enumerate(self.samples) if not done(sample)]
             left[row.id] = len(places)
-            timed[row.id] = sum(i < self.pairs for i in places) if row.role != DENSE else 0
+            timed[row.id] = sum(i < self.pairs for i in places) if row.role is not Role.DENSE else 0
         return plan.seconds_left(self._warm, left, self.configs[0].id, timed)
 
     def measure(self) -> None:

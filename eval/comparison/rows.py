@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,7 @@ from ..measure.counting import Tally, counted
 from ..measure.memory import DevicePeak
 from ..measure.timing import Timing
 from ..peers.base import Situation, peer_options, prepare, with_peer
-from ..specs import DENSE, OTHER_SEED, PEER, RunConfig
+from ..specs import Role, RunConfig
 from .sampler import Generation, Sample, Sampler
 
 # Far from any seed a user picks, and the same for all: only the scale of "another picture".
@@ -76,21 +76,24 @@ class Rows:
         Raises:
             ConfigError: unknown preset, method, peer or option, or an unreadable file.
         """
-        if row.role == PEER:
-            peer_options(str(row.peer), row.options)
-        elif row.cache is not None:
+        if row.role is Role.PEER:
+            peer_options(str(row.work.peer), row.work.options)
+        elif row.work.cache is not None:
             self._config(row)
 
-    def is_sparse(self, row: RunConfig) -> bool:
-        """Whether a row computes attention in part: counted layers do not see that."""
-        if row.role == PEER or row.cache is None:
+    def told(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
+        """The rows, each told whether its method computes attention in part."""
+        return [replace(row, sparse=self._is_sparse(row)) for row in configs]
+
+    def _is_sparse(self, row: RunConfig) -> bool:
+        if row.work.cache is None:
             return False
         return getattr(self._config(row), "attention", None) is not None
 
     def _config(self, row: RunConfig) -> Any:
         from ditaccel import config
 
-        return config.resolve(str(row.cache), self._family)
+        return config.resolve(str(row.work.cache), self._family)
 
     def learn_dense(self, tally: Tally, steps: int) -> None:
         """Take the dense run's block work per call, and its calls per step, as the measure."""
@@ -100,7 +103,7 @@ class Rows:
         self._dense = tally
 
     def _situation(self, row: RunConfig, sample: Sample) -> Situation:
-        steps = row.steps or self._sampler.steps
+        steps = row.work.steps or self._sampler.steps
 
         def calibrate(pipe: Any) -> None:
             self._sampler.generate(pipe, sample.prompt, _CALIBRATION_SEED, steps)
@@ -111,15 +114,15 @@ class Rows:
     def _active(self, row: RunConfig, sample: Sample) -> Iterator[tuple[Any, Callable[[], Any]]]:
         """The pipeline with the row's method on it, and a way to the method's own report."""
         pipe = self._sampler.pipe
-        if row.role == PEER:
-            name = str(row.peer)
-            options, situation = peer_options(name, row.options), self._situation(row, sample)
+        if row.role is Role.PEER:
+            name = str(row.work.peer)
+            options, situation = peer_options(name, row.work.options), self._situation(row, sample)
             key = (name, situation.steps)
             if key not in self._prepared:
                 self._prepared[key] = prepare(name, pipe, options, situation)
             with with_peer(name, pipe, options, situation, self._prepared[key]) as twin:
                 yield twin, lambda: None
-        elif row.cache is not None:
+        elif row.work.cache is not None:
             with api.accelerated(pipe, self._config(row)):
                 yield pipe, lambda: api.report(pipe).last_generation()
         else:
@@ -139,7 +142,7 @@ class Rows:
             UnsupportedError: the row cannot run on this pipeline, with the reason.
             RowError: the generation failed, with the reason.
         """
-        seed = sample.seed + (OTHER_SEED_SHIFT if row.role == OTHER_SEED else 0)
+        seed = sample.seed + (OTHER_SEED_SHIFT if row.role is Role.OTHER_SEED else 0)
         try:
             with warnings.catch_warnings():
                 if between is None:
@@ -148,7 +151,8 @@ class Rows:
                 with self._active(row, sample) as (pipe, report):
                     peak = DevicePeak(execution_device(pipe))
                     with counted(pipe, between) as tally:
-                        generation = self._sampler.generate(pipe, sample.prompt, seed, row.steps)
+                        steps = row.work.steps
+                        generation = self._sampler.generate(pipe, sample.prompt, seed, steps)
                     own = report()
         except UnsupportedError:
             raise
@@ -157,11 +161,11 @@ class Rows:
         except Exception as error:
             line = (str(error).strip() or "no message").split("\n")[0][:300]
             raise RowError(f"{type(error).__name__}: {line}") from error
-        if row.role == DENSE and not self._full:
+        if row.role is Role.DENSE and not self._full:
             self.learn_dense(tally, self._sampler.steps)
         share = None if own is None else float(own.computed_share)
         least = None
-        if self._dense is not None and not self.is_sparse(row):
+        if self._dense is not None and not row.sparse:
             least = tally.least_share(self._dense)
         calls = self._calls(tally, own)
         return Outcome(generation, tally, calls, share, peak.read(), least)

@@ -17,7 +17,6 @@ from ..measure.memory import CPU_MEANING, CUDA_MEANING
 from ..peers.base import PEERS
 from ..records import SCHEMA
 from ..specs import RunConfig
-from .rows import Rows
 from .sampler import Sampler
 from .subject import Subject
 
@@ -25,7 +24,6 @@ from .subject import Subject
 def describe(
     subject: Subject,
     sampler: Sampler,
-    rows: Rows,
     configs: Sequence[RunConfig],
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -37,7 +35,6 @@ def describe(
     Args:
         subject: the model.
         sampler: what calls it.
-        rows: knows which configs compute attention in part.
         configs: all rows, dense first.
         prompts: of the samples.
         seeds: of the samples.
@@ -53,7 +50,7 @@ def describe(
         "family": subject.family,
         "task": subject.sheet.task,
         "call": {**call, "num_inference_steps": sampler.steps},
-        "configs": [{**row.to_dict(), "sparse": rows.is_sparse(row)} for row in configs],
+        "configs": [row.to_dict() for row in configs],
         "prompts": list(prompts),
         "seeds": list(seeds),
         "device": device,
@@ -61,7 +58,7 @@ def describe(
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "command": provenance.command(),
-        "peers": {row.peer: PEERS[row.peer].note for row in configs if row.peer is not None},
+        "peers": {name: PEERS[name].note for row in configs if (name := row.work.peer)},
         "fps": subject.sheet.fps,
         "features": judge.features,
         "metrics": [metric.to_dict() for metric in judge.metrics],

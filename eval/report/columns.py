@@ -11,7 +11,8 @@ from functools import partial
 
 from ditaccel.eval.measure.pairs import State
 from ditaccel.eval.metrics.base import Figure, Metric, Per, Shown, Unit
-from ditaccel.eval.report.load import Config, Evaluation
+from ditaccel.eval.report.load import Evaluation
+from ditaccel.eval.specs import Role, RunConfig
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def small_n(column: Column, samples: float | None) -> str | None:
     return f"small N: {samples:.0f} samples, below {column.enough} {column.few}"
 
 
-def speedup_words(evaluation: Evaluation, config: Config) -> str:
+def speedup_words(evaluation: Evaluation, config: RunConfig) -> str:
     """What stands in place of a speed-up that is none, or in front of one that is noisy."""
     return {
         State.OK: "",
@@ -189,7 +190,7 @@ def speedup_words(evaluation: Evaluation, config: Config) -> str:
     }[evaluation.state(config)]
 
 
-def speedup_reason(evaluation: Evaluation, config: Config) -> str:
+def speedup_reason(evaluation: Evaluation, config: RunConfig) -> str:
     """Why a speed-up is noisy or refused."""
     own = str(evaluation.stats(config)["timing"]["reason"])
     if own or evaluation.state(config) is not State.NOISY:
@@ -197,13 +198,13 @@ def speedup_reason(evaluation: Evaluation, config: Config) -> str:
     return str((evaluation.summary.get("timing") or {}).get("text", ""))
 
 
-def cell_text(evaluation: Evaluation, config: Config, column: Column) -> tuple[str, str]:
+def cell_text(evaluation: Evaluation, config: RunConfig, column: Column) -> tuple[str, str]:
     """The cell's figure and its range, both empty where there is none."""
     value = evaluation.number(config, *column.path)
     if value is None:
         return (speedup_words(evaluation, config), "") if column.key == "speedup" else ("", "")
     text, tail = column.text(value), ""
-    if column.spread and not (column.key == "speedup" and config.role == "dense"):
+    if column.spread and not (column.key == "speedup" and config.role is Role.DENSE):
         bounds = [evaluation.number(config, *column.path[:-1], key) for key in column.spread]
         known = [column.text(bound) for bound in bounds if bound is not None]
         if len(known) == 2:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ditaccel.eval.report import media
-from ditaccel.eval.report.load import Config, Evaluation
+from ditaccel.eval.report.load import Evaluation
 from ditaccel.eval.report.markup import Markup, breakable, el
 from ditaccel.eval.report.media import Frames
+from ditaccel.eval.specs import COMPARED, JUDGED, Role, RunConfig
 
-SHOWN = ("fewer_steps", "method", "peer")
 SAMPLES = 3
 # Cards that a wide screen shows side by side.
 ROW = 8
@@ -40,8 +40,8 @@ def pick_samples(evaluation: Evaluation) -> list[Pick]:
     Worst is the lowest PSNR that any method or peer reached; typical has the median of the
     samples' mean PSNR.
     """
-    judged = [c for c in evaluation.configs if c.role in ("method", "peer")]
-    judged = judged or [c for c in evaluation.configs if c.role in SHOWN]
+    judged = [c for c in evaluation.configs if c.role in JUDGED]
+    judged = judged or [c for c in evaluation.configs if c.role in COMPARED]
     scores: dict[str, list[tuple[float, str]]] = {}
     for config in judged:
         for sample, row in evaluation.rows.get(config.id, {}).items():
@@ -49,9 +49,8 @@ def pick_samples(evaluation: Evaluation) -> list[Pick]:
             if psnr is not None:
                 scores.setdefault(sample, []).append((psnr, config.label))
     if not scores:
-        return [
-            Pick(sample, "first sample") for sample in list(evaluation.rows.get("dense", {}))[:1]
-        ]
+        first = evaluation.rows.get(evaluation.dense.id, {}) if evaluation.dense else {}
+        return [Pick(sample, "first sample") for sample in list(first)[:1]]
     lowest = sorted(scores, key=lambda s: min(scores[s]))
     means = {s: statistics.fmean(p for p, _ in scores[s]) for s in scores}
     middle = statistics.median_low(means.values())
@@ -83,7 +82,7 @@ class Gallery:
         self.spent += len(uri)
         return uri
 
-    def _frames(self, config: Config, sample: str) -> tuple[Frames | None, str]:
+    def _frames(self, config: RunConfig, sample: str) -> tuple[Frames | None, str]:
         """Frames of one result, or None and the reason in words."""
         failed = self.evaluation.failed(config.id)
         if sample in failed:
@@ -130,23 +129,23 @@ class Gallery:
             "img", src=uri, alt=alt, width=heat.shape[2], height=heat.shape[1], cls="frame heat"
         )
 
-    def _card(self, config: Config, sample: str, dense: Frames | None, moving: bool) -> Markup:
+    def _card(self, config: RunConfig, sample: str, dense: Frames | None, moving: bool) -> Markup:
         frames, reason = self._frames(config, sample)
         row = self.evaluation.rows.get(config.id, {}).get(sample) or {}
         psnr = _psnr(row)
         facts = []
-        if config.role == "dense":
+        if config.role is Role.DENSE:
             facts.append("reference")
         elif psnr is not None:
             facts.append("identical to dense" if psnr >= 99 else f"{psnr:.1f} dB")
         speed = self.evaluation.number(config, "speedup", "median")
-        if speed is not None and config.role != "dense":
+        if speed is not None and config.role is not Role.DENSE:
             facts.append(f"{speed:.2f}×")
         caption = el("figcaption", el("b", breakable(config.label)), el("span", " · ".join(facts)))
         if frames is None:
             return el("figure", caption, el("p", reason, cls="bad"), cls=f"card {config.role}")
         body = self._picture(frames, f"{config.label}: {row.get('prompt', sample)}", moving)
-        if config.role != "dense":
+        if config.role is not Role.DENSE:
             body.append(self._heat(frames, dense, config.label))
         return el("figure", caption, body, cls=f"card {config.role}")
 
@@ -154,7 +153,7 @@ class Gallery:
         """Cards of everything but dense: a row a series, small series together."""
         series: dict[str, list[Markup]] = {}
         for config in self.evaluation.configs:
-            if config.role not in SHOWN:
+            if config.role not in COMPARED:
                 continue
             if self.spent > BUDGET:
                 self.left_out += 1
@@ -171,7 +170,7 @@ class Gallery:
 
     def sample(self, pick: Pick, moving: bool, opened: bool) -> Markup:
         """All cards of one sample; `moving` adds the videos to the strips."""
-        first = next((c for c in self.evaluation.configs if c.role == "dense"), None)
+        first = self.evaluation.dense
         dense = self._frames(first, pick.sample)[0] if first else None
         reference = self._card(first, pick.sample, None, moving) if first else None
         rows = self.evaluation.rows.values()
@@ -222,7 +221,7 @@ def gallery(evaluation: Evaluation) -> Markup | None:
     Returns:
         None if no configuration but dense has a result to show.
     """
-    if not any(c.role in SHOWN for c in evaluation.configs):
+    if not any(c.role in COMPARED for c in evaluation.configs):
         return None
     builder = Gallery(evaluation)
     picks = pick_samples(evaluation)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ditaccel.eval.report.load import Evaluation
 from ditaccel.eval.report.markup import Markup, el
 from ditaccel.eval.report.pareto_plot import pareto
-from ditaccel.eval.report.series import pareto_points
+from ditaccel.eval.report.series import pareto_marks
 from ditaccel.eval.report.shell import document, write_text
 from ditaccel.eval.report.verdict import headline
 
@@ -17,7 +17,7 @@ from ditaccel.eval.report.verdict import headline
 def _entry(evaluation: Evaluation, page: Path) -> Markup:
     name = Path(str(evaluation.run.get("model", "model"))).name
     link = Path(os.path.relpath(evaluation.folder / "report.html", page.parent)).as_posix()
-    plot = pareto(evaluation, 400) if pareto_points(evaluation) else None
+    plot = pareto(evaluation, 400) if pareto_marks(evaluation) else None
     return el(
         "section",
         el("h2", el("a", name, href=link)),

@@ -12,24 +12,14 @@ from ditaccel.eval.measure.pairs import State
 from ditaccel.eval.metrics.base import ACCURACY, Metric, measured
 from ditaccel.eval.records import AGAIN, FAILURE, RESULT, read_all, read_run
 from ditaccel.eval.records import SUMMARY as SHAPE
+from ditaccel.eval.specs import Role, RunConfig, configs_of
 from ditaccel.eval.store import FAILURES, RESULTS, RUN, SUMMARY
+from ditaccel.eval.summary.pareto import Point, points_of, state_of
 
 from ditaccel.errors import UsageError
 from ditaccel.io.checked import read_record
 
 Json = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Config:
-    """One evaluated configuration, as `run.json` lists it."""
-
-    id: str
-    label: str
-    series: str
-    role: str
-    spec: str
-    knob: float | None
 
 
 @dataclass(frozen=True)
@@ -50,14 +40,14 @@ class Evaluation:
     results: list[Json]
     failures: list[Json]
     summary: Json
-    configs: list[Config]
+    configs: list[RunConfig]
 
-    def stats(self, config: Config) -> Json:
+    def stats(self, config: RunConfig) -> Json:
         """The summary's entry of `config`."""
         stats: Json = self.summary["configs"][config.id]
         return stats
 
-    def number(self, config: Config, *path: str) -> float | None:
+    def number(self, config: RunConfig, *path: str) -> float | None:
         """A finite number of the summary, or None where it is missing, null or not finite."""
         value: Any = self.stats(config)
         for key in path:
@@ -66,12 +56,19 @@ class Evaluation:
             return None
         return float(value) if math.isfinite(value) else None
 
-    def state(self, config: Config) -> State:
+    def state(self, config: RunConfig) -> State:
         """What the speed-up of `config` is worth; noisy where the whole table is."""
-        state = State(self.stats(config)["timing"]["state"])
-        if state is State.OK and not self.trusted and config.role != "dense":
-            return State.NOISY
-        return state
+        return state_of(config, self.stats(config), self.trusted)
+
+    @property
+    def dense(self) -> RunConfig | None:
+        """The reference, where it has results."""
+        return next((config for config in self.configs if config.role is Role.DENSE), None)
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """The rows in the plane of speed and quality."""
+        return points_of(self.configs, self.summary["configs"], self.trusted)
 
     @property
     def trusted(self) -> bool:
@@ -129,11 +126,7 @@ def load_evaluation(folder: str | Path) -> Evaluation:
     results = read_all(folder / RESULTS, RESULT)
     failures = read_all(folder / FAILURES, FAILURE)
     summary = read_record(folder / SUMMARY, SHAPE, "run the same command again")
-    configs = [
-        Config(c["id"], c["label"], c["series"], c["role"], c["spec"], c.get("knob"))
-        for c in run["configs"]
-        if c["id"] in summary["configs"]
-    ]
+    configs = [config for config in configs_of(run) if config.id in summary["configs"]]
     if not results or not configs:
         raise UsageError(f"{folder} holds no results yet: let the evaluation finish first")
     known = {c["id"] for c in run["configs"]}

@@ -8,9 +8,8 @@ from pathlib import Path
 from ditaccel.eval.report.gallery import gallery
 from ditaccel.eval.report.load import Evaluation, load_evaluation
 from ditaccel.eval.report.markup import Markup, el
-from ditaccel.eval.report.pareto_plot import pareto
-from ditaccel.eval.report.plots import pareto_png
-from ditaccel.eval.report.series import pareto_points
+from ditaccel.eval.report.pareto_plot import pareto, pareto_png
+from ditaccel.eval.report.series import pareto_marks
 from ditaccel.eval.report.shell import document, write_text
 from ditaccel.eval.report.steps import hit_maps
 from ditaccel.eval.report.table import full_table
@@ -19,7 +18,7 @@ from ditaccel.eval.report.verdict import headline, matched_table
 
 
 def _pareto(evaluation: Evaluation) -> Markup | None:
-    if not pareto_points(evaluation):
+    if not pareto_marks(evaluation):
         return None
     return el(
         "div",

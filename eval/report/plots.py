@@ -1,4 +1,4 @@
-"""The Pareto plot: quality against speed, as SVG for the report and as PNG for a README."""
+"""The Pareto plot as SVG: quality against speed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ditaccel.eval.report.load import Evaluation
 from ditaccel.eval.report.markup import Markup, el
-from ditaccel.eval.report.series import Point, Style, floor, pareto_points, series_styles
+from ditaccel.eval.report.series import Mark, Style, floor, pareto_marks, series_styles
+from ditaccel.eval.specs import Role
 
 from ditaccel.errors import UsageError
 
@@ -59,14 +59,20 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     return [round(i * step, 10) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _limits(
-    points: Sequence[Point], lowest: float | None
+def limits(
+    points: Sequence[Mark], lowest: float | None
 ) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The ranges of speed-up and PSNR that a plot shows.
+
+    Args:
+        points: all marks.
+        lowest: PSNR between unrelated pictures, None where it is not known.
+    """
     xs = [p.x for p in points] + [1.0]
     x_range = (min(min(xs) - 0.06, 0.9), max(xs) + 0.08 * (max(xs) - min(xs)) + 0.08)
     finite = [p.y for p in points if p.y < TOP_DB]
     top = max(finite, default=40.0)
-    bottom = min([*finite, *(p.y_low for p in points if p.y_low < TOP_DB)], default=20.0)
+    bottom = min([*finite, *(p.point.tail for p in points if p.point.tail < TOP_DB)], default=20.0)
     if lowest is not None and bottom - lowest < 10:
         bottom = min(bottom, lowest)
     clipped = any(p.y >= TOP_DB for p in points)
@@ -97,7 +103,7 @@ def marker_svg(style: Style, x: float, y: float, r: float = 5.5) -> Markup:
     return el(
         "path",
         d=marker_path(style.marker, x, y, r),
-        cls="mark hollow" if style.role == "peer" else "mark",
+        cls="mark hollow" if style.role is Role.PEER else "mark",
         style=f"--c:var({style.variable})",
     )
 
@@ -109,11 +115,11 @@ def _free(box: Box, taken: Sequence[Box], frame: Frame) -> bool:
     return all(x1 < a or x0 > c or y1 < b or y0 > d for a, b, c, d in taken)
 
 
-def _line_boxes(points: Sequence[tuple[Point, Style]], frame: Frame) -> list[Box]:
+def _line_boxes(points: Sequence[tuple[Mark, Style]], frame: Frame) -> list[Box]:
     """Small boxes along the lines between neighbours of one series."""
     boxes = []
     for (a, _), (b, _) in itertools.pairwise(points):
-        if a.config.series != b.config.series:
+        if a.point.config.series != b.point.config.series:
             continue
         x0, y0, x1, y1 = frame.x(a.x), frame.y(a.y), frame.x(b.x), frame.y(b.y)
         count = max(2, int(math.hypot(x1 - x0, y1 - y0) / 6))
@@ -124,7 +130,7 @@ def _line_boxes(points: Sequence[tuple[Point, Style]], frame: Frame) -> list[Box
 
 
 def _place_labels(
-    points: Sequence[tuple[Point, Style]], frame: Frame, font: float, taken: list[Box]
+    points: Sequence[tuple[Mark, Style]], frame: Frame, font: float, taken: list[Box]
 ) -> list[Markup]:
     """Label points where there is room; a point without room keeps its tooltip only."""
     taken += _line_boxes(points, frame)
@@ -224,7 +230,7 @@ def _references(frame: Frame, lowest: float | None, font: float, taken: list[Box
     return parts
 
 
-def _series(points: Sequence[Point], style: Style, frame: Frame) -> list[Markup]:
+def _series(points: Sequence[Mark], style: Style, frame: Frame) -> list[Markup]:
     colour = f"--c:var({style.variable})"
     path = " ".join(f"{frame.x(p.x)},{frame.y(p.y)}" for p in points)
     parts = []
@@ -232,12 +238,13 @@ def _series(points: Sequence[Point], style: Style, frame: Frame) -> list[Markup]
         parts.append(el("polyline", points=path, cls=f"series {style.role}", style=colour))
     for p in points:
         x, y = frame.x(p.x), frame.y(p.y)
-        wide = {"x1": frame.x(p.x_low), "x2": frame.x(p.x_high), "y1": y, "y2": y}
+        low, high = (frame.x(speed) for speed in p.point.spread)
+        wide = {"x1": low, "x2": high, "y1": y, "y2": y}
         parts.append(el("line", cls="whisker", style=colour, **wide))
         if p.y < TOP_DB:
             parts.append(
                 el(
-                    "line", x1=x, x2=x, y1=y, y2=frame.y(p.y_low), cls="whisker", style=colour
+                    "line", x1=x, x2=x, y1=y, y2=frame.y(p.point.tail), cls="whisker", style=colour
                 )
             )  # fmt: skip
     for p in points:
@@ -262,7 +269,8 @@ def _series(points: Sequence[Point], style: Style, frame: Frame) -> list[Markup]
     return parts
 
 
-def _xlabel(evaluation: Evaluation) -> str:
+def xlabel(evaluation: Evaluation) -> str:
+    """What the speed axis says."""
     return "speed-up (dense = 1×)" + ("" if evaluation.trusted else ", noisy timing")
 
 
@@ -278,18 +286,18 @@ def pareto_svg(evaluation: Evaluation, width: int, height: int, font: float = 12
     Raises:
         UsageError: no configuration has both a speed-up and a PSNR.
     """
-    series = pareto_points(evaluation)
+    series = pareto_marks(evaluation)
     everything = [p for points in series.values() for p in points]
     if not everything:
         raise UsageError("no configuration beside dense has a speed-up and a PSNR to plot")
     styles = series_styles(evaluation)
     lowest = floor(evaluation)
-    x_range, y_range = _limits(everything, lowest)
+    x_range, y_range = limits(everything, lowest)
     left, bottom = 3.2 * font, height - 4.2 * font
     frame = Frame(width, height, left, width - 10, 3.4 * font, bottom, x_range, y_range)
     taken: list[Box] = []
-    body = [*_axes(frame, font, _xlabel(evaluation)), *_references(frame, lowest, font, taken)]
-    drawn = sorted(series, key=lambda name: styles[name].role != "fewer_steps")
+    body = [*_axes(frame, font, xlabel(evaluation)), *_references(frame, lowest, font, taken)]
+    drawn = sorted(series, key=lambda name: styles[name].role is not Role.FEWER_STEPS)
     for name in drawn:
         body.append(el("g", _series(series[name], styles[name], frame), data_series=name))
     labelled = [(p, styles[name]) for name in drawn for p in series[name]]
@@ -299,86 +307,3 @@ def pareto_svg(evaluation: Evaluation, width: int, height: int, font: float = 12
         "against PSNR to dense. The table below holds the same figures."
     )
     return el("svg", body, viewBox=f"0 0 {width} {height}", role="group", aria_label=summary)
-
-
-def pareto_png(evaluation: Evaluation, path: str | Path) -> Path:
-    """The Pareto plot as a PNG on white, for pages that cannot hold the report.
-
-    Raises:
-        UsageError: no configuration has both a speed-up and a PSNR, or `path` cannot be written.
-    """
-    from matplotlib.figure import Figure
-
-    series = pareto_points(evaluation)
-    everything = [p for points in series.values() for p in points]
-    if not everything:
-        raise UsageError("no configuration beside dense has a speed-up and a PSNR to plot")
-    styles = series_styles(evaluation)
-    symbols = {
-        "circle": "o", "triangle": "^", "diamond": "D", "down": "v", "pentagon": "p",
-        "hexagon": "h", "square": "s",
-    }  # fmt: skip
-    lines = {"fewer_steps": "--", "method": "-", "peer": ":"}
-    lowest = floor(evaluation)
-    x_range, y_range = _limits(everything, lowest)
-    figure = Figure(figsize=(9.6, 4.6), dpi=130, layout="constrained")
-    axes = figure.add_subplot()
-    for name, points in series.items():
-        style = styles[name]
-        axes.plot(
-            [p.x for p in points],
-            [min(p.y, y_range[1]) for p in points],
-            lines[style.role],
-            color=style.colour,
-            marker=symbols[style.marker],
-            markerfacecolor="white" if style.role == "peer" else style.colour,
-            markersize=6,
-            linewidth=2,
-            clip_on=False,
-            label=name,
-        )
-        for point in points:
-            if point.noisy:
-                axes.annotate(
-                    "noisy",
-                    (point.x, min(point.y, y_range[1])),
-                    xytext=(0, -12),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=7,
-                    color="#777",
-                )
-            if point.y >= TOP_DB:
-                axes.annotate(
-                    "identical" if point.y >= 99 else f"{point.y:.0f} dB",
-                    (point.x, y_range[1]),
-                    xytext=(9, -3),
-                    textcoords="offset points",
-                    fontsize=8,
-                    color=style.colour,
-                )
-    axes.axvline(1.0, color="#888", linewidth=1, linestyle=(0, (2, 3)))
-    if lowest is not None and lowest > y_range[0]:
-        axes.axhline(lowest, color="#888", linewidth=1, linestyle=(0, (2, 3)))
-        note = f"unrelated picture (other seed): {lowest:.1f} dB"
-        axes.annotate(
-            note,
-            (x_range[1], lowest),
-            xytext=(-6, 4),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color="#555",
-        )
-    axes.set(xlim=x_range, ylim=y_range)
-    axes.set_xlabel(_xlabel(evaluation))
-    axes.set_ylabel("PSNR to dense (dB)")
-    axes.grid(axis="y", color="#e5e5e5")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, fontsize=9, loc="outside right upper")
-    path = Path(path)
-    try:
-        figure.savefig(path, facecolor="white")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot write {path} ({error}): choose another file") from None
-    return path

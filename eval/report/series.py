@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ditaccel.eval.measure.pairs import State
-from ditaccel.eval.report.load import Config, Evaluation
+from ditaccel.eval.metrics.psnr import CAP
+from ditaccel.eval.report.load import Evaluation
+from ditaccel.eval.specs import COMPARED, JUDGED, Role, RunConfig
+from ditaccel.eval.summary.pareto import Point
 
 # Okabe and Ito's palette, told apart under the common kinds of colour blindness; every series has
 # its own marker too. Each entry: on a light ground, on a dark ground.
@@ -19,7 +23,6 @@ PALETTE = (
 )
 BASELINE = ("#2b2b2b", "#e8e8e8")
 MARKERS = ("circle", "triangle", "diamond", "down", "pentagon", "hexagon")
-PLOTTED = ("fewer_steps", "method", "peer")
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,12 @@ class Style:
     Attributes:
         slot: index into `PALETTE`, or -1 for the fewer-steps baseline.
         marker: a name of `MARKERS`, or "square" for the baseline.
-        role: "fewer_steps", "method" or "peer"; peers are drawn hollow and dotted.
+        role: of its rows; peers are drawn hollow and dotted.
     """
 
     slot: int
     marker: str
-    role: str
+    role: Role
 
     @property
     def variable(self) -> str:
@@ -48,44 +51,60 @@ class Style:
 
 
 @dataclass(frozen=True)
-class Point:
-    """One configuration in the plot: x = speed-up (dense = 1), y = PSNR to dense in dB.
+class Mark:
+    """A row in the plot: x is the speed-up (dense is 1), y is PSNR to dense in dB.
 
-    `short` is what tells its label from the others of its series.
+    Attributes:
+        point: the row's figures.
+        short: what tells its label from the others of its series.
+        more: its other figures of quality, in words.
     """
 
-    config: Config
-    x: float
-    y: float
-    x_low: float
-    x_high: float
-    y_low: float
-    samples: int
+    point: Point
     short: str
-    noisy: bool = False
+    more: str = ""
+
+    @property
+    def x(self) -> float:
+        """Speed-up."""
+        return self.point.speedup
+
+    @property
+    def y(self) -> float:
+        """Mean PSNR."""
+        return self.point.psnr
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the speed-up is uncertain."""
+        return self.point.state is State.NOISY
 
     @property
     def tip(self) -> str:
-        """What a tooltip says, one fact a line."""
-        quality = "identical to dense" if self.y >= 99 else f"PSNR {self.y:.1f} dB"
-        tail = "" if self.y >= 99 else f" (p5 {self.y_low:.1f})"
-        count = f"{self.samples} sample{'s' * (self.samples != 1)}"
-        return (
-            f"{self.config.label}\n{self.x:.2f}× dense's speed"
-            f" (middle half {self.x_low:.2f} to {self.x_high:.2f})"
-            f"{', noisy' if self.noisy else ''}\n{quality}{tail}, {count}"
-        )
+        """What a tooltip says, one fact per line."""
+        point, (low, high) = self.point, self.point.spread
+        quality = "identical to dense" if point.psnr >= CAP else f"PSNR {point.psnr:.1f} dB"
+        tail = "" if point.psnr >= CAP else f" (p5 {point.tail:.1f})"
+        count = f"{point.samples} sample{'s' * (point.samples != 1)}"
+        lines = [
+            point.label,
+            f"{point.speedup:.2f}× dense's speed (middle half {low:.2f} to {high:.2f})"
+            f"{', noisy' if self.noisy else ''}",
+            f"{quality}{tail}, {count}",
+            self.more,
+        ]
+        return "\n".join(filter(None, lines))
 
 
 def series_styles(evaluation: Evaluation) -> dict[str, Style]:
     """Looks by series name, in the order of the run; the baseline comes first."""
     styles: dict[str, Style] = {}
     for config in evaluation.configs:
-        if config.role == "fewer_steps":
+        if config.role is Role.FEWER_STEPS:
             styles.setdefault(config.series, Style(-1, "square", config.role))
     slot = 0
     for config in evaluation.configs:
-        if config.role in ("method", "peer") and config.series not in styles:
+        if config.role in JUDGED and config.series not in styles:
             index = slot % len(PALETTE)
             marker = MARKERS[(slot + slot // len(PALETTE)) % len(MARKERS)]
             styles[config.series] = Style(index, marker, config.role)
@@ -120,45 +139,36 @@ def short_labels(labels: list[str], series: str) -> list[str]:
     return [text[len(head) : len(text) - len(tail)] for text in labels]
 
 
-def pareto_points(evaluation: Evaluation) -> dict[str, list[Point]]:
-    """Points by series, sorted by speed-up; configurations without both figures are left out."""
-    points: dict[str, list[Point]] = {series: [] for series in series_styles(evaluation)}
-    short: dict[str, str] = {}
-    for series in points:
+def pareto_marks(evaluation: Evaluation) -> dict[str, list[Mark]]:
+    """Marks by series, sorted by speed-up; rows without a speed-up are left out."""
+    found: dict[str, list[Mark]] = {}
+    for series in series_styles(evaluation):
         members = [c for c in evaluation.configs if c.series == series]
         labels = short_labels([c.label for c in members], series)
-        short |= dict(zip((c.id for c in members), labels, strict=True))
-    for config in evaluation.configs:
-        if config.role not in PLOTTED:
-            continue
-        x = evaluation.number(config, "speedup", "median")
-        y = evaluation.number(config, "psnr", "mean")
-        if x is None or y is None:
-            continue
-        low, high = (evaluation.number(config, "speedup", q) for q in ("p25", "p75"))
-        p5 = evaluation.number(config, "psnr", "p5")
-        noisy = evaluation.state(config) is State.NOISY
-        points[config.series].append(
-            Point(
-                config,
-                x,
-                y,
-                x if low is None else low,
-                x if high is None else high,
-                y if p5 is None else p5,
-                int(evaluation.number(config, "n") or 0),
-                short[config.id] + (" (noisy)" if noisy else ""),
-                noisy,
-            )
-        )
-    return {series: sorted(ps, key=lambda p: p.x) for series, ps in points.items() if ps}
+        short = dict(zip((c.id for c in members), labels, strict=True))
+        marks = []
+        for point in evaluation.points:
+            if point.id in short and point.role in COMPARED and math.isfinite(point.speedup):
+                noisy = " (noisy)" if point.state is State.NOISY else ""
+                more = _other_figures(evaluation, point.config)
+                marks.append(Mark(point, short[point.id] + noisy, more))
+        if marks:
+            found[series] = sorted(marks, key=lambda mark: mark.x)
+    return found
+
+
+def _other_figures(evaluation: Evaluation, config: RunConfig) -> str:
+    """What other metrics than the plot's own come to, as far as they have one number."""
+    parts = []
+    for metric in evaluation.metrics:
+        for figure in metric.numbers() if metric.figures is None else ():
+            value = evaluation.number(config, *metric.path(figure))
+            if value is not None:
+                parts.append(f"{figure.title} {metric.write(figure, value)}")
+    return ", ".join(parts)
 
 
 def floor(evaluation: Evaluation) -> float | None:
     """Mean PSNR between unrelated pictures (dense with another seed), where the run has it."""
-    values = [
-        evaluation.number(config, "psnr", "mean")
-        for config in evaluation.configs
-        if config.role == "other_seed"
-    ]
-    return values[0] if values else None
+    found = (point.psnr for point in evaluation.points if point.role is Role.OTHER_SEED)
+    return next(found, None)

@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from ditaccel.eval.report.load import Config, Evaluation
+from ditaccel.eval.report.load import Evaluation
 from ditaccel.eval.report.markup import Markup, breakable, el
+from ditaccel.eval.specs import JUDGED, RunConfig
 
 # Maps that a reader sees without a click.
 OPEN = 6
@@ -55,7 +56,7 @@ def _grid(rows: list[dict[str, Any]]) -> dict[str, dict[int, Cell]]:
     return grid
 
 
-def _map(config: Config, rows: list[dict[str, Any]], share: float | None) -> Markup:
+def _map(config: RunConfig, rows: list[dict[str, Any]], share: float | None) -> Markup:
     # A configuration without a label of its own is called by its spec already.
     code = el("code", " ", breakable(config.spec)) if config.spec != config.label else None
     title = el("h3", breakable(config.label), code)
@@ -103,7 +104,7 @@ def hit_maps(evaluation: Evaluation) -> Markup | None:
     """
     maps = []
     for config in evaluation.configs:
-        if config.role in ("method", "peer"):
+        if config.role in JUDGED:
             rows = list(evaluation.rows.get(config.id, {}).values())
             maps.append(_map(config, rows, evaluation.number(config, "computed_share")))
     if not maps:

@@ -13,16 +13,17 @@ from ditaccel.eval.report.columns import (
     speedup_reason,
     speedup_words,
 )
-from ditaccel.eval.report.load import Config, Evaluation
+from ditaccel.eval.report.load import Evaluation
 from ditaccel.eval.report.markup import Markup, breakable, el
 from ditaccel.eval.report.series import series_styles
+from ditaccel.eval.specs import Role, RunConfig
 
 ROLES = {
-    "dense": "reference",
-    "other_seed": "same work",
-    "fewer_steps": "baseline",
-    "method": "method",
-    "peer": "peer",
+    Role.DENSE: "reference",
+    Role.OTHER_SEED: "same work",
+    Role.FEWER_STEPS: "baseline",
+    Role.METHOD: "method",
+    Role.PEER: "peer",
 }
 
 
@@ -36,7 +37,7 @@ def _header(evaluation: Evaluation, column: Column) -> Markup:
     return el("th", button, scope="col", cls="num")
 
 
-def _cell(evaluation: Evaluation, config: Config, column: Column) -> Markup:
+def _cell(evaluation: Evaluation, config: RunConfig, column: Column) -> Markup:
     value = evaluation.number(config, *column.path)
     if value is None:
         note, words = note_of(evaluation, column), ""
@@ -56,7 +57,7 @@ def _cell(evaluation: Evaluation, config: Config, column: Column) -> Markup:
     return el("td", shown, marks, small, cls="num", data_v=repr(value))
 
 
-def _beaten(evaluation: Evaluation, config: Config) -> Markup | None:
+def _beaten(evaluation: Evaluation, config: RunConfig) -> Markup | None:
     """A mark for a row that another row beats in both speed and quality."""
     winner = (evaluation.summary.get("dominated") or {}).get(config.id)
     label = next((c.label for c in evaluation.configs if c.id == winner), None)
@@ -87,7 +88,7 @@ def full_table(evaluation: Evaluation) -> Markup:
         name = el(
             "th",
             el("span", cls="chip", style=colour), breakable(config.label),
-            el("small", " ", ROLES.get(config.role, config.role)),
+            el("small", " ", ROLES[config.role]),
             _beaten(evaluation, config), warning,
             scope="row", cls="first", title=config.spec, data_v=config.label,
         )  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ditaccel.eval.measure.pairs import State
 from ditaccel.eval.metrics.base import Shown
 from ditaccel.eval.report.columns import Column, cell_text, columns_of, small_n
-from ditaccel.eval.report.load import Config, Evaluation
+from ditaccel.eval.report.load import Evaluation
+from ditaccel.eval.specs import RunConfig
 from ditaccel.eval.summary.verdicts import Missing
 
 
@@ -41,7 +42,7 @@ def markdown_rows(evaluation: Evaluation) -> str:
     return "\n".join([*lines, "", "; ".join(notes) + ".", ""])
 
 
-def _cell(evaluation: Evaluation, config: Config, column: Column) -> str:
+def _cell(evaluation: Evaluation, config: RunConfig, column: Column) -> str:
     text, tail = cell_text(evaluation, config, column)
     return " ".join(filter(None, (text, tail))) or "–"
 

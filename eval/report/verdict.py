@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ditaccel.eval.report.load import Config, Evaluation
+from ditaccel.eval.report.load import Evaluation
 from ditaccel.eval.report.markup import Markup, breakable, el
 from ditaccel.eval.report.series import series_styles
+from ditaccel.eval.specs import COMPARED, Role, RunConfig
 from ditaccel.eval.summary.pareto import Where
 from ditaccel.eval.summary.verdicts import Level, Missing
 
@@ -44,7 +45,7 @@ def _verdict_on(evaluation: Evaluation, config: str) -> dict[str, Any]:
     return next((v for v in found if v.get("config") == config), {})
 
 
-def _row_tile(evaluation: Evaluation, config: Config, words: str, kind: str = "") -> Markup:
+def _row_tile(evaluation: Evaluation, config: RunConfig, words: str, kind: str = "") -> Markup:
     """A measured row: its speed-up, and its quality in the words."""
     speed = evaluation.number(config, "speedup", "median")
     quality = _quality(evaluation.number(config, "psnr", "mean"))
@@ -67,7 +68,7 @@ def _tiles(evaluation: Evaluation) -> list[Markup]:
             tiles.append(_row_tile(evaluation, fewer, "nearest with fewer steps: "))
         if peer is not None:
             tiles.append(_row_tile(evaluation, peer, "best other tool: "))
-    elif any(config.role == "method" for config in evaluation.configs):
+    elif any(config.role is Role.METHOD for config in evaluation.configs):
         tiles.append(_tile("–", Missing(head.get("missing") or Missing.BEATEN).text, "main bad"))
         if fewer is not None:
             tiles.append(_row_tile(evaluation, fewer, "with fewer steps: "))
@@ -110,7 +111,7 @@ def headline(evaluation: Evaluation) -> Markup:
 
 
 def _against(speed: float, baseline: float | None, role: str) -> Markup | None:
-    if baseline is None or role == "fewer_steps":
+    if baseline is None or role == Role.FEWER_STEPS:
         return None
     gain = speed / baseline - 1
     if abs(gain) < TIE:
@@ -146,7 +147,7 @@ def matched_table(evaluation: Evaluation) -> Markup | None:
     levels = sorted({row["psnr"] for row in rows})
     styles = series_styles(evaluation)
     names: dict[str, str] = {row["series"]: row["role"] for row in rows}
-    order = sorted(names, key=lambda s: ("fewer_steps", "method", "peer").index(names[s]))
+    order = sorted(names, key=lambda s: COMPARED.index(names[s]))
     body = []
     for name in order:
         style = styles.get(name)
@@ -158,7 +159,7 @@ def matched_table(evaluation: Evaluation) -> Markup | None:
             if speed is None:
                 cells.append(_no_speed(row))
                 continue
-            baselines = _at(rows, level, "fewer_steps")
+            baselines = _at(rows, level, Role.FEWER_STEPS)
             share = row.get("computed_share")
             cells.append(
                 el(

@@ -4,86 +4,100 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from ..measure.pairs import State
+from ..specs import COMPARED, Role, RunConfig
 
 LEVELS = (25.0, 30.0, 35.0, 40.0)
 # Differences below are within what one seed or a busy machine changes.
 CLOSE_DB = 0.5
 CLOSE_SPEED = 0.03
 _WIDE_DB = 8.0
-COMPARED = ("fewer_steps", "method", "peer")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One row in the plane of speed and quality.
+    """One row in the plane of speed and quality. Quality is PSNR: margins and levels are in dB.
 
     Attributes:
-        id: of the row.
-        label: of the row.
-        series: of the row.
-        role: of the row.
-        knob: the swept value, where it is a number.
+        config: the row.
         speedup: against dense; NaN where none can be told.
         psnr: mean, to dense.
         share: computed share.
         state: what `speedup` is worth.
-        sparse: whether attention is computed in part, which `share` does not see.
         kept: share of samples that stay the same picture, None where unknown.
+        spread: middle half of the samples' speed-ups.
+        tail: 5th percentile of PSNR.
+        samples: how many.
     """
 
-    id: str
-    label: str
-    series: str
-    role: str
-    knob: float | None
+    config: RunConfig
     speedup: float
     psnr: float
     share: float
     state: State = State.OK
-    sparse: bool = False
     kept: float | None = None
+    spread: tuple[float, float] = (math.nan, math.nan)
+    tail: float = math.nan
+    samples: int = 0
+
+    @property
+    def id(self) -> str:
+        """Of the row."""
+        return self.config.id
+
+    @property
+    def label(self) -> str:
+        """Of the row."""
+        return self.config.label
+
+    @property
+    def role(self) -> Role:
+        """Of the row."""
+        return self.config.role
+
+
+def state_of(config: RunConfig, row: Mapping[str, Any], trusted: bool) -> State:
+    """What the speed-up of a row is worth; noisy where the whole table is."""
+    state = State(row["timing"]["state"])
+    if state is State.OK and not trusted and config.role is not Role.DENSE:
+        return State.NOISY
+    return state
 
 
 def points_of(
-    configs: Sequence[dict[str, Any]], rows: dict[str, Any], trusted: bool = True
+    configs: Sequence[RunConfig], rows: Mapping[str, Any], trusted: bool = True
 ) -> list[Point]:
     """The rows that have figures, in the run's order.
 
     Args:
-        configs: of `run.json`.
+        configs: of the run.
         rows: `configs` of the summary.
         trusted: False where the whole table's timing is noisy.
     """
     found = []
-    for c in configs:
-        row = rows.get(c["id"])
+    for config in configs:
+        row = rows.get(config.id)
         if row is None:
             continue
-        state = State(row["timing"]["state"])
-        if state is State.OK and not trusted:
-            state = State.NOISY
-        speedup = (row["speedup"] or {}).get("median", math.nan)
-        found.append(
-            Point(
-                c["id"],
-                c["label"],
-                c["series"],
-                c["role"],
-                c.get("knob"),
-                float(speedup),
-                float(row["psnr"]["mean"]),
-                float(row["computed_share"]),
-                state,
-                bool(c.get("sparse")),
-                row["psnr"].get("kept"),
-            )
+        speedups, psnr = row["speedup"] or {}, row["psnr"]
+        speedup, tail = speedups.get("median", math.nan), psnr.get("p5")
+        point = Point(
+            config,
+            float(speedup),
+            float(psnr["mean"]),
+            float(row["computed_share"]),
+            state_of(config, row, trusted),
+            psnr.get("kept"),
+            (speedups.get("p25", speedup), speedups.get("p75", speedup)),
+            float(psnr["mean"] if tail is None else tail),
+            int(row["n"]),
         )
+        found.append(point)
     return found
 
 
@@ -97,7 +111,7 @@ def by_share(points: Sequence[Point]) -> list[Point]:
 
     Those that compute attention in part have none: the share does not see what they save.
     """
-    return [replace(p, speedup=1 / p.share) for p in points if not p.sparse and p.share > 0]
+    return [replace(p, speedup=1 / p.share) for p in points if not p.config.sparse and p.share > 0]
 
 
 def envelope(points: Sequence[Point]) -> list[Point]:
@@ -208,7 +222,7 @@ def matched(points: Sequence[Point]) -> list[dict[str, Any]]:
     groups: dict[str, list[Point]] = {}
     for point in points:
         if point.role in COMPARED and point.state not in (State.UNSKIPPED, State.UNTIMED):
-            groups.setdefault(point.series, []).append(point)
+            groups.setdefault(point.config.series, []).append(point)
     found = []
     for level in LEVELS:
         for series, members in groups.items():

@@ -17,6 +17,7 @@ from ..measure.pairs import WHOLE, Dense, Pair, State, Timed, control_state, tim
 from ..measure.timing import Timing
 from ..metrics.base import ACCURACY, Metric, Need, Per, measured
 from ..records import FAILURE, RESULT, SUMMARY, WARMUP, read_all, read_run
+from ..specs import JUDGED, Role, RunConfig, configs_of
 from . import pareto
 from .distances import Lines, add_distances
 from .verdicts import Kind, Level, Verdict, headline, verdicts
@@ -63,18 +64,17 @@ def _dense_runs(lines: Lines, dense_id: str) -> list[Timing]:
     return own + [p.dense for group in lines.values() for x in group.values() for p in _pairs(x)]
 
 
-def _timed(config: dict[str, Any], lines: dict[str, Any], dense: Dense, share: float) -> Timed:
+def _timed(config: RunConfig, lines: dict[str, Any], dense: Dense, share: float) -> Timed:
     """The speed-up of one row, from its pairs."""
-    if config["role"] == "dense":
+    if config.role is Role.DENSE:
         return Timed(State.OK, "", dict.fromkeys(("median", "p25", "p75"), 1.0), 1.0, 1.0)
-    sparse = bool(config.get("sparse"))
     beside = [line for line in lines.values() if line["pairs"]]
     return timed(
         [_pairs(line) for line in beside],
         [line["computed_share"] for line in beside],
         [1 / line["least_share"] if line.get("least_share") else None for line in beside],
         dense,
-        sparse or share < WHOLE or config["role"] not in ("method", "peer"),
+        config.sparse or share < WHOLE or config.role not in JUDGED,
     )
 
 
@@ -84,7 +84,7 @@ def _efficiency(speedup: dict[str, float] | None, share: float, sparse: bool) ->
 
 
 def _row(
-    config: dict[str, Any],
+    config: RunConfig,
     lines: dict[str, dict[str, Any]],
     dense: Dense,
     warmup: dict[str, Any],
@@ -96,9 +96,8 @@ def _row(
     shown = took.state in (State.OK, State.NOISY)
     speedup = took.speedup if shown else None
     inside = took.denoiser if shown else None
-    if config["role"] == "dense":
+    if config.role is Role.DENSE:
         inside = dict.fromkeys(("median", "p25", "p75"), 1.0)
-    sparse = bool(config.get("sparse"))
     denoise = [line["denoise_seconds"] for line in lines.values() if line.get("denoise_seconds")]
     peaks = [line["peak_memory_bytes"] for line in lines.values() if line.get("peak_memory_bytes")]
     return {
@@ -112,9 +111,9 @@ def _row(
         "speedup": speedup,
         "timing": took.to_dict(),
         "computed_share": share,
-        "efficiency": _efficiency(speedup, share, sparse),
+        "efficiency": _efficiency(speedup, share, config.sparse),
         "denoiser_speedup": inside,
-        "denoiser_efficiency": _efficiency(inside, share, sparse),
+        "denoiser_efficiency": _efficiency(inside, share, config.sparse),
         "peak_memory_bytes": max(peaks, default=0),
     }
 
@@ -139,12 +138,12 @@ def _unjudged(metrics: Sequence[Metric], lines: Lines) -> dict[str, str]:
     }
 
 
-def _table_timing(configs: Sequence[dict[str, Any]], lines: Lines, dense: Dense) -> dict[str, Any]:
+def _table_timing(configs: Sequence[RunConfig], lines: Lines, dense: Dense) -> dict[str, Any]:
     """What the whole table's timing is worth: another seed must take as long as dense."""
-    control = next((c for c in configs if c["role"] == "other_seed" and c["id"] in lines), None)
+    control = next((c for c in configs if c.role is Role.OTHER_SEED and c.id in lines), None)
     took = Timed(State.UNTIMED, "", None)
     if control is not None:
-        took = _timed(control, lines[control["id"]], dense, 1.0)
+        took = _timed(control, lines[control.id], dense, 1.0)
     trusted, words = control_state(took)
     return {
         "trusted": trusted,
@@ -168,7 +167,8 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
     run = read_run(folder / store.RUN)
     lines = _by_config(read_all(folder / store.RESULTS, RESULT))
     warmups = {w["config"]: w for w in read_all(folder / store.WARMUPS, WARMUP)}
-    dense_id = next((c["id"] for c in run["configs"] if c["role"] == "dense"), None)
+    configs = configs_of(run)
+    dense_id = next((c.id for c in configs if c.role is Role.DENSE), None)
     if dense_id is None or not lines.get(dense_id):
         raise UsageError(f"{folder} holds no dense result: run the same command again")
     done = {(line["config"], line["sample"]) for group in lines.values() for line in group.values()}
@@ -177,17 +177,17 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
     dense = Dense.of(_dense_runs(lines, dense_id))
     metrics = _measured(run, lines)
     rows = {
-        c["id"]: _row(c, lines[c["id"]], dense, warmups.get(c["id"], {}), metrics)
-        for c in run["configs"]
-        if c["id"] in lines
+        c.id: _row(c, lines[c.id], dense, warmups.get(c.id, {}), metrics)
+        for c in configs
+        if c.id in lines
     }
     counts: dict[str, Any] = {}
     missing: dict[str, str] = {}
     if judge is not None:
         counts, few = add_distances(folder, lines, rows, dense_id, judge)
         missing = judge.not_available | _unjudged(metrics, lines) | few
-    table = _table_timing(run["configs"], lines, dense)
-    points = pareto.points_of(run["configs"], rows, table["trusted"])
+    table = _table_timing(configs, lines, dense)
+    points = pareto.points_of(configs, rows, table["trusted"])
     found = verdicts(points, rows)
     kind = Kind.TABLE_NOISE if table["trusted"] else Kind.NOISY_TABLE
     level = Level.NOTE if table["trusted"] else Level.WARNING

@@ -11,6 +11,7 @@ from typing import Any
 from ..measure.pairs import State
 from ..metrics.base import ACCURACY
 from ..metrics.psnr import CAP
+from ..specs import JUDGED, Role
 from .pareto import CLOSE_DB, CLOSE_SPEED, Point, by_share, dominated, envelope, in_time, psnr_at
 
 _DROP = 0.05
@@ -210,7 +211,7 @@ def _verdict(point: Point, fewer: Sequence[Point], floor: float | None) -> Verdi
         return Verdict(Kind.ANOTHER_PICTURE, Level.WARNING, words, point.id)
     if timed:
         return _Against(point, fewer, Basis.TIME, head).verdict()
-    if point.sparse or point.share <= 0:
+    if point.config.sparse or point.share <= 0:
         words = (
             f"{point.label}: {_quality(point)}, and its timing was noisy: measure again on a "
             "quiet machine."
@@ -238,13 +239,13 @@ def verdicts(points: Sequence[Point], rows: dict[str, Any]) -> list[Verdict]:
         points: of all rows.
         rows: `configs` of the summary.
     """
-    fewer = [p for p in points if p.role == "fewer_steps"]
+    fewer = [p for p in points if p.role is Role.FEWER_STEPS]
     usable = in_time(fewer)
-    floor = next((p.psnr for p in points if p.role == "other_seed"), None)
-    dense: dict[str, Any] = next((rows[p.id] for p in points if p.role == "dense"), {})
+    floor = next((p.psnr for p in points if p.role is Role.OTHER_SEED), None)
+    dense: dict[str, Any] = next((rows[p.id] for p in points if p.role is Role.DENSE), {})
     found = []
     for point in points:
-        if point.role not in ("method", "peer"):
+        if point.role not in JUDGED:
             continue
         # One noisy fewer-steps row of several does not take the others' time away.
         verdict = _verdict(point, usable or fewer, floor)
@@ -274,13 +275,13 @@ def headline(points: Sequence[Point], found: Sequence[Verdict]) -> dict[str, Any
     timed = in_time(points)
     beaten = dominated(points)
     good = {v.config for v in found if v.level is Level.GOOD and v.basis is Basis.TIME}
-    front = [p for p in timed if p.role == "method" and p.id in good and p.id not in beaten]
+    front = [p for p in timed if p.role is Role.METHOD and p.id in good and p.id not in beaten]
     same = [p for p in front if p.psnr >= PLAIN_DB and (p.kept is None or p.kept >= 1.0)]
     best = max(same, key=lambda p: p.speedup, default=None)
     if best is None:
         best = max(front, key=lambda p: p.psnr, default=None)
-    fewer = [p for p in timed if p.role == "fewer_steps"]
-    peers = [p for p in timed if p.role == "peer"]
+    fewer = [p for p in timed if p.role is Role.FEWER_STEPS]
+    peers = [p for p in timed if p.role is Role.PEER]
     return {
         "config": best.id if best else None,
         "fewer": _nearest(best, fewer),
@@ -290,7 +291,7 @@ def headline(points: Sequence[Point], found: Sequence[Verdict]) -> dict[str, Any
 
 
 def _missing(points: Sequence[Point], found: Sequence[Verdict]) -> Missing:
-    methods = {p.id for p in points if p.role == "method"}
+    methods = {p.id for p in points if p.role is Role.METHOD}
     own = [v for v in found if v.config in methods]
     if not own:
         return Missing.NOTHING

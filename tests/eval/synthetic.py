@@ -131,59 +131,67 @@ def write_evaluation(
     chosen = [c for c in CONFIGS if configs is None or c[0] in configs]
     frames = 17 if video else 1
     dense = [_frames(rng, frames, size) for _ in range(samples)]
-    rows: list[dict[str, Any]] = []
-    for slug, _, _, role, _, knob, share, noise in chosen:
-        per: list[dict[str, Any]] = []
-        for index in range(samples):
+    rows = []
+    for config in chosen:
+        for index, clean in enumerate(dense):
+            picture = _noisy(rng, clean, config[-1] * (1 + 0.5 * index))
             name = f"p{index:03d}-s0"
-            wobble = rng.normal(0, 1, dense[index].shape) * noise * (1 + 0.5 * index)
-            if noise:
-                wobble[:, :, : size // 3] *= 0.2
-            picture = np.clip(dense[index] + wobble, 0, 255).astype(np.uint8)
-            target = folder / "media" / slug / f"{name}.npz"
+            target = folder / "media" / config[0] / f"{name}.npz"
             target.parent.mkdir(parents=True, exist_ok=True)
             np.savez_compressed(target, frames=picture)
-            psnr = _psnr(picture, np.clip(dense[index], 0, 255).astype(np.uint8))
-            speed, drift = float(rng.uniform(0.98, 1.02)), float(rng.uniform(0.97, 1.03))
-            seconds = (0.15 + 0.85 * share) * 2.0 * speed * drift
-            beside = {"dense": _timing(2.0 * drift), "row": _timing(seconds)}
-            steps = int(knob) if role == "fewer_steps" and knob else STEPS
-            per.append(
-                {
-                    "config": slug,
-                    "sample": name,
-                    "prompt": f"{prompt} {index}",
-                    "seed": 0,
-                    "seconds": seconds,
-                    "timing": _timing(seconds),
-                    "pairs": [] if role == "dense" else [beside],
-                    "least_share": share,
-                    "work": share,
-                    "metrics": {
-                        "psnr": psnr,
-                        "mse": 10 ** (-psnr / 10),
-                        "identical": psnr == 99.0,
-                        "ssim": max(0.0, 1 - noise / 90),
-                        "flip": noise / 120,
-                        "lpips": None,
-                        "colour": 1.0,
-                        "shape": 1.0 if noise < 15 else 0.0,
-                        "direction": 1.0 if video else None,
-                    },
-                    "computed_share": share,
-                    "calls": _calls(share, steps, role, rng),
-                    "peak_memory_bytes": int(4e8 + (1 - share) * 1e8),
-                    "media": f"media/{slug}/{name}.npz",
-                    "finite": True,
-                    "versions": {"ditaccel": "0.1.0"},
-                    "commit": "0000000",
-                    "device": {"name": "synthetic"},
-                }
-            )
-        rows += per
+            psnr = _psnr(picture, np.clip(clean, 0, 255).astype(np.uint8))
+            row = _row(rng, config, name, psnr, video)
+            rows.append(row | {"prompt": f"{prompt} {index}"})
     _write_run(folder, chosen, rows, video, samples, prompt)
     _write_summary(folder, {c[0]: c[-1] for c in chosen})
     return folder
+
+
+def _noisy(rng: np.random.Generator, clean: np.ndarray, noise: float) -> np.ndarray:
+    wobble = rng.normal(0, 1, clean.shape) * noise
+    if noise:
+        wobble[:, :, : clean.shape[2] // 3] *= 0.2
+    return np.clip(clean + wobble, 0, 255).astype(np.uint8)
+
+
+def _row(
+    rng: np.random.Generator, config: tuple[Any, ...], sample: str, psnr: float, video: bool
+) -> dict[str, Any]:
+    """One line of `results.jsonl`, as folders of earlier versions have it: scores among metrics."""
+    slug, _, _, role, _, knob, share, noise = config
+    speed, drift = float(rng.uniform(0.98, 1.02)), float(rng.uniform(0.97, 1.03))
+    seconds = (0.15 + 0.85 * share) * 2.0 * speed * drift
+    beside = {"dense": _timing(2.0 * drift), "row": _timing(seconds)}
+    steps = int(knob) if role == "fewer_steps" and knob else STEPS
+    return {
+        "config": slug,
+        "sample": sample,
+        "seed": 0,
+        "seconds": seconds,
+        "timing": _timing(seconds),
+        "pairs": [] if role == "dense" else [beside],
+        "least_share": share,
+        "work": share,
+        "metrics": {
+            "psnr": psnr,
+            "mse": 10 ** (-psnr / 10),
+            "identical": psnr == 99.0,
+            "ssim": max(0.0, 1 - noise / 90),
+            "flip": noise / 120,
+            "lpips": None,
+            "colour": 1.0,
+            "shape": 1.0 if noise < 15 else 0.0,
+            "direction": 1.0 if video else None,
+        },
+        "computed_share": share,
+        "calls": _calls(share, steps, role, rng),
+        "peak_memory_bytes": int(4e8 + (1 - share) * 1e8),
+        "media": f"media/{slug}/{sample}.npz",
+        "finite": True,
+        "versions": {"ditaccel": "0.1.0"},
+        "commit": "0000000",
+        "device": {"name": "synthetic"},
+    }
 
 
 def _timing(seconds: float) -> dict[str, float]:
@@ -227,5 +235,5 @@ def _write_summary(folder: Path, noise: dict[str, float]) -> None:
     for slug, stats in summary["configs"].items():
         stats |= {"fid_dense": noise[slug] * 0.8, "fid_dense_error": 0.3}
         stats["fid_real"] = 12.0 + noise[slug] * 0.7
-    summary["not_available"] = {"lpips": "needs VGG weights: pass --lpips-weights PATH"}
+    summary["not_available"] = {"lpips": "needs VGG weights: pass --weights lpips=FILE"}
     (folder / "summary.json").write_text(json.dumps(summary))

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,8 @@ def test_they_are_in_the_summary_and_in_every_table(run: Path) -> None:
             assert title in table
         assert f"{peer['worst_pixel']:.3f}" in table or f"{peer['worst_pixel']:.1f}" in table
     assert "largest difference to dense in 8-bit levels" in page
+    # The plot's tooltips have it, too.
+    assert re.search(r"data-tip=\"[^\"]*worst pixel \d", page)
 
 
 def test_a_reader_without_the_module_sees_them_too(run: Path) -> None:

@@ -8,23 +8,23 @@ from ditaccel.errors import ConfigError
 
 def test_forms() -> None:
     (preset,) = parse_config("balanced")
-    assert (preset.role, preset.cache, preset.steps) == ("method", "balanced", None)
+    assert (preset.role, preset.work.cache, preset.work.steps) == ("method", "balanced", None)
     (file,) = parse_config("sub/my.yaml")
-    assert (file.label, file.cache) == ("my", "sub/my.yaml")
+    assert (file.label, file.work.cache) == ("my", "sub/my.yaml")
     (steps,) = parse_config("steps:25")
-    assert (steps.role, steps.steps, steps.series, steps.knob) == (
+    assert (steps.role, steps.work.steps, steps.series, steps.knob) == (
         "fewer_steps",
         25,
         "fewer steps",
         25,
     )
     (both,) = parse_config("steps:25+taylorseer:interval=3")
-    assert (both.role, both.steps, both.cache) == ("method", 25, "taylorseer:interval=3")
+    assert (both.role, both.work.steps, both.work.cache) == ("method", 25, "taylorseer:interval=3")
     (peer,) = parse_config("peer/magcache:threshold=.1,max_skip=2")
-    assert (peer.role, peer.peer) == ("peer", "magcache")
-    assert peer.options == (("threshold", ".1"), ("max_skip", "2"))
+    assert (peer.role, peer.work.peer) == ("peer", "magcache")
+    assert peer.work.options == (("threshold", ".1"), ("max_skip", "2"))
     (named,) = parse_config("CG-Taylor=confidence_gated_taylor:threshold=0.1")
-    assert (named.label, named.cache) == ("CG-Taylor", "confidence_gated_taylor:threshold=0.1")
+    assert (named.label, named.work.cache) == ("CG-Taylor", "confidence_gated_taylor:threshold=0.1")
 
 
 def test_a_sweep_makes_one_series() -> None:
@@ -32,12 +32,12 @@ def test_a_sweep_makes_one_series() -> None:
     assert [row.knob for row in rows] == [0.02, 0.05, 0.1]
     assert {row.series for row in rows} == {"CG"}
     assert [row.label for row in rows] == ["CG 0.02", "CG .05", "CG 0.1"]
-    assert rows[1].cache == "confidence_gated_taylor:threshold=.05,order=1"
+    assert rows[1].work.cache == "confidence_gated_taylor:threshold=.05,order=1"
     assert len({row.id for row in rows}) == 3
     unnamed = parse_config("taylorseer:interval=2|3,order=1")
     assert {row.series for row in unnamed} == {"taylorseer:interval=*,order=1"}
     steps = parse_config("steps:10|20")
-    assert [row.steps for row in steps] == [10, 20]
+    assert [row.work.steps for row in steps] == [10, 20]
 
 
 def test_several_sweeps_multiply() -> None:
@@ -64,9 +64,9 @@ def test_bad_texts(text: str, words: str) -> None:
 def test_baselines_are_always_there() -> None:
     rows = build([], 50)
     assert [row.role for row in rows] == ["dense", "other_seed"] + ["fewer_steps"] * 5
-    assert [row.steps for row in rows[2:]] == [38, 25, 17, 12, 10]
-    assert [row.steps for row in baselines(2)[2:]] == [1]
-    assert [row.steps for row in build([], 10, [4])[2:]] == [4]
+    assert [row.work.steps for row in rows[2:]] == [38, 25, 17, 12, 10]
+    assert [row.work.steps for row in baselines(2)[2:]] == [1]
+    assert [row.work.steps for row in build([], 10, [4])[2:]] == [4]
 
 
 def test_build_drops_repeats_and_refuses_confusion() -> None:
@@ -81,7 +81,7 @@ def test_build_drops_repeats_and_refuses_confusion() -> None:
         build([], 10, [10])
     seen = []
     build(["balanced"], 50, None, seen.append)
-    assert [row.cache for row in seen] == ["balanced"]
+    assert [row.work.cache for row in seen] == ["balanced"]
 
 
 def test_close_values_get_names_of_their_own() -> None:
@@ -105,7 +105,7 @@ def test_values() -> None:
 
 def test_several_files_are_one_series():
     rows = parse_config("tuned=a/share-0.2.yaml|a/share-0.3.yaml")
-    assert [(r.label, r.series, r.cache) for r in rows] == [
+    assert [(r.label, r.series, r.work.cache) for r in rows] == [
         ("tuned share-0.2", "tuned", "a/share-0.2.yaml"),
         ("tuned share-0.3", "tuned", "a/share-0.3.yaml"),
     ]
@@ -115,4 +115,4 @@ def test_several_files_are_one_series():
 def test_caching_and_attention_sweep_together() -> None:
     rows = parse_config("both=taylorseer:interval=2|3&lite_attention:threshold=-5")
     assert [row.label for row in rows] == ["both 2", "both 3"]
-    assert rows[1].cache == "taylorseer:interval=3&lite_attention:threshold=-5"
+    assert rows[1].work.cache == "taylorseer:interval=3&lite_attention:threshold=-5"

@@ -35,10 +35,8 @@ LONG_TODAY = {
     ("ditaccel/finetuning/run.py", "finetune"),
     ("ditaccel/tuning/calibration.py", "calibrate"),
     ("eval/bench/batch.py", "run"),
-    ("eval/report/plots.py", "pareto_png"),
     ("samples/train/card.py", "write_card"),
     ("samples/train/data.py", "sample_scenes"),
-    ("tests/eval/synthetic.py", "write_evaluation"),
     ("tests/support/put_on_later.py", "check"),
     ("tests/support/tiny_video_more.py", "ltx2"),
 }

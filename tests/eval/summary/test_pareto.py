@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 from ditaccel.eval.measure.pairs import State
+from ditaccel.eval.specs import Role, RunConfig
 from ditaccel.eval.summary import pareto
 from ditaccel.eval.summary.pareto import Point, Where, at_psnr, envelope, psnr_at
 from ditaccel.eval.summary.verdicts import Basis, Kind, Level, Missing, Verdict, headline, verdicts
 
 
 def point(name: str, speedup: float, psnr: float, role: str = "method", series: str = "s") -> Point:
-    return Point(name, name, series, role, None, speedup, psnr, 1 / speedup)
+    return Point(RunConfig(name, name, series, Role(role), name), speedup, psnr, 1 / speedup)
 
 
 def rows_of(*points: Point):
@@ -127,7 +128,7 @@ def test_noisy_rows_are_judged_by_their_computed_share() -> None:
     assert verdict(clean, *one).basis is Basis.TIME
     assert verdict(clean, *(replace(p, state=State.NOISY) for p in FEWER)).basis is Basis.SHARE
     # Of sparse attention the computed share does not know.
-    sparse = verdict(replace(noisy, sparse=True), *FEWER)
+    sparse = verdict(replace(noisy, config=replace(noisy.config, sparse=True)), *FEWER)
     assert (sparse.kind, sparse.basis) == (Kind.NO_TIMING, Basis.NONE)
 
 
