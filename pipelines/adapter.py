@@ -69,6 +69,9 @@ class BlockContract:
         forecast_modules: submodules (dotted paths) whose outputs TaylorSeer forecasts at module
             granularity; one that runs twice in a block is named twice.
         idle_modules: submodules whose outputs only feed forecast ones, and need not run then.
+        cross: those of `forecast_modules` that attend to another stream: text, or sound.
+        modulation: submodule of a block that normalises, scales and shifts what goes into its
+            attention by the timestep, where it has one (an adaptive norm).
     """
 
     container: str
@@ -82,6 +85,16 @@ class BlockContract:
     gives_hints: bool = False
     forecast_modules: tuple[str, ...] = ()
     idle_modules: tuple[str, ...] = ()
+    cross: tuple[str, ...] = ("attn2", "cross_attn", "cross_attention")
+    modulation: str = "norm1"
+
+    def kind(self, path: str) -> str:
+        """What a forecast module does: `spatial`, `temporal` or `cross` attention, or `mlp`."""
+        if path in self.cross:
+            return "cross"
+        if "att" not in path.rpartition(".")[2]:
+            return "mlp"
+        return "temporal" if self.regrouped else "spatial"
 
     @property
     def streams(self) -> tuple[str, ...]:

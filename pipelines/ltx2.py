@@ -21,6 +21,7 @@ ADAPTER = FamilyAdapter(
             second_stream="audio_hidden_states",
             returns=("hidden", "second_stream"),
             forecast_modules=(*_PARTS, *_CROSS, "ff", "audio_ff"),
+            cross=("attn2", "audio_attn2", *_CROSS),
         ),
     ),
     # 20 seconds of sound are 500 tokens: too few for tiles.

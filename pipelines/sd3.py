@@ -11,6 +11,7 @@ ADAPTER = FamilyAdapter(
             encoder="encoder_hidden_states",
             returns=("encoder", "hidden"),
             forecast_modules=("attn", "attn2", "ff", "ff_context"),
+            cross=(),
         ),
     ),
     attention=(

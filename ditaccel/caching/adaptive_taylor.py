@@ -8,78 +8,140 @@ block runs on a forecast step, and what is measured is the error that matters, n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from ..config import CacheConfig, Example, method, require
-from .gate import StepRules, StepSizeGate
+import torch
+
+from ..config import Example, method, require
+from ..core.denoising.schedule import Known
+from ..core.denoising.tracker import DenoisingStep
+from ..core.reasons import Reason
+from ..errors import ConfigError
+from .gaps import GapEnd
+from .gate import Gate, StepRules
 from .options import (
-    Basis,
-    Bytes,
-    Coordinate,
+    BudgetOptions,
     Correction,
+    DifferenceOptions,
     ForecastTarget,
     Guidance,
-    MemoryBudget,
-    OnBudget,
-    check_forecast,
+    TargetOptions,
 )
 from .policy import CachePolicy
+from .state import BranchState, Verdict
 
 # Early steps decide what is drawn: an error of a thousandth there has turned a background from dark
 # to light. So a share of the loop is computed first, however long it is.
 BASE_WARMUP = 0.35
 BASE_GUIDANCE = "independent"
 _LEAST = 3  # steps that such a share stands for, at least
+_NO_WIDTH = {
+    Known.NO_SCHEDULER: "no scheduler is in sight: the transformer is called in a loop that has "
+    "none among its variables",
+    Known.NOT_SET: "the scheduler in sight is not in use (set_timesteps was not called)",
+    Known.OTHER: "this loop runs at other timesteps than its scheduler's, or gives each frame its "
+    "own",
+    Known.FOLLOWED: "this scheduler has none, or takes its steps in stages (Heun)",
+}
+# Most that a gap may grow at once. ODE solvers often allow twice, which overshot on the samples
+# where tolerances were large.
+GROWTH = 1.5
+
+
+@dataclass
+class StepSize:
+    """What is remembered of a branch.
+
+    Attributes:
+        gap: distance to the next computed step.
+        error: what the last gap left in the latents, None before the first one has ended.
+    """
+
+    gap: int = 1
+    error: float | None = None
+
+
+@dataclass
+class StepSizeGate(Gate):
+    """Error control as in adaptive ODE solvers: the local error in the latents sets the gap.
+
+    A computed step shows what the forecasts of the gap before it left in the latents. With
+    forecasts of order m that error grows like gap^(m+2), which gives the gap that just meets the
+    tolerance.
+    """
+
+    tolerance: float
+    order: int
+    max_interval: int
+    safety: float = 0.9
+    needs_gaps = True
+
+    def memory(self) -> StepSize:
+        return StepSize()
+
+    def skips_nothing(self, total: int | None) -> bool:
+        return self.tolerance == 0.0 or self.max_interval == 1
+
+    def check(self, step: DenoisingStep) -> None:
+        if not step.is_last and (step.sigma is None or step.sigma_next is None):
+            raise ConfigError(
+                f"adaptive_taylor weights errors by noise levels, and {_NO_WIDTH[step.known]}; use "
+                "a caching method that decides without them"
+            )
+
+    def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
+        gap, error = state.memory.gap, state.memory.error
+        if step.index - state.last_index >= gap:
+            return Verdict(False, Reason.GAP_REACHED, error, f"gap of {gap} reached")
+        return Verdict(True, Reason.WITHIN_GAP, error, f"within the gap of {gap}")
+
+    def gap_ended(self, state: BranchState, end: GapEnd, left: torch.Tensor) -> None:
+        error = float(left)
+        gap = 1
+        if self.tolerance > 0.0 and math.isfinite(error):
+            ideal = (
+                self.safety
+                * end.length
+                * (self.tolerance / max(error, 1e-12)) ** (1.0 / (self.order + 2))
+            )
+            # one lucky forecast is no trend
+            longest = min(max(GROWTH * end.length, end.length + 1.0), float(self.max_interval))
+            gap = int(min(max(ideal, 1.0), longest))
+        state.memory.gap, state.memory.error = gap, error
 
 
 @method("adaptive_taylor", base={"warmup": BASE_WARMUP, "guidance": BASE_GUIDANCE})
-@dataclass(frozen=True)
-class AdaptiveTaylorConfig(CacheConfig):
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveTaylorConfig(BudgetOptions, DifferenceOptions, TargetOptions):
     """Error-controlled distance between computed steps.
 
     Args:
         tolerance: error that one gap may leave in the latents, as mean absolute error by their
             mean absolute value, worst sample of the batch, >= 0; 0 is exact. Larger is faster.
-        order: order of the forecast, >= 1.
         warmup: first steps that are computed: a number of them, more than `order`, or a share of
             the loop's steps below 1 (then at least 3). None: the family's own, else 0.35.
         final: last steps that are computed.
         max_interval: largest distance of computed steps.
-        coordinate: forecast along the step `index`, `sigma` or `timestep`.
-        target: forecast the `hidden` state, the `residual` over all blocks, or the transformer's
-            `output`: then nothing of it runs on a forecast step.
-        basis: `taylor`, `newton`, `hermite`, `exponential` or `auto`.
-        guidance: every branch for itself (`independent`), the others `follow` the first, or they
-            follow and forecast only the `difference` to it. None: the family's own, else
-            `independent`.
-        guidance_interval: with `difference`, computed steps of the first branch per computed step
-            of the other branches.
-        correction: make good in the latents what the forecasts of a gap were wrong by, once the
-            gap ends (`correction.py`): `auto` where the scheduler allows it, `always`, `never`.
-        memory_budget: bytes, or text like `2GB`, that the cache may take; None for no limit.
-        on_budget: `refuse`, or `downgrade` to a lower order.
+        guidance: as in `ForecastOptions`. None: the family's own, else `independent`.
+
+    All other options are those of `TargetOptions`, `DifferenceOptions` and `BudgetOptions`.
     """
 
     tolerance: float = 0.01
-    order: int = 1
     warmup: int | float | None = None
     final: int = 1
     max_interval: int = 12
-    coordinate: Coordinate = "index"
     target: ForecastTarget = "output"
-    basis: Basis = "taylor"
-    guidance: Guidance | None = None
-    guidance_interval: int = 1
+    guidance: Guidance | None = None  # type: ignore[assignment]
     correction: Correction = "auto"
-    memory_budget: Bytes | None = None
-    on_budget: OnBudget = "refuse"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             0.0 <= self.tolerance < float("inf"),
             f"tolerance is {self.tolerance}; it must be 0 (exact) or a positive number",
         )
-        check_forecast(self)
         if self.warmup is not None and not 0 < self.warmup < 1:
             require(
                 float(self.warmup).is_integer(),
@@ -90,7 +152,6 @@ class AdaptiveTaylorConfig(CacheConfig):
                 f"warmup is {self.warmup}; order {self.order} needs at least {self.order + 1}",
             )
         require(self.max_interval >= 1, f"max_interval is {self.max_interval}; give 1 or more")
-        MemoryBudget.check(self)
 
     def _rules(self, warmup: int | float) -> StepRules:
         needed = self.order + 1
@@ -105,17 +166,8 @@ class AdaptiveTaylorConfig(CacheConfig):
 
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""
-        warmup = BASE_WARMUP if self.warmup is None else self.warmup
-        return CachePolicy(
-            gate=StepSizeGate(self.tolerance, self.order, self.max_interval),
-            rules=self._rules(warmup),
-            order=self.order,
-            basis=self.basis,
-            coordinate=self.coordinate,
-            target=self.target,
+        return self.cache_policy(
+            StepSizeGate(self.tolerance, self.order, self.max_interval),
+            self._rules(BASE_WARMUP if self.warmup is None else self.warmup),
             guidance=self.guidance or BASE_GUIDANCE,
-            guidance_interval=self.guidance_interval,
-            correction=self.correction,
-            memory_budget=MemoryBudget.parse(self.memory_budget),
-            on_budget=self.on_budget,
         )

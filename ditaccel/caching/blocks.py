@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from ..core.calls import argument_names
 from ..core.outputs import join, split
+from ..core.ranks import Ranks
 from ..errors import UnsupportedError
+from ..pipelines import BlockContract
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Block:
     """
 
     module: nn.Module
-    contract: Any
+    contract: BlockContract
     positions: dict[str, int]
     cost: int
 
@@ -86,9 +88,65 @@ class Block:
         return torch.cat([image, joint[:, tokens:]], dim=1)
 
 
+class Blocks(Sequence[Block]):
+    """The blocks of one transformer in the order in which they run.
+
+    Args:
+        blocks: from `find_blocks`; none where whole calls are all that is seen.
+        ranks: that compute the transformer together, None for one alone.
+
+    Attributes:
+        main: indices of those that do not only give hints.
+        last_side: index of the last one that only gives hints, -1 for none.
+        total_cost: parameters of all blocks.
+    """
+
+    def __init__(self, blocks: Sequence[Block] = (), ranks: Ranks | None = None) -> None:
+        self._blocks = list(blocks)
+        hints = [block.contract.gives_hints for block in self._blocks]
+        self.main = [index for index, side in enumerate(hints) if not side]
+        self.last_side = max((index for index, side in enumerate(hints) if side), default=-1)
+        self.total_cost = sum(block.cost for block in self._blocks) or 1
+        self.ranks = ranks
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Block]: ...
+
+    def __getitem__(self, index: int | slice) -> Block | list[Block]:
+        return self._blocks[index]
+
+    def after(self, count: int) -> int:
+        """Index of the last of the first `count` main blocks; of the first one for 0."""
+        return self.main[max(count, 1) - 1]
+
+    def as_in(self, index: int, hidden: Tensor, source: int, shape: torch.Size) -> Tensor:
+        """A hidden state of one block in the layout of another one.
+
+        Args:
+            index: of the block whose layout is wanted.
+            hidden: the hidden state.
+            source: index of the block that it comes from.
+            shape: of a hidden state of the first block.
+        """
+        here, there = self._blocks[index].contract, self._blocks[source].contract
+        return hidden if here.regrouped == there.regrouped else _regrouped(hidden, shape)
+
+    def part(self, tokens: Tensor, like: Tensor) -> Tensor:
+        """This rank's part, where the first block is the one in which tokens are shared out."""
+        if self.ranks is None or tokens.shape == like.shape:
+            return tokens
+        return self.ranks.part(tokens)
+
+
 def _in_order(
-    transformer: nn.Module, contracts: tuple[Any, ...]
-) -> Iterator[tuple[nn.Module, Any]]:
+    transformer: nn.Module, contracts: tuple[BlockContract, ...]
+) -> Iterator[tuple[nn.Module, BlockContract]]:
     """Blocks and their contracts, in the order in which they run."""
     runs: list[list[Any]] = []
     for contract in contracts:
@@ -101,7 +159,7 @@ def _in_order(
             yield from (each for each in turn if each is not None)
 
 
-def find_blocks(transformer: nn.Module, contracts: tuple[Any, ...]) -> list[Block]:
+def find_blocks(transformer: nn.Module, contracts: tuple[BlockContract, ...]) -> list[Block]:
     """Return the blocks in the order in which they run.
 
     Raises:
@@ -147,7 +205,7 @@ def placeholder(output: Any, before: Any = None) -> Any:
     return tuple(placeholder(p, b) for p, b in itertools.zip_longest(output, earlier))
 
 
-def regrouped(hidden: Tensor, like: torch.Size) -> Tensor:
+def _regrouped(hidden: Tensor, like: torch.Size) -> Tensor:
     """Tokens `(B F, S, C)` as `(B S, F, C)`, for `like` of that shape."""
     grid = hidden.reshape(-1, like[1], hidden.shape[1], hidden.shape[-1])
     return grid.transpose(1, 2).reshape(like)

@@ -7,21 +7,17 @@ computed step, before its histories grow, and again when a further branch appear
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
-from ..core.denoising.tracker import DenoisingStep
+from ..core.ranks import Ranks
 from ..errors import ConfigError
-from ..pipelines import submodule
+from .blocks import Block
 from .forecast import features_kept
-from .gate import StepSizeGate
 from .policy import CachePolicy
-
-if TYPE_CHECKING:
-    from .blocks import Block
+from .state import BranchState, Snapshot, unique_bytes
 
 _FLOAT32 = 4
 
@@ -37,95 +33,56 @@ def size(count: float) -> str:
 
 def unit(policy: CachePolicy) -> str:
     """What one remembered tensor is."""
-    if policy.granularity == "module":
-        return "outputs of modules"
-    return "outputs" if policy.target == "output" else "hidden states"
+    return policy.target_class.unit
 
 
 def tensors_per_branch(policy: CachePolicy, blocks: Sequence[Block]) -> int:
     """Places at which a policy remembers by tensors kept of each, per guidance branch."""
-    if policy.granularity == "module":
-        modules = sum(
-            submodule(b.module, n) is not None for b in blocks for n in b.contract.forecast_modules
-        )
-        return modules * features_kept(policy.order, policy.basis)
     first = policy.first_order + 1 if policy.first_feature is not None else 0
-    return features_kept(policy.order, policy.basis) + first
+    kept = features_kept(policy.order, policy.basis)
+    return policy.target_class.places(blocks) * kept + first
 
 
-def watches_gaps(policy: CachePolicy) -> bool:
-    """Whether outputs are followed from gap to gap, for their correction or for the gate."""
-    return policy.correction != "never" or isinstance(policy.gate, StepSizeGate)
+def _forecasts(policy: CachePolicy, branch: Snapshot) -> int:
+    """Bytes of full histories to forecast from."""
+    main = branch.modules if policy.target_class.every_block else branch.hidden
+    first = branch.first * (policy.first_order + 1) if policy.first_feature is not None else 0
+    return main * features_kept(policy.order, policy.basis) + first + branch.hint
 
 
-@dataclass
-class Snapshot:
-    """Bytes of what one computed step leaves behind, of one guidance branch.
+def _correction(policy: CachePolicy, branch: Snapshot) -> int:
+    """Bytes of the outputs at both ends of a gap, its sum, and what outputs have answered."""
+    if not policy.watches_gaps:
+        return 0
+    answers = 2 if branch.feedback and policy.correction != "never" else 0
+    return 2 * branch.output + (1 + answers) * _FLOAT32 * branch.numbers
 
-    Attributes:
-        hidden: of the hidden state after the last block, or of the output where that is forecast.
-        first: of the first block's feature.
-        modules: of all modules' outputs that are forecast.
-        output: of what the transformer returns.
-        numbers: how many numbers that is.
-        hint: of what side blocks give.
-        feedback: whether an error in the latents is felt in outputs (`DenoisingStep.feedback`).
-        streams: number of streams of latents.
+
+def for_followers(policy: CachePolicy, branch: Snapshot) -> int:
+    """Bytes of the first branch's step, which the others are forecast from.
+
+    On computed steps its correction takes the place of its gap's sum, of the same size; only what
+    forecasts are freed from (`GapCorrector.forecast`) comes on top.
     """
-
-    hidden: int = 0
-    first: int = 0
-    modules: int = 0
-    output: int = 0
-    numbers: int = 0
-    hint: int = 0
-    feedback: bool = False
-    streams: int = 1
-
-    def returned(self, sample: torch.Tensor, streams: int, step: DenoisingStep) -> None:
-        """Take note of what the transformer returned on a step."""
-        self.output, self.numbers = nbytes_of(sample), sample.numel()
-        self.streams = streams
-        self.feedback = self.feedback or (step.additive and step.feedback > 0.0)
-
-    def forecasts(self, policy: CachePolicy) -> int:
-        """Bytes of full histories to forecast from."""
-        main = self.modules if policy.granularity == "module" else self.hidden
-        first = self.first * (policy.first_order + 1) if policy.first_feature is not None else 0
-        return main * features_kept(policy.order, policy.basis) + first + self.hint
-
-    def correction(self, policy: CachePolicy) -> int:
-        """Bytes of the outputs at both ends of a gap, its sum, and what outputs have answered."""
-        if not watches_gaps(policy):
-            return 0
-        answers = 2 if self.feedback and policy.correction != "never" else 0
-        return 2 * self.output + (1 + answers) * _FLOAT32 * self.numbers
-
-    def leader(self, policy: CachePolicy) -> int:
-        """Bytes of the first branch's step, which the others are forecast from.
-
-        On computed steps its correction takes the place of its gap's sum, of the same size; only
-        what forecasts are freed from (`GapCorrector.forecast`) comes on top.
-        """
-        if policy.guidance != "difference":
-            return 0
-        forecast = self.hidden if policy.target != "output" or self.streams > 1 else 0
-        if not watches_gaps(policy):
-            return forecast or self.hidden
-        return forecast + self.output + self.feedback * _FLOAT32 * self.numbers
+    if policy.guidance != "difference":
+        return 0
+    forecast = branch.hidden if not policy.target_class.whole_call or branch.streams > 1 else 0
+    if not policy.watches_gaps:
+        return forecast or branch.hidden
+    return forecast + branch.output + branch.feedback * _FLOAT32 * branch.numbers
 
 
 def full(policy: CachePolicy, snapshots: Sequence[Snapshot]) -> int:
     """Most bytes that a policy holds at once, over guidance branches."""
-    each = sum(s.forecasts(policy) + s.correction(policy) for s in snapshots)
-    return each + max((s.leader(policy) for s in snapshots), default=0)
+    each = sum(_forecasts(policy, s) + _correction(policy, s) for s in snapshots)
+    return each + max((for_followers(policy, s) for s in snapshots), default=0)
 
 
 def in_words(policy: CachePolicy, snapshots: Sequence[Snapshot]) -> str:
     """What the bytes of `full` are, for people."""
-    forecasts = sum(s.forecasts(policy) for s in snapshots)
-    correction = sum(s.correction(policy) for s in snapshots)
-    leader = max((s.leader(policy) for s in snapshots), default=0)
+    forecasts = sum(_forecasts(policy, s) for s in snapshots)
+    correction = sum(_correction(policy, s) for s in snapshots)
+    leader = max((for_followers(policy, s) for s in snapshots), default=0)
     parts = [f"{size(forecasts)} of {unit(policy)} to forecast from"]
     parts += [f"{size(correction)} for gap correction"] * bool(correction)
     parts += [f"{size(leader)} for the branches that follow"] * bool(leader)
@@ -185,12 +142,80 @@ def _smaller(
     return "", None
 
 
-def nbytes_of(*tensors: torch.Tensor) -> int:
-    """Bytes of tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+class Memory:
+    """Counts the bytes of one transformer's cache.
 
+    Args:
+        warn: called with one line when a policy is made smaller.
 
-def unique_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
-    """Bytes of tensors, each memory counted once."""
-    found = {t.data_ptr(): nbytes_of(t) for t in tensors if t is not None}
-    return sum(found.values())
+    Attributes:
+        peak: most bytes held at once, by what they were for.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._checked: list[Snapshot] = []
+        self.peak: dict[str, int] = {}
+
+    def clear(self) -> None:
+        """A new generation begins: its budget is checked again."""
+        self._checked = []
+
+    @staticmethod
+    def held(
+        states: Collection[BranchState], leading: Iterable[torch.Tensor | None]
+    ) -> dict[str, int]:
+        """Bytes that are held now, by what they are for.
+
+        Args:
+            states: of the guidance branches.
+            leading: what is held of first branches.
+        """
+        kept = {id(state.last.newest) for state in states if len(state.last)}
+        return {
+            "to forecast from": sum(state.history_bytes for state in states),
+            "for gap correction": sum(state.corrector.nbytes for state in states),
+            "for the branches that follow": unique_bytes(t for t in leading if id(t) not in kept),
+        }
+
+    def book(self, states: Collection[BranchState], leading: Iterable[torch.Tensor | None]) -> None:
+        """Take note of what is held after a call; arguments as of `held`."""
+        held = self.held(states, leading)
+        if sum(held.values()) > sum(self.peak.values()):
+            self.peak = held
+
+    def within(
+        self,
+        policy: CachePolicy,
+        states: Collection[BranchState],
+        ranks: Ranks | None,
+        device: torch.device,
+    ) -> CachePolicy:
+        """The policy, or a smaller one that the states go on with.
+
+        Args:
+            policy: in force.
+            states: of the guidance branches so far, with what their computed steps have shown.
+            ranks: that compute together, and must decide alike: parts may differ by a token.
+            device: of the latents.
+
+        Raises:
+            ConfigError: over the budget, and not to be made smaller.
+        """
+        snapshots = [state.snapshot for state in states]
+        if policy.memory_budget is None or snapshots == self._checked:
+            return policy
+        self._checked = [replace(snapshot) for snapshot in snapshots]
+
+        def largest(count: int) -> int:
+            if ranks is None:
+                return count
+            return int(
+                ranks.largest(torch.tensor(float(count), dtype=torch.float64, device=device))
+            )
+
+        smaller = within_budget(policy, snapshots, self._warn, largest)
+        if smaller is not policy:
+            for state in states:
+                state.shrink(smaller.order)
+        return smaller

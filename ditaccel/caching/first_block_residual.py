@@ -6,15 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..config import CacheConfig, Example, method
-from .gate import FirstBlockResidualGate, StepRules
-from .options import Coordinate, Guidance, Reduce, check_forecast, check_threshold
+import torch
+
+from ..config import Example, method
+from ..core.denoising.tracker import DenoisingStep
+from .gate import FirstBlockGate, StepRules
+from .options import ForecastOptions, Reduce, check_threshold
 from .policy import CachePolicy
+from .state import BranchState
+
+
+class FirstBlockResidualGate(FirstBlockGate):
+    """How far did the first block's residual move since the last computed step?"""
+
+    def error(
+        self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
+    ) -> torch.Tensor:
+        return self.compared(state, after - before, state.first.newest)
 
 
 @method("first_block_residual")
-@dataclass(frozen=True)
-class FirstBlockResidualConfig(CacheConfig):
+@dataclass(frozen=True, kw_only=True)
+class FirstBlockResidualConfig(ForecastOptions):
     """The first block always runs; if its residual has hardly changed, the rest is reused.
 
     Args:
@@ -27,8 +40,8 @@ class FirstBlockResidualConfig(CacheConfig):
         final: last steps that are computed.
         reduce: `batch_mean` or `worst_sample`.
         max_consecutive: forecasts in a row at most; None for no limit (published).
-        coordinate: forecast along the step `index`, `sigma` or `timestep`.
-        guidance: `independent` (published), `follow` or `difference` (ours).
+
+    All other options are those of `ForecastOptions`; `guidance` is `independent` as published.
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {"threshold": 0.08}}
@@ -39,12 +52,10 @@ class FirstBlockResidualConfig(CacheConfig):
     final: int = 0
     reduce: Reduce = "batch_mean"
     max_consecutive: int | None = None
-    coordinate: Coordinate = "index"
-    guidance: Guidance = "independent"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_threshold(self.threshold)
-        check_forecast(self)
 
     @classmethod
     def examples(cls) -> tuple[Example, ...]:
@@ -53,12 +64,9 @@ class FirstBlockResidualConfig(CacheConfig):
 
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""
-        return CachePolicy(
-            gate=FirstBlockResidualGate(self.threshold, self.reduce == "worst_sample"),
-            rules=StepRules(self.warmup, self.final, self.max_consecutive),
-            order=self.order,
-            coordinate=self.coordinate,
+        return self.cache_policy(
+            FirstBlockResidualGate(self.threshold, self.reduce == "worst_sample"),
+            StepRules(self.warmup, self.final, self.max_consecutive),
             target="residual",
             first_feature="residual",
-            guidance=self.guidance,
         )

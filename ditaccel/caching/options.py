@@ -1,12 +1,16 @@
-"""Checks of options that several methods share."""
+"""Options that several methods share, and how they become a policy."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..config import require
+from ..config import CacheConfig, require
+from .gate import Gate, StepRules
+from .policy import CachePolicy
 
 Basis = Literal["taylor", "newton", "hermite", "exponential", "auto"]
 Coordinate = Literal["index", "sigma", "timestep"]
@@ -22,10 +26,98 @@ _SIZE = re.compile(
     r"(?P<number>(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?)\s*(?P<unit>[kmgt]?)(?P<binary>i?)(b|bytes?)?"
 )
 _POWERS = "kmgt"
+_POLICY = {field.name for field in dataclasses.fields(CachePolicy)}
 
 
-def check_forecast(config: Any) -> None:
-    """Check `order`, `warmup`, `final` and the like, where the config has them."""
+@dataclass(frozen=True, kw_only=True)
+class ForecastOptions(CacheConfig):
+    """Options of every method that forecasts.
+
+    Args:
+        order: order of the forecast, >= 0; 0 reuses the newest computed feature.
+        coordinate: forecast along the step `index`, `sigma` or `timestep`.
+        guidance: every guidance branch for itself (`independent`), the others `follow` the first,
+            or they follow and forecast only the `difference` to it.
+    """
+
+    order: int = 1
+    coordinate: Coordinate = "index"
+    guidance: Guidance = "independent"
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def cache_policy(self, gate: Gate, rules: StepRules, **own: Any) -> CachePolicy:
+        """The policy of a gate, with the options that it has under the same name.
+
+        Args:
+            gate: decides.
+            rules: asked before it.
+            own: fields of the policy that are no option, or are named otherwise there.
+        """
+        shared = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name in _POLICY
+        }
+        if "memory_budget" in shared:
+            shared["memory_budget"] = MemoryBudget.parse(shared["memory_budget"])
+        return CachePolicy(**{"gate": gate, "rules": rules, **shared, **own})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions(ForecastOptions):
+    """Options of a forecast whose target can be chosen.
+
+    Args:
+        target: forecast the `hidden` state after the last block, the `residual` since the gate's
+            first blocks (over all blocks where it runs none), or the transformer's `output`: where
+            no block has to run for the decision, nothing at all runs on a forecast step then.
+        basis: `taylor`, `newton`, `hermite` or `exponential`; `auto` takes the one with the least
+            error on the computed steps so far.
+        correction: take out of the latents what the forecasts of a gap were wrong by, once the gap
+            ends (`correction.py`): `auto` where the scheduler allows it, `always`, `never`.
+    """
+
+    target: ForecastTarget = "hidden"
+    basis: Basis = "taylor"
+    correction: Correction = "never"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DifferenceOptions:
+    """How often the difference between guidance branches is computed.
+
+    Args:
+        guidance_interval: with `guidance="difference"`, computed steps of the first branch per
+            computed step of the other branches, >= 1.
+    """
+
+    guidance_interval: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """How much memory a cache may take.
+
+    Args:
+        memory_budget: bytes, or text like `2GB`, that the cache may take; None for no limit.
+        on_budget: `refuse`, or `downgrade` to a forecast that takes less: of `last_block`, then of
+            a lower order.
+    """
+
+    memory_budget: Bytes | None = None
+    on_budget: OnBudget = "refuse"
+
+
+def check_options(config: Any) -> None:
+    """Check `order`, `warmup`, `final` and the like, where the config has them.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    interval = getattr(config, "interval", 1)
+    require(interval >= 1, f"interval is {interval}; it must be 1 or more")
     order = getattr(config, "order", 0)
     require(order >= 0, f"order is {order}; it must be 0 (reuse) or more")
     require(order <= 6, f"order is {order}; beyond 6 a forecast only amplifies noise")
@@ -39,6 +131,7 @@ def check_forecast(config: Any) -> None:
     require(interval >= 1, f"guidance_interval is {interval}; it must be 1 or more")
     limit = getattr(config, "max_consecutive", None)
     require(limit is None or limit >= 1, f"max_consecutive is {limit}; it must be 1 or more")
+    MemoryBudget.check(config)
 
 
 def check_threshold(threshold: float) -> None:
@@ -71,8 +164,8 @@ class MemoryBudget:
 
     @staticmethod
     def check(config: Any) -> None:
-        """Check `memory_budget`."""
-        size = MemoryBudget.parse(config.memory_budget)
+        """Check `memory_budget`, where the config has one."""
+        size = MemoryBudget.parse(getattr(config, "memory_budget", None))
         require(size is None or size > 0, f"memory_budget is {size}; it must be positive")
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..core.ranks import Ranks
+from ..errors import ConfigError
 from .gate import Gate, StepRules
+from .state import BranchState
+from .targets import TARGETS, ModuleTarget, Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CachePolicy:
     """What all caching methods come down to.
 
@@ -17,14 +21,15 @@ class CachePolicy:
         order: order of the forecast of the last block.
         basis: basis of the forecasts (`forecast.BASES`).
         coordinate: what a forecast runs along: `index`, `sigma` or `timestep`.
-        target: forecast the `hidden` state after the last block, the `residual` since the first
-            block's output (its input where the gate does not run the first block), or the
-            transformer's `output`: then nothing of it runs on a step decided before its blocks.
-        first_feature: what of the first block the gate compares: `output`, `residual` or None.
-        first_order: order of the forecast of the first block.
+        target: what is forecast, a name of `targets.TARGETS`: the `hidden` state after the last
+            block, the `residual` since the output of the gate's first blocks (since the first
+            block's input where the gate runs none), or the transformer's `output`: then nothing of
+            it runs on a step decided before its blocks.
+        first_feature: what of the first blocks the gate compares: `output`, `residual` or None.
+        first_order: order of the forecast of the first blocks.
         remembers_from: first step whose features are remembered; computed steps before it feed no
             forecast.
-        first_remembers_from: the same for the first block.
+        first_remembers_from: the same for the first blocks.
         granularity: `last_block`, or `module` (attention and MLP outputs of every block).
         guidance: `independent` branches; `follow` the first branch's decision; `difference`:
             follow, and forecast only the difference to the first branch.
@@ -35,6 +40,9 @@ class CachePolicy:
             (`correction.py`), `always` insists on it, `never` does not.
         memory_budget: bytes that histories may take, None for no limit.
         on_budget: `refuse` or `downgrade` when they would take more.
+
+    Raises:
+        ConfigError: the gate decides for kinds of modules, and modules are not forecast.
     """
 
     gate: Gate
@@ -55,10 +63,36 @@ class CachePolicy:
     memory_budget: int | None = None
     on_budget: str = "refuse"
 
+    def __post_init__(self) -> None:
+        if self.gate.module_kinds and self.granularity != "module":
+            raise ConfigError(
+                f"{type(self.gate).__name__} decides for each kind of module; give "
+                "granularity='module'"
+            )
+
+    @property
+    def target_class(self) -> type[Target]:
+        """What is forecast."""
+        return ModuleTarget if self.granularity == "module" else TARGETS[self.target]
+
     @property
     def outside(self) -> bool:
         """Whether whole calls of the transformer are skipped, and nothing inside it is needed."""
-        return self.target == "output" and not self.gate.needs_first_block
+        return self.target_class.whole_call and not self.gate.looks_inside
+
+    @property
+    def watches_gaps(self) -> bool:
+        """Whether outputs are followed from gap to gap, for their correction or for the gate."""
+        return self.correction != "never" or self.gate.needs_gaps
+
+    def branch_state(self, ranks: Ranks | None = None) -> BranchState:
+        """Nothing remembered yet of a guidance branch.
+
+        Args:
+            ranks: that compute the transformer together.
+        """
+        memory = self.gate.memory()
+        return BranchState(self.order, self.basis, self.first_order, self.coordinate, memory, ranks)
 
 
 def too_few_steps(method: str, policy: CachePolicy, total: int | None) -> str | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import CacheConfig, Example, method, require
+from ..config import CacheConfig, Example, method
 from .gate import IntervalGate, StepRules
-from .options import ForecastTarget, check_forecast
+from .options import ForecastTarget, check_options
 from .policy import CachePolicy
 
 
 @method("reuse", baseline=True)
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReuseConfig(CacheConfig):
     """Fixed interval, no forecast.
 
@@ -29,8 +29,7 @@ class ReuseConfig(CacheConfig):
     target: ForecastTarget = "hidden"
 
     def __post_init__(self) -> None:
-        require(self.interval >= 1, f"interval is {self.interval}; it must be 1 or more")
-        check_forecast(self)
+        check_options(self)
 
     @classmethod
     def examples(cls) -> tuple[Example, ...]:

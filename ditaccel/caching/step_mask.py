@@ -4,47 +4,61 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import CacheConfig, Example, method, require
-from .gate import MaskGate, StepRules
-from .options import Basis, Coordinate, Correction, ForecastTarget, Guidance, check_forecast
+from ..config import Example, method, require
+from ..core.denoising.tracker import DenoisingStep
+from ..core.reasons import Reason
+from ..errors import ConfigError
+from .gate import Gate, StepRules
+from .options import DifferenceOptions, ForecastTarget, TargetOptions
 from .policy import CachePolicy
+from .state import BranchState, Verdict
+
+
+@dataclass
+class MaskGate(Gate):
+    """An explicit list of computed steps."""
+
+    steps: frozenset[int]
+    total: int | None = None
+
+    def check(self, step: DenoisingStep) -> None:
+        if self.total is not None and step.total is not None and step.total != self.total:
+            raise ConfigError(
+                f"the step mask was made for {self.total} steps, this run has {step.total}; "
+                f"call the pipeline with num_inference_steps={self.total}"
+            )
+
+    def skips_nothing(self, total: int | None) -> bool:
+        return total is not None and self.steps.issuperset(range(total))
+
+    def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
+        if step.index in self.steps:
+            return Verdict(False, Reason.IN_MASK)
+        return Verdict(True, Reason.NOT_IN_MASK)
 
 
 @method("step_mask", baseline=True)
-@dataclass(frozen=True)
-class StepMaskConfig(CacheConfig):
+@dataclass(frozen=True, kw_only=True)
+class StepMaskConfig(DifferenceOptions, TargetOptions):
     """A fixed budget with a predictable latency.
 
     Args:
         steps: indices of the computed steps, counted from 0; must hold 0.
         total: steps of the loop that the mask was made for; None for any. Another number is an
             error when the pipeline is called.
-        order: order of the forecast, >= 0.
-        coordinate: forecast along the step `index`, `sigma` or `timestep`.
-        target: forecast the `hidden` state, the `residual` over all blocks, or the transformer's
-            `output`: then nothing of it runs on a forecast step.
-        basis: `taylor`, `newton`, `hermite`, `exponential` or `auto`.
-        guidance_steps: with `difference`, computed steps of the other branches (of those in
-            `steps`), instead of `guidance_interval`.
-        correction: make good in the latents what the forecasts of a gap were wrong by, once the
-            gap ends (`correction.py`): `auto` where the scheduler allows it, `always`, `never`.
-        guidance: `independent`, `follow` or `difference`.
-        guidance_interval: with `difference`, computed steps of the first branch per computed step
-            of the other branches.
+        guidance_steps: with `guidance="difference"`, computed steps of the other branches (of those
+            in `steps`), instead of `guidance_interval`.
+
+    All other options are those of `TargetOptions` and `DifferenceOptions`.
     """
 
     steps: tuple[int, ...] = (0,)
     total: int | None = None
-    order: int = 1
-    coordinate: Coordinate = "index"
     target: ForecastTarget = "output"
-    basis: Basis = "taylor"
-    guidance: Guidance = "independent"
-    guidance_interval: int = 1
     guidance_steps: tuple[int, ...] | None = None
-    correction: Correction = "never"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             all(isinstance(s, int) and s >= 0 for s in self.steps) and 0 in self.steps,
             f"steps is {self.steps}; it must be step indices that include 0",
@@ -57,7 +71,6 @@ class StepMaskConfig(CacheConfig):
             self.guidance_steps is None or self.guidance == "difference",
             "guidance_steps needs guidance='difference'",
         )
-        check_forecast(self)
 
     @classmethod
     def examples(cls) -> tuple[Example, ...]:
@@ -66,15 +79,6 @@ class StepMaskConfig(CacheConfig):
 
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""
-        return CachePolicy(
-            gate=MaskGate(frozenset(self.steps), self.total),
-            rules=StepRules(warmup=1),
-            order=self.order,
-            basis=self.basis,
-            coordinate=self.coordinate,
-            target=self.target,
-            guidance=self.guidance,
-            guidance_interval=self.guidance_interval,
-            guidance_steps=None if self.guidance_steps is None else frozenset(self.guidance_steps),
-            correction=self.correction,
-        )
+        others = None if self.guidance_steps is None else frozenset(self.guidance_steps)
+        gate = MaskGate(frozenset(self.steps), self.total)
+        return self.cache_policy(gate, StepRules(warmup=1), guidance_steps=others)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
@@ -133,6 +134,7 @@ def method(
         cls.paper = paper
         cls.base = dict(base or {})
         cls.baseline = baseline
+        cls.__dataclass_fields__ = _own_first(cls)
         _METHODS[name] = checked(name)(cls)
         return cls
 
@@ -168,6 +170,13 @@ def _check(name: str, cls: type[MethodConfig]) -> None:
     for field in dataclasses.fields(cls):
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{said}: the option {field.name!r} has no default; give it one")
+
+
+def _own_first(cls: type[MethodConfig]) -> dict[str, Any]:
+    """The fields of a class, its own before inherited ones: so they stand in files and specs."""
+    fields = cls.__dataclass_fields__
+    own = {name: fields[name] for name in inspect.get_annotations(cls) if name in fields}
+    return own | fields
 
 
 def _place(cls: type) -> str:

@@ -23,7 +23,6 @@ from ..attention.planner import Planner
 from ..attention.runtime import find_attention
 from ..caching.blocks import find_blocks
 from ..caching.policy import CachePolicy, too_few_steps
-from ..caching.state import BranchState
 from ..config import AccelerationConfig, AttentionConfig, CacheConfig
 from ..config.completion import completed
 from ..config.option_types import checked_value
@@ -136,10 +135,8 @@ def _objection(policy: CachePolicy, step: DenoisingStep | None) -> str:
     if step is None:
         return ""
     try:
-        state = BranchState(policy)
-        state.place(step)
-        if not policy.gate.needs_first_block:
-            policy.gate.before(step, state)
+        policy.branch_state().place(step)
+        policy.gate.check(step)
     except DitaccelError as error:
         return str(error)
     return ""

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from ..caching.blocks import find_blocks
-from ..caching.budget import Snapshot, full
+from ..caching.budget import for_followers, full
 from ..caching.policy import CachePolicy
+from ..caching.state import Snapshot
 from ..core.denoising.tracker import DenoisingStep
 from ..core.patching import unwrapped
 from ..pipelines import FamilyAdapter, submodule
@@ -74,7 +75,7 @@ def cache_bytes(
     if adapter.guidance == "sequential":
         return full(policy, [branch, branch])
     # both branches side by side, in one call
-    return full(policy, [branch]) + full(policy, [branch]) - branch.leader(policy)
+    return full(policy, [branch]) + full(policy, [branch]) - for_followers(policy, branch)
 
 
 def _modules(transformer: nn.Module, adapter: FamilyAdapter, tokens: int, text: int) -> int:

@@ -106,7 +106,7 @@ class Booking:
                 error=verdict.error,
                 blocks_run=call.blocks_run if cache.blocks else int(not verdict.forecast),
                 blocks_total=len(cache.blocks) or 1,
-                share=call.cost_run / cache.total_cost,
+                share=call.cost_run / cache.blocks.total_cost,
             )
         )
 

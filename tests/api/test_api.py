@@ -411,7 +411,7 @@ def test_generation_frees_its_state_when_it_ends(make, spec):
     generate(pipe, call)
     session = session_of({"transformer": pipe.transformer})
     assert sum(c.nbytes for c in session.caches.values()) == 0
-    assert not any(c._leaders for c in session.caches.values())
+    assert not any(c.guidance.leaders for c in session.caches.values())
     assert ditaccel.report(pipe).cache_bytes > 0
 
 

@@ -57,7 +57,7 @@ def really_held(pipe: Any) -> int:
     parts = {n: m for n, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
     storages = {}
     for cache in session_of(parts).caches.values():
-        held = [cache._states, cache._leaders]
+        held = [cache._states, cache.guidance]
         for tensor in _tensors(held, set()):
             storage = tensor.untyped_storage()
             # (a placeholder of an idle module is one number, however large it looks)

@@ -288,13 +288,13 @@ def test_interval_counts_steps_not_the_branchs_calls():
 @pytest.mark.parametrize(("error", "growth"), [(0.001, 2.0), (0.02, 1.0), (0.5, 0.5)])
 def test_step_size_rule(order, error, growth):
     """gap = 0.9 length (tolerance / error)^(1 / (order + 2)), half more at most, worst sample."""
-    from ditaccel.caching.correction import GapEnd
-    from ditaccel.caching.gate import StepSizeGate, left_in_latents
-    from ditaccel.caching.state import BranchState
+    from ditaccel.caching.adaptive_taylor import StepSizeGate
+    from ditaccel.caching.correction import left_in_latents
+    from ditaccel.caching.gaps import GapEnd
     from ditaccel.core.denoising.tracker import DenoisingStep
 
     gate = StepSizeGate(tolerance=0.02, order=order, max_interval=50)
-    state = BranchState(ditaccel.AdaptiveTaylorConfig(order=order, warmup=4).policy())
+    state = ditaccel.AdaptiveTaylorConfig(order=order, warmup=4).policy().branch_state()
     state.samples = [torch.full((2, 4, 3), 2.0)]
     state.shapes = [torch.Size((2, 4, 3))]
     left = torch.zeros(2, 8, 3)  # four channels of latents, four of learned variance
@@ -304,8 +304,8 @@ def test_step_size_rule(order, error, growth):
     end = GapEnd(left, -0.1, 10, False)
     gate.gap_ended(state, end, left_in_latents(step, state, end))
     ideal = 0.9 * 10 * (0.02 / error) ** (1 / (order + 2))
-    assert state.scratch["error"] == pytest.approx(error, rel=1e-4)
-    assert state.scratch["gap"] == int(min(max(ideal, 1), 15))
+    assert state.memory.error == pytest.approx(error, rel=1e-4)
+    assert state.memory.gap == int(min(max(ideal, 1), 15))
 
 
 def test_adaptive_refuses_schedulers_that_step_in_stages():

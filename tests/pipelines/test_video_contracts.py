@@ -12,10 +12,11 @@ from tiny_video import skyreels_v2_in_turn
 from tiny_video_more import kandinsky5_nabla
 
 import ditaccel
+from ditaccel.caching.adaptive_taylor import StepSizeGate
 from ditaccel.caching.blocks import find_blocks
-from ditaccel.caching.correction import GapEnd
-from ditaccel.caching.gate import FirstBlockResidualGate, StepSizeGate, left_in_latents
-from ditaccel.caching.state import BranchState
+from ditaccel.caching.correction import left_in_latents
+from ditaccel.caching.first_block_residual import FirstBlockResidualGate
+from ditaccel.caching.gaps import GapEnd
 from ditaccel.core.denoising.tracker import DenoisingStep
 from ditaccel.core.outputs import join
 
@@ -134,7 +135,7 @@ def test_sound_is_forecast_as_the_video_is(target, monkeypatch):
 
 def test_the_worse_of_two_streams_decides():
     """A little sound beside much video: its error must count as much."""
-    state = BranchState(ditaccel.AdaptiveTaylorConfig().policy())
+    state = ditaccel.AdaptiveTaylorConfig().policy().branch_state()
     video, sound = torch.full((1, 100, 4), 1.0), torch.full((1, 2, 4), 0.1)
     state.samples, state.shapes = [video, sound], [video.shape, sound.shape]
     state.hidden_shapes = state.shapes
@@ -142,10 +143,10 @@ def test_the_worse_of_two_streams_decides():
     gate = StepSizeGate(tolerance=0.01, order=1, max_interval=12)
     end = GapEnd(error, -0.1, 4, False)
     gate.gap_ended(state, end, left_in_latents(DenoisingStep(0, 9, "cond", 1.0), state, end))
-    assert state.scratch["error"] == pytest.approx(0.3)
+    assert state.memory.error == pytest.approx(0.3)
     state.first.push(0.0, join([video, sound]))
     after = join([video * 1.001 * 2, sound * 1.5 * 2])
-    verdict = FirstBlockResidualGate(0.1).after_first_block(
+    verdict = FirstBlockResidualGate(0.1).after_blocks(
         DenoisingStep(0, 1, "cond", 1.0), state, after / 2, after
     )
     assert not verdict.forecast and verdict.error == pytest.approx(0.5, rel=1e-4)
@@ -202,7 +203,7 @@ def test_adaptive_steps_say_that_frames_take_turns():
     dense = generate(pipe, call)
     with (
         ditaccel.accelerated(pipe, "balanced"),
-        pytest.raises(ditaccel.ConfigError, match="gives each frame its own; use confid"),
+        pytest.raises(ditaccel.ConfigError, match="gives each frame its own; use a"),
     ):
         generate(pipe, call)
     calls = ditaccel.report(pipe).calls

@@ -22,7 +22,6 @@ _NO_ENTRY = {"__init__.py", "__main__.py", "README.md", "py.typed"}
 
 CYCLES_TODAY: set[tuple[str, ...]] = {
     ("attention.sla.heads", "attention.sla.planner"),
-    ("caching.budget", "caching.gate", "caching.policy", "caching.state"),
     ("reports.report", "reports.text"),
 }
 LONG_TODAY = {
@@ -54,7 +53,6 @@ MAY_NAME = {
     "eval/peers/taylorseer.py": "a peer is named like the method it competes with",
 }
 NAMES_TODAY = {
-    "ditaccel/caching/gate.py",
     "ditaccel/diagnosis/checks.py",
     "ditaccel/finetuning/command.py",
     "ditaccel/finetuning/run.py",

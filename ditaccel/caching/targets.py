@@ -1,0 +1,304 @@
+"""What is forecast, where it is read off on a computed step, and where a forecast is put.
+
+A policy names one of `TARGETS`, or `module` granularity. Each target has its own `install`,
+`remember` and `predict`; a method may bring a target of its own (`@target("name")`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from ..core.outputs import form_of, join, split, tensors_of, with_tensors
+from ..core.patching import PatchLedger, patch_of
+from ..errors import ConfigError, UnsupportedError
+from ..pipelines import submodule
+from .blocks import Block, Blocks, placeholder
+from .forecast import History
+from .state import Call, nbytes_of
+
+T = TypeVar("T", bound="type[Target]")
+
+
+class Target:
+    """Base of all targets: the hidden state after the last block.
+
+    Args:
+        blocks: of the transformer.
+        order: of the forecast.
+        basis: of the forecast.
+        first_blocks: blocks that run before the gate decides.
+        check: called when the size of something that is remembered has become known; it may make
+            the policy smaller, and then another target takes the place of this one.
+
+    Attributes:
+        unit: what one remembered tensor is, for people.
+        whole_call: the output of the transformer is forecast, and no block has to run.
+        every_block: blocks run on forecast steps too, as what is forecast lies inside them.
+    """
+
+    unit: ClassVar[str] = "hidden states"
+    whole_call: ClassVar[bool] = False
+    every_block: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        order: int,
+        basis: str,
+        first_blocks: int,
+        check: Callable[[], None],
+    ) -> None:
+        self.blocks = blocks
+        self._order, self._basis = order, basis
+        self._first_blocks = first_blocks
+        self._check = check
+
+    @staticmethod
+    def places(blocks: Sequence[Block]) -> int:
+        """Number of places at which something is remembered."""
+        return 1
+
+    def install(self, ledger: PatchLedger, call: Callable[[], Call | None]) -> None:
+        """Patch what lies inside blocks.
+
+        Args:
+            ledger: takes note of the patches.
+            call: the call in progress, None for none or where another target is in force.
+        """
+
+    def check_compiled(self) -> None:
+        """Refuse compiled blocks where what is forecast lies inside them."""
+
+    def check_ranks(self) -> None:
+        """Refuse what ranks that compute the transformer together would do each in its own way.
+
+        Raises:
+            ConfigError: they would choose different bases.
+        """
+        if self._basis == "auto" and not self.whole_call:
+            raise ConfigError(
+                "basis='auto' chooses by what each rank sees, and several compute this transformer "
+                "together; use basis='taylor', or target='output'"
+            )
+
+    def runs(self, index: int) -> bool:
+        """Whether a block runs although the step is forecast."""
+        return False
+
+    def feature(self, call: Call, hidden: torch.Tensor) -> torch.Tensor:
+        """What is remembered of the hidden state (or output) of a computed step."""
+        return hidden
+
+    def remember(self, call: Call, feature: torch.Tensor) -> torch.Tensor:
+        """Take up a feature; returns the copy that is kept."""
+        call.state.snapshot.hidden = nbytes_of(feature)
+        call.state.last.push(call.place, feature)
+        # the block's own memory may be written to again
+        return call.state.last.newest
+
+    def predict(self, call: Call) -> torch.Tensor:
+        """The feature of a step that is not computed."""
+        return call.state.last.forecast(call.place)
+
+    def whole(self, call: Call, feature: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:
+        """What a feature stands for.
+
+        Args:
+            call: the call.
+            feature: as `predict` gave it.
+            shape: of the hidden state that is wanted, None for an output of the transformer.
+        """
+        return feature
+
+    def stand_in(self, call: Call) -> Any:
+        """What the transformer is to return on a step of which nothing runs; None: it must run."""
+        return None
+
+    def joined(self, call: Call, output: Any) -> torch.Tensor:
+        """What the transformer returned on a computed step, as one tensor (of `whole_call`)."""
+        raise TypeError(f"{type(self).__name__} forecasts nothing that the transformer returns")
+
+    def replaced(self, call: Call, output: Any, sample: torch.Tensor) -> Any:
+        """The transformer's output with another tensor in it (of `whole_call`)."""
+        raise TypeError(f"{type(self).__name__} forecasts nothing that the transformer returns")
+
+
+TARGETS: dict[str, type[Target]] = {"hidden": Target}
+
+
+def target(name: str) -> Callable[[T], T]:
+    """Register a target under a name that policies give."""
+
+    def register(cls: T) -> T:
+        TARGETS[name] = cls
+        return cls
+
+    return register
+
+
+@target("residual")
+class ResidualTarget(Target):
+    """What blocks add to the output of the gate's first ones, or to the first one's input."""
+
+    def runs(self, index: int) -> bool:
+        # a follower's residual counts from the same blocks' output, as its leader's does
+        return index in self.blocks.main[: self._first_blocks]
+
+    def feature(self, call: Call, hidden: torch.Tensor) -> torch.Tensor:
+        if call.base is None:
+            return hidden
+        return hidden - self._in_last(call.base, hidden.shape)
+
+    def whole(self, call: Call, feature: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:
+        if call.base is None or shape is None:
+            return feature
+        base = self.blocks.part(call.base, feature)
+        return feature + self._in_last(base, shape)
+
+    def _in_last(self, base: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """The base in the layout of the last block."""
+        blocks = self.blocks
+        return blocks.as_in(blocks.main[-1], base, blocks.after(self._first_blocks), shape)
+
+
+@target("output")
+class OutputTarget(Target):
+    """What the transformer returns: it need not run on a step that is decided before its blocks."""
+
+    unit = "outputs"
+    whole_call = True
+
+    def joined(self, call: Call, output: Any) -> torch.Tensor:
+        state = call.state
+        tensors = tensors_of(output, call.streams)
+        state.shapes = [tensor.shape for tensor in tensors]
+        form = form_of(output, call.streams)
+        if form is not None:
+            state.form[call.return_dict] = form
+        joined = join(tensors)
+        state.snapshot.hidden = nbytes_of(joined)
+        self._check()
+        return joined
+
+    def replaced(self, call: Call, output: Any, sample: torch.Tensor) -> Any:
+        return with_tensors(output, split(sample, call.state.shapes))
+
+    def stand_in(self, call: Call) -> Any:
+        form = call.state.form.get(call.return_dict)
+        return None if form is None else form(split(call.state.last.newest, call.state.shapes))
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A module whose output is forecast: its name, its kind and the number of its parameters."""
+
+    name: str
+    kind: str
+    cost: int
+
+
+class ModuleTarget(Target):
+    """The outputs of attention and MLP modules in every block; blocks run around them."""
+
+    unit = "outputs of modules"
+    every_block = True
+
+    @staticmethod
+    def places(blocks: Sequence[Block]) -> int:
+        return sum(
+            submodule(b.module, n) is not None for b in blocks for n in b.contract.forecast_modules
+        )
+
+    def check_compiled(self) -> None:
+        patches = [patch_of(block.module) for block in self.blocks]
+        if any(patch is not None and patch.compiled is not None for patch in patches):
+            raise UnsupportedError(
+                "granularity='module' cannot look into compiled blocks; use "
+                "granularity='last_block' or do not compile"
+            )
+
+    def runs(self, index: int) -> bool:
+        return True
+
+    def remember(self, call: Call, feature: torch.Tensor) -> torch.Tensor:
+        call.state.last.push(call.place, feature.new_empty(0))  # only its presence counts
+        return feature
+
+    def install(self, ledger: PatchLedger, call: Callable[[], Call | None]) -> None:
+        self.check_compiled()
+        for index, block in enumerate(self.blocks):
+            contract = block.contract
+            if not contract.forecast_modules and not contract.gives_hints:
+                raise UnsupportedError(
+                    f"granularity='module' has no module to forecast in {contract.container}"
+                    "; use granularity='last_block'"
+                )
+            for path in dict.fromkeys(contract.forecast_modules):
+                module = submodule(block.module, path)
+                if module is not None:
+                    cost = sum(p.numel() for p in module.parameters())
+                    site = _Site(f"{index}.{path}", contract.kind(path), cost)
+                    ledger.intercept(module, self._around(site, call))
+            for path in dict.fromkeys(contract.idle_modules):
+                module = submodule(block.module, path)
+                if module is not None:
+                    ledger.intercept(module, _around_idle(f"{index}.{path}", call))
+
+    def _around(self, site: _Site, current: Callable[[], Call | None]) -> Callable[..., Any]:
+        def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+            call = current()
+            if call is None:
+                return inner(*args, **kwargs)
+            visit, state = call.visit(site.name), call.state
+            if call.forecasts(site.kind):
+                parts = [h.forecast(call.place) for h in state.modules[visit]]
+                return parts[0] if len(parts) == 1 else tuple(parts)
+            output = inner(*args, **kwargs)
+            if call.forecasting:
+                call.cost_run += site.cost  # the step is forecast in part
+            state.computed_at[site.kind] = call.step.index
+            if not call.early:
+                self._keep(visit, output, call, current)
+            return output
+
+        return around
+
+    def _keep(
+        self,
+        visit: tuple[str, int],
+        output: Any,
+        call: Call,
+        current: Callable[[], Call | None],
+    ) -> None:
+        """Remember what a module gave on one of its visits in a call."""
+        state = call.state
+        parts = [output] if isinstance(output, torch.Tensor) else list(output)
+        if visit not in state.modules:
+            state.snapshot.modules += nbytes_of(*parts)
+            self._check()
+            if current() is None:
+                return  # modules are not remembered any more
+            state.modules[visit] = [History(self._order, self._basis) for _ in parts]
+        for history, part in zip(state.modules[visit], parts, strict=True):
+            history.push(call.place, part)
+
+
+def _around_idle(name: str, current: Callable[[], Call | None]) -> Callable[..., Any]:
+    """In front of a module that only feeds forecast ones: it rests where all of them are."""
+
+    def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+        call = current()
+        if call is None:
+            return inner(*args, **kwargs)
+        visit, idle = call.visit(name), call.state.idle
+        if call.forecasts():
+            return idle[visit]
+        output = inner(*args, **kwargs)
+        idle[visit] = placeholder(output, idle.get(visit))
+        return output
+
+    return around
