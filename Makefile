@@ -68,10 +68,10 @@ test-rotated: $(STAMP) ## a quarter of the slow tests, chosen by the commit, at 
 # mypy cannot follow setuptools' package-dir, so it gets the tree as it is imported.
 support-table: $(STAMP) ## measure families without results, then write the support table of pipelines/README.md
 	PYTHONPATH=tests/support OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
-	  $(PY) -P tests/support/support_table.py $(ARGS)
+	  $(PY) -P tests/conformance/support_table.py $(ARGS)
 
 versions: $(STAMP) ## the tests that depend on diffusers, under each version that is promised
-	$(PY) -P tests/support/version_matrix.py $(ARGS)
+	$(PY) -P tests/conformance/version_matrix.py $(ARGS)
 
 lint: $(STAMP) ## ruff check, ruff format --check and mypy
 	$(PY) -P -m ruff check .

@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from inspection import traces
-from tiny import generate, tiny_dit, tiny_wan
-from tiny_families import FAMILIES, family_of
+from tiny import FAMILIES, family_of, generate, tiny_dit, tiny_wan
 
 import ditaccel
 from ditaccel import cli

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tiny import generate, tiny_wan
-from tiny_families import FAMILIES, peaked
+from tiny import FAMILIES, generate, peaked, tiny_wan
 
 import ditaccel
 

@@ -7,8 +7,7 @@ import warnings
 import pytest
 import torch
 from PIL import Image
-from tiny import generate
-from tiny_families import ATTENTION_FAMILIES, FAMILIES, peaked
+from tiny import ATTENTION_FAMILIES, FAMILIES, generate, peaked
 
 import ditaccel
 from ditaccel import LiteAttentionConfig

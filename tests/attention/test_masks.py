@@ -3,8 +3,7 @@
 import pytest
 import torch
 from planners import RecordingPlanner, use
-from tiny import generate
-from tiny_families import FAMILIES
+from tiny import FAMILIES, generate
 
 import ditaccel
 from ditaccel.attention import masks

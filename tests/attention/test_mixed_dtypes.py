@@ -7,8 +7,7 @@ import torch
 from conformance import METHODS, relative_rmse, short
 from ditaccel.kernels import TileMap, Tiling, tile_attention
 from planners import RecordingPlanner, use
-from tiny import generate
-from tiny_families import ATTENTION_FAMILIES, FAMILIES
+from tiny import ATTENTION_FAMILIES, FAMILIES, generate
 
 import ditaccel
 from ditaccel.attention.masks import KeyMask

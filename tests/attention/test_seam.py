@@ -8,8 +8,7 @@ import torch
 from ditaccel.kernels import TileMap, Tiling
 from inspection import traces
 from planners import RecordingPlanner, use
-from tiny import generate
-from tiny_families import ATTENTION_FAMILIES, FAMILIES
+from tiny import ATTENTION_FAMILIES, FAMILIES, generate
 
 import ditaccel
 from ditaccel.attention.planner import Plan

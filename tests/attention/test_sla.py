@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ditaccel.kernels import Tiling, tile_moments
-from tiny import generate
-from tiny_families import FAMILIES, peaked
+from tiny import FAMILIES, generate, peaked
 
 import ditaccel
 from ditaccel import ConfigError, SLAConfig, UsageError

@@ -4,8 +4,7 @@ import pytest
 import torch
 from conformance import relative_rmse
 from put_on_later import CHANGES
-from tiny import generate
-from tiny_families import peaked
+from tiny import generate, peaked
 
 import ditaccel
 from ditaccel.attention.sla.own_weights import own_weights, places_of

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ditaccel.pipelines import adapters
-from tiny import generate
-from tiny_families import FAMILIES
+from tiny import FAMILIES, generate
 
 import ditaccel
 from ditaccel.sessions.session import session_of

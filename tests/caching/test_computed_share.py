@@ -5,8 +5,7 @@ import torch
 from compositions import transformers
 from conformance import METHODS, short
 from put_on_later import CHANGES
-from tiny import generate
-from tiny_families import FAMILIES
+from tiny import FAMILIES, generate
 
 import ditaccel
 from ditaccel.caching.blocks import find_blocks

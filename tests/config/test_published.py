@@ -5,8 +5,7 @@ import torch
 from ditaccel.kernels import Tiling, feature_map
 from ditaccel.pipelines import adapters
 from planners import RecordingPlanner, use
-from tiny import generate, tiny_dit, tiny_flux, tiny_wan
-from tiny_families import peaked
+from tiny import generate, peaked, tiny_dit, tiny_flux, tiny_wan
 
 import ditaccel
 from ditaccel import ConfigError, SLAConfig

@@ -4,7 +4,7 @@ import conformance
 import pytest
 from conformance import METHODS, Subject
 from ditaccel.pipelines import adapters
-from tiny_families import FAMILIES, families_tested
+from tiny import FAMILIES, VARIANTS, families_tested
 
 from ditaccel import config
 
@@ -21,6 +21,11 @@ def both(name):
 def test_every_method_and_family_is_in_these_tests():
     assert {method.split()[0] for method in METHODS} == set(config.methods())
     assert families_tested() == set(adapters())
+
+
+def test_tiny_pipelines_of_a_family_are_in_the_file_of_its_name():
+    tiny = {pipeline.family for pipeline in (*FAMILIES.values(), *VARIANTS.values())}
+    assert tiny == set(adapters())
 
 
 @pytest.mark.parametrize("name", FAMILIES)

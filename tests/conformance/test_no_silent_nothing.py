@@ -13,8 +13,7 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from planners import RecordingPlanner, use
-from tiny import generate, tiny_dit, tiny_flux, tiny_wan
-from tiny_families import FAMILIES
+from tiny import FAMILIES, generate, tiny_dit, tiny_flux, tiny_wan
 from torch import nn
 
 import ditaccel

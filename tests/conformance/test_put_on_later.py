@@ -9,7 +9,7 @@ import pytest
 import torch
 from conformance import METHODS
 from put_on_later import CHANGES, check
-from tiny_families import FAMILIES
+from tiny import FAMILIES
 
 FAST = ("taylorseer", "adaptive_taylor", "svg2")
 ATTENTION = ("lite_attention", "svg2", "sla")

@@ -4,7 +4,7 @@ import pytest
 import support_table
 from compositions import COMPOSITIONS
 from conformance import METHODS, WORKS
-from tiny_families import FAMILIES
+from tiny import FAMILIES
 
 MEND = "run: make support-table"
 

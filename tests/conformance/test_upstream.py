@@ -10,8 +10,7 @@ import inspect
 
 import pytest
 import torch
-from tiny import generate, tiny_dit, tiny_flux, tiny_wan
-from tiny_families import FAMILIES
+from tiny import FAMILIES, generate, tiny_dit, tiny_flux, tiny_wan
 
 import ditaccel
 from ditaccel.core.patching import patch_of

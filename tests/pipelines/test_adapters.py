@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 from ditaccel.pipelines import adapter_for, adapters, submodule
-from tiny_families import FAMILIES, families_tested, family_of
+from tiny import FAMILIES, families_tested, family_of
 
 from ditaccel import config as configs
 from ditaccel.attention.processor import check_processor

@@ -7,8 +7,7 @@ import torch
 from ditaccel.pipelines import adapters
 from ditaccel.pipelines.auto import NotRecognisedError, recognise, text_side, token_count
 from inspection import traces
-from tiny import generate, tiny_wan
-from tiny_families import FAMILIES
+from tiny import FAMILIES, generate, tiny_wan
 from torch import nn
 
 import ditaccel

@@ -3,9 +3,7 @@
 import pytest
 import torch
 from ditaccel.pipelines import adapter_for, submodule
-from tiny import generate
-from tiny_families import FAMILIES
-from tiny_registry import other_prompt
+from tiny import FAMILIES, generate, other_prompt
 
 import ditaccel
 

@@ -6,8 +6,7 @@ from ditaccel.kernels import TileMap, Tiling
 from ditaccel.pipelines import adapters
 from inspection import traces
 from planners import RecordingPlanner, use
-from tiny import generate
-from tiny_families import FAMILIES, family_of
+from tiny import FAMILIES, family_of, generate
 
 import ditaccel
 from ditaccel.attention import runtime

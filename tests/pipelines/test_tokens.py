@@ -8,8 +8,7 @@ import torch
 from ditaccel.pipelines import adapters
 from ditaccel.pipelines.grids import from_ids, from_image_shapes
 from planners import RecordingPlanner, use
-from tiny import generate
-from tiny_families import ATTENTION_FAMILIES, FAMILIES, family_of
+from tiny import ATTENTION_FAMILIES, FAMILIES, family_of, generate
 
 import ditaccel
 from ditaccel.attention.runtime import find_attention

@@ -5,10 +5,8 @@ import torch
 from ditaccel.kernels import TileMap, Tiling
 from inspection import traces
 from planners import RecordingPlanner, use
-from tiny import generate
-from tiny_families import FAMILIES, VARIANTS
-from tiny_registry import other_prompt
-from tiny_variants import klein_kv
+from tiny import FAMILIES, VARIANTS, generate, other_prompt
+from tiny.flux2 import klein_kv
 
 import ditaccel
 from ditaccel.attention.planner import Plan

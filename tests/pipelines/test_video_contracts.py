@@ -6,10 +6,9 @@ import pytest
 import torch
 from ditaccel.pipelines import adapters
 from planners import RecordingPlanner, use
-from tiny import generate
-from tiny_families import FAMILIES, VARIANTS
-from tiny_video import skyreels_v2_in_turn
-from tiny_video_more import kandinsky5_nabla
+from tiny import FAMILIES, VARIANTS, generate
+from tiny.kandinsky5 import kandinsky5_nabla
+from tiny.skyreels_v2 import skyreels_v2_in_turn
 
 import ditaccel
 from ditaccel.caching.adaptive_taylor import StepSizeGate

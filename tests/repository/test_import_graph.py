@@ -37,9 +37,8 @@ LONG_TODAY = {
     ("samples/train/card.py", "write_card"),
     ("samples/train/data.py", "sample_scenes"),
     ("tests/support/put_on_later.py", "check"),
-    ("tests/support/tiny_video_more.py", "ltx2"),
 }
-FULL_TODAY = {"tests/support"}
+FULL_TODAY: set[str] = set()
 # File -> why it may import a method's file or name a method in a text.
 MAY_NAME = {
     "ditaccel/__init__.py": "the public names",

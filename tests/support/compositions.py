@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from conformance import METHODS, WORKS, Subject, short, skipped
-from tiny import generate
-from tiny_registry import TinyFamily
+from tiny import TinyFamily, generate
 
 import ditaccel
 

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 from inspection import traces
-from tiny import generate
-from tiny_registry import TinyFamily, other_prompt
+from tiny import TinyFamily, generate, other_prompt
 
 import ditaccel
 from ditaccel.config import KINDS, method_spec, methods

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from compositions import transformers
 from conformance import METHODS, relative_rmse, short, skipped
-from tiny import generate
-from tiny_registry import TinyFamily
+from tiny import TinyFamily, generate
 
 import ditaccel
 from ditaccel.config import parse_spec

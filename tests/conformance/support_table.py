@@ -21,7 +21,7 @@ from typing import Any
 
 from compositions import COMPOSITIONS
 from conformance import METHODS, WORKS, Subject, check_method
-from tiny_families import FAMILIES
+from tiny import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "conformance" / "support.json"

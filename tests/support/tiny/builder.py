@@ -1,11 +1,8 @@
-"""The registry of tiny random pipelines, one or more a family, and what tests must know of each.
-
-A file `tiny_<anything>.py` in this folder registers its pipelines with `@tiny_family(...)`;
-`tiny_families.FAMILIES` collects all of them. Nothing else needs an edit.
-"""
+"""How tiny pipelines are built and registered, and what tests must know of each."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,18 +59,17 @@ class TinyFamily:
 REGISTRY: dict[str, TinyFamily] = {}
 
 
-def tiny_family(family: str | None = None, **facts: Any) -> Callable[[Callable[[], Tiny]], Any]:
-    """Register the decorated function under its name.
+def tiny_family(**facts: Any) -> Callable[[Callable[[], Tiny]], Callable[[], Tiny]]:
+    """Register the decorated function under its name; its file names the family.
 
     Args:
-        family: name of the adapter where it is not the function's name.
-        **facts: other attributes of `TinyFamily`.
+        **facts: attributes of `TinyFamily`.
     """
 
     def register(make: Callable[[], Tiny]) -> Callable[[], Tiny]:
         name = make.__name__
         assert name not in REGISTRY, f"two tiny pipelines are called {name}"
-        REGISTRY[name] = TinyFamily(make, family or name, **facts)
+        REGISTRY[name] = TinyFamily(make, make.__module__.rpartition(".")[2], **facts)
         return make
 
     return register
@@ -86,6 +82,25 @@ def embeds_source() -> Callable[..., torch.Tensor]:
     return lambda *shape: torch.randn(*shape, generator=generator)
 
 
+def pipeline_of(cls: type, transformer: Any, scheduler: Any, **parts: Any) -> Any:
+    """A pipeline in evaluation mode, without progress bars.
+
+    Args:
+        cls: of the pipeline.
+        transformer: its transformer.
+        scheduler: its scheduler.
+        **parts: other parts and options. Parts that are not given and have no default are None:
+            text encoders and tokenizers, whose embeddings the call brings along.
+    """
+    given = {**parts, "transformer": transformer, "scheduler": scheduler}
+    absent = {
+        name: None
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind != parameter.VAR_KEYWORD
+    }
+    return quiet(cls(**{**absent, **given}))
+
+
 def quiet(pipe: Any) -> Any:
     """The pipeline in evaluation mode and without progress bars."""
     for part in pipe.components.values():
@@ -93,22 +108,3 @@ def quiet(pipe: Any) -> Any:
             part.eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def other_prompt(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The same call with another prompt: embeddings, class labels or words are exchanged."""
-    generator = torch.Generator().manual_seed(2)
-
-    def other(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            return torch.randn(value.shape, generator=generator)
-        if isinstance(value, list) and all(isinstance(part, torch.Tensor) for part in value):
-            return [other(part) for part in value]
-        return value
-
-    changed = {name: other(value) if "embeds" in name else value for name, value in call.items()}
-    if call.get("prompt") is not None:
-        changed["prompt"] = "a blue square"
-    if "class_labels" in call:
-        changed["class_labels"] = [label + 2 for label in call["class_labels"]]
-    return changed
