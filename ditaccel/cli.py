@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,28 +19,35 @@ from .warning import plain_warnings
 
 # subcommand -> (module with add_arguments(parser) and run(args), help)
 COMMANDS = {
-    "bench": ("ditaccel.eval.bench.command", "time kernels and overheads, as ratios in one run"),
+    "bench": (
+        "ditaccel.eval.bench.command",
+        "time kernels and overheads, each as a ratio",
+    ),
     "doctor": (
         "ditaccel.diagnosis.command",
         "show what would be accelerated, what would not, and why",
     ),
     "eval": ("ditaccel.eval.command", "measure speed and quality of configs against dense runs"),
     "finetune": ("ditaccel.finetuning.command", "train an adapter for sparse-linear attention"),
-    "generate": ("ditaccel.batch.command", "make the pictures or videos of a job file"),
+    "generate": ("ditaccel.batch.command", "generate the pictures or videos of a job file"),
     "report": (
         "ditaccel.eval.report.command",
-        "write the page of an evaluation or a batch job",
+        "write the page of an evaluation or of a batch job",
     ),
-    "tune": ("ditaccel.tuning.command", "search the steps worth computing; write a config"),
+    "tune": (
+        "ditaccel.tuning.command",
+        "search the steps that are worth computing; write a config",
+    ),
 }
 
 
 # Of an error's line: names of files may be long, and errors list what is known.
 _LONGEST = 4000
+_OPTION_TWICE = re.compile(r"^argument (?:(--[\w-]+): )(?=\1\b)(?:\1)?")
 
 
 def _argument(check: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A checker as argparse wants it: its line becomes the parser's."""
+    """A check as argparse wants it: its line becomes the parser's."""
 
     def parse(text: str) -> Any:
         try:
@@ -61,7 +69,7 @@ def _text(text: str) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says a mistake in one line: the usage of a command with 25 options would bury it.
+    """Reports a mistake in one line: the usage of a command with 25 options would bury it.
 
     Paths (`type=Path`) and plain texts of every command are checked by `given`.
     """
@@ -72,7 +80,8 @@ class _Parser(argparse.ArgumentParser):
         self.register("type", None, _argument(_text))
 
     def error(self, message: str) -> NoReturn:
-        line = given.one_line(message)
+        # argparse says `argument --seed: ` in front of lines that begin with the option themselves.
+        line = _OPTION_TWICE.sub(r"\1", given.one_line(message))
         self.exit(2, f"{self.prog}: error: {line} (`{self.prog} --help` lists the options)\n")
 
 
@@ -90,10 +99,10 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """What means the same in every command: a device, seeds, arguments of the pipeline call.
+    """Check what means the same in every command: a device, seeds, arguments of the pipeline call.
 
     Raises:
-        DitaccelError: one of them is none, before anything is loaded or written.
+        DitaccelError: one of them is wrong; nothing has been loaded or written yet.
     """
     found = vars(args)
     # `auto` chooses; Ray's devices are other machines'.
@@ -104,6 +113,13 @@ def _check(args: argparse.Namespace) -> None:
     given.seeds_of(found.get("seeds") or ())
     for key, value in found.get("call") or ():
         given.call_argument(key, value)
+
+
+def _told(error: DitaccelError, args: argparse.Namespace) -> str:
+    """The line of an error: the name of an argument becomes that of the command's option."""
+    if error.argument and hasattr(args, error.argument):
+        return f"--{error.argument.replace('_', '-')} {error.line}"
+    return str(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,13 +135,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A file name need not be text in the terminal's encoding.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     command = next((a for a in arguments if not a.startswith("-")), None)
+    args = argparse.Namespace()
     try:
         args = _parser(command).parse_args(arguments)
         _check(args)
         with plain_warnings():
             return int(importlib.import_module(COMMANDS[args.command][0]).run(args))
     except DitaccelError as error:
-        print(f"ditaccel: error: {given.one_line(str(error), _LONGEST)}", file=sys.stderr)
+        print(f"ditaccel: error: {given.one_line(_told(error, args), _LONGEST)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # `… | head`: what is still in the buffer must not raise once more at exit.
@@ -139,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ditaccel: error: {given.one_line(place + reason, _LONGEST)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("ditaccel: interrupted; run the same command again to go on", file=sys.stderr)
+        print("ditaccel: interrupted; run the same command again to resume", file=sys.stderr)
         return 130
 
 

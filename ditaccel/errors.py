@@ -1,8 +1,21 @@
-"""Errors a user can mend: every message says what to do, in one line."""
+"""Errors that a user can fix: every message says what to do, in one line."""
 
 
 class DitaccelError(Exception):
-    """Base of all errors that ditaccel raises on purpose."""
+    """Base of all errors that ditaccel raises on purpose.
+
+    Args:
+        line: what is wrong and what to do, in one line.
+        argument: name of the argument that is wrong, which is put in front of the line; the command
+            line shows it as its option (`out` as `--out`). "" where no single argument is wrong.
+    """
+
+    def __init__(self, line: str = "", argument: str = "") -> None:
+        super().__init__(line)
+        self.line, self.argument = line, argument
+
+    def __str__(self) -> str:
+        return f"{self.argument} {self.line}" if self.argument else self.line
 
 
 class ConfigError(DitaccelError, ValueError):

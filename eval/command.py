@@ -10,20 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from ditaccel.errors import UsageError
-from ditaccel.io.arguments import add_call, add_device, add_dtype, add_pipeline, listed
+from ditaccel.io import arguments as options
+from ditaccel.io.arguments import listed
 from ditaccel.io.given import whole_argument as whole
 
 EXAMPLE = """\
 examples:
-  ditaccel eval samples/models/shapes-wan --config balanced --config fast --out out
+  ditaccel eval samples/models/shapes-wan --out out \\
+      --config balanced --config fast
   ditaccel eval samples/models/shapes-wan --limit 4 --seeds 0,1 --out out \\
       --config "CG-Taylor=confidence_gated_taylor:threshold=0.05|0.1|0.2" \\
-      --config "TaylorSeer=taylorseer:interval=2|3|4" --config "peer/cache_dit:fn=1,threshold=0.1"
+      --config "TaylorSeer=taylorseer:interval=2|3|4" \\
+      --config "peer/cache_dit:fn=1,threshold=0.1"
 
-a config is a preset name, a YAML file, method:option=value,…, steps:N, steps:N+method:…, or
-peer/NAME:option=value,…; a|b|c in place of a value makes a series (one curve), and label=… in front
-names it. Dense, dense with another seed, and fewer steps are always measured beside them.
-The same command on the same --out goes on where a killed run stopped.
+A config is a preset name, a YAML file, method:option=value,…, steps:N,
+steps:N+method:…, or peer/NAME:option=value,…; a|b|c in place of a value makes
+a series (one curve), and label=… in front names it. Dense, dense with another
+seed, and fewer steps are always measured, too.
+The same command with the same --out resumes where a killed run stopped.
+exit code: 0 all measured, 3 some samples failed, 2 the command is wrong.
 """
 
 
@@ -43,38 +48,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `ditaccel eval`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLE
-    parser.add_argument("model", help="folder or Hub id of a diffusers pipeline")
-    parser.add_argument(
-        "--config", action="append", default=[], metavar="SPEC", help="what to measure; repeatable"
-    )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
-    parser.add_argument(
-        "--prompts", metavar="FILE", help="one prompt (or class name) a line, # comments"
-    )
-    parser.add_argument("--limit", type=whole("--limit", 1), help="only the first N prompts")
-    parser.add_argument(
-        "--seeds",
-        type=listed("--seeds", whole("--seeds", 0)),
-        default=[0],
-        help="such as 0,1 (default 0)",
-    )
-    parser.add_argument("--steps", type=whole("--steps", 2), help="scheduler steps of dense")
-    parser.add_argument(
+    options.add_model(parser)
+    add = parser.add_argument
+    add("--config", action="append", default=[], metavar="SPEC", help="what to measure; repeatable")
+    options.add_out(parser, "folder of the run", "DIR")
+    options.add_prompts(parser)
+    options.add_limit(parser)
+    options.add_seeds(parser)
+    options.add_steps(parser, 2, " of the dense runs")
+    add(
         "--fewer",
         type=listed("--fewer", whole("--fewer", 1), "30,20"),
         metavar="N,N",
         help="step counts of the fewer-steps rows (default: shares of --steps)",
     )
-    add_call(parser)
-    parser.add_argument(
+    options.add_call(parser)
+    add(
         "--features",
         metavar="WHAT",
         help="extractor behind FID: a FeatureNet folder, inception=FILE, module:Class=FILE, or "
-        "none (default: the sample's own)",
+        "none (default: the model's own)",
     )
-    parser.add_argument("--real", metavar="PATH", help="real frames for FID: folder or npz")
-    parser.add_argument("--real-n", type=whole("--real-n", 2), help="use the first N of them")
-    parser.add_argument(
+    add("--real", metavar="PATH", help="real frames for FID: a folder or an npz file")
+    add("--real-n", type=whole("--real-n", 2), metavar="N", help="use the first N of them")
+    add(
         "--weights",
         action="append",
         type=metric_file,
@@ -82,20 +79,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METRIC=FILE",
         help="weights of a metric that needs some, such as lpips=FILE; repeatable",
     )
-    add_device(parser)
-    add_dtype(parser)
-    add_pipeline(parser)
-    parser.add_argument("--threads", type=whole("--threads", 1), help="CPU threads")
-    parser.add_argument(
+    options.add_renamed(parser, "--lpips-weights", "FILE is --weights lpips=FILE now")
+    options.add_running(parser)
+    add(
         "--pairs",
         type=whole("--pairs", 1),
         default=8,
         metavar="N",
-        help="time the first N samples, each row beside a dense run of its own (default 8)",
+        help="time the first N samples, each row next to a dense run of its own (default 8)",
     )
-    parser.add_argument("--no-html", action="store_true", help="write no HTML report")
-    parser.add_argument("--json", action="store_true", help="print summary.json, no table")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add("--no-html", action="store_true", help="write no HTML report")
+    options.add_json(parser, "the summary")
+    options.add_quiet(parser)
 
 
 def _need_packages() -> None:
@@ -119,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
     """
     _need_packages()
     from ditaccel.io.files import read_json
-    from ditaccel.io.models import read_prompts, read_sheet
+    from ditaccel.io.models import no_prompts, read_prompts, read_sheet
+    from ditaccel.io.opening import choose_device, use_threads
 
     from .options import Options
     from .runs import evaluate
@@ -128,8 +124,9 @@ def run(args: argparse.Namespace) -> int:
     sheet = read_sheet(args.model)
     prompts_file = args.prompts or sheet.prompts
     if prompts_file is None:
-        raise UsageError("give --prompts FILE: the model folder names no prompts of its own")
-    options = Options(
+        raise no_prompts(args.model)
+    use_threads(args.threads, choose_device(args.device))
+    settings = Options(
         steps=args.steps,
         fewer=args.fewer,
         call=dict(args.call),
@@ -145,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
         quiet=args.quiet,
     )
     prompts = read_prompts(prompts_file, args.limit)
-    out = evaluate(args.model, args.config, prompts, args.seeds, args.out, options)
+    out = evaluate(args.model, args.config, prompts, args.seeds, args.out, settings)
     summary = read_json(out / SUMMARY)
     report = None
     if not args.no_html:

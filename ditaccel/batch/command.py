@@ -1,4 +1,4 @@
-"""`ditaccel generate`: a file of rows in, pictures or videos out, on one machine or many."""
+"""`ditaccel generate`: the pictures or videos of a job file, on one machine or many."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .. import config as configs
 from ..errors import ConfigError, DitaccelError, UsageError
 from ..io import given, provenance
 from ..io.arguments import AUTO
+from ..io.asking import check_taken
 from ..io.factory import Factory, read_factory
 from ..io.progress import Progress, duration
 from . import names
@@ -43,26 +44,24 @@ def _settings(
 ) -> Settings:
     save = args.save or (("mp4",) if facts.is_video else ("png",))
     if "mp4" in save and not facts.is_video:
-        raise ConfigError(f"{facts.pipeline} makes pictures: --save png, frames or latents")
+        raise ConfigError(f"mp4: {facts.pipeline} makes pictures; save png instead", "save")
     crf = _CRF[args.codec] if args.crf is None else args.crf
     if crf > MAX_CRF[args.codec]:
-        raise ConfigError(f"--crf {crf}: for {args.codec} it must be 0 to {MAX_CRF[args.codec]}")
+        raise ConfigError(f"{crf}: for {args.codec} it must be 0 to {MAX_CRF[args.codec]}", "crf")
     if "mp4" in save:
         check_codec(args.codec, crf)
     if args.fps is not None and not 0.1 <= args.fps <= 1000:
-        raise ConfigError(f"--fps {args.fps}: it must be 0.1 to 1000")
+        raise ConfigError(f"{args.fps}: it must be 0.1 to 1000", "fps")
     call = dict(args.call)
     if args.steps is not None:
         call["num_inference_steps"] = args.steps
-    for key in call:
-        if key not in facts.arguments:
-            raise ConfigError(f"--call: {facts.pipeline} takes no argument {key!r}")
+    check_taken(call, facts.arguments, facts.pipeline)
     default = "float32" if device == "cpu" else "bfloat16"
     if factory is not None:
         default = AUTO  # which is the function's to choose
     return Settings(
         config=args.config,
-        seeds=args.seeds,
+        seeds=tuple(args.seeds),
         call=check_call(call),
         save=save,
         codec=args.codec,
@@ -175,8 +174,9 @@ def run(args: argparse.Namespace) -> int:
     work, ours = _make_run(args, facts, items, settings, rank)
     if factory is not None and len(set(work.devices)) > 1 and not factory.takes("device"):
         raise UsageError(
-            f"--pipeline {args.pipeline}: there are workers on {', '.join(work.devices)}, and the "
-            "function takes no `device`; let it take one, or give --workers 1"
+            f"{args.pipeline}: there are workers on {', '.join(work.devices)}, and the function "
+            "takes no `device`; let it take one, or ask for one worker",
+            "pipeline",
         )
     if repeated:
         note(f"{repeated} rows repeat earlier ones exactly: made once (--seeds makes more of each)")
@@ -246,7 +246,7 @@ def _generate(
             print(f"{others} outputs of other rows or configs lie in {folder.outputs}, untouched")
         print(f"results: {folder.root / RESULTS}; gallery: ditaccel report {folder.root}")
     if made.interrupted:
-        note("interrupted; run the same command again to go on")
+        note("interrupted; run the same command again to resume")
         return 130
     return 3 if summary["failed"] else 0
 

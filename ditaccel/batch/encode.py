@@ -42,12 +42,14 @@ def check_codec(codec: str, crf: int) -> None:
         import av
     except ImportError:
         raise UsageError(
-            "mp4 files need PyAV: pip install 'ditaccel[video]' (or --save frames, --save png)"
+            "mp4 files need PyAV: pip install 'ditaccel[video]', or save frames or png"
         ) from None
     if CODECS[codec][0] not in av.codecs_available:
-        raise UsageError(f"this PyAV has no {CODECS[codec][0]}; take another --codec")
+        raise UsageError(
+            f"{codec}: this PyAV has no {CODECS[codec][0]}; choose another one", "codec"
+        )
     if not 0 <= crf <= MAX_CRF[codec]:
-        raise UsageError(f"--crf is {crf}; for {codec} it must be 0 to {MAX_CRF[codec]}")
+        raise UsageError(f"is {crf}; for {codec} it must be 0 to {MAX_CRF[codec]}", "crf")
 
 
 def _even(frames: Frames) -> Frames:

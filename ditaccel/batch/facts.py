@@ -95,7 +95,7 @@ class Facts:
         if not self.transformer:
             raise UnsupportedError(
                 f"{self.pipeline} has no transformer, which is what ditaccel accelerates; run it "
-                f"dense with --config {DENSE}"
+                f"dense, with the config {DENSE}"
             )
         chosen, _ = completed(configs.resolve(config, self._adapter()), self._adapter())
         if not chosen.methods:
@@ -116,7 +116,7 @@ def _index(model: str) -> dict[str, Any]:
                 f"{path} is damaged ({line_of(error)}); get the model again"
             ) from error
     if not is_hub_id(model):
-        raise UsageError(f"no model folder at {model}, and it is no Hub id (owner/name) either")
+        raise UsageError(f"no model folder at {model}, and it is not a Hub id (owner/name) either")
     from diffusers import DiffusionPipeline
 
     try:
@@ -137,8 +137,9 @@ def _class_of(model: str, name: str, factory: Factory | None) -> type:
         return cls
     if factory is not None:
         raise UsageError(
-            f"--pipeline {factory.reference}: which class the function returns is not known before "
-            "it runs; annotate it, such as `def make(model, device) -> FluxImg2ImgPipeline:`"
+            f"{factory.reference}: which class the function returns is not known before it runs; "
+            "annotate it, such as `def make(model, device) -> FluxImg2ImgPipeline:`",
+            "pipeline",
         )
     raise UsageError(
         f"{model} asks for the pipeline {name}, which this version of diffusers does not have; "

@@ -128,7 +128,7 @@ class JobFolder:
             UsageError: it cannot be written, or holds an evaluation.
         """
         if (self.root / "run.json").exists():
-            raise UsageError(f"--out {self.root} holds an evaluation; choose another folder")
+            raise UsageError(f"{self.root} holds an evaluation; choose another folder", "out")
         try:
             for folder in (self.outputs, self.failed, self.claims, self.workers, self.results):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ class JobFolder:
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
-            raise UsageError(f"--out {self.root}: not writable ({error.strerror})") from error
+            raise UsageError(f"{self.root}: not writable ({error.strerror})", "out") from error
 
     @property
     def is_gone(self) -> bool:
@@ -152,7 +152,7 @@ class JobFolder:
             what = f"the job's folder {self.root}" if self.is_gone else error.filename
             return UsageError(
                 f"{what} is gone (moved or removed while the job ran?); run the same command "
-                "again, with --out where the folder is now: what lies there stays done"
+                "again with the place where the folder is now: what lies there stays done"
             )
         return unwritten(Path(str(error.filename or self.root)), error)
 
@@ -171,7 +171,7 @@ class JobFolder:
         return _load(self.root / JOB, shapes.JOB) or {}
 
     def chosen(self, items: Sequence[Item]) -> list[Item]:
-        """The items that the newest command asked for (`--limit`, `--filter`), by default all."""
+        """The items that the newest command asked for (`limit`, `filters`), by default all."""
         ids = self.job().get("chosen")
         wanted = None if ids is None else set(ids)
         return [item for item in items if wanted is None or item.id in wanted]

@@ -45,7 +45,7 @@ def _bound(pixels: int, frames: int, most: int) -> None:
     if max(pixels, _LEAST if frames > 1 else 0) * frames > most:
         many = f"{frames} frames of " if frames > 1 else ""
         raise UsageError(
-            f"{many}{pixels / 1e6:.1f} megapixels are more than --max-input {most} pixels; give a "
+            f"{many}{pixels / 1e6:.1f} megapixels are more than max_input, {most} pixels; give a "
             "smaller one, or raise it"
         )
 

@@ -58,7 +58,9 @@ def read_rows(path: str | Path, note: Note = lambda line: None) -> list[RawRow]:
     """
     path = given.path(path)
     if not path.is_file():
-        raise UsageError(f"no job file at {path}; give --jobs FILE ({', '.join(SUFFIXES)})")
+        raise UsageError(
+            f"{path}: there is no such file; name one of {', '.join(SUFFIXES)}", "jobs"
+        )
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise UsageError(f"{path}: a job file ends in {', '.join(SUFFIXES)}")

@@ -143,7 +143,7 @@ class Planner:
                     item = replace(
                         item,
                         error=f"its file name {item.name!r} is that of row {other.row}, too; add "
-                        "{id} or {seed} to --name, or give rows a name",
+                        "{id} or {seed} to the name template, or give rows a name",
                     )
                 elif not item.error:
                     taken[key] = item

@@ -29,21 +29,22 @@ def check_template(template: str) -> str:
     """
     template = PRESETS.get(template, template)
     if re.search(r"[\x00-\x1f\ud800-\udfff]", template):
-        raise ConfigError(f"--name {shown(template)}: it holds what no file name can")
+        raise ConfigError(f"{shown(template)}: it holds what no file name can", "name")
     if len(template.encode()) > _TEMPLATE:
-        raise ConfigError(f"--name {shown(template)}: longer than {_TEMPLATE} bytes")
+        raise ConfigError(f"{shown(template)}: longer than {_TEMPLATE} bytes", "name")
     for name in _PART.findall(template):
         if name not in FIELDS and not re.fullmatch(r"meta\.\w+", name):
             raise ConfigError(
-                f"--name: unknown field {{{name}}}; known: "
+                f"{shown(template)}: unknown field {{{name}}}; known: "
                 f"{', '.join('{' + f + '}' for f in FIELDS)}, {{meta.COLUMN}}; presets: "
-                f"{', '.join(PRESETS)}"
+                f"{', '.join(PRESETS)}",
+                "name",
             )
     rest = _PART.sub("", template)
     if "{" in rest or "}" in rest:
-        raise ConfigError(f"--name {template!r}: a brace is not closed")
+        raise ConfigError(f"{template!r}: a brace is not closed", "name")
     if template.startswith("/") or not all(part.strip(" .-") for part in template.split("/")):
-        raise ConfigError(f"--name {template!r}: it must name a file inside the output folder")
+        raise ConfigError(f"{template!r}: it must name a file inside the output folder", "name")
     return template
 
 

@@ -198,7 +198,7 @@ def _input(name: str, value: Any, base: Path, allow_remote: bool) -> str:
         if scheme not in _REMOTE:
             raise ConfigError(f"{name}: {scheme}:// is not supported; give a file")
         if not allow_remote:
-            raise ConfigError(f"{name} is a URL; fetch it first, or allow it with --allow-remote")
+            raise ConfigError(f"{name} is a URL; fetch it first, or allow URLs (allow_remote)")
         return text
     path = given.path(text)
     path = path if path.is_absolute() else base / path

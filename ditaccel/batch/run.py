@@ -29,7 +29,7 @@ class Run:
         model: folder or Hub id.
         settings: what decides the outputs.
         rank: which part of the items is ours.
-        ids: items that were chosen (`--limit`, `--filter`).
+        ids: items that were chosen (`limit`, `filters`).
         workers: processes on this machine.
         devices: of each worker.
         options: of all workers, but for the device.
@@ -89,7 +89,7 @@ def read_run(path: Path) -> Run:
 
 
 def chosen_items(items: Sequence[Item], run: Run) -> list[Item]:
-    """The items that `--limit` and `--filter` left."""
+    """The items that were chosen."""
     chosen = set(run.ids)
     return [item for item in items if item.id in chosen]
 

@@ -51,7 +51,7 @@ def summarise(
         lines: their results so far (`JobFolder.merged`).
 
     Returns:
-        Plain data, as `--json` prints it.
+        Plain data, as JSON takes it.
     """
     done = [line for line in lines if line.get("status") == DONE]
     failed = [line for line in lines if line.get("status") == FAILED]
@@ -107,8 +107,7 @@ def describe(summary: dict[str, Any], said: Collection[str] = ()) -> list[str]:
     ]
     if summary.get("not_chosen"):
         lines.append(
-            f"{summary['not_chosen']} more rows of the job file were not asked for (--limit, "
-            "--filter)"
+            f"{summary['not_chosen']} more rows of the job file were not asked for (limit, filter)"
         )
     if summary["done"]:
         lines.append(f"work: {where_time_goes(summary['seconds'])}")

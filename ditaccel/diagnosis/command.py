@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ..errors import UnsupportedError, UsageError
+from ..io import arguments as options
 from ..io import given
-from ..io.arguments import add_device, add_dtype, add_pipeline
 from ..io.given import whole_argument as whole
 from ..io.models import is_hub_id, quiet_loading, read_sheet
 from ..io.opening import open_pipeline
@@ -21,23 +21,27 @@ from .findings import Diagnosis
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line."""
+    """Declare the options of `ditaccel doctor`."""
     parser.add_argument(
         "model",
-        metavar="MODEL",
         help="folder of a diffusers pipeline or transformer, or a Hub id in the local cache",
     )
-    parser.add_argument("--config", help="preset, file or spec to look at (default: all methods)")
     parser.add_argument(
-        "--steps", type=whole("--steps", 1), help="steps that the pipeline will be called with"
+        "--config",
+        metavar="SPEC",
+        help="preset, YAML file or method:option=value to look at (default: all methods)",
     )
+    options.add_steps(parser)
     parser.add_argument(
-        "--tokens", type=whole("--tokens", 1), help="image or video tokens that a call makes"
+        "--tokens",
+        type=whole("--tokens", 1),
+        metavar="N",
+        help="image or video tokens per call (default: from the model's own size)",
     )
-    add_dtype(parser, "bfloat16, for the memory estimate")
-    add_device(parser)
-    add_pipeline(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    options.add_device(parser)
+    options.add_dtype(parser, "bfloat16, for the memory estimate")
+    options.add_pipeline(parser)
+    options.add_json(parser, "the findings")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,17 +1,22 @@
-"""What the texts of a command line mean: one vocabulary and one reader for every command."""
+"""The vocabulary of the command line: options that several commands take, and what texts mean.
+
+An option of one name means the same in every command, and has the same help text. Below the
+commands nobody knows these names: errors name arguments, and `cli` shows them as options.
+"""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
 
 import yaml
 
 from ..errors import ConfigError
 from . import given
-from .given import shown
+from .given import shown, whole_argument
 
 # What people write -> torch's name.
 DTYPES = {
@@ -21,6 +26,8 @@ DTYPES = {
 }
 SHORT_DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 AUTO = "auto"
+# Processes, threads and items of a call: more is a slip of the keyboard.
+MOST = 4096
 # What the commands set themselves.
 _OWN = ("generator", "output_type", "return_dict", "prompt")
 
@@ -46,7 +53,7 @@ for _tag, _pattern, _first in (
 
 
 def value_of(text: str) -> Any:
-    """The value that a text on a command line stands for.
+    """The value that a text on a command line means.
 
     Args:
         text: `3`, `0.1`, `1e-3`, `true`, `null` (or `none`), a list or mapping such as
@@ -142,19 +149,121 @@ def call_argument(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def check_taken(names: Iterable[str], taken: Iterable[str], pipeline: str) -> str | None:
-    """What is wrong with the arguments given by `--call`, None where nothing is.
+class _Renamed(argparse.Action):
+    """An option that is called otherwise now: what to write is the error."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        parser.error(f"{self.option_strings[0]} {self.const}")
+
+
+def add_renamed(parser: argparse.ArgumentParser, old: str, line: str) -> None:
+    """Refuse the former name of an option with the line that says what to write.
 
     Args:
-        names: that were given.
-        taken: parameters of the pipeline call.
-        pipeline: name of its class.
+        parser: of the command.
+        old: the former name, such as `--prompt-file`.
+        line: continues it, such as `is called --prompts now`.
     """
-    known = list(taken)
-    for name in names:
-        if name not in known:
-            return f"--call {name}: {pipeline} takes no such argument{given.suggest(name, known)}"
-    return None
+    parser.add_argument(old, action=_Renamed, const=line, help=argparse.SUPPRESS)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Declare the model, the first argument."""
+    parser.add_argument("model", help="folder or Hub id of a diffusers pipeline")
+
+
+def add_out(parser: argparse.ArgumentParser, what: str, metavar: str, needed: bool = True) -> None:
+    """Declare `--out`: the place of all that a command writes."""
+    parser.add_argument("--out", required=needed, type=Path, metavar=metavar, help=what)
+
+
+def _prompt_file(text: str) -> str:
+    if text.isdecimal():
+        line = f"--prompts names a file; for the first {text} prompts use --limit {text}"
+        raise argparse.ArgumentTypeError(line)
+    return text
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """Declare `--prompts`."""
+    parser.add_argument(
+        "--prompts",
+        type=_prompt_file,
+        metavar="FILE",
+        help="one prompt (or class name) per line, # comments (default: the model's own)",
+    )
+
+
+def add_limit(
+    parser: argparse.ArgumentParser, default: int | None = None, of: str = "prompts"
+) -> None:
+    """Declare `--limit`, which takes the first N everywhere."""
+    parser.add_argument(
+        "--limit",
+        type=whole_argument("--limit", 1),
+        default=default,
+        metavar="N",
+        help=f"only the first N {of}" + (f" (default {default})" if default else ""),
+    )
+
+
+def add_skip(parser: argparse.ArgumentParser, default: int) -> None:
+    """Declare `--skip`, which comes before `--limit`."""
+    parser.add_argument(
+        "--skip",
+        type=whole_argument("--skip", 0),
+        metavar="N",
+        help=f"leave the first N prompts to evaluations (default {default}, fewer if a file is "
+        "short)"
+        if default
+        else "leave the first N prompts to evaluations (default 0)",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, default: int) -> None:
+    """Declare `--seed`."""
+    parser.add_argument(
+        "--seed",
+        type=whole_argument("--seed", 0),
+        default=default,
+        metavar="N",
+        help=f"seed of the first generation (default {default})",
+    )
+
+
+def seeds(text: str) -> list[int]:
+    """Seeds with commas between them, each of them once."""
+    found: list[int] = listed("--seeds", whole_argument("--seeds", 0))(text)
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"--seeds {shown(text)} names a seed twice")
+    return found
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """Declare `--seeds`."""
+    parser.add_argument(
+        "--seeds", type=seeds, default=[0], metavar="N,N", help="such as 0,1 (default 0)"
+    )
+
+
+def add_steps(parser: argparse.ArgumentParser, low: int = 1, more: str = "") -> None:
+    """Declare `--steps`: of the scheduler, in every command."""
+    parser.add_argument(
+        "--steps",
+        type=whole_argument("--steps", low),
+        metavar="N",
+        help=f"scheduler steps{more} (default: the model's own)",
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Declare `--threads`; what the default is decides `opening.use_threads`."""
+    parser.add_argument(
+        "--threads",
+        type=whole_argument("--threads", 1, MOST),
+        metavar="N",
+        help="CPU threads per process (default: 1 on a CPU, torch's own choice on a GPU)",
+    )
 
 
 def add_call(parser: argparse.ArgumentParser, more: str = "") -> None:
@@ -183,7 +292,10 @@ def add_dtype(parser: argparse.ArgumentParser, default: str = "") -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Declare `--device`."""
     parser.add_argument(
-        "--device", default=AUTO, help="torch device (default: a GPU where there is one)"
+        "--device",
+        default=AUTO,
+        metavar="DEVICE",
+        help="torch device such as cuda:1 or cpu (default: a GPU if there is one)",
     )
 
 
@@ -195,3 +307,21 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
         help="your function that returns the pipeline, ready to be called (LoRA, offload, "
         "quantisation, compile, another scheduler or class); also FILE.py:FUNCTION",
     )
+
+
+def add_running(parser: argparse.ArgumentParser, dtype_default: str = "") -> None:
+    """Declare where and in what a pipeline runs: `--device --dtype --pipeline --threads`."""
+    add_device(parser)
+    add_dtype(parser, dtype_default)
+    add_pipeline(parser)
+    add_threads(parser)
+
+
+def add_json(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare `--json`."""
+    parser.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    """Declare `--quiet`."""
+    parser.add_argument("--quiet", action="store_true", help="show no progress")

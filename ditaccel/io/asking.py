@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from ..errors import DitaccelError, UsageError
 from ..warning import warn
 from . import given as given_texts
-from .arguments import check_taken
 from .models import Sheet, class_label, is_class_pipeline, line_of
 
 
@@ -27,6 +26,24 @@ def accepts(pipe: Any, name: str) -> bool:
     """Whether a pipeline's call takes an argument."""
     names = parameters(pipe)
     return names is None or name in names
+
+
+def check_taken(names: Iterable[str], taken: Iterable[str], pipeline: str) -> None:
+    """Look whether a pipeline takes the arguments that a user gave for its call.
+
+    Args:
+        names: that were given.
+        taken: parameters of the pipeline call.
+        pipeline: name of its class.
+
+    Raises:
+        UsageError: it takes no such argument.
+    """
+    known = list(taken)
+    for name in names:
+        if name not in known:
+            hint = given_texts.suggest(name, known)
+            raise UsageError(f"{name}: {pipeline} takes no such argument{hint}", "call")
 
 
 def check_call(pipe: Any, call: Mapping[str, Any], verb: str) -> None:
@@ -69,8 +86,8 @@ def default_call(
         UsageError: the pipeline does not take what the user gave.
     """
     names, given = parameters(pipe), dict(given or {})
-    if names is not None and (line := check_taken(given, names, type(pipe).__name__)):
-        raise UsageError(line)
+    if names is not None:
+        check_taken(given, names, type(pipe).__name__)
     call = {}
     for name, value in sheet.call.items():
         if names is None or name in names:

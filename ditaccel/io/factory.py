@@ -112,19 +112,17 @@ class Factory:
             with quiet_loading():
                 made = self.function(**given)
         except (Exception, SystemExit) as error:
-            raise UsageError(
-                f"--pipeline {self.reference} raised {_told(error, self.function)}"
-            ) from error
+            raise self._error(f"raised {_told(error, self.function)}") from error
         pipe, call = made if isinstance(made, tuple) and len(made) == 2 else (made, {})
         if not callable(pipe) or not isinstance(getattr(pipe, "components", None), dict):
-            raise UsageError(
-                f"--pipeline {self.reference} returned {type(pipe).__name__}, which is not a "
-                "diffusers pipeline; return the pipeline, or (pipeline, arguments of every call)"
+            raise self._error(
+                f"returned {type(pipe).__name__}, which is not a diffusers pipeline; return the "
+                "pipeline, or (pipeline, arguments of every call)"
             )
         if not isinstance(call, Mapping) or not all(isinstance(key, str) for key in call):
-            raise UsageError(
-                f"--pipeline {self.reference} returned {type(call).__name__} beside the pipeline; "
-                "give a dictionary of arguments of the pipeline call"
+            raise self._error(
+                f"returned {type(call).__name__} next to the pipeline; return a dictionary of "
+                "arguments of the pipeline call"
             )
         self._check(pipe, device)
         if hasattr(pipe, "set_progress_bar_config"):
@@ -133,16 +131,19 @@ class Factory:
 
     def _check(self, pipe: Any, device: str) -> None:
         if is_patched(p for p in pipe.components.values() if isinstance(p, torch.nn.Module)):
-            raise UsageError(
-                f"--pipeline {self.reference} returned an accelerated pipeline; return the dense "
-                "one, and name the method with --config"
+            raise self._error(
+                "returned an accelerated pipeline; return the dense one, and name the method as "
+                "the config"
             )
         where = execution_device(pipe)
         if where.type != torch.device(device).type:
-            raise UsageError(
-                f"--pipeline {self.reference} returned a pipeline that runs on {where}, and "
-                f"--device is {device}; let the function take `device` and put it there"
+            raise self._error(
+                f"returned a pipeline that runs on {where}, and the device is {device}; let the "
+                "function take `device` and put it there"
             )
+
+    def _error(self, what: str) -> UsageError:
+        return UsageError(f"{self.reference} {what}", "pipeline")
 
 
 def _told(error: BaseException, function: Callable[..., Any] | None = None) -> str:
@@ -160,7 +161,7 @@ def _from_file(path: Path, shown: str) -> ModuleType:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UsageError(f"--pipeline {shown}: {path} is not a Python file")
+        raise UsageError(f"{shown}: {path} is not a Python file", "pipeline")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look for it there
     _look_in(path.parent)
@@ -169,7 +170,7 @@ def _from_file(path: Path, shown: str) -> ModuleType:
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UsageError(f"--pipeline {shown}: {path} raised {_told(error)}") from error
+        raise UsageError(f"{shown}: {path} raised {_told(error)}", "pipeline") from error
     return module
 
 
@@ -188,16 +189,17 @@ def _from_name(name: str, shown: str) -> ModuleType:
         missing = error.name or ""
         if missing == name or name.startswith(f"{missing}."):
             raise UsageError(
-                f"--pipeline {shown}: there is no module {missing!r} on Python's path or in "
-                f"{Path.cwd()}; for a file, give FILE.py:FUNCTION"
+                f"{shown}: there is no module {missing!r} on Python's path or in "
+                f"{Path.cwd()}; for a file, give FILE.py:FUNCTION",
+                "pipeline",
             ) from None
-        raise UsageError(f"--pipeline {shown}: {name} raised {_told(error)}") from error
+        raise UsageError(f"{shown}: {name} raised {_told(error)}", "pipeline") from error
     except (Exception, SystemExit) as error:
-        raise UsageError(f"--pipeline {shown}: {name} raised {_told(error)}") from error
+        raise UsageError(f"{shown}: {name} raised {_told(error)}", "pipeline") from error
 
 
 def read_factory(reference: str) -> Factory:
-    """Import the function that a text of `--pipeline` names.
+    """Import the function that a text such as `module:function` names.
 
     Args:
         reference: `module:function` or `file.py:function`; modules are looked for on Python's path
@@ -209,26 +211,29 @@ def read_factory(reference: str) -> Factory:
     shown = f"{reference:.200}"
     place, _, name = reference.rpartition(":")
     if not place or not all(part.isidentifier() for part in name.split(".")):
-        raise UsageError(f"--pipeline {shown}: give MODULE:FUNCTION or FILE.py:FUNCTION")
+        raise UsageError(f"{shown}: give MODULE:FUNCTION or FILE.py:FUNCTION", "pipeline")
     if place.endswith(".py"):
         path = given.path(place).resolve()
         if not path.is_file():
-            raise UsageError(f"--pipeline {shown}: there is no file {place:.200}")
+            raise UsageError(f"{shown}: there is no file {place:.200}", "pipeline")
         module, reference = _from_file(path, shown), f"{path}:{name}"
     elif all(part.isidentifier() for part in place.split(".")):
         module = _from_name(place, shown)
     else:
         raise UsageError(
-            f"--pipeline {shown}: {place:.200} is neither a module's name nor a .py file"
+            f"{shown}: {place:.200} is neither a module's name nor a .py file",
+            "pipeline",
         )
     function: Any = module
     for part in name.split("."):
         if not hasattr(function, part):
             known = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
-            raise UsageError(f"--pipeline {shown}: it has no {part!r}{given.suggest(part, known)}")
+            raise UsageError(f"{shown}: it has no {part!r}{given.suggest(part, known)}", "pipeline")
         function = getattr(function, part)
     if not callable(function):
-        raise UsageError(f"--pipeline {shown}: {name} is {type(function).__name__}, not a function")
+        raise UsageError(
+            f"{shown}: {name} is {type(function).__name__}, not a function", "pipeline"
+        )
     needed = [
         p.name
         for p in inspect.signature(function).parameters.values()
@@ -238,8 +243,9 @@ def read_factory(reference: str) -> Factory:
     ]
     if needed:
         raise UsageError(
-            f"--pipeline {shown}: the function needs {needed[0]!r}; it is given `model`, `device` "
-            "and `dtype` by name, as far as it takes them"
+            f"{shown}: the function needs {needed[0]!r}; it is given `model`, `device` "
+            "and `dtype` by name, as far as it takes them",
+            "pipeline",
         )
     return Factory(reference, function, _source_hash(module, function))
 

@@ -31,7 +31,7 @@ def to_uint8(value: Any) -> np.ndarray:
     if array.ndim != 4 or array.shape[-1] != 3 or not np.issubdtype(array.dtype, np.floating):
         raise UsageError(
             f"the pipeline gave {array.dtype} of shape {tuple(array.shape)}, not RGB frames: "
-            "the evaluation needs decoded pictures (a VAE, output_type 'np')"
+            "decoded pictures are needed (a VAE, output_type 'np')"
         )
     if not np.isfinite(array).all():
         bad = float((~np.isfinite(array)).mean())

@@ -95,30 +95,31 @@ def path(text: str | os.PathLike[str]) -> Path:
     return found
 
 
-def output_file(text: str | os.PathLike[str], option: str) -> Path:
+def output_file(text: str | os.PathLike[str], argument: str = "out") -> Path:
     """The path of a file that a command will write.
 
     Raises:
-        UsageError: it is no path, a folder, or lies in something that is no folder.
+        UsageError: it is not a path, is a folder, or lies in something that is not a folder.
     """
     found = path(text)
     if found.is_dir() or os.fspath(text).endswith(os.sep):
-        raise UsageError(f"{option} {found}: this is a folder; name a file")
-    return output_folder(found.parent, option) / found.name
+        raise UsageError(f"{found}: this is a folder; name a file", argument)
+    return output_folder(found.parent, argument) / found.name
 
 
-def output_folder(text: str | os.PathLike[str], option: str) -> Path:
+def output_folder(text: str | os.PathLike[str], argument: str = "out") -> Path:
     """The path of a folder that a command will make when it has something to put there.
 
     Raises:
-        UsageError: it is no path, is or lies in something that is no folder, or may not be written.
+        UsageError: it is not a path, is or lies in something that is not a folder, or may not be
+            written.
     """
     found = path(text)
     there = next((p for p in (found, *found.parents) if p.exists()), Path())
     if not there.is_dir():
-        raise UsageError(f"{option} {found}: {there} is a file and not a folder")
+        raise UsageError(f"{found}: {there} is a file and not a folder", argument)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UsageError(f"{option} {found}: {there} cannot be written; choose another place")
+        raise UsageError(f"{found}: {there} cannot be written; choose another place", argument)
     return found
 
 
@@ -130,10 +131,10 @@ def _device(text: str) -> torch.device:
     except (RuntimeError, ValueError, OverflowError):
         name = shown(text)[1:-1]
         raise UsageError(
-            f"--device {name}: torch knows no such device; give cpu, cuda or cuda:1"
+            f"{name}: torch knows no such device; give cpu, cuda or cuda:1", "device"
         ) from None
     if chosen.type == "meta":
-        raise UsageError("--device meta: it computes nothing; give cpu or a GPU")
+        raise UsageError("meta: it computes nothing; give cpu or a GPU", "device")
     return chosen
 
 
@@ -163,27 +164,27 @@ def device(text: str) -> str:
     try:
         module = torch.get_device_module(chosen.type)
         if not module.is_available():
-            raise UsageError(f"--device {text}: torch sees no {name} here; give cpu")
+            raise UsageError(f"{text}: torch sees no {name} here; give cpu", "device")
         count = int(module.device_count())
     except (RuntimeError, AttributeError, AssertionError):
-        raise UsageError(f"--device {text}: torch sees no {name} here; give cpu") from None
+        raise UsageError(f"{text}: torch sees no {name} here; give cpu", "device") from None
     if chosen.index is not None and chosen.index >= count:
-        raise UsageError(f"--device {text}: torch sees {count} here, numbered from 0")
+        raise UsageError(f"{text}: torch sees {count} here, numbered from 0", "device")
     return text
 
 
-def seed(value: Any, name: str = "--seed") -> int:
+def seed(value: Any, name: str = "seed") -> int:
     """A seed that every generator takes.
 
     Raises:
         UsageError: it is not a whole number from 0 to 2⁶³ - 1.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
-        raise UsageError(f"{name} is {shown(value)}; it must be a whole number, 0 to {MAX_SEED}")
+        raise UsageError(f"is {shown(value)}; it must be a whole number, 0 to {MAX_SEED}", name)
     return value
 
 
-def call_argument(key: str, value: Any, option: str = "--call") -> Any:
+def call_argument(key: str, value: Any, argument: str = "call") -> Any:
     """An argument of a pipeline call: a plain value, the common ones within their range.
 
     Raises:
@@ -202,13 +203,14 @@ def call_argument(key: str, value: Any, option: str = "--call") -> Any:
         if not good or not low <= number <= high:
             kind = "a whole number" if whole else "a number"
             raise ConfigError(
-                f"{option} {key} is {shown(value)}; it must be {kind}, {low:g} to {high:g}"
+                f"{key} is {shown(value)}; it must be {kind}, {low:g} to {high:g}", argument
             )
         return number
     if not is_plain(value):
         raise ConfigError(
-            f"{option} {key} is {shown(value)}; it must be a number, text, true, false, null, or "
-            "a list or mapping of those"
+            f"{key} is {shown(value)}; it must be a number, text, true, false, null, or a list or "
+            "mapping of those",
+            argument,
         )
     return value
 
@@ -301,7 +303,7 @@ def parse_yaml(text: str) -> Any:
     return value
 
 
-def seeds_of(values: Iterable[Any], name: str = "--seeds") -> tuple[int, ...]:
+def seeds_of(values: Iterable[Any], name: str = "seeds") -> tuple[int, ...]:
     """Several seeds; see `seed`."""
     return tuple(seed(value, name) for value in values)
 

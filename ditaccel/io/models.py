@@ -111,15 +111,25 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[str]:
     """
     path = given.path(path)
     if not path.is_file():
-        raise UsageError(f"no prompt file at {path}; give --prompts FILE (one prompt a line)")
+        raise UsageError(
+            f"{path}: there is no such file; name a text file with one prompt per line", "prompts"
+        )
     try:
         lines = given.lines(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as UTF-8 text ({line_of(error)})") from error
     prompts = [prompt for prompt in map(given.prompt_of, lines) if prompt is not None]
     if not prompts:
-        raise UsageError(f"{path} holds no prompt; write one a line")
+        raise UsageError(f"{path} holds no prompt; write one per line", "prompts")
     return prompts[:limit] if limit else prompts
+
+
+def no_prompts(model: str | Path) -> UsageError:
+    """The line for a model without prompts of its own, and none given either."""
+    return UsageError(
+        f"is missing: {model} has no prompts of its own; name a text file with one prompt per line",
+        "prompts",
+    )
 
 
 @contextmanager
@@ -167,7 +177,7 @@ def load_pipeline(
                 "(or its download was interrupted; get it again)"
             )
     elif not is_hub_id(str(model)):
-        raise UsageError(f"no model folder at {model}, and it is no Hub id (owner/name) either")
+        raise UsageError(f"no model folder at {model}, and it is not a Hub id (owner/name) either")
     try:
         with quiet_loading():
             from diffusers import DiffusionPipeline
@@ -184,7 +194,7 @@ def load_pipeline(
     try:
         pipe = pipe.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {device}: {line_of(error)}") from error
+        raise UsageError(f"{device}: {line_of(error)}", "device") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -20,7 +20,7 @@ _LARGEST_HEADER = 100_000_000
 
 
 def choose_device(text: str) -> str:
-    """The device that a text of `--device` means; `auto` is a GPU where torch sees one.
+    """The device that a text means; `auto` is a GPU where torch sees one.
 
     Raises:
         UsageError: no device, or none that torch has here.
@@ -28,6 +28,23 @@ def choose_device(text: str) -> str:
     if text == AUTO:
         return "cuda" if torch.cuda.is_available() else "cpu"
     return given.device(text)
+
+
+def use_threads(count: int | None, device: str) -> None:
+    """Set torch's CPU threads of this process.
+
+    One thread is the default on a CPU: results do not depend on the machine, and the small models
+    that a CPU is good for gain little from more. As soon as another process wants a core, threads
+    wait for each other, and a run takes ten times as long.
+
+    Args:
+        count: as the user gave it, None for the default.
+        device: where the pipeline runs; on a GPU torch's own choice stays.
+    """
+    if count is None and torch.device(device).type == "cpu":
+        count = 1
+    if count is not None:
+        torch.set_num_threads(count)
 
 
 def checkpoint_dtype(folder: Path) -> torch.dtype | None:
@@ -87,9 +104,9 @@ def open_pipeline(
 
     Args:
         model: folder or Hub id; with a factory, what the factory makes of it.
-        device: text of `--device`.
+        device: such as `cuda:1`, or `auto`.
         dtype: torch's name of one, None to choose (see `choose_dtype`).
-        factory: text of `--pipeline`, or what was read from it.
+        factory: `module:function` of a user's function, or what was read from it.
 
     Raises:
         UsageError: whatever is wrong, in one line.

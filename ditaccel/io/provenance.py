@@ -66,9 +66,27 @@ def commit() -> str:
 def device_of(pipe: Any) -> dict[str, Any]:
     """Name and threads of the device a pipeline runs on."""
     device = execution_device(pipe)
-    if device.type == "cuda":
-        return {"type": "cuda", "name": torch.cuda.get_device_name(device), "threads": 0}
-    return {"type": device.type, "name": _cpu_name(), "threads": torch.get_num_threads()}
+    threads = 0 if device.type == "cuda" else torch.get_num_threads()
+    return {"type": device.type, "name": device_name(device), "threads": threads}
+
+
+def device_name(device: torch.device) -> str:
+    """Name of a GPU, else that of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+
+
+def driver(device: torch.device) -> str:
+    """Version of a GPU's driver; "" for a CPU and where nothing says so."""
+    if device.type != "cuda":
+        return ""
+    if torch.version.hip:
+        return f"ROCm {torch.version.hip}"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip().split("\n")[0]
 
 
 def _cpu_name() -> str:

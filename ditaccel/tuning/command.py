@@ -9,27 +9,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ditaccel import config as configs
 from ditaccel.errors import UsageError
+from ditaccel.io import arguments as options
 from ditaccel.io import given
-from ditaccel.io.arguments import add_call, add_device, add_dtype, add_pipeline, listed, number
+from ditaccel.io.arguments import listed, number
 from ditaccel.io.asking import asked, calls_of, default_call
 from ditaccel.io.factory import Opened
-from ditaccel.io.given import whole_argument as whole
-from ditaccel.io.models import Sheet, read_prompts, read_sheet
-from ditaccel.io.opening import open_pipeline
+from ditaccel.io.models import Sheet, no_prompts, read_prompts, read_sheet
+from ditaccel.io.opening import choose_device, open_pipeline, use_threads
 from ditaccel.tuning.calibration import calibrate
 from ditaccel.tuning.tuner import MOST_PSNR, Target, Tuner, no_saving
+
+# Prompts that are left to evaluations.
+_SKIP = 8
 
 EXAMPLE = """\
 examples:
   ditaccel tune samples/models/shapes-wan --psnr 35 --out wan-35db.yaml
-  ditaccel tune samples/models/shapes-flux --share 0.2,0.3,0.4 --limit 6 --out tuned/
+  ditaccel tune samples/models/shapes-flux --share 0.2,0.3 --out tuned/
 
-then: ditaccel.accelerate(pipe, "wan-35db.yaml"). A file holds for the step count it was made with.
-With several targets --out is a folder, and the dense runs are made only once.
+then: ditaccel.accelerate(pipe, "wan-35db.yaml")
+A file is valid for the step count that it was made with. With several targets
+--out is a folder, and the dense runs are made only once.
 exit code: 0 all targets reached, 1 not all, 2 the command is wrong.
 """
 
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `ditaccel tune`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLE
-    parser.add_argument("model", help="folder or Hub id of a diffusers pipeline")
+    options.add_model(parser)
     psnr = listed("--psnr", number("--psnr", 0, MOST_PSNR, open_ends=True), "30,35")
     share = listed("--share", number("--share", 0, 1, open_ends=True), "0.2,0.3")
     goal = parser.add_mutually_exclusive_group(required=True)
@@ -54,34 +56,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--statistic",
         choices=("mean", "min"),
         default="mean",
-        help="hold the mean PSNR of the prompts against --psnr, or the worst one's (default mean)",
+        help="compare the mean PSNR of the prompts with --psnr, or the worst one (default mean)",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="PATH", help="file, or folder")
+    options.add_out(parser, "config file; with several targets, a folder", "PATH")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    parser.add_argument("--prompts", metavar="FILE", help="one prompt (or class name) a line")
-    add = parser.add_argument
-    add("--limit", type=whole("--limit", 1), default=4, help="prompts to learn from (default 4)")
-    add("--seed", type=whole("--seed", 0), default=1000, help="seed of the first prompt")
-    add("--steps", type=whole("--steps", 1), help="scheduler steps")
-    add_call(parser)
-    add_device(parser)
-    add_dtype(parser)
-    add_pipeline(parser)
-    add("--threads", type=whole("--threads", 1), help="CPU threads")
+    options.add_prompts(parser)
+    options.add_skip(parser, _SKIP)
+    options.add_limit(parser, 4)
+    options.add_seed(parser, 1000)
+    options.add_steps(parser)
+    options.add_call(parser)
+    options.add_running(parser)
     parser.add_argument(
         "--memory",
         default="4GB",
         metavar="SIZE",
-        help="for one generation's outputs; more goes to a temporary file (default 4GB)",
+        help="memory for the outputs of one generation; the rest goes to a file (default 4GB)",
     )
 
 
 def _calls(opened: Opened, sheet: Sheet, args: argparse.Namespace) -> list[dict[str, Any]]:
     source = args.prompts or sheet.prompts
     if source is None:
-        raise UsageError("give --prompts FILE: the model folder names no prompts of its own")
-    # The last ones: evaluations begin with the first, and should not judge what was learnt from.
-    prompts = read_prompts(source)[-args.limit :]
+        raise no_prompts(args.model)
+    prompts = read_prompts(source)
+    # Evaluations begin with the first ones, and should not judge what was learnt from.
+    skip = args.skip
+    if skip is None:
+        skip = max(0, min(_SKIP, len(prompts) - args.limit))
+    prompts = prompts[skip:][: args.limit]
+    if not prompts:
+        raise UsageError(f"{skip} leaves no prompt of {source}", "skip")
     given = dict(args.call)
     if args.steps is not None:
         given["num_inference_steps"] = args.steps
@@ -108,13 +113,13 @@ def _places(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Path]:
     names = list(names)
     single = args.out.suffix in (".yaml", ".yml", ".json")
     if single and len(names) > 1:
-        raise UsageError(f"{len(names)} targets need a folder, and --out {args.out} is a file")
-    given.output_folder(args.out.parent if single else args.out, "--out")
+        raise UsageError(f"{args.out} is a file, and {len(names)} targets need a folder", "out")
+    given.output_folder(args.out.parent if single else args.out)
     places = {n: given.path(args.out if single else args.out / f"{n}.yaml") for n in names}
     there = [str(path) for path in places.values() if path.exists()]
     if there and not args.overwrite:
         raise UsageError(
-            f"{', '.join(there)} is there already; give another --out, or --overwrite to replace it"
+            f"{', '.join(there)} exists; give another --out, or --overwrite to replace it"
         )
     return places
 
@@ -185,7 +190,7 @@ def _search(tuner: Tuner, goals: dict[str, Target], files: _Files) -> None:
     print(f"{'target':<14}{'computed':>9}{'PSNR':>9}{'worst':>9}  file")
     for name, goal in goals.items():
         with warnings.catch_warnings():
-            # said below, with what becomes of the file
+            # reported below, with what becomes of the file
             warnings.filterwarnings("ignore", message=".*no plan that was run reaches")
             found = tuner.reach(goal)
         path: Path | None
@@ -219,8 +224,7 @@ def run(args: argparse.Namespace) -> int:
     """
     goals = _names(args)
     files = _Files(_places(args, goals))
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads, choose_device(args.device))
     opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
     calls = _calls(opened, read_sheet(args.model), args)
     files.make_folder()  # not before: a wrong model leaves nothing behind

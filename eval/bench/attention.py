@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,19 +27,18 @@ from torch import Tensor
 from ditaccel.attention.planner import LayerContext, Plan, State
 from ditaccel.attention.svg2 import SVG2Config, SVG2Planner
 from ditaccel.core.denoising.tracker import DenoisingStep
-from ditaccel.io.arguments import add_device, number
-from ditaccel.io.given import whole_argument as whole
-from ditaccel.io.opening import choose_device
+from ditaccel.io.arguments import number
+from ditaccel.io.opening import choose_device, use_threads
 
-from .shared import backend_of, short_dtype, write_csv
+from .shared import add_kernel, backend_of
+from .table import machine_line, write_csv
 
-HELP = "tile attention compared with dense attention, over lengths and densities"
+HELP = "tile attention against dense attention, over lengths and densities"
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIELDS = (
-    "device", "threads", "torch", "backend", "dtype", "heads", "head_dim", "length", "density",
-    "sdpa_ms", "tiles_ms", "marking_ms", "map_ms", "speedup", "linear", "sdpa_tflops",
-    "tiles_tflops",
+    "backend", "dtype", "heads", "head_dim", "length", "density", "sdpa_ms", "tiles_ms",
+    "marking_ms", "map_ms", "speedup", "linear", "sdpa_tflops", "tiles_tflops",
 )  # fmt: skip
 
 
@@ -90,7 +87,6 @@ def slope(densities: list[float], times: list[float]) -> float:
 def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """One row per length, dtype and density."""
     device = torch.device(choose_device(args.device))
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     rows = []
     for dtype in args.dtype:
         for length in args.lengths:
@@ -120,9 +116,6 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
                 ).density()
                 rows.append(
                     {
-                        "device": name,
-                        "threads": torch.get_num_threads(),
-                        "torch": torch.__version__,
                         "backend": args.backend or "auto",
                         "dtype": dtype,
                         "heads": args.heads,
@@ -158,7 +151,7 @@ def _plan(planner: SVG2Planner, state: State, q: Tensor, k: Tensor, v: Tensor) -
 def measure_planning(
     args: argparse.Namespace, progress: Callable[[str], None]
 ) -> list[tuple[str, int, float, float]]:
-    """(dtype, length, clustering, maps and permutation in ms a step, SDPA in ms) of SVG2."""
+    """(dtype, length, clustering, maps and permutation in ms per step, SDPA in ms) of SVG2."""
     device = torch.device(choose_device(args.device))
     planner = SVG2Config(dense_steps=0, dense_layers=0, first_iterations=1, min_tokens=0).planner()
     rows = []
@@ -179,31 +172,27 @@ def measure_planning(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    add = parser.add_argument
-    add("--lengths", type=whole("--lengths", 1), nargs="+", default=[4096, 8192, 16384])
-    share = number("--density", 1e-6, 1)
-    add("--density", type=share, nargs="+", default=[0.5, 0.25, 0.1, 0.05])
-    add("--dtype", nargs="+", type=short_dtype, default=["fp32", "bf16"])
-    add("--heads", type=whole("--heads", 1), default=2)
-    add("--head-dim", type=whole("--head-dim", 1), default=64)
-    add("--q-tile", type=whole("--q-tile", 16), default=128)
-    add("--k-tile", type=whole("--k-tile", 16), default=64)
-    add("--repeats", type=whole("--repeats", 1), default=5)
-    add_device(parser)
-    parser.add_argument("--backend", choices=("triton", "flex", "torch"), help="of the kernel")
-    parser.add_argument("--out", type=Path, help="CSV to append to")
+    add_kernel(parser, (4096, 8192, 16384), ("triton", "flex", "torch"))
+    parser.add_argument(
+        "--density",
+        type=number("--density", 1e-6, 1),
+        nargs="+",
+        default=[0.5, 0.25, 0.1, 0.05],
+        metavar="SHARE",
+        help="computed shares of the tiles (default 0.5 0.25 0.1 0.05)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; prints tables and, with `--out`, writes a CSV."""
+    device = choose_device(args.device)
+    use_threads(args.threads, device)
     with torch.no_grad(), backend_of(args.backend):
         rows = measure(args, lambda line: print(line, file=sys.stderr))
         planning = measure_planning(args, lambda line: print(line, file=sys.stderr))
-    first = rows[0]
     print(
-        f"{first['device']}, {first['threads']} thread(s), torch {first['torch']}, backend "
-        f"{first['backend']}, {args.heads} heads of {args.head_dim}, tiles "
-        f"{args.q_tile}x{args.k_tile}, medians of {args.repeats}"
+        f"{machine_line(device)}\nbackend {rows[0]['backend']}, {args.heads} heads of "
+        f"{args.head_dim}, tiles {args.q_tile}x{args.k_tile}, medians of {args.repeats}"
     )
     head = ("dtype", "length", "density", "sdpa_ms", "tiles_ms", "marking_ms", "map_ms")
     print("".join(f"{name:>11}" for name in (*head, "speedup", "linear")))
@@ -217,8 +206,8 @@ def run(args: argparse.Namespace) -> int:
                 print(f"{dtype} {length}: slope of log time over log density {line:.2f}")
     for dtype, length, ours, dense in planning:
         print(
-            f"{dtype} {length}: SVG2's k-means, maps and permutations {ours:.2f} ms a step, "
+            f"{dtype} {length}: SVG2's k-means, maps and permutations {ours:.2f} ms per step, "
             f"{100 * ours / dense:.1f} % of dense attention"
         )
-    write_csv(args.out, FIELDS, rows, append=True)
+    write_csv(args.out, FIELDS, rows, device)
     return 0

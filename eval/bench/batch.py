@@ -2,13 +2,12 @@
 
     ditaccel bench batch samples/models/shapes-wan
 
-The loop is `for prompt in prompts: export(pipe(prompt))` in one process, with a thread for each
-core, as torch takes by default, and with one; the better of the two is what the others are held
-against.
+The loop is `for prompt in prompts: export(pipe(prompt))` in one process, with one thread per core,
+which is torch's default, and with a single one; the others are compared with the better of the two.
 Every setup runs in processes of its own, in turns, so that noise of the machine hits all alike. Two
-times are taken: of the whole command, and from the first item's start to the last one's end, which
-is what thousands of items take. Caching is off in all of them: this is what overlap and workers
-give, not what a method gives.
+times are taken: of the whole command, and from the start of the first item to the end of the last,
+which is what counts for thousands of items. Caching is off in all of them: this is what overlap and
+workers give, not what a method gives.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,20 +24,22 @@ from pathlib import Path
 from typing import Any
 
 from ditaccel.errors import UsageError
+from ditaccel.io import arguments as options
 from ditaccel.io import given
 from ditaccel.io.asking import asked
 from ditaccel.io.files import read_lines
 from ditaccel.io.given import whole_argument as whole
-from ditaccel.io.models import read_prompts, read_sheet
-from ditaccel.io.opening import open_pipeline
+from ditaccel.io.models import read_sheet
+from ditaccel.io.opening import choose_device, open_pipeline
 from ditaccel.io.progress import duration
 
-from .shared import add_model, write_csv
+from .shared import add_csv, add_model, prompts_of
+from .table import machine_line, write_csv
 
-HELP = "a batch job compared with the plain loop, without caching"
+HELP = "a batch job against the plain loop, caching off"
 
 FIELDS = (
-    *("model", "setup", "workers", "threads", "items", "steps", "frames"),
+    *("model", "setup", "workers", "setup_threads", "items", "steps", "frames"),
     *("span_s", "wall_s", "items_per_min", "ratio", "repeats"),
 )
 FPS = 16
@@ -124,76 +124,97 @@ def measure(task: dict[str, Any], setup: dict[str, Any], folder: Path) -> tuple[
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    add_model(parser)
+    add_model(parser, limit=8, threads=False)
+    options.add_renamed(parser, "--items", "is called --limit now")
+    options.add_steps(parser)
     add = parser.add_argument
-    add("--items", type=whole("--items", 1), default=8)
-    add("--steps", type=whole("--steps", 1), help="default: the model's")
-    add("--frames", type=whole("--frames", 1), help="default: the model's")
-    add("--repeats", type=whole("--repeats", 1), default=1)
-    add("--only", nargs="*", metavar="NAME", help="names of setups")
-    add("--out", type=Path, help="CSV to append to")
+    add(
+        "--frames",
+        type=whole("--frames", 1),
+        metavar="N",
+        help="frames per video (default: the model's own)",
+    )
+    add("--repeats", type=whole("--repeats", 1), default=1, metavar="N", help="(default 1)")
+    add("--only", nargs="*", metavar="NAME", help="only these setups (default: all)")
+    add_csv(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the benchmark; prints a table and, with `--out`, writes a CSV."""
+def _task(args: argparse.Namespace) -> dict[str, Any]:
+    """What every setup makes."""
     sheet = read_sheet(args.model)
-    source = args.prompt_file or sheet.prompts
     if "video" not in sheet.task:
         raise UsageError(
             f"{args.model} is not a video model by its sample.json (task: {sheet.task or 'none'}); "
-            "this benchmark holds loops that write mp4 files against each other"
+            "this benchmark compares loops that write mp4 files"
         )
-    if source is None:
-        raise UsageError("give --prompt-file FILE: the model folder names no prompts of its own")
     call = dict(sheet.call)
     for key, value in (("num_inference_steps", args.steps), ("num_frames", args.frames)):
         if value is not None:
             call[key] = value
-    prompts = list(dict.fromkeys(read_prompts(source)))[: args.items]
+    prompts = list(dict.fromkeys(prompts_of(args, sheet)))[: args.limit]
     task = {"model": str(args.model), "prompts": prompts, "call": call}
-    task |= {"device": args.device, "dtype": args.dtype, "pipeline": args.pipeline}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    known = setups(cores or 1)
-    for name in args.only or ():
+    return task | {"device": args.device, "dtype": args.dtype, "pipeline": args.pipeline}
+
+
+def _chosen(only: list[str] | None, cores: int) -> dict[str, dict[str, Any]]:
+    known = setups(cores)
+    for name in only or ():
         if name not in known:
-            raise UsageError(f"--only {name!r}{given.suggest(name, known)}")
-    chosen = {n: s for n, s in known.items() if not args.only or n in args.only}
+            raise UsageError(f"{name!r}{given.suggest(name, known)}", "only")
+    return {name: setup for name, setup in known.items() if not only or name in only}
+
+
+def _rows(
+    task: dict[str, Any],
+    chosen: dict[str, dict[str, Any]],
+    times: dict[str, list[tuple[float, float]]],
+) -> list[dict[str, Any]]:
+    """One row per setup: medians over its repeats, and by how much it beats the better loop."""
+    loops = [statistics.median(t[0] for t in times[n]) for n in chosen if "loop" in chosen[n]]
+    rows = []
+    for name, setup in chosen.items():
+        span, wall = (statistics.median(column) for column in zip(*times[name], strict=True))
+        rows.append(
+            {
+                "model": Path(task["model"]).name,
+                "setup": name,
+                "workers": setup["workers"],
+                "setup_threads": setup["threads"],
+                "items": len(task["prompts"]),
+                "steps": task["call"].get("num_inference_steps"),
+                "frames": task["call"].get("num_frames"),
+                "span_s": round(span, 2),
+                "wall_s": round(wall, 2),
+                "items_per_min": round(60 * len(task["prompts"]) / span, 3),
+                "ratio": round(min(loops, default=span) / span, 3),
+                "repeats": len(times[name]),
+            }
+        )
+    return rows
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark; prints a table and, with `--out`, writes a CSV."""
+    task = _task(args)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    chosen = _chosen(args.only, cores or 1)
+    device = choose_device(args.device)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
     for repeat in range(args.repeats):
         for name, setup in chosen.items():
             print(f"repeat {repeat + 1}: {name}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory() as folder:
-                seconds = measure(task, setup, Path(folder))
-                times[name].append(seconds)
-    rows = []
-    for name, setup in chosen.items():
-        span, wall = (statistics.median(column) for column in zip(*times[name], strict=True))
-        loops = [statistics.median(t[0] for t in times[n]) for n in chosen if "loop" in chosen[n]]
-        base = min(loops, default=span)
-        rows.append(
-            {
-                "model": Path(args.model).name,
-                "setup": name,
-                "workers": setup["workers"],
-                "threads": setup["threads"],
-                "items": len(prompts),
-                "steps": call.get("num_inference_steps"),
-                "frames": call.get("num_frames"),
-                "span_s": round(span, 2),
-                "wall_s": round(wall, 2),
-                "items_per_min": round(60 * len(prompts) / span, 3),
-                "ratio": round(base / span, 3),
-                "repeats": args.repeats,
-            }
-        )
-    print(f"{Path(args.model).name}: {len(prompts)} items, {cores} cores, {platform.processor()}")
+                times[name].append(measure(task, setup, Path(folder)))
+    rows = _rows(task, chosen, times)
+    print(machine_line(device))
+    print(f"{rows[0]['model']}: {rows[0]['items']} items, {cores} cores")
     print(f"{'setup':<26}{'items':>12}{'with loading':>14}{'by the better loop':>20}")
     for row in rows:
         print(
             f"{row['setup']:<26}{duration(row['span_s']):>12}{duration(row['wall_s']):>14}"
             f"{row['ratio']:>19}×"
         )
-    write_csv(args.out, FIELDS, rows, append=True)
+    write_csv(args.out, FIELDS, rows, device)
     return 0
 
 

@@ -22,7 +22,7 @@ from ditaccel.reports.expectation import CEILING, MEASURED, Calibration
 
 from . import presets
 
-HELP = "what PSNR to expect from the error that is left in the latents"
+HELP = "PSNR to expect from the error that is left in the latents"
 
 COVERAGE = 0.8
 

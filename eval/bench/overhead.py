@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,9 +30,10 @@ from ditaccel.io.asking import calls_of
 from ditaccel.io.given import whole_argument as whole
 from ditaccel.io.models import execution_device
 
-from .shared import add_model, open_subject, write_csv
+from .shared import add_csv, add_model, open_subject
+from .table import machine_line, write_csv
 
-HELP = "what a cache costs on a computed and on a forecast step"
+HELP = "cost of a cache on a computed and on a forecast step"
 
 METHODS = {
     # spec that computes every step -> what a user would take
@@ -234,19 +233,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
     add_model(parser)
     add = parser.add_argument
-    add("--steps", type=whole("--steps", 2), default=6, help="steps of the recorded generation")
+    add(
+        "--steps",
+        type=whole("--steps", 2),
+        default=6,
+        metavar="N",
+        help="scheduler steps of the recorded generation (default 6)",
+    )
     add(
         "--rounds",
         type=whole("--rounds", 1),
-        help="of which the fastest counts (default: what half a minute a method allows, 3 to 30)",
+        metavar="N",
+        help="rounds, of which the fastest counts (default: 3 to 30, as many as fit into half a "
+        "minute per method)",
     )
-    add("--threads", type=whole("--threads", 1), default=1, help="CPU threads (default 1)")
-    add("--out", type=Path, help="CSV to append to")
+    add_csv(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; prints a table and, with `--out`, writes a CSV."""
-    torch.set_num_threads(args.threads)
     subject = open_subject(args)
     pipe = subject.pipe
     if not isinstance(getattr(pipe, "transformer", None), nn.Module):
@@ -255,12 +260,8 @@ def run(args: argparse.Namespace) -> int:
     with calls_of(pipe, "bench"):
         calls = record(pipe, call, args.steps)
     clock = Clock.of(execution_device(pipe))
-    on_gpu = clock.device.type == "cuda"
-    name = torch.cuda.get_device_name(clock.device) if on_gpu else platform.processor()
-    print(
-        f"{subject.name}: {len(calls)} transformer calls, {clock.name}, "
-        f"{name or platform.machine()}, {args.threads} thread(s), torch {torch.__version__}"
-    )
+    print(machine_line(clock.device))
+    print(f"{subject.name}: {len(calls)} transformer calls, {clock.name}")
     rows = measure(pipe, calls, args.rounds, clock, lambda line: print(line, file=sys.stderr))
     form = (
         "{method:<26}{step:<10}{dense_ms:>10}{method_ms:>11}{ratio:>8}{wall_ratio:>12}{rounds:>8}"
@@ -268,5 +269,5 @@ def run(args: argparse.Namespace) -> int:
     print(form.format_map({name: name for name in FIELDS}))
     for row in rows:
         print(form.format_map(row))
-    write_csv(args.out, FIELDS, ({"model": subject.name, **row} for row in rows), append=True)
+    write_csv(args.out, FIELDS, ({"model": subject.name, **row} for row in rows), clock.device)
     return 0

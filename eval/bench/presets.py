@@ -11,7 +11,6 @@ latents; `ditaccel bench calibration` holds it against the PSNR.
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import sys
 import warnings
@@ -19,18 +18,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ditaccel import api
-from ditaccel.errors import UsageError
 from ditaccel.io.asking import default_call
 from ditaccel.io.given import whole_argument as whole
-from ditaccel.io.models import read_prompts, read_sheet
-from ditaccel.io.opening import open_pipeline
+from ditaccel.io.models import execution_device, read_sheet
 
 from ..comparison.sampler import Sampler
 from ..metrics.psnr import from_mse, mean_squared_error
-from .shared import add_model, write_csv
+from .shared import add_csv, add_model, open_model, prompts_of
+from .table import read_csv, write_csv
 
 HELP = "quality and computed share of presets, over steps and seeds"
 
@@ -129,43 +125,51 @@ def read(path: Path) -> list[Row]:
     Raises:
         UsageError: no file, or another table.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows: list[Row] = list(reader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read ({error})") from None
-    if tuple(reader.fieldnames or ()) != FIELDS:
-        raise UsageError(f"{path} is no table of `ditaccel bench presets`: {', '.join(FIELDS)}")
-    return rows
+    return read_csv(path, FIELDS, "a table of `ditaccel bench presets`")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
     add_model(parser)
     add = parser.add_argument
-    add("--steps", type=whole("--steps", 1), nargs="+", default=[8, 16, 25, 50])
-    add("--seeds", type=whole("--seeds", 0), nargs="+", default=list(range(100, 104)))
-    add("--config", nargs="+", default=list(PRESETS), help="presets or specs (default: presets)")
-    add("--threads", type=whole("--threads", 1), default=1, help="CPU threads (default 1)")
-    add("--out", type=Path, help="CSV to append to")
+    add(
+        "--steps",
+        type=whole("--steps", 1),
+        nargs="+",
+        default=[8, 16, 25, 50],
+        metavar="N",
+        help="scheduler steps, one or more (default 8 16 25 50)",
+    )
+    add(
+        "--seeds",
+        type=whole("--seeds", 0),
+        nargs="+",
+        default=list(range(100, 104)),
+        metavar="N",
+        help="such as 0 1, each with a prompt of its own (default 100 101 102 103)",
+    )
+    add(
+        "--config",
+        nargs="+",
+        default=list(PRESETS),
+        metavar="SPEC",
+        help=f"presets or method:option=value (default {' '.join(PRESETS)})",
+    )
+    add_csv(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; 1 where the presets are out of order."""
     sheet = read_sheet(args.model)
-    source = args.prompt_file or sheet.prompts
-    if source is None:
-        raise UsageError("give --prompt-file FILE: the model folder names no prompts of its own")
-    prompts = read_prompts(source)
-    torch.set_num_threads(args.threads)
-    opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
+    prompts = prompts_of(args, sheet)
+    opened = open_model(args)
+    device = execution_device(opened.pipe)
     name = Path(args.model).expanduser().resolve().name
 
     def say(row: Row) -> None:
         row["model"] = name
         # at once: the grid may take hours
-        write_csv(args.out, FIELDS, [row], append=True, quiet=True)
+        write_csv(args.out, FIELDS, [row], device, quiet=True)
         print("{config} {steps} steps, seed {seed}: {psnr} dB".format_map(row), file=sys.stderr)
 
     call = default_call(opened.pipe, sheet, {}, opened.call)

@@ -1,10 +1,9 @@
-"""What benchmarks share: the model they run, checked numbers, and their CSV files."""
+"""What benchmarks share: the model that they run, and the options that name it."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,13 @@ from typing import Any
 import torch
 
 from ditaccel.errors import UsageError
-from ditaccel.io.arguments import SHORT_DTYPES, add_device, add_dtype, add_pipeline, dtype
+from ditaccel.io import arguments as options
+from ditaccel.io.arguments import SHORT_DTYPES, dtype
 from ditaccel.io.asking import asked, calls_of, default_call
-from ditaccel.io.models import line_of, read_prompts, read_sheet
-from ditaccel.io.opening import open_pipeline
+from ditaccel.io.factory import Opened
+from ditaccel.io.given import whole_argument as whole
+from ditaccel.io.models import Sheet, line_of, no_prompts, read_prompts, read_sheet
+from ditaccel.io.opening import choose_device, open_pipeline, use_threads
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,79 @@ class Subject:
     name: str
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """Declare what names a model and where it runs."""
-    parser.add_argument("model", help="folder or Hub id of a diffusers pipeline")
-    parser.add_argument(
-        "--prompt-file", metavar="FILE", help="one prompt (or class name) a line; default: its own"
+def add_model(
+    parser: argparse.ArgumentParser, limit: int | None = None, threads: bool = True
+) -> None:
+    """Declare what names a model and its prompts, and how it runs.
+
+    Args:
+        parser: of the benchmark.
+        limit: default of `--limit`; None does not declare it.
+        threads: whether `--threads` is one for the whole benchmark.
+    """
+    options.add_model(parser)
+    options.add_prompts(parser)
+    options.add_renamed(parser, "--prompt-file", "is called --prompts now")
+    if limit is not None:
+        options.add_limit(parser, limit)
+    options.add_device(parser)
+    options.add_dtype(parser)
+    options.add_pipeline(parser)
+    if threads:
+        options.add_threads(parser)
+
+
+def add_kernel(
+    parser: argparse.ArgumentParser, lengths: Sequence[int], backends: Sequence[str]
+) -> None:
+    """Declare the sizes that a kernel is timed at, and where it runs.
+
+    Args:
+        parser: of the benchmark.
+        lengths: default numbers of tokens.
+        backends: that can be named.
+    """
+    add = parser.add_argument
+
+    def size(option: str, default: int, text: str, low: int = 1) -> None:
+        add(
+            option,
+            type=whole(option, low),
+            default=default,
+            metavar="N",
+            help=f"{text} (default {default})",
+        )
+
+    add(
+        "--lengths",
+        type=whole("--lengths", 1),
+        nargs="+",
+        default=list(lengths),
+        metavar="N",
+        help=f"numbers of tokens (default {' '.join(map(str, lengths))})",
     )
-    add_device(parser)
-    add_dtype(parser)
-    add_pipeline(parser)
+    add(
+        "--dtype",
+        nargs="+",
+        type=short_dtype,
+        default=["fp32", "bf16"],
+        metavar="DTYPE",
+        help="float32 (fp32), float16 (fp16), bfloat16 (bf16); default: fp32 bf16",
+    )
+    size("--heads", 2, "attention heads")
+    size("--head-dim", 64, "channels per head")
+    size("--q-tile", 128, "queries per tile", 16)
+    size("--k-tile", 64, "keys per tile", 16)
+    size("--repeats", 5, "turns, of which the median counts")
+    options.add_device(parser)
+    options.add_threads(parser)
+    add("--backend", choices=backends, help="of the kernels (default: the fastest there is)")
+    add_csv(parser)
+
+
+def add_csv(parser: argparse.ArgumentParser) -> None:
+    """Declare `--out` of a benchmark."""
+    options.add_out(parser, "CSV file to append the rows to", "FILE", needed=False)
 
 
 def open_subject(args: argparse.Namespace, prompts: int = 1, **changes: Any) -> Subject:
@@ -58,15 +124,30 @@ def open_subject(args: argparse.Namespace, prompts: int = 1, **changes: Any) -> 
             what is to be changed.
     """
     sheet = read_sheet(args.model)
-    source = args.prompt_file or sheet.prompts
-    if source is None:
-        raise UsageError("give --prompt-file FILE: the model folder names no prompts of its own")
-    texts = read_prompts(source, prompts)
-    opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
+    texts = prompts_of(args, sheet)[:prompts]
+    opened = open_model(args)
     given = {key: value for key, value in changes.items() if value is not None}
     call = default_call(opened.pipe, sheet, given, opened.call)
     name = Path(args.model).expanduser().resolve().name
     return Subject(opened.pipe, [{**call, **asked(opened.pipe, text)} for text in texts], name)
+
+
+def prompts_of(args: argparse.Namespace, sheet: Sheet) -> list[str]:
+    """The prompts of `--prompts` or else of the model.
+
+    Raises:
+        UsageError: there are none.
+    """
+    source = args.prompts or sheet.prompts
+    if source is None:
+        raise no_prompts(args.model)
+    return read_prompts(source)
+
+
+def open_model(args: argparse.Namespace) -> Opened:
+    """Load the pipeline, with the threads that were asked for."""
+    use_threads(args.threads, choose_device(args.device))
+    return open_pipeline(args.model, args.device, args.dtype, args.pipeline)
 
 
 def run_dense(subject: Subject, index: int) -> None:
@@ -90,7 +171,7 @@ def backend_of(name: str | None) -> Iterator[None]:
     except ValueError as error:
         if name is None:
             raise
-        raise UsageError(f"--backend {name}: {line_of(error)}") from error
+        raise UsageError(f"{name}: {line_of(error)}", "backend") from error
 
 
 def short_dtype(text: str) -> str:
@@ -99,31 +180,3 @@ def short_dtype(text: str) -> str:
     if found is None:
         raise argparse.ArgumentTypeError("a benchmark of kernels needs a dtype by name")
     return SHORT_DTYPES[found]
-
-
-def write_csv(
-    path: Path | None,
-    fields: Sequence[str],
-    rows: Iterable[dict[str, Any]],
-    append: bool = False,
-    quiet: bool = False,
-) -> None:
-    """Write rows to a CSV, or add them to it; nothing without a path. Says so, unless `quiet`.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not append or not path.exists()
-        with path.open("a" if append else "w", newline="") as file:
-            writer = csv.DictWriter(file, fields)
-            if fresh:
-                writer.writeheader()
-            writer.writerows(rows)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot write --out {path!s:.200}: {error}"[:400]) from None
-    if not quiet:
-        print(f"written to {path}")

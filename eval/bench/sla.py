@@ -3,7 +3,7 @@
     ditaccel bench sla samples/models/shapes-wan --steps 20
 
 Watches a dense run. At sampled steps and layers every way computes its own output from the same
-queries, keys and values, and is held against the dense one: the relative root mean square error
+queries, keys and values, and is compared with the dense one: the relative root mean square error
 over all channels of a call, mean over calls. The critical tiles are those of the published map, in
 the order of the model, but for the last two rows.
 """
@@ -14,7 +14,6 @@ import argparse
 import statistics
 import sys
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,13 +33,15 @@ from torch import Tensor
 from ditaccel.attention.planner import LayerContext, Plan, State, Watcher
 from ditaccel.attention.sla.planner import SLAConfig
 from ditaccel.errors import UsageError
-from ditaccel.io.arguments import number
+from ditaccel.io.arguments import add_steps, number
 from ditaccel.io.given import whole_argument as whole
+from ditaccel.io.models import execution_device
 from ditaccel.tuning.observe import observed
 
-from .shared import add_model, open_subject, run_dense, write_csv
+from .shared import add_csv, add_model, open_subject, run_dense
+from .table import write_csv
 
-HELP = "error of what may stand for tiles that are not computed"
+HELP = "error of each stand-in for tiles that are not computed"
 
 FIELDS = ("model", "critical", "way", "density", "error", "calls")
 _RIDGE = 1e-4
@@ -155,25 +156,30 @@ class _Watcher(Watcher):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    add_model(parser)
+    add_model(parser, limit=1)
+    add_steps(parser)
     add = parser.add_argument
-    add("--prompts", type=whole("--prompts", 1), default=1, help="dense generations to watch")
-    add("--steps", type=whole("--steps", 1), help="scheduler steps")
-    add("--every", type=whole("--every", 1), default=5, help="look at every n-th step")
-    add("--layers", type=whole("--layers", 1), default=2, help="look at every n-th layer")
+    add("--every", type=whole("--every", 1), default=5, metavar="N", help="look at every n-th step")
+    add(
+        "--layers",
+        type=whole("--layers", 1),
+        default=2,
+        metavar="N",
+        help="look at every n-th layer (default 2)",
+    )
     share = number("--critical", 0, 100)
     add("--critical", type=share, nargs="+", default=[5, 10, 20, 30], help="percent of the tiles")
     add("--size", type=whole("--size", 16), help="height and width in pixels")
     add("--q-tile", type=whole("--q-tile", 16), help="by default what the length asks for")
     add("--k-tile", type=whole("--k-tile", 16))
-    add("--out", type=Path, help="CSV to write")
+    add_csv(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Watch dense runs; prints a table of errors."""
     size = args.size
     subject = open_subject(
-        args, args.prompts, num_inference_steps=args.steps, height=size, width=size
+        args, args.limit, num_inference_steps=args.steps, height=size, width=size
     )
     watcher = _Watcher(args)
     with observed(subject.pipe, watcher):
@@ -181,7 +187,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"dense run {i + 1} of {len(subject.calls)}", file=sys.stderr)
             run_dense(subject, i)
     if not watcher.seen:
-        raise UsageError("no attention call was looked at; lower --every or --layers")
+        raise UsageError("leaves no attention call to look at; lower it, or `layers`", "every")
     rows = [
         {
             "model": subject.name,
@@ -199,5 +205,5 @@ def run(args: argparse.Namespace) -> int:
     for way in ways:
         errors = [r["error"] for r in rows if r["way"] == way]
         print(f"{way:<46}" + "".join(f"{e:>9.3f}" for e in errors))
-    write_csv(args.out, FIELDS, rows)
+    write_csv(args.out, FIELDS, rows, execution_device(subject.pipe))
     return 0

@@ -13,11 +13,9 @@ all. On a GPU, `…_mb` is the memory that a forward and backward take beyond th
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,23 +34,22 @@ from ditaccel.kernels import (
 from torch import Tensor
 
 from ditaccel.errors import UsageError
-from ditaccel.io.arguments import add_device
-from ditaccel.io.given import whole_argument as whole
-from ditaccel.io.opening import choose_device
+from ditaccel.io.opening import choose_device, use_threads
 
 from .attention import DTYPES, in_turns, random_map
-from .shared import backend_of, short_dtype, write_csv
+from .shared import add_kernel, backend_of
+from .table import machine_line, write_csv
 
-HELP = "sparse-linear attention compared with dense attention, forward and backward"
+HELP = "sparse-linear against dense attention, forward and backward"
 
 TIMES = (
     "sdpa_forward", "sparse_forward", "forward", "features", "training_free", "moments",
     "sdpa_backward", "sparse_backward", "backward",
 )  # fmt: skip
 FIELDS = (
-    "device", "threads", "torch", "backend", "dtype", "heads", "head_dim", "length", "features",
-    "critical", "negligible", *(f"{name}_ms" for name in TIMES), "forward_speedup",
-    "backward_speedup", "training_free_speedup", "sdpa_mb", "mb",
+    "backend", "dtype", "heads", "head_dim", "length", "features", "critical", "negligible",
+    *(f"{name}_ms" for name in TIMES), "forward_speedup", "backward_speedup",
+    "training_free_speedup", "sdpa_mb", "mb",
 )  # fmt: skip
 
 
@@ -128,7 +125,6 @@ def _training_free(
 def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[dict[str, Any]]:
     """One row per length and dtype."""
     device = torch.device(choose_device(args.device))
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
     rows = []
     for dtype in args.dtype:
         for length in args.lengths:
@@ -158,9 +154,6 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
             }
             took = in_turns(device, works, args.repeats)
             row = {
-                "device": name,
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
                 "backend": args.backend or "auto",
                 "dtype": dtype,
                 "heads": args.heads,
@@ -185,21 +178,13 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
+    add_kernel(parser, (4096, 8192), ("triton", "torch"))
     add = parser.add_argument
-    add("--lengths", type=whole("--lengths", 1), nargs="+", default=[4096, 8192])
-    add("--critical", type=float, default=0.05, help="share of critical tiles")
-    add("--negligible", type=float, default=0.1, help="share of skipped tiles")
-    add("--features", choices=FEATURE_MAPS, default="softmax", help="feature map")
-    add("--dtype", nargs="+", type=short_dtype, default=["fp32", "bf16"])
-    add("--heads", type=whole("--heads", 1), default=2)
-    add("--head-dim", type=whole("--head-dim", 1), default=64)
-    add("--q-tile", type=whole("--q-tile", 16), default=128)
-    add("--k-tile", type=whole("--k-tile", 16), default=64)
-    add("--repeats", type=whole("--repeats", 1), default=5)
-    add_device(parser)
-    parser.add_argument("--backend", choices=("triton", "torch"), help="of the kernels")
-    parser.add_argument("--out", type=Path, help="CSV to append to")
-    parser.add_argument(
+    for name, default in (("critical", 0.05), ("negligible", 0.1)):
+        text = f"share of {name} tiles (default {default})"
+        add(f"--{name}", type=float, default=default, metavar="SHARE", help=text)
+    add("--features", choices=FEATURE_MAPS, default="softmax", help="(default softmax)")
+    add(
         "--at-least",
         type=float,
         nargs=2,
@@ -215,20 +200,21 @@ def run(args: argparse.Namespace) -> int:
             f"--critical {args.critical} --negligible {args.negligible}: give shares of the tiles, "
             "critical above 0, and no more than 1 together"
         )
+    device = choose_device(args.device)
+    use_threads(args.threads, device)
     with backend_of(args.backend):
         rows = measure(args, lambda line: print(line, file=sys.stderr))
-    first = rows[0]
     print(
-        f"{first['device']}, {first['threads']} thread(s), torch {first['torch']}, backend "
-        f"{first['backend']}, {args.heads} heads of {args.head_dim}, tiles "
-        f"{args.q_tile}x{args.k_tile}, {args.features} features, medians of {args.repeats}"
+        f"{machine_line(device)}\nbackend {rows[0]['backend']}, {args.heads} heads of "
+        f"{args.head_dim}, tiles {args.q_tile}x{args.k_tile}, {args.features} features, medians of "
+        f"{args.repeats}"
     )
     head = ("dtype", "length", "critical", "negligible", *(f"{name}_ms" for name in TIMES))
     head += ("forward_speedup", "backward_speedup", "training_free_speedup", "sdpa_mb", "mb")
     print("".join(f"{name:>22}" for name in head))
     for row in rows:
         print("".join(f"{'' if row[name] is None else row[name]!s:>22}" for name in head))
-    write_csv(args.out, FIELDS, rows, append=True)
+    write_csv(args.out, FIELDS, rows, device)
     short = []
     for row in rows if args.at_least else ():
         for way, wanted in zip(("forward", "backward"), args.at_least, strict=True):

@@ -13,18 +13,19 @@ import argparse
 import statistics
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ditaccel.attention.planner import LayerContext, State, Watcher
 from ditaccel.errors import UsageError
-from ditaccel.io.arguments import number
+from ditaccel.io.arguments import add_steps, number
 from ditaccel.io.given import whole_argument as whole
+from ditaccel.io.models import execution_device
 from ditaccel.tuning.observe import observed
 
-from .shared import add_model, open_subject, run_dense, write_csv
+from .shared import add_csv, add_model, open_subject, run_dense
+from .table import write_csv
 
 HELP = "how much of a model's attention carries its mass, per head"
 
@@ -88,28 +89,27 @@ class _Watcher(Watcher):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    add_model(parser)
+    add_model(parser, limit=1)
+    add_steps(parser)
     add = parser.add_argument
-    add("--prompts", type=whole("--prompts", 1), default=1, help="dense generations to watch")
-    add("--every", type=whole("--every", 1), default=5, help="look at every n-th step")
+    add("--every", type=whole("--every", 1), default=5, metavar="N", help="look at every n-th step")
     mass = number("--mass", 0, 1, open_ends=True)
     add("--mass", type=mass, nargs="+", default=[0.9, 0.95], help="parts of the softmax mass")
     add("--q-tile", type=whole("--q-tile", 1), default=128)
     add("--k-tile", type=whole("--k-tile", 1), default=64)
-    add("--steps", type=whole("--steps", 1), help="scheduler steps")
-    add("--out", type=Path, help="CSV to write")
+    add_csv(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Watch dense runs; prints a table of layers."""
-    subject = open_subject(args, args.prompts, num_inference_steps=args.steps)
+    subject = open_subject(args, args.limit, num_inference_steps=args.steps)
     watcher = _Watcher(args.every, args.mass, args.q_tile, args.k_tile)
     with observed(subject.pipe, watcher):
         for i in range(len(subject.calls)):
             print(f"dense run {i + 1} of {len(subject.calls)}", file=sys.stderr)
             run_dense(subject, i)
     if not watcher.seen:
-        raise UsageError("no attention call was looked at; lower --every")
+        raise UsageError("leaves no attention call to look at; lower it", "every")
     rows = [
         {
             "model": subject.name,
@@ -130,5 +130,5 @@ def run(args: argparse.Namespace) -> int:
             f"{r['layer']:>6}{r['head']:>6}{r['mass']:>7}{r['token_density']:>9.3f}"
             f"{r['tile_density']:>9.3f}{on:>9}"
         )
-    write_csv(args.out, FIELDS, rows)
+    write_csv(args.out, FIELDS, rows, execution_device(subject.pipe))
     return 0

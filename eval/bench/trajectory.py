@@ -15,7 +15,6 @@ import json
 import statistics
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,10 @@ import torch
 from ditaccel import api
 from ditaccel.core.transformers import transformers_of
 from ditaccel.errors import DitaccelError, UsageError
+from ditaccel.io.arguments import add_out, add_steps, number
 from ditaccel.io.asking import calls_of
 from ditaccel.io.frames import to_uint8
+from ditaccel.io.given import whole_argument as whole
 from ditaccel.tuning.observe import observed
 
 from ..metrics.psnr import psnr
@@ -199,27 +200,26 @@ def table(found: dict[str, Any]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command line."""
-    add_model(parser)
-    parser.add_argument("--prompts", type=int, default=4, help="generations, one per prompt")
-    parser.add_argument("--steps", type=int, help="scheduler steps (the model's own, else 50)")
-    parser.add_argument("--mass", type=float, default=0.9, help="of the softmax, for attention")
-    parser.add_argument("--q-tile", type=int, default=128)
-    parser.add_argument("--k-tile", type=int, default=64)
-    parser.add_argument("--every", type=int, default=8, help="look at attention every n-th step")
-    parser.add_argument("--quick", action="store_true", help="leave out attention and precision")
-    parser.add_argument("--out", type=Path, help="JSON to write, with every figure per step")
+    add_model(parser, limit=4)
+    add_steps(parser, 6)
+    add = parser.add_argument
+    mass = number("--mass", 0, 1, open_ends=True)
+    add("--mass", type=mass, default=0.9, help="share of the softmax, for attention (default 0.9)")
+    add("--q-tile", type=whole("--q-tile", 1), default=128, metavar="N")
+    add("--k-tile", type=whole("--k-tile", 1), default=64, metavar="N")
+    add("--every", type=whole("--every", 1), default=8, metavar="N", help="look at every n-th step")
+    add("--quick", action="store_true", help="leave out attention and precision")
+    add_out(parser, "JSON file to write, with every figure per step", "FILE", needed=False)
 
 
 @torch.no_grad()
 def run(args: argparse.Namespace) -> int:
     """Measure a model; prints a table."""
-    if args.prompts < 1:
-        raise UsageError(f"--prompts {args.prompts}: must be 1 or more")
-    subject = open_subject(args, args.prompts, num_inference_steps=args.steps)
+    subject = open_subject(args, args.limit, num_inference_steps=args.steps)
     subject.pipe.set_progress_bar_config(disable=True)
     steps = int(subject.calls[0].get("num_inference_steps") or 50)
     if steps < 6:
-        raise UsageError(f"--steps {steps}: six or more, else there is no middle of the run")
+        raise UsageError(f"{steps}: six or more are needed for a middle of the run", "steps")
     bench = Bench(subject, steps)
     dense, found = bench.dense()
     found |= {"model": subject.name, "prompts": len(dense), "mass": args.mass}

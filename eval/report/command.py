@@ -1,4 +1,4 @@
-"""`ditaccel report`: the page of an evaluation again, or the state and gallery of a batch job."""
+"""`ditaccel report`: the page of an evaluation, or the state and gallery of a batch job."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..store import RUN
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `ditaccel report`."""
     parser.add_argument(
-        "folder", type=Path, help="what `ditaccel eval --out` or `ditaccel generate --out` wrote"
+        "folder", type=Path, help="what `ditaccel eval` or `ditaccel generate` wrote (its --out)"
     )
     parser.add_argument(
-        "--png", type=Path, metavar="FILE", help="of an evaluation: draw the Pareto plot there, too"
+        "--png", type=Path, metavar="FILE", help="evaluations: also draw the Pareto plot there"
     )
-    parser.add_argument("--json", action="store_true", help="of a job: print its state as JSON")
+    parser.add_argument("--json", action="store_true", help="jobs: print the state as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,11 +34,11 @@ def run(args: argparse.Namespace) -> int:
         UsageError: the folder's files are missing or damaged, or it is of the other kind.
     """
     if args.png is not None:
-        given.output_file(args.png, "--png")
+        given.output_file(args.png, "png")
     if JobFolder(args.folder).exists and not (args.folder / RUN).exists():
         return _job(args)
     if args.json:
-        raise UsageError(f"--json is for jobs; of an evaluation, read {args.folder}/summary.json")
+        raise UsageError(f"is for jobs; for an evaluation, read {args.folder}/summary.json", "json")
     from .page import plain_table, write_pareto_png, write_report
 
     page = write_report(args.folder)
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _job(args: argparse.Namespace) -> int:
     if args.png is not None:
-        raise UsageError(f"--png is for evaluations; {args.folder} holds a batch job")
+        raise UsageError(f"is for evaluations; {args.folder} holds a batch job", "png")
     from .jobs import write_gallery
 
     page, lines, summary = write_gallery(args.folder)

@@ -62,5 +62,5 @@ def test_no_such_device(monkeypatch: Any) -> None:
     with pytest.raises(UsageError, match="no GPU here"):
         kind_of("cuda:3")
     assert kind_of("cuda", remote=True) == "cuda"
-    with pytest.raises(UsageError, match="--device nonsense"):
+    with pytest.raises(UsageError, match="device nonsense"):
         kind_of("nonsense")

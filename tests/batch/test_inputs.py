@@ -55,7 +55,7 @@ def test_a_file_that_is_none_reads_as_its_path(files: Path, name: str, read: Any
 @pytest.mark.parametrize(
     ("name", "file", "most", "words"),
     [
-        ("image", "a.png", 32 * 48 - 1, "megapixels are more than --max-input 1535"),
+        ("image", "a.png", 32 * 48 - 1, "megapixels are more than max_input, 1535"),
         ("video", "a.mp4", 4 * 65536 - 1, "4 frames of 0.0 megapixels"),
     ],
 )
@@ -77,7 +77,7 @@ def test_a_picture_that_would_take_all_memory_is_refused_by_its_header(tmp_path:
     Image.new("L", (11_000, 11_000)).save(tmp_path / "bomb.png")
     tracemalloc.start()
     try:
-        with pytest.raises(UsageError, match="--max-input"):
+        with pytest.raises(UsageError, match="max_input"):
             check_input("image", str(tmp_path / "bomb.png"), 100_000_000)
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
@@ -96,7 +96,7 @@ def test_a_video_that_says_too_little_of_itself_is_bounded_while_it_is_decoded(
         container.mux(stream.encode())
     source = str(tmp_path / "a.h264")
     check_input("video", source, 10 * 65536)
-    with pytest.raises(UsageError, match=r"11 frames .*--max-input"):
+    with pytest.raises(UsageError, match=r"11 frames .*max_input"):
         load_inputs({"video": source}, 10 * 65536)
     assert len(load_inputs({"video": source}, 30 * 65536)["video"]) == 30
 
@@ -117,7 +117,7 @@ def test_a_row_with_a_bad_input_fails_while_it_is_planned(files: Path) -> None:
     assert good.error == "" and "b.png cannot be read" in broken.error
     assert "no file at none.png" in missing.error
     (small,) = plan(files, facts_rows[0], max_input=10)
-    assert "--max-input 10" in small.error and FACTS.pipeline == "WanPipeline"
+    assert "max_input, 10 " in small.error and FACTS.pipeline == "WanPipeline"
 
 
 def test_remote_inputs_and_their_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_a_broken_line_is_a_broken_row(tmp_path: Path) -> None:
         ({"prompt": "a", "call": {"callback_on_step_end": "os.system"}}, "cannot be set"),
         ({"prompt": "a", "call": {"eta": 1}}, "takes no argument 'eta'"),
         ({"prompt": "a", "video": "x.mp4"}, "no file at x.mp4"),
-        ({"prompt": "a", "image": "https://a.b/c.png"}, "--allow-remote"),
+        ({"prompt": "a", "image": "https://a.b/c.png"}, "allow_remote"),
         ({"prompt": "a", "image": "file:///etc/passwd"}, "file:// is not supported"),
         ({"prompt": "a", "class_label": 1}, "takes no class_label"),
         ({"prompt": "a", "name": "../../b"}, "no file name"),
@@ -257,7 +257,7 @@ def test_classes_by_name_and_number(tmp_path: Path) -> None:
 
 def test_a_unet_runs_dense_only(tmp_path: Path) -> None:
     unet = replace(FACTS, family="", transformer="")
-    with pytest.raises(UnsupportedError, match="--config none"):
+    with pytest.raises(UnsupportedError, match="the config none"):
         plan(tmp_path, {"prompt": "a"}, facts=unet)
     assert plan(tmp_path, {"prompt": "a"}, facts=unet, config="none")[0].config is None
 
@@ -288,7 +288,7 @@ def test_filter_and_limit(tmp_path: Path) -> None:
     assert [i.row for i in choose(items, [("prompt", "red*")], None)] == [1, 2]
     assert [i.row for i in choose(items, [("meta.kind", "bar"), ("seed", "0")], 1)] == [2]
     assert [i.row for i in choose(items, [("height", "64")], 3)] == [1, 2, 3]
-    with pytest.raises(ConfigError, match="unknown column 'promt'"):
+    with pytest.raises(ConfigError, match="filter 'promt' is not a column"):
         choose(items, [("promt", "*")], None)
     with pytest.raises(ConfigError, match="prompt=zzz: no item matches"):
         choose(items, [("prompt", "zzz")], None)

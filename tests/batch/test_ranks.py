@@ -13,7 +13,7 @@ from ditaccel.errors import ConfigError
     ("shard", "env", "expected"),
     [
         (None, {}, Rank()),
-        ("3/16", {}, Rank(3, 16, None, "--shard")),
+        ("3/16", {}, Rank(3, 16, None, "as given")),
         (
             None,
             {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"},
@@ -55,7 +55,7 @@ from ditaccel.errors import ConfigError
         (
             "0/2",
             {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"},
-            Rank(0, 2, 1, "--shard"),
+            Rank(0, 2, 1, "as given"),
         ),
     ],
 )

@@ -1,22 +1,12 @@
 """Tiny models with a decoder, as the evaluation needs pictures."""
 
-import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-
-def decoder_dit() -> Any:
-    """`DiTPipeline` with two named classes, 8 × 8 pictures."""
-    from tiny import tiny_dit
-
-    pipe, _ = tiny_dit(layers=3)
-    pipe.labels = {"a red circle": 0, "b": 1}
-    return pipe
+from saved_model import decoder_dit, save_dit
 
 
 def decoder_wan() -> tuple[Any, dict[str, Any]]:
@@ -61,22 +51,8 @@ def decoder_flux() -> tuple[Any, dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved tiny DiT with `sample.json` and a prompt file of two classes."""
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
-    folder = tmp_path_factory.mktemp("model") / "tiny-dit"
-    decoder_dit().save_pretrained(folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    index["id2label"] = {"0": "a red circle", "1": "b"}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    sheet = {
-        "family": "dit",
-        "task": "class-to-image",
-        "call": {"guidance_scale": 3.0, "num_inference_steps": 6},
-        "prompts": "prompts.txt",
-    }
-    (folder / "sample.json").write_text(json.dumps(sheet))
-    (folder / "prompts.txt").write_text("# classes\na red circle\n\nb\n")
-    return folder
+    """A saved tiny DiT (see `saved_model`)."""
+    return save_dit(tmp_path_factory.mktemp("model") / "tiny-dit")
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,15 @@
 """What the texts of a command line mean: the same in every command."""
 
 import argparse
+import pickle
+import re
 
 import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from ditaccel.cli import COMMANDS, _parser
+from ditaccel.cli import COMMANDS, _parser, main
+from ditaccel.errors import ConfigError, UsageError
 from ditaccel.io import arguments, given
 
 
@@ -125,3 +128,83 @@ def test_numbers_and_lists() -> None:
     for text in ("0", "1", "nan", "x", "inf"):
         with pytest.raises(argparse.ArgumentTypeError, match="between 0 and 1"):
             share(text)
+
+
+COMMAND_LINES = {
+    "doctor": ["doctor", "m"],
+    "eval": ["eval", "m", "--out", "o"],
+    "tune": ["tune", "m", "--out", "o", "--psnr", "3"],
+    "finetune": ["finetune", "m", "--out", "o"],
+    "generate": ["generate", "m", "--jobs", "j", "--out", "o"],
+}
+
+
+def _options(command: str, bench: str = "") -> dict[str, argparse.Action]:
+    """Option -> how a command declares it."""
+    parser = _parser(command)
+    for name in filter(None, (command, bench)):
+        (below,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+        parser = below.choices[name]
+    return {text: action for action in parser._actions for text in action.option_strings}
+
+
+def test_an_option_of_one_name_has_the_same_help_in_every_command() -> None:
+    from ditaccel.eval.bench.command import benches
+
+    declared = [_options(command) for command in COMMAND_LINES]
+    declared += [_options("bench", bench) for bench in benches()]
+    # What differs is the default, in parentheses, or what is counted.
+    for option in ("--device", "--pipeline", "--prompts", "--threads", "--seed", "--call"):
+        found = [options[option] for options in declared if option in options]
+        texts = {re.sub(r" for rows .*?it| \(default.*", "", str(a.help)) for a in found}
+        assert len(texts) == 1 and len({a.metavar for a in found}) == 1, (option, texts)
+        assert len(found) > 1, option
+    assert {o["--device"].default for o in declared if "--device" in o} == {"auto"}
+    for option, begins in (("--limit", "only the first N "), ("--steps", "scheduler steps")):
+        for options in declared:
+            if option in options:
+                assert str(options[option].help).startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "line"),
+    [
+        ("finetune", ["--inference-steps", "3"], "--inference-steps is called --steps now"),
+        ("eval", ["--prompts", "4"], "--prompts names a file; for the first 4 prompts use --limit"),
+        ("generate", ["--seeds", "1,1"], "--seeds '1,1' names a seed twice"),
+        ("tune", ["--steps", "0"], "--steps must be a whole number"),
+        ("eval", ["--device", "nonsense"], "--device nonsense: torch knows no such device"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_begins_with_it(command, more, line, capsys) -> None:
+    try:
+        assert main([*COMMAND_LINES[command], *more]) == 2
+    except SystemExit as ended:
+        assert ended.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"error: {line}" in said
+
+
+def test_steps_of_finetune_are_not_taken_for_updates(capsys) -> None:
+    assert main([*COMMAND_LINES["finetune"], "--steps", "600"]) == 2
+    assert "--steps counts scheduler steps; also say how many --updates" in capsys.readouterr().err
+
+
+def test_errors_name_arguments_and_commands_show_options(monkeypatch, capsys) -> None:
+    error = ConfigError("x: it is no good", "max_input")
+    assert str(error) == "max_input x: it is no good" and error.argument == "max_input"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    monkeypatch.setattr("ditaccel.batch.command.find_rank", _raising(error))
+    assert main(COMMAND_LINES["generate"]) == 2
+    assert "error: --max-input x: it is no good\n" in capsys.readouterr().err
+    # Not an option of this command: the argument's own name.
+    monkeypatch.setattr("ditaccel.batch.command.find_rank", _raising(UsageError("y", "other")))
+    assert main(COMMAND_LINES["generate"]) == 2
+    assert "error: other y\n" in capsys.readouterr().err
+
+
+def _raising(error: Exception):
+    def function(*_):
+        raise error
+
+    return function

@@ -154,7 +154,7 @@ def test_an_accelerated_or_misplaced_pipeline_is_refused(written) -> None:
         line = refused(written(body, "elsewhere.py"))
     finally:
         DiTPipeline._execution_device = before
-    assert "runs on cuda, and --device is cpu" in line
+    assert "runs on cuda, and the device is cpu" in line
 
 
 def test_the_source_is_part_of_the_identity(written) -> None:
@@ -183,7 +183,7 @@ def test_an_annotation_names_the_class(written) -> None:
 def test_devices_and_dtypes(tmp_path, monkeypatch) -> None:
     assert choose_device("cpu") == "cpu"
     for text in ("meta", "mps", "nonsense", "cpu:a", "xla", "cuda:99"):
-        with pytest.raises(UsageError, match="--device"):
+        with pytest.raises(UsageError, match=r"^device "):
             choose_device(text)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == "cpu"

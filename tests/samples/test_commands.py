@@ -135,7 +135,7 @@ def test_benches_of_a_model(model: str, bench: list[str], capsys, tmp_path) -> N
 
 @pytest.mark.slow
 def test_bench_batch(model: str, capsys, tmp_path) -> None:
-    command = ["bench", "batch", model, "--items", "1", "--steps", "4", "--frames", "9"]
+    command = ["bench", "batch", model, "--limit", "1", "--steps", "4", "--frames", "9"]
     code, told = ended(capsys, [*command, "--only", "loop, 1 thread", "generate"])
     video = "video" in read_sheet(model).task
     assert code == (0 if video else 2), told

@@ -45,7 +45,7 @@ def test_one_target_makes_one_file(additive, tmp_path):
     [
         (["--psnr", "20,30", "--out", "a.yaml"], "2 targets need a folder"),
         (["--share", "1.5", "--out", "a.yaml"], "a number between 0 and 1: '1.5'"),
-        (["--share", "0.5", "--out", "a.yaml", "--prompts", "none.txt"], "no prompt file"),
+        (["--share", "0.5", "--out", "a.yaml", "--prompts", "none.txt"], "there is no such file"),
         (["--share", "0.5", "--out", "/proc/no/a.yaml"], "cannot write"),
     ],
 )
@@ -87,7 +87,10 @@ def test_a_file_that_is_there_is_not_replaced_without_being_told(additive, tmp_p
     path.write_text("mine")
     arguments = ["tune", str(additive), "--psnr", "12", "--limit", "1", "--out", str(path)]
     assert main(arguments) == 2
-    assert "is there already" in capsys.readouterr().err and path.read_text() == "mine"
+    assert (
+        "mine.yaml exists; give another --out" in capsys.readouterr().err
+        and path.read_text() == "mine"
+    )
     far = [*arguments[:3], "98", *arguments[4:], "--overwrite"]
     assert main(far) == 1
     assert "is left as it was" in capsys.readouterr().err and path.read_text() == "mine"

@@ -17,7 +17,7 @@ _ITEMS_EACH = 4
 
 
 def kind_of(device: str, remote: bool = False) -> str:
-    """`cpu`, `cuda`, … for the text of `--device`.
+    """`cpu`, `cuda`, … for a device's text.
 
     Args:
         device: `auto` takes GPUs where there are some.
@@ -50,7 +50,7 @@ def cpu_workers(items: int, model: str) -> int:
 
     Args:
         items: to make.
-        model: folder whose size counts once a worker; a Hub id counts as nothing.
+        model: folder whose size counts once per worker; a Hub id counts as nothing.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     folder = given.path(model)
@@ -65,8 +65,8 @@ def choose_devices(
     """The device of each worker on this machine.
 
     Args:
-        device: text of `--device`.
-        workers: of `--workers`, None for the default: one a GPU, one a core of a CPU.
+        device: such as `cuda:1`, or `auto`.
+        workers: None for the default: one per GPU, or one per core of a CPU.
         rank: our place; where a launcher made a process for each device, one worker is ours.
         items: to make.
         model: folder or Hub id.

@@ -126,7 +126,7 @@ def _ray() -> Any:
         import ray
         import ray.data
     except ImportError:
-        raise UsageError("--engine ray needs Ray: pip install 'ditaccel[ray]'") from None
+        raise UsageError("ray needs Ray: pip install 'ditaccel[ray]'", "engine") from None
     return ray
 
 

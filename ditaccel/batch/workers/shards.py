@@ -1,4 +1,4 @@
-"""Which part of a job is ours: from `--shard`, or from what a launcher says in the environment.
+"""Which part of a job is ours: as the user says, or as a launcher says in the environment.
 
 No process group is opened: ranks share nothing but the job's folder.
 """
@@ -44,8 +44,8 @@ def parse_shard(text: str) -> Rank:
     match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", text)
     index, count = (int(g) for g in match.groups()) if match else (0, 0)
     if not 0 <= index < count:
-        raise ConfigError(f"--shard {text!r}: it must be i/n with i from 0 to n-1, such as 0/4")
-    return Rank(index, count, source="--shard")
+        raise ConfigError(f"{text!r}: it must be i/n with i from 0 to n-1, such as 0/4", "shard")
+    return Rank(index, count, source="as given")
 
 
 def _launched(env: Mapping[str, str]) -> Rank:
@@ -72,7 +72,7 @@ def _array(env: Mapping[str, str]) -> Rank:
         if rest or not 0 <= place < count:
             raise ConfigError(
                 f"the Slurm array is not even (task {index}, {count} tasks from {low}); "
-                "give --shard i/n"
+                "say which part is ours (shard i/n)"
             )
         return Rank(place, count, source="Slurm array")
     index, count = _whole(env, "SKYPILOT_JOB_RANK"), _whole(env, "SKYPILOT_NUM_JOBS")
@@ -85,11 +85,11 @@ def find_rank(shard: str | None, env: Mapping[str, str] | None = None) -> Rank:
     """Our rank; an array of launches is both multiplied.
 
     Args:
-        shard: text of `--shard`, which replaces the array's or the launcher's own numbers.
+        shard: such as `0/4`, which replaces the array's or the launcher's own numbers.
         env: environment, by default the process's.
 
     Raises:
-        ConfigError: `--shard` is no `i/n`, or the Slurm array has gaps.
+        ConfigError: `shard` is not `i/n`, or the Slurm array has gaps.
     """
     env = os.environ if env is None else env
     inner = _launched(env)

@@ -121,9 +121,9 @@ class Worker:
         found = type(self.pipe).__name__
         if planned not in (None, found):
             raise UsageError(
-                f"--pipeline {self.settings.pipeline} returned {found}, and the rows were checked "
-                f"for {planned}; annotate the function with the class that it returns: "
-                f"`-> {found}`"
+                f"{self.settings.pipeline} returned {found}, and the rows were checked for "
+                f"{planned}; annotate the function with the class that it returns: `-> {found}`",
+                "pipeline",
             )
 
     def stop(self, reason: str = "") -> None:

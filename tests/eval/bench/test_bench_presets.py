@@ -79,7 +79,7 @@ def test_presets_were_in_order_where_they_were_measured():
 def test_another_table_is_refused(tmp_path):
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n")
-    with pytest.raises(UsageError, match=r"other.csv is no table of `ditaccel bench presets`"):
+    with pytest.raises(UsageError, match=r"other.csv is not a table of `ditaccel bench presets`"):
         presets.read(path)
     assert cli.main(["bench", "calibration", str(tmp_path / "none.csv")]) == 2
 

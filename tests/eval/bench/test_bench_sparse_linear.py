@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from ditaccel.eval.bench.sparse_linear import FIELDS, maps
+from ditaccel.eval.bench.table import MACHINE
 from ditaccel.kernels import Tiling
 
 from ditaccel.cli import main
@@ -43,7 +44,7 @@ def test_a_run_writes_a_row_and_holds_it_against_a_target(
     assert "fp32 256: forward" in capsys.readouterr().out
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 and tuple(rows[0]) == FIELDS
+    assert len(rows) == 2 and tuple(rows[0]) == (*FIELDS, *MACHINE)
     assert (rows[0]["critical"], rows[0]["negligible"]) == ("0.25", "0.0")
     assert float(rows[0]["backward_ms"]) > 0 and rows[0]["mb"] == ""
     assert float(rows[0]["training_free_ms"]) > float(rows[0]["moments_ms"]) > 0

@@ -139,7 +139,7 @@ def test_another_precision_gives_what_the_pipeline_had(dtype):
 
 def test_a_random_model_is_called_random(model_folder, tmp_path, capsys):
     out = tmp_path / "found.json"
-    command = ["bench", "trajectory", str(model_folder), "--prompts", "2", "--out", str(out)]
+    command = ["bench", "trajectory", str(model_folder), "--limit", "2", "--out", str(out)]
     assert main([*command, "--q-tile", "16", "--k-tile", "16"]) == 0
     printed = capsys.readouterr().out
     assert trajectory.RANDOM in printed
@@ -151,5 +151,9 @@ def test_a_random_model_is_called_random(model_folder, tmp_path, capsys):
 
 
 def test_too_few_steps_is_one_line(model_folder, capsys):
-    assert main(["bench", "trajectory", str(model_folder), "--steps", "4"]) == 2
-    assert "six or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", "trajectory", str(model_folder), "--steps", "4"])
+    assert "--steps must be a whole number >= 6" in capsys.readouterr().err
+    short = ["--call", "num_inference_steps=4"]
+    with pytest.raises(SystemExit, match="2"):  # it has no such option: --steps says it
+        main(["bench", "trajectory", str(model_folder), *short])
