@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='such as "sla:critical=5,mode=combined", or a YAML file',
     )
     options.add_prompts(parser)
-    options.add_skip(parser, 0)
+    options.add_skip(parser, "none")
     options.add_limit(parser)
     add("--latents", type=Path, metavar="FILE", help="safetensors file with `latents` (N, …): data")
     add("--updates", type=whole("--updates", 1), metavar="N", help="(default 500)")

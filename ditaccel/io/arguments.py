@@ -207,16 +207,13 @@ def add_limit(
     )
 
 
-def add_skip(parser: argparse.ArgumentParser, default: int) -> None:
-    """Declare `--skip`, which comes before `--limit`."""
+def add_skip(parser: argparse.ArgumentParser, default: str) -> None:
+    """Declare `--skip`, which comes before `--limit`; None where it is not given."""
     parser.add_argument(
         "--skip",
         type=whole_argument("--skip", 0),
         metavar="N",
-        help=f"leave the first N prompts to evaluations (default {default}, fewer if a file is "
-        "short)"
-        if default
-        else "leave the first N prompts to evaluations (default 0)",
+        help=f"leave the first N prompts to evaluations (default: {default})",
     )
 
 

@@ -21,9 +21,6 @@ from ditaccel.io.opening import choose_device, open_pipeline, use_threads
 from ditaccel.tuning.calibration import calibrate
 from ditaccel.tuning.tuner import MOST_PSNR, Target, Tuner, no_saving
 
-# Prompts that are left to evaluations.
-_SKIP = 8
-
 EXAMPLE = """\
 examples:
   ditaccel tune samples/models/shapes-wan --psnr 35 --out wan-35db.yaml
@@ -61,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_out(parser, "config file; with several targets, a folder", "PATH")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options.add_prompts(parser)
-    options.add_skip(parser, _SKIP)
+    options.add_skip(parser, "all but as many as --limit")
     options.add_limit(parser, 4)
     options.add_seed(parser, 1000)
     options.add_steps(parser)
@@ -81,9 +78,7 @@ def _calls(opened: Opened, sheet: Sheet, args: argparse.Namespace) -> list[dict[
         raise no_prompts(args.model)
     prompts = read_prompts(source)
     # Evaluations begin with the first ones, and should not judge what was learnt from.
-    skip = args.skip
-    if skip is None:
-        skip = max(0, min(_SKIP, len(prompts) - args.limit))
+    skip = max(0, len(prompts) - args.limit) if args.skip is None else args.skip
     prompts = prompts[skip:][: args.limit]
     if not prompts:
         raise UsageError(f"{skip} leaves no prompt of {source}", "skip")

@@ -1,6 +1,6 @@
 """How sparse is a model's attention? Mass against density per layer and head, and how it lasts.
 
-    ditaccel bench sparsity samples/models/shapes-wan --prompts 1
+    ditaccel bench sparsity samples/models/shapes-wan --limit 1
 
 For every layer and head of a dense run: the least share of tokens, and of tiles, that carries a
 given part of the softmax mass (mean over queries); and how much of that set is still right at the

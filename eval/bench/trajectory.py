@@ -1,6 +1,6 @@
 """How hard is a model for a cache or for sparse attention? Statistics of its dense runs.
 
-    ditaccel bench trajectory samples/models/shapes-flux --prompts 4
+    ditaccel bench trajectory samples/models/shapes-flux --limit 4
 
 How far the guided output moves from step to step, how well a line through two outputs meets the
 next one, what is left of a picture with half the steps or with TaylorSeer, how much another

@@ -86,7 +86,7 @@ def test_bad_arguments(model_folder, tmp_path, capsys) -> None:
         ([model, *out, "--config", "peer/nobody"], "no peer"),
         ([model, *out, "--config", "peer/pab:x=1"], "no option"),
         ([model, *out, "--config", str(tmp_path / "none.yaml")], "none.yaml"),
-        ([model, *out, "--prompts", str(tmp_path / "none.txt")], "no prompt file"),
+        ([model, *out, "--prompts", str(tmp_path / "none.txt")], "there is no such file"),
         ([model, *out, "--features", "nowhere"], "neither a folder"),
         (["nowhere/at/all", *out, "--prompts", __file__], "no model folder"),
         ([str(tmp_path), *out, "--prompts", __file__], "no model_index.json"),

@@ -64,14 +64,14 @@ FLAGS_TODAY = {
     "eval/metrics/extractors.py",
     "eval/metrics/inception.py",
     "eval/metrics/lpips.py",
-    "eval/plan.py",
+    "eval/comparison/plan.py",
     "eval/report/jobs.py",
     "eval/report/load.py",
     "eval/shapes/real_shapes.py",
     "eval/specs.py",
     "eval/store.py",
-    "eval/summary.py",
-    "eval/verdicts.py",
+    "eval/summary/summarise.py",
+    "eval/summary/verdicts.py",
     "ditaccel/config/__init__.py",
 }
 

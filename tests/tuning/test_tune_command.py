@@ -7,6 +7,7 @@ import pytest
 
 from ditaccel import config as configs
 from ditaccel.cli import main
+from ditaccel.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +125,25 @@ def test_a_calibration_of_no_effect_is_said_and_writes_nothing(
     assert main([*arguments, "--out", str(path)]) == 0 and path.exists()
     assert main([*arguments, "--out", str(tmp_path / "b.yaml")]) == 1
     assert "the mean error of the layers is 0.0500" in capsys.readouterr().err
+
+
+def test_prompts_that_evaluations_begin_with_are_left_to_them(additive, tmp_path):
+    from ditaccel.cli import _parser
+    from ditaccel.io.factory import Opened
+    from ditaccel.io.models import load_pipeline, read_sheet
+    from ditaccel.tuning.command import _calls
+
+    opened = Opened(load_pipeline(additive))
+    labels = {0: "a red circle", 1: "b"}
+
+    def chosen(*more: str) -> list[str]:
+        words = ["tune", str(additive), "--psnr", "20", "--out", str(tmp_path / "a.yaml"), *more]
+        args = _parser("tune").parse_args(words)
+        calls = _calls(opened, read_sheet(additive), args)
+        return [labels[call["class_labels"][0]] for call in calls]
+
+    assert chosen("--limit", "1") == ["b"]
+    assert chosen("--limit", "1", "--skip", "0") == ["a red circle"]
+    assert chosen() == chosen("--skip", "0") == ["a red circle", "b"]
+    with pytest.raises(UsageError, match="skip 2 leaves no prompt"):
+        chosen("--skip", "2")
