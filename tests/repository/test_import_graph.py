@@ -59,21 +59,8 @@ NAMES_TODAY = {
     "ditaccel/tuning/observe.py",
 }
 
-FLAGS_TODAY = {
-    "eval/judge.py",
-    "eval/metrics/extractors.py",
-    "eval/metrics/inception.py",
-    "eval/metrics/lpips.py",
-    "eval/comparison/plan.py",
-    "eval/report/jobs.py",
-    "eval/report/load.py",
-    "eval/shapes/real_shapes.py",
-    "eval/specs.py",
-    "eval/store.py",
-    "eval/summary/summarise.py",
-    "eval/summary/verdicts.py",
-    "ditaccel/config/__init__.py",
-}
+# Rooms whose messages still write options.
+FLAGS_TODAY = ("eval/", "ditaccel/config/")
 
 
 def _tracked() -> list[Path]:
@@ -224,4 +211,4 @@ def test_no_room_below_the_commands_writes_an_option_of_the_command_line() -> No
             found.add(path.relative_to(ROOT).as_posix())
     # Options of another program: `ray start --head`.
     found -= {"ditaccel/batch/workers/ray_engine.py"}
-    assert found - FLAGS_TODAY == set()
+    assert [path for path in sorted(found) if not path.startswith(FLAGS_TODAY)] == []
