@@ -98,20 +98,20 @@ def test_tune_of_attention(model: str, capsys, tmp_path) -> None:
 
 
 def test_finetune_says_before_it_runs_what_to_do(model: str, capsys, tmp_path) -> None:
-    command = ["finetune", model, "--out", str(tmp_path / "run"), "--steps", "1", "--limit", "1"]
-    more = ["--inference-steps", "3", "--quiet", *short(Path(model).name)]
+    command = ["finetune", model, "--out", str(tmp_path / "run"), "--updates", "1", "--limit", "1"]
+    more = ["--steps", "3", "--quiet", *short(Path(model).name)]
     code, told = ended(capsys, [*command, *more])
     assert code == 2 and "no attention call is sparse" in told and "min_tokens" in told
     assert not (tmp_path / "run").exists()
-    code, told = ended(capsys, [*command, "--inference-steps", "0"])
+    code, told = ended(capsys, [*command, "--steps", "0"])
     assert code == 2 and "whole number" in told
 
 
 @pytest.mark.slow
 def test_finetune(model: str, capsys, tmp_path) -> None:
-    command = ["finetune", model, "--out", str(tmp_path / "run"), "--steps", "3", "--limit", "1"]
+    command = ["finetune", model, "--out", str(tmp_path / "run"), "--updates", "3", "--limit", "1"]
     command += ["--config", "sla:critical=20,min_tokens=0,q_tile=16,k_tile=16"]
-    more = ["--inference-steps", "3", "--quiet", *short(Path(model).name)]
+    more = ["--steps", "3", "--quiet", *short(Path(model).name)]
     code, told = ended(capsys, [*command, *more])
     assert code in (0, 1) and (tmp_path / "run" / "adapter.safetensors").exists(), told
     assert (code == 1) == ("training made the outputs no better" in told)
@@ -200,7 +200,7 @@ def test_what_a_pipeline_raises_on_its_arguments_is_one_line(capsys, tmp_path) -
     odd = ["--call", "num_images_per_prompt=x"]
     for command in (
         ["tune", model, "--psnr", "30", "--steps", "4", "--limit", "1", "--out", out, *odd],
-        ["finetune", model, "--inference-steps", "2", "--out", str(tmp_path / "f"), *odd],
+        ["finetune", model, "--steps", "2", "--updates", "1", "--out", str(tmp_path / "f"), *odd],
     ):
         code, told = ended(capsys, command)
         assert code == 2 and "the call of FluxPipeline fails (" in told, told
