@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from ditaccel.pipelines import adapters
-from tiny import FAMILIES, generate
+from inspection import computed
+from tiny import FAMILIES, generate, tiny_wan
 
 import ditaccel
 from ditaccel.sessions.session import session_of
@@ -160,3 +161,62 @@ def test_doctor_warns_of_a_cache_that_will_not_fit(monkeypatch):
     assert found.methods[0].limit == 10_000_000
     assert "WILL NOT FIT into the 10 MB of memory here" in str(found)
     assert "WILL NOT FIT" not in str(ditaccel.doctor(pipe, "taylorseer", tokens=100))
+
+
+def test_cache_bytes_are_the_documented_number_of_hidden_states():
+    pipe, call = tiny_wan()
+    hidden = 2 * 4 * 4 // 4 * 24 * 4  # tokens x channels x bytes: 2 latent frames of 4x4, patch 2
+    config = ditaccel.ConfidenceGatedTaylorConfig(threshold=0, order=2, block_order=3)
+    with ditaccel.accelerated(pipe, cache=config):
+        generate(pipe, call)
+        report = ditaccel.report(pipe)
+        assert report.tensors_per_branch == 2 + 3 + 2
+        assert report.cache_bytes == 2 * report.tensors_per_branch * hidden
+    with ditaccel.accelerated(pipe, cache=ditaccel.TaylorSeerConfig(order=1, interval=1)):
+        generate(pipe, call)
+        report = ditaccel.report(pipe)
+        assert report.tensors_per_branch == 4 * 3 * 2
+        assert report.cache_bytes == 2 * report.tensors_per_branch * hidden
+
+
+def test_budget_refuses_or_downgrades_before_memory_is_taken():
+    pipe, call = tiny_wan()
+    refuse = ditaccel.TaylorSeerConfig(memory_budget=10_000)
+    with (
+        ditaccel.accelerated(pipe, cache=refuse),
+        pytest.raises(
+            ditaccel.ConfigError,
+            match=r"at least 10.8 kB .* budget of 10 kB; granularity='last_b",
+        ),
+    ):
+        generate(pipe, call)
+    down = ditaccel.TaylorSeerConfig(memory_budget=10_000, on_budget="downgrade", interval=2)
+    with ditaccel.accelerated(pipe, cache=down):
+        with pytest.warns(UserWarning, match="going on with granularity='last_block', order=1"):
+            generate(pipe, call)
+        assert 0 < ditaccel.report(pipe).cache_bytes <= 10_000
+        assert computed(pipe, "cond") == [0, 2, 4, 6]
+    hopeless = ditaccel.TaylorSeerConfig(memory_budget=10, on_budget="downgrade")
+    with (
+        ditaccel.accelerated(pipe, cache=hopeless),
+        pytest.raises(ditaccel.ConfigError, match="raise memory_budget"),
+    ):
+        generate(pipe, call)
+
+
+def test_downgraded_order_still_forecasts():
+    pipe, call = tiny_wan()
+    config = ditaccel.AdaptiveTaylorConfig(tolerance=1e9, memory_budget=4700, on_budget="downgrade")
+    with ditaccel.accelerated(pipe, cache=config):
+        with pytest.warns(UserWarning, match="order=0"):
+            generate(pipe, call, num_inference_steps=12)
+        assert ditaccel.report(pipe).forecasts > 0
+
+
+def test_budget_counts_what_the_basis_keeps():
+    pipe, call = tiny_wan()
+    config = ditaccel.StepMaskConfig(steps=tuple(range(8)), basis="exponential", target="hidden")
+    with ditaccel.accelerated(pipe, cache=config):
+        generate(pipe, call)
+        report = ditaccel.report(pipe)
+        assert report.tensors_per_branch == 3 and report.cache_bytes == 2 * 3 * 768

@@ -285,3 +285,17 @@ def test_flow_matching_has_no_answers():
         else:
             corrector.computed(float(i), -0.1, X + i, 0.0)
     assert all(answer is None for _, answer in corrector._answers)
+
+
+def test_report_says_what_became_of_the_correction():
+    from diffusers import UniPCMultistepScheduler
+
+    pipe, call = tiny_wan()
+    with ditaccel.accelerated(pipe, cache=ditaccel.AdaptiveTaylorConfig()):
+        generate(pipe, call)
+        assert "Gap correction: on." in str(ditaccel.report(pipe))
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    pipe, call = tiny_wan(scheduler=scheduler)
+    with ditaccel.accelerated(pipe, cache=ditaccel.AdaptiveTaylorConfig()):
+        generate(pipe, call)
+        assert "Gap correction: off: this scheduler" in str(ditaccel.report(pipe))

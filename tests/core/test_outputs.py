@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_ltx2 import AudioVisualModelOutput
 
-from ditaccel.core.outputs import form_of, join, split, tensors_of, with_tensors
+from ditaccel.core.outputs import all_finite, form_of, join, split, tensors_of, with_tensors
 
 VIDEO, SOUND = torch.arange(24.0).reshape(2, 4, 3), torch.arange(10.0).reshape(2, 5, 1)
 
@@ -47,3 +47,13 @@ def test_lists_of_the_batchs_items_are_one_tensor_and_lists_again():
     assert torch.equal(tensors_of(output)[0], VIDEO)
     for made in (with_tensors(output, [VIDEO + 1]), form_of(output)([VIDEO + 1])):
         assert isinstance(made[0], list) and torch.equal(torch.stack(made[0]), VIDEO + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("broken", ["nan", "inf", "-inf"])
+def test_one_broken_value_is_enough(dtype, broken):
+    values = torch.full((3, 5), torch.finfo(dtype).max, dtype=dtype)
+    values[0] *= -1
+    assert all_finite(values)
+    values[1, 2] = float(broken)
+    assert not all_finite(values)

@@ -1,10 +1,12 @@
-"""What a patch could leave on a pipeline."""
+"""What tests ask a pipeline: what was computed, and what a patch left on it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+
+import ditaccel
 
 
 def traces(pipe: Any) -> Any:
@@ -20,3 +22,9 @@ def traces(pipe: Any) -> Any:
                     sorted(type(module).__dict__),
                 )
     return found, sorted(pipe.__dict__)
+
+
+def computed(pipe: Any, branch: str | None = None) -> list[int]:
+    """Steps that the last generation computed, in one guidance branch or in any."""
+    calls = ditaccel.report(pipe).last_generation().calls
+    return [c.step for c in calls if c.action == "compute" and branch in (None, c.branch)]
