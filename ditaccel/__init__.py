@@ -32,6 +32,7 @@ from .config import AccelerationConfig, methods
 from .diagnosis import Diagnosis, doctor
 from .errors import ConfigError, DitaccelError, UnsupportedError, UsageError
 from .finetuning import finetune
+from .pipelines import AttentionContract, BlockContract, FamilyAdapter, register_family
 from .reports.report import Report
 from .tuning import Target, tune
 
@@ -40,10 +41,13 @@ __version__ = "0.1.0"
 __all__ = [
     "AccelerationConfig",
     "AdaptiveTaylorConfig",
+    "AttentionContract",
+    "BlockContract",
     "ConfidenceGatedTaylorConfig",
     "ConfigError",
     "Diagnosis",
     "DitaccelError",
+    "FamilyAdapter",
     "FirstBlockResidualConfig",
     "LiteAttentionConfig",
     "Report",
@@ -63,6 +67,7 @@ __all__ = [
     "is_accelerated",
     "methods",
     "presets",
+    "register_family",
     "report",
     "reset",
     "restore",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from torch import nn
@@ -14,6 +14,7 @@ from .config import AccelerationConfig
 from .config.completion import overridden
 from .config.published import published_presets
 from .config.specs import Setting
+from .core.denoising.schedulers import followed_by_hand
 from .core.patching import unwrapped
 from .core.transformers import modules_of, transformers_of
 from .errors import ConfigError, UsageError
@@ -32,6 +33,9 @@ def accelerate(
     *more: Setting,
     cache: Any = None,
     attention: Any = None,
+    adapter: FamilyAdapter | None = None,
+    scheduler: Any = None,
+    sigmas: Iterable[float] | None = None,
     **options: Any,
 ) -> P:
     """Make a pipeline faster, in place.
@@ -57,6 +61,12 @@ def accelerate(
             `config`, and needs no `config`.
         attention: config of an attention method, e.g. `LiteAttentionConfig(threshold=-8)`,
             likewise.
+        adapter: what ditaccel must know of a model of your own; families that it knows need none.
+        scheduler: for a bare transformer in a loop of your own: the scheduler whose timesteps the
+            loop follows. Without it, one among the local variables of the loop is found.
+        sigmas: likewise, for a loop without a scheduler that takes Euler steps: its noise levels,
+            falling, such as `[1.0, 0.75, 0.5, 0.25, 0.0]`. With either of the two, gap correction
+            and all that follows the number of steps works as in a pipeline.
         **options: of the methods, in place of those in `config`: `tolerance=0.02`.
 
     Returns:
@@ -67,29 +77,54 @@ def accelerate(
             one kind.
         UnsupportedError: no transformer, or one that this method cannot be applied to, with the
             reason.
-        UsageError: it is not a pipeline.
+        UsageError: it is not a pipeline, or a pipeline was given a scheduler.
     """
-    transformers, adapter = transformers_of(pipe)
-    chosen = _chosen(adapter, _listed(config, more), cache, attention, options)
+    listed = [config, *more] if more else config
+    plan = _planned(pipe, listed, cache, attention, options, adapter, scheduler, sigmas)
     former = _sessions(pipe)
-    _put_on(pipe, transformers, chosen, former)
+    _put_on(pipe, plan, former)
     if former:
         on = ", ".join(dict.fromkeys(session.config.name for session in former))
         warn(
             f"this {type(pipe).__name__} was accelerated already ({on}): that is off now, and "
-            f"{chosen.name} is on"
+            f"{plan.config.name} is on"
         )
     return pipe
 
 
-def _listed(config: Setting, more: tuple[Setting, ...]) -> Setting:
-    return [config, *more] if more else config
+@dataclass(frozen=True)
+class _Plan:
+    """What the arguments of `accelerate` come to: see `Session`."""
+
+    transformers: dict[str, nn.Module]
+    config: AccelerationConfig
+    adapter: FamilyAdapter | None
+    scheduler: Any
+
+
+def _planned(
+    pipe: Any,
+    config: Setting,
+    cache: Any,
+    attention: Any,
+    options: Mapping[str, Any],
+    adapter: FamilyAdapter | None,
+    scheduler: Any,
+    sigmas: Iterable[float] | None,
+) -> _Plan:
+    transformers, family = transformers_of(pipe, adapter)
+    followed = followed_by_hand(scheduler, sigmas)
+    if followed is not None and not isinstance(pipe, nn.Module):
+        raise UsageError(
+            f"scheduler= and sigmas= are for a bare transformer; {type(pipe).__name__} has its own"
+        )
+    chosen = _chosen(family, config, cache, attention, options)
+    return _Plan(transformers, chosen, adapter, followed)
 
 
 def _chosen(
     adapter: FamilyAdapter, config: Setting, cache: Any, attention: Any, options: Mapping[str, Any]
 ) -> AccelerationConfig:
-    """What the arguments of `accelerate` come to."""
     if config is None and (cache is not None or attention is not None):
         chosen = AccelerationConfig()
     else:
@@ -107,17 +142,18 @@ def _chosen(
     return chosen
 
 
-def _put_on(
-    pipe: Any,
-    transformers: dict[str, nn.Module],
-    chosen: AccelerationConfig,
-    former: list[Session],
-) -> Session:
+def _put_on(pipe: Any, plan: _Plan, former: list[Session]) -> Session:
     """Put a setting on in place of those that are on, which come back where it cannot be."""
     for each in former:
         each.restore()
     try:
-        session = Session(None if isinstance(pipe, nn.Module) else pipe, transformers, chosen)
+        session = Session(
+            None if isinstance(pipe, nn.Module) else pipe,
+            plan.transformers,
+            plan.config,
+            adapter=plan.adapter,
+            scheduler=plan.scheduler,
+        )
     except BaseException:
         for each in former:
             each.put_on()
@@ -240,6 +276,9 @@ def accelerated(
     *more: Setting,
     cache: Any = None,
     attention: Any = None,
+    adapter: FamilyAdapter | None = None,
+    scheduler: Any = None,
+    sigmas: Iterable[float] | None = None,
     **options: Any,
 ) -> Iterator[P]:
     """`accelerate` for the length of a `with` block; for the arguments see there.
@@ -252,10 +291,10 @@ def accelerated(
     On every way out the pipeline is as it was when the block began: dense, or with the setting that
     was on, whose report goes on. What the block itself did (`accelerate`, `restore`) is undone.
     """
-    transformers, adapter = transformers_of(pipe)
-    chosen = _chosen(adapter, _listed(config, more), cache, attention, options)
+    listed = [config, *more] if more else config
+    plan = _planned(pipe, listed, cache, attention, options, adapter, scheduler, sigmas)
     former = _sessions(pipe)
-    session = _put_on(pipe, transformers, chosen, former)
+    session = _put_on(pipe, plan, former)
     try:
         yield pipe
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import UnsupportedError, UsageError
+from ..errors import ConfigError, UnsupportedError, UsageError
 from ..pipelines import FamilyAdapter, adapter_for, adapters
 from ..pipelines.auto import NotRecognisedError, recognise
 from .patching import unwrapped
@@ -63,21 +63,26 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     }
 
 
-def transformers_of(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
+def transformers_of(
+    pipe: Any, adapter: FamilyAdapter | None = None
+) -> tuple[dict[str, nn.Module], FamilyAdapter]:
     """Find what can be accelerated.
 
     Args:
         pipe: a pipeline, or a bare transformer.
+        adapter: of the transformers, where the caller knows them; by default that of their family.
 
     Returns:
         The transformers by component name, those of known families where there are any, and the
-        family of the first.
+        adapter of the first.
 
     Raises:
         UnsupportedError: there is none, or one of which too little can be told.
         UsageError: it is neither a pipeline nor a module.
     """
     parts = modules_of(pipe)
+    if adapter is not None:
+        return _described(pipe, parts, adapter), adapter
     found = {n: p for n, p in parts.items() if known_family(p) is not None}
     if not found:
         bare = isinstance(pipe, nn.Module)
@@ -89,6 +94,33 @@ def transformers_of(pipe: Any) -> tuple[dict[str, nn.Module], FamilyAdapter]:
             f"{', '.join(adapters())}, and others whose component is called 'transformer'"
         )
     return found, family_of(next(iter(found.values())))
+
+
+def _described(
+    pipe: Any, parts: dict[str, nn.Module], adapter: FamilyAdapter
+) -> dict[str, nn.Module]:
+    """The modules that a given adapter is of: a bare one is, whatever its class is called."""
+    if not isinstance(adapter, FamilyAdapter):
+        raise ConfigError(
+            f"adapter is of type {type(adapter).__name__}; give a ditaccel.FamilyAdapter"
+        )
+    classes = adapter.transformers
+    found = {n: p for n, p in parts.items() if type(unwrapped(p)).__name__ in classes}
+    if isinstance(pipe, nn.Module):
+        found = parts
+    if not found:
+        raise UnsupportedError(
+            f"{type(pipe).__name__} has no component of a class that the adapter {adapter.name!r} "
+            f"names as its transformers: {', '.join(classes) or 'none'}"
+        )
+    for name, part in found.items():
+        for contract in adapter.blocks:
+            if not isinstance(getattr(unwrapped(part), contract.container, None), nn.ModuleList):
+                raise UnsupportedError(
+                    f"{name} ({type(unwrapped(part)).__name__}) has no list of blocks called "
+                    f"{contract.container!r}, which the adapter {adapter.name!r} names"
+                )
+    return found
 
 
 def _is_unet(name: str, module: nn.Module) -> bool:

@@ -51,6 +51,24 @@ class GivenSigmas:
         self.num_inference_steps = len(levels) - 1
 
 
+def followed_by_hand(scheduler: Any, sigmas: Iterable[Any] | None) -> Any:
+    """What a loop by hand follows: a scheduler, noise levels, or None where neither is given.
+
+    Raises:
+        ConfigError: both are given, or what is given is neither.
+    """
+    if sigmas is not None:
+        if scheduler is not None:
+            raise ConfigError("give either scheduler= or sigmas=, not both")
+        return GivenSigmas(sigmas)
+    if scheduler is not None and not is_scheduler(scheduler):
+        raise ConfigError(
+            f"scheduler is of type {type(scheduler).__name__}, which is not a scheduler with "
+            "set_timesteps() and step(); for a loop without one give sigmas=[...]"
+        )
+    return scheduler
+
+
 def wrapped(scheduler: Any) -> Any:
     """What a wrapper of a scheduler stands for; the scheduler itself where it is not one."""
     seen: list[Any] = []
