@@ -83,13 +83,17 @@ def accelerate(
     plan = _planned(pipe, listed, cache, attention, options, adapter, scheduler, sigmas)
     former = _sessions(pipe)
     _put_on(pipe, plan, former)
+    _warn_of_replaced(pipe, former, plan.config)
+    return pipe
+
+
+def _warn_of_replaced(pipe: Any, former: list[Session], config: AccelerationConfig) -> None:
     if former:
         on = ", ".join(dict.fromkeys(session.config.name for session in former))
         warn(
             f"this {type(pipe).__name__} was accelerated already ({on}): that is off now, and "
-            f"{plan.config.name} is on"
+            f"{config.name} is on"
         )
-    return pipe
 
 
 @dataclass(frozen=True)
