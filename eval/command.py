@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--features",
         metavar="WHAT",
-        help="extractor behind FID: a FeatureNet folder, inception=FILE, module:Class=FILE, or "
+        help="feature extractor behind FID: a folder, inception=FILE, module:Class=FILE, or "
         "none (default: the model's own)",
     )
     add("--real", metavar="PATH", help="real frames for FID: a folder or an npz file")
@@ -168,6 +168,6 @@ def _print(out: Path, summary: dict[str, Any], report: Path | None) -> None:
     print()
     for verdict in summary["verdicts"]:
         print(f"- {verdict['text']}")
-    for what, how in summary["not_available"].items():
+    for what, how in (summary["unavailable"] | summary["not_available"]).items():
         print(f"- {what} not available: {how}")
     print(f"\nreport: {report}" if report else f"\nresults: {out}")

@@ -209,6 +209,7 @@ SUMMARY = record(
         "headline": _HEADLINE,
         "timing": record({"trusted": flag, "text": text}),
         "not_available": table(text),
+        "unavailable": table(text),
         "failures": items(FAILURE),
         "dense_repeats": maybe(flag),
     },

@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from ditaccel.eval.metrics.psnr import CAP
 from ditaccel.eval.report import media
 from ditaccel.eval.report.load import Evaluation
 from ditaccel.eval.report.markup import Markup, breakable, el
@@ -137,7 +138,7 @@ class Gallery:
         if config.role is Role.DENSE:
             facts.append("reference")
         elif psnr is not None:
-            facts.append("identical to dense" if psnr >= 99 else f"{psnr:.1f} dB")
+            facts.append("identical to dense" if psnr >= CAP else f"{psnr:.1f} dB")
         speed = self.evaluation.number(config, "speedup", "median")
         if speed is not None and config.role is not Role.DENSE:
             facts.append(f"{speed:.2f}×")

@@ -45,7 +45,7 @@ def _provenance(evaluation: Evaluation) -> Markup:
         "family": run.get("family"),
         "task": run.get("task"),
         "commit": run.get("commit"),
-        "features for FID and accuracy": run.get("features"),
+        "feature extractor": run.get("features"),
     }
     for title in ("call", "device", "versions"):
         group = run.get(title)

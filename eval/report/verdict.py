@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ditaccel.eval.metrics.psnr import CAP
 from ditaccel.eval.report.load import Evaluation
 from ditaccel.eval.report.markup import Markup, breakable, el
 from ditaccel.eval.report.series import series_styles
@@ -37,7 +38,7 @@ def _tile(value: str, words: str, kind: str = "") -> Markup:
 def _quality(psnr: float | None) -> str:
     if psnr is None:
         return "PSNR not known"
-    return "identical to dense" if psnr >= 99 else f"{psnr:.1f} dB to dense"
+    return "identical to dense" if psnr >= CAP else f"{psnr:.1f} dB to dense"
 
 
 def _verdict_on(evaluation: Evaluation, config: str) -> dict[str, Any]:
@@ -79,16 +80,21 @@ def _tiles(evaluation: Evaluation) -> list[Markup]:
 
 
 def _failures(evaluation: Evaluation) -> list[Markup]:
-    """One warning a configuration that failed on a sample, also where it failed on all."""
+    """One warning per row that could not run, or that failed on a sample (or on all)."""
+    unavailable = evaluation.summary.get("unavailable") or {}
     lines = []
     for listed in evaluation.run["configs"]:
         failed = evaluation.failed(listed["id"])
-        if failed:
+        if listed["id"] in unavailable:
+            words = f"{listed['label']}: not available: {unavailable[listed['id']]}."
+        elif failed:
             total = len(set(failed) | set(evaluation.rows.get(listed["id"], {})))
             reason = next(iter(failed.values()))
             words = f"{listed['label']}: {len(failed)} of {total} samples failed ({reason})."
-            icon = el("span", "!", cls="icon", aria_hidden="true")
-            lines.append(el("li", icon, el("span", words), cls="warn"))
+        else:
+            continue
+        icon = el("span", "!", cls="icon", aria_hidden="true")
+        lines.append(el("li", icon, el("span", words), cls="warn"))
     return lines
 
 

@@ -230,12 +230,8 @@ def write_summary(
         before = read_record(path, SUMMARY, "delete that file and run the same command again")
         dense_repeats = before.get("dense_repeats")
         # Peers that could not run are not tried again by a run that had nothing left to do.
-        unavailable = {
-            k.removeprefix("config "): v
-            for k, v in before.get("not_available", {}).items()
-            if k.startswith("config ")
-        } | unavailable
-    summary["not_available"] |= {f"config {slug}": why for slug, why in unavailable.items()}
+        unavailable = before.get("unavailable", {}) | unavailable
+    summary["unavailable"] = unavailable
     summary["dense_repeats"] = dense_repeats
     if dense_repeats is False:
         words = (

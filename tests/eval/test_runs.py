@@ -277,7 +277,7 @@ def test_a_broken_dense_run_ends_in_one_clear_error(model_folder, tmp_path, monk
 def test_a_peer_that_cannot_run_is_a_reason_not_an_end(model_folder, tmp_path) -> None:
     out = evaluate(str(model_folder), ["peer/seacache"], ["b"], [0], tmp_path / "out", OPTIONS)
     summary = read_json(out / "summary.json")
-    assert "caches nothing" in summary["not_available"]["config peer-seacache"]
+    assert "caches nothing" in summary["unavailable"]["peer-seacache"]
     assert set(summary["configs"]) == {"dense", "other-seed", "steps-3"}
 
 
