@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from ditaccel.errors import ConfigError
 from ditaccel.io.given import suggest
 from ditaccel.plugins import load_plugins
+from ditaccel.plugins import load_plugins
 
 T = TypeVar("T")
 
