@@ -16,7 +16,6 @@ from typing import Generic, TypeVar
 from ditaccel.errors import ConfigError
 from ditaccel.io.given import suggest
 from ditaccel.plugins import load_plugins
-from ditaccel.plugins import load_plugins
 
 T = TypeVar("T")
 
