@@ -1,4 +1,4 @@
-"""`ditaccel eval`: measure speed and quality of configs against dense runs of a model."""
+"""`ditaccel eval`: measure speed and quality of configs compared with dense runs of a model."""
 
 from __future__ import annotations
 
@@ -168,6 +168,9 @@ def _print(out: Path, summary: dict[str, Any], report: Path | None) -> None:
     print()
     for verdict in summary["verdicts"]:
         print(f"- {verdict['text']}")
+    reasons: dict[str, list[str]] = {}
     for what, how in (summary["unavailable"] | summary["not_available"]).items():
-        print(f"- {what} not available: {how}")
+        reasons.setdefault(how, []).append(what)
+    for how, what in reasons.items():
+        print(f"- not available: {', '.join(what)}: {how}")
     print(f"\nreport: {report}" if report else f"\nresults: {out}")

@@ -28,7 +28,7 @@ class Options:
         pipeline: `module:function` or `file.py:function` that makes the pipeline of a model (see
             `ditaccel.io.factory.Factory`); None loads the model's own.
         threads: CPU threads, None leaves torch's setting.
-        pairs: samples that are timed: each row has a dense run of its own beside it there, which
+        pairs: samples that are timed: each row has a dense run of its own there, which
             about doubles what they cost. Quality is measured on all samples.
         quiet: whether to show no progress.
 

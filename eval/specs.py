@@ -228,7 +228,7 @@ def baselines(steps: int, fewer: Sequence[int] | None = None) -> list[RunConfig]
     for count in fewer:
         if not 1 <= count < steps:
             raise ConfigError(
-                f"a fewer-steps baseline of {count} steps makes no sense beside {steps} dense steps"
+                f"a fewer-steps baseline of {count} steps makes no sense with {steps} dense steps"
             )
         rows += parse_config(f"steps:{count}")
     return rows

@@ -73,7 +73,7 @@ class Comparison:
             size: the line that says how much is to be made; None where all is made already.
 
         Returns:
-            Whether dense came out the same beside every row and after them; None where nothing
+            Whether dense came out the same next to every row and after them; None where nothing
             was made, or dense has no result to compare with.
         """
         if size is None:
@@ -153,7 +153,7 @@ class Comparison:
         self.progress.note(f"{row.label}, {sample.id}: failed: {reason}")
 
     def _take(self, row: RunConfig, sample: Sample, turn: int) -> tuple[Outcome, list[Any]]:
-        """One generation, beside dense where the sample is timed; with its pairs as plain data."""
+        """One generation, paired with dense where the sample is timed; its pairs as plain data."""
         dense = self.configs[0]
         if row is dense:
             outcome = self.rows.run(row, sample)
@@ -221,7 +221,7 @@ class Comparison:
             )
 
     def verify_dense(self) -> bool | None:
-        """Whether dense comes out the same beside every row, and once all rows have run."""
+        """Whether dense comes out the same next to every row, and once all rows have run."""
         dense, sample = self.configs[0], self.samples[0]
         if self.turns.dense_changed:
             return False

@@ -1,4 +1,4 @@
-"""What an evaluation is going to take, said before it takes it."""
+"""What an evaluation is going to take, reported before it starts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def seconds_left(
         warm: of one generation by row; rows without an entry count as long as dense.
         left: generations left by row.
         dense: the dense row's id.
-        timed: how many of those are run beside one more dense generation, by row.
+        timed: how many of those are paired with one more dense generation, by row.
     """
     each = {row: warm.get(row, warm[dense]) for row in left}
     return sum(n * each[row] for row, n in left.items()) + sum(timed.values()) * warm[dense]
@@ -46,4 +46,4 @@ def time_line(seconds: float) -> str:
     line = f"about {duration(seconds)} to go"
     if seconds < _LONG:
         return line
-    return f"{line}; --limit N takes fewer prompts (Ctrl-C: the same command goes on later)"
+    return f"{line}; --limit N takes fewer prompts (after Ctrl-C the same command resumes)"

@@ -26,7 +26,7 @@ _WHOLE = 0.999
 
 
 class RowError(DitaccelError):
-    """A generation raised: the row's sample is lost, the run goes on."""
+    """A generation raised: the row's sample is lost, the run continues."""
 
 
 @dataclass(frozen=True)

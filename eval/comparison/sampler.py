@@ -57,7 +57,7 @@ class Sampler:
 
     Args:
         pipe: the diffusers pipeline.
-        call: arguments of the call beside prompt, seed and step count (see `asking`).
+        call: arguments of the call besides prompt, seed and step count (see `asking`).
         steps: scheduler steps of the dense run.
     """
 
@@ -95,7 +95,7 @@ class Sampler:
 
         Raises:
             NonFiniteError: the output is broken.
-            UsageError: the output is no picture.
+            UsageError: the output is not a picture.
         """
         arguments = self.arguments(prompt, seed, steps)
         watch = Stopwatch(execution_device(pipe))

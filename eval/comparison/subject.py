@@ -100,6 +100,6 @@ def _refuse_compiled(pipe: Any) -> None:
             continue
         if unwrapped(part) is not part or any(is_compiled(module) for module in part.modules()):
             raise UnsupportedError(
-                f"{name} is compiled, and eval counts what runs inside of its blocks, which a "
+                f"{name} is compiled, and eval counts what runs inside its blocks, which a "
                 "compiled graph does not show; measure the pipeline before it is compiled"
             )

@@ -1,4 +1,4 @@
-"""Who runs when: each row beside a dense run of its own, again where the machine was busy."""
+"""Who runs when: each row paired with a dense run of its own, again where the machine was busy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GIVE_UP = 6
 def in_turn(rows: Sequence[RunConfig], turn: int) -> list[RunConfig]:
     """The rows in the order of one sample: dense first, and the others one further on each time.
 
-    Dense is what every other row is held against, so it has to be there first; a slow change of
+    Every other row is compared with dense, so it has to be there first; a slow change of
     the machine then hits the others alike, over the run.
     """
     dense, *others = rows
@@ -30,7 +30,7 @@ def in_turn(rows: Sequence[RunConfig], turn: int) -> list[RunConfig]:
 
 
 class Turns:
-    """Times rows beside dense.
+    """Times rows in pairs with dense.
 
     Args:
         run: makes a generation of a row: the row's or dense's.

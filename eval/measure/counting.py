@@ -128,7 +128,7 @@ class Tally:
 
     @property
     def denoiser_seconds(self) -> float | None:
-        """Seconds inside of transformer calls: no scheduler, text encoder or VAE."""
+        """Seconds inside transformer calls: no scheduler, text encoder or VAE."""
         seconds = [call.seconds for call in self.calls if call.seconds is not None]
         return sum(seconds) if seconds else None
 

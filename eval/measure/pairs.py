@@ -1,4 +1,4 @@
-"""Speed-ups from pairs: a run of a row beside a dense run of its own.
+"""Speed-ups from pairs: a run of a row and a dense run of its own.
 
 Neighbours meet the same moment of the machine, so that what is busy divides out of their ratio, and
 the median of such ratios forgets the pairs in which it did not. Where a pair met other work, the
@@ -62,7 +62,7 @@ class Pair:
             return True
         if self.own is None or not apart(self.wall, self.own):
             return False
-        # Threads that work side by side may shorten dense more than the row: that is no noise.
+        # Threads that work side by side may shorten dense more than the row: that is not noise.
         return None in waited or not (self.dense.parallel or self.row.parallel)
 
     @property
@@ -123,7 +123,7 @@ class Timed:
         clock: the clock behind `speedup`.
         pairs: all pairs, repeats included.
         busy: samples without a single undisturbed pair.
-        denoiser: quartiles of the ratios inside of transformer calls, of undisturbed pairs.
+        denoiser: quartiles of the ratios inside transformer calls, of undisturbed pairs.
     """
 
     state: State
@@ -184,7 +184,7 @@ def timed(
     """
     kept = [best_of(pairs) for pairs in samples]
     if not kept:
-        return Timed(State.UNTIMED, "no sample was timed beside a dense run of its own", None)
+        return Timed(State.UNTIMED, "no sample was timed with a dense run of its own", None)
     ratios = [statistics.median([pair.ratio for pair in pairs]) for pairs in kept]
     flat = [pair for pairs in kept for pair in pairs]
     inside = [
@@ -219,7 +219,7 @@ def _state(
         words = f"{middle:.2f}× was measured, and the work it did allows {most:.2f}×"
         return State.IMPOSSIBLE, words
     if any(pair.busy and pair.own is None for pair in flat):
-        return State.NOISY, "other work ran beside it, and no other clock tells how much"
+        return State.NOISY, "other work ran at the same time, and no clock tells how much"
     if sum(pair.unsteady(dense) for pair in flat) * 2 > len(flat):
         return State.NOISY, "its dense runs took another time than the other dense runs"
     # Work that varies from sample to sample, as adaptive methods do, divides out.

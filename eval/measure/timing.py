@@ -41,7 +41,7 @@ class Timing:
         device: between two events of a CUDA device's stream; None elsewhere.
         wait: time in the run queue, of the thread that waited longest: the processor had other
             work. None where the system does not say (it is Linux's `schedstat`).
-        denoiser: wall-clock inside of transformer calls, None where none was seen.
+        denoiser: wall-clock inside transformer calls, None where none was seen.
     """
 
     seconds: float

@@ -12,7 +12,7 @@ from .base import Peer, Situation, register
 
 
 def _quiet() -> None:
-    # It reports each enabling at warning level, which is once a generation here.
+    # It reports each enabling at warning level, which is once per generation here.
     for name in list(logging.root.manager.loggerDict):
         if name.lower().startswith("cache_dit"):
             logging.getLogger(name).setLevel(logging.ERROR)
@@ -25,16 +25,16 @@ def cache_dit(pipe: Any, options: dict[str, Any], situation: Situation, _: Any) 
         pipe: the copy; its own class takes the patch that cache-dit makes at class level.
         options: `threshold`, `fn`, `bn`, `warmup`, `max_cached`, `max_continuous`, `order`.
         situation: cache-dit tells guidance branches apart by call parity, so it must be told
-            whether there are two calls a step.
+            whether there are two calls per step.
 
     Raises:
-        UnsupportedError: the pipeline is none that cache-dit knows, or more than two branches.
+        UnsupportedError: cache-dit does not know the pipeline, or more than two branches.
     """
     import cache_dit
 
     _quiet()
     if situation.branches > 2:
-        raise UnsupportedError(f"cache-dit cannot follow {situation.branches} calls a step")
+        raise UnsupportedError(f"cache-dit cannot follow {situation.branches} calls per step")
     blocks = options["fn"] + options["bn"]
     for transformer in transformers_of(pipe).values():
         if blocks >= len(blocks_of(transformer)):

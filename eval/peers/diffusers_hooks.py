@@ -49,7 +49,7 @@ def enable(
         elif situation.branches > 1:
             raise UnsupportedError(
                 f"{type(transformer).__name__} has no CacheMixin and its pipeline calls it "
-                f"{situation.branches} times a step without naming the branch"
+                f"{situation.branches} times per step without naming the branch"
             )
         else:
             apply(transformer, config)

@@ -75,7 +75,7 @@ _COST = (
         "speed-up",
         ("speedup", "median"),
         _times,
-        "seconds of a dense run beside it / its seconds; median [p25, p75] of the samples. Where "
+        "seconds of a paired dense run / its seconds; median [p25, p75] of the samples. Where "
         "other work ran on the machine, process time decides",
         QUARTILES,
         Shown.TERMINAL,
@@ -167,7 +167,7 @@ def columns_of(evaluation: Evaluation) -> list[Column]:
             for path in (column.path, column.beside)
             for c in evaluation.configs
         )
-        # The same number in every row is said once, above the table.
+        # The same number in every row is given once, above the table.
         and (column.key != "n" or len(counts) > 1)
     ]
 
@@ -180,7 +180,7 @@ def small_n(column: Column, samples: float | None) -> str | None:
 
 
 def speedup_words(evaluation: Evaluation, config: RunConfig) -> str:
-    """What stands in place of a speed-up that is none, or in front of one that is noisy."""
+    """What replaces a speed-up that does not exist, or stands in front of one that is noisy."""
     return {
         State.OK: "",
         State.NOISY: "noisy",

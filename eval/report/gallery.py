@@ -14,8 +14,8 @@ from ditaccel.eval.report.media import Frames
 from ditaccel.eval.specs import COMPARED, JUDGED, Role, RunConfig
 
 SAMPLES = 3
-# Cards that a wide screen shows side by side.
-ROW = 8
+# Cards that a screen of 1400 pixels shows side by side.
+ROW = 6
 # Browsers refuse more than some dozens of video elements in a page, so later samples get strips.
 MOVING = 2
 # Characters of data URIs a page may hold, so that the file stays below 8 MB.
@@ -151,7 +151,7 @@ class Gallery:
         return el("figure", caption, body, cls=f"card {config.role}")
 
     def _series(self, sample: str, dense: Frames | None, moving: bool) -> list[Markup]:
-        """Cards of everything but dense: a row a series, small series together."""
+        """Cards of everything but dense: one row per series, small series together."""
         series: dict[str, list[Markup]] = {}
         for config in self.evaluation.configs:
             if config.role not in COMPARED:

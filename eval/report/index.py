@@ -30,7 +30,7 @@ def _entry(evaluation: Evaluation, page: Path) -> Markup:
 
 
 def write_index(path: Path, evaluations: Sequence[Evaluation]) -> Path:
-    """Write a page with one section a model; reports are linked relative to it.
+    """Write a page with one section per model; reports are linked relative to it.
 
     Args:
         path: the page.

@@ -62,7 +62,7 @@ def _times(summary: dict[str, Any]) -> Markup | None:
         )
         for part, value in seconds.items()
     ]
-    note = "Of all items together; decoding and encoding run beside the next item's denoising."
+    note = "Of all items together; decoding and encoding run alongside the next item's denoising."
     return el("div", el("table", el("tbody", rows), cls="times"), el("p", note, cls="muted"))
 
 

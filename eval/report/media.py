@@ -99,7 +99,7 @@ def encode_video(frames: Frames, fps: float) -> str:
 
     Args:
         frames: uint8, at least two.
-        fps: frames a second.
+        fps: frames per second.
 
     Raises:
         UsageError: PyAV is missing or has no VP9 encoder.

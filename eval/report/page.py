@@ -45,10 +45,9 @@ def _provenance(evaluation: Evaluation) -> Markup:
         "family": run.get("family"),
         "task": run.get("task"),
         "commit": run.get("commit"),
-        "feature extractor": run.get("features"),
     }
-    for title in ("call", "device", "versions"):
-        group = run.get(title)
+    groups = {name: run.get(name) for name in ("call", "device", "versions")}
+    for title, group in {"feature extractor": run.get("features"), **groups}.items():
         if isinstance(group, dict):
             facts[title] = ", ".join(f"{k} {_value(v)}" for k, v in group.items() if v is not None)
         else:
@@ -143,7 +142,7 @@ def write_pareto_png(out_dir: str | Path, path: str | Path) -> Path:
 
 
 def write_report(out_dir: str | Path) -> Path:
-    """Write `report.html` and `table.md` beside the results.
+    """Write `report.html` and `table.md` next to the results.
 
     The page is one file: it loads nothing and can be mailed or archived.
 

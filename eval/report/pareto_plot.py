@@ -83,7 +83,7 @@ def pareto_png(evaluation: Evaluation, path: str | Path) -> Path:
     series, styles = pareto_marks(evaluation), series_styles(evaluation)
     everything = [mark for marks in series.values() for mark in marks]
     if not everything:
-        raise UsageError("no configuration beside dense has a speed-up and a PSNR to plot")
+        raise UsageError("no configuration besides dense has a speed-up and a PSNR to plot")
     lowest = floor(evaluation)
     x_range, y_range = limits(everything, lowest)
     figure = Figure(figsize=(9.6, 4.6), dpi=130, layout="constrained")

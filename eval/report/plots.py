@@ -289,7 +289,7 @@ def pareto_svg(evaluation: Evaluation, width: int, height: int, font: float = 12
     series = pareto_marks(evaluation)
     everything = [p for points in series.values() for p in points]
     if not everything:
-        raise UsageError("no configuration beside dense has a speed-up and a PSNR to plot")
+        raise UsageError("no configuration besides dense has a speed-up and a PSNR to plot")
     styles = series_styles(evaluation)
     lowest = floor(evaluation)
     x_range, y_range = limits(everything, lowest)

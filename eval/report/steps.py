@@ -33,7 +33,7 @@ class Cell:
             self.errors.append(float(error))
 
     def tip(self, step: int, branch: str) -> str:
-        """What a tooltip says, one fact a line."""
+        """What a tooltip says, one fact per line."""
         lines = [
             f"step {step} · {branch}",
             f"computed in {self.computed} of {self.total} samples",
@@ -97,7 +97,7 @@ def _map(config: RunConfig, rows: list[dict[str, Any]], share: float | None) -> 
 
 
 def hit_maps(evaluation: Evaluation) -> Markup | None:
-    """One map a method or peer: rows are guidance branches, columns are steps.
+    """One map per method or peer: rows are guidance branches, columns are steps.
 
     Returns:
         None if no configuration is a method or a peer.

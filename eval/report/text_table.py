@@ -11,7 +11,7 @@ from ditaccel.eval.summary.verdicts import Missing
 
 
 def markdown_rows(evaluation: Evaluation) -> str:
-    """The compact table as GitHub Markdown, one line a configuration, with notes below."""
+    """The compact table as GitHub Markdown, one line per configuration, with notes below."""
     columns = [c for c in columns_of(evaluation) if c.shown is not Shown.PAGE]
 
     def safe(text: str) -> str:
@@ -27,7 +27,7 @@ def markdown_rows(evaluation: Evaluation) -> str:
         name = safe(config.label) + (f" ({len(failed)} failed)" if failed else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     smallest = min((evaluation.number(c, "n") or 0) for c in evaluation.configs)
-    notes = [f"{smallest:.0f} samples a configuration"]
+    notes = [f"{smallest:.0f} samples per configuration"]
     groups: dict[str, list[str]] = {}
     for column in columns:
         if small_n(column, smallest):

@@ -55,7 +55,7 @@ def _row_tile(evaluation: Evaluation, config: RunConfig, words: str, kind: str =
 
 
 def _tiles(evaluation: Evaluation) -> list[Markup]:
-    """The best row beside what it is held against: measured rows, as the verdicts name them."""
+    """The best row next to what it is compared with: measured rows, as the verdicts name them."""
     head = evaluation.summary.get("headline") or {}
     configs = {config.id: config for config in evaluation.configs}
     best, fewer, peer = (configs.get(str(head.get(key))) for key in ("config", "fewer", "peer"))

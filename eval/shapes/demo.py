@@ -85,7 +85,7 @@ def run_demo(samples: Path, out: Path) -> Path:
 
     Args:
         samples: folder with the model folders.
-        out: gets one folder a model and `index.html`.
+        out: gets one folder per model and `index.html`.
 
     Returns:
         Path of `index.html`.
@@ -117,7 +117,7 @@ def run_demo(samples: Path, out: Path) -> Path:
         print(f"\nnot in this checkout: {', '.join(missing)}")
     minutes = (time.monotonic() - start) / 60
     print(
-        "\nSpeed-up: a dense run beside it / its own time, median and middle half of the samples."
+        "\nSpeed-up: seconds of a paired dense run / own seconds, median and middle half of samples."
         "\nPSNR: to dense, same seed. Kept: samples that stay the same picture (25 dB or more)."
         f"\n{minutes:.1f} min."
     )
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ditaccel: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where this one stopped", file=sys.stderr)
+        print("interrupted: the same command resumes where this one stopped", file=sys.stderr)
         return 130
     return 0
 

@@ -56,7 +56,7 @@ def real_frames(model: str | Path, count: int, seed: int = 0, data: Path = _DATA
         raise UsageError(f"a distribution needs at least 2 samples, not {count}")
     sheet = read_sheet(model)
     if not sheet.task:
-        raise UsageError(f"{model} has no sample.json with a task: it is no shapes sample")
+        raise UsageError(f"{model} has no sample.json with a task: it is not a shapes sample")
     shapes = _generator_module(data)
     moving = sheet.task == "text-to-video"
     generator = torch.Generator().manual_seed(seed)

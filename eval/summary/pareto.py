@@ -245,7 +245,7 @@ def dominated(points: Sequence[Point]) -> dict[str, str]:
     """Rows that another row beats in both speed and quality: id → id of the best such row.
 
     Args:
-        points: of all rows; only those whose speed can be told are held against each other.
+        points: of all rows; only those whose speed can be told are compared.
     """
     points = [p for p in in_time(points) if p.role in COMPARED]
     found = {}

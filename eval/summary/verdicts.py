@@ -60,7 +60,7 @@ class Missing(StrEnum):
         """The same in words for people."""
         return {
             Missing.NOISY: "no best row: the timing is noisy, so go by the computed shares",
-            Missing.OUTSIDE: "no method could be held against fewer steps at its own speed: "
+            Missing.OUTSIDE: "no method could be compared with fewer steps at its own speed: "
             "measure more step counts (--fewer)",
             Missing.BEATEN: "no method is better than fewer steps at the same time here",
             Missing.NOTHING: "no method was measured",
@@ -258,7 +258,7 @@ def verdicts(points: Sequence[Point], rows: dict[str, Any]) -> list[Verdict]:
 
 
 def headline(points: Sequence[Point], found: Sequence[Verdict]) -> dict[str, Any]:
-    """The row that a reader should look at first, with what it is held against.
+    """The row that a reader should look at first, with what it is compared with.
 
     It is a method's, its speed can be told, no row beats it in both speed and quality, and its own
     verdict is good: of such rows the fastest that keeps every picture as it is, to the eye; where
