@@ -117,7 +117,7 @@ def run_demo(samples: Path, out: Path) -> Path:
         print(f"\nnot in this checkout: {', '.join(missing)}")
     minutes = (time.monotonic() - start) / 60
     print(
-        "\nSpeed-up: seconds of a paired dense run / own seconds, median and middle half of samples."
+        "\nSpeed-up: seconds of a paired dense run / own seconds; median and middle half."
         "\nPSNR: to dense, same seed. Kept: samples that stay the same picture (25 dB or more)."
         f"\n{minutes:.1f} min."
     )
