@@ -1,6 +1,6 @@
 """Compile the Triton kernels ahead of time for several devices, without having any of them.
 
-    python -m ditaccel.kernels.aot                     # write the table beside this file
+    python -m ditaccel.kernels.aot                     # write the table next to this file
     python -m ditaccel.kernels.aot --target sm_90      # one device, printed only
 
 What is compiled is what each operator's `builds.py` yields.

@@ -21,7 +21,7 @@ class TileMap:
     """The tiles to compute.
 
     Query tile `i` of head `(b, h)` computes the key tiles `indices[b, h, i, :counts[b, h, i]]`, in
-    that order. What stands behind the count is ignored. B or H of 1 is shared by all.
+    that order. Entries beyond the counts are ignored. B or H of 1 is shared by all.
 
     Attributes:
         indices: int32 `(B|1, H|1, Tq, M)`, key tiles in visiting order.
@@ -259,7 +259,7 @@ class TileMap:
 
 
 def _mask_of(indices: Tensor, counts: Tensor, tiles: int) -> Tensor:
-    """Lists to bool `(..., tiles)`; what stands behind the count goes to an extra column."""
+    """Lists to bool `(..., tiles)`; entries beyond the count go to an extra column."""
     valid = torch.arange(indices.shape[-1], device=indices.device) < counts[..., None]
     mask = torch.zeros((*counts.shape, tiles + 1), dtype=torch.bool, device=indices.device)
     mask.scatter_(-1, torch.where(valid, indices, tiles).long(), True)

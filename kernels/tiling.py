@@ -135,12 +135,12 @@ class Tiling:
 
 
 def check_ranges(ranges: Sequence[tuple[int, int]], length: int, name: str) -> None:
-    """Raise ValueError unless `ranges` are ascending, disjoint, and inside of `length` tokens."""
+    """Raise ValueError unless `ranges` are ascending, disjoint, and inside `length` tokens."""
     previous = 0
     for start, end in ranges:
         if not 0 <= start < end <= length:
             raise ValueError(
-                f"{name}: the range ({start}, {end}) must hold a token and lie inside of the "
+                f"{name}: the range ({start}, {end}) must hold a token and lie inside the "
                 f"sequence of {length}"
             )
         if start < previous:

@@ -98,7 +98,7 @@ class TileCentroids(NamedTuple):
     Attributes:
         keys: `(B, Hkv, Tk, D)`, mean key of each key tile; any finite value for an empty tile.
         values: the same of the values.
-        bias: float32 `(B|1, H|1, Tq, Tk)`, added to the scaled scores of the means (beside the
+        bias: float32 `(B|1, H|1, Tq, Tk)`, added to the scaled scores of the means (besides the
             logarithm of the tile's size, which the kernel adds itself); None for nothing.
     """
 
@@ -154,7 +154,7 @@ class AttentionCall:
         if self.tile_map.indices.shape[-1] == 0:
             return keep
         listed = self.tile_map.counts[..., None] > 0
-        # What stands behind the count may be out of range.
+        # Entries beyond the count may be out of range.
         first = torch.where(listed, self.tile_map.indices[..., :1], 0).long()
         return keep.scatter_(-1, first.expand(*shape[:3], 1), listed.expand(*shape[:3], 1))
 

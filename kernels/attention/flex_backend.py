@@ -21,7 +21,7 @@ def why_not(call: AttentionCall) -> str | None:
     if call.centroids is not None:
         return "it adds nothing to the scores, so it cannot weigh centroids"
     if call.mask is not None:
-        return "a mask would need a function of every pair of tokens, compiled anew for each mask"
+        return "a mask would need a function of every pair of tokens, compiled again for each mask"
     if call.needs_grad:
         return "it has no backward here; call it under torch.no_grad(), or ask for 'torch'"
     if call.q.device.type == "cpu" and call.return_lse:

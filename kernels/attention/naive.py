@@ -82,7 +82,7 @@ def _mark(call: AttentionCall, head: int, tiles: list[torch.Tensor]) -> list[boo
     running_max = tiles[0].new_full((tiles[0].shape[0], 1), -torch.inf)
     kept = []
     for place, tile in enumerate(tiles):
-        # The added column stands for no key: it gives a tile without keys a maximum.
+        # The added column is not a key: it gives a tile without keys a maximum.
         tile_max = torch.cat([tile, torch.full_like(running_max, -torch.inf)], -1).amax(-1, True)
         keeps = row_keeps(tile_max, running_max, call.scale, threshold)
         kept.append(place == 0 or bool(keeps.any()))

@@ -1,7 +1,7 @@
 """Tile attention in plain torch: only listed tiles are gathered and computed, on CPU and MPS.
 
 Clusters and centroids take another way where they can (`torch_lists`). Here, query tiles that list
-equally many keys are computed in one batch. What a batch takes beside its two matrix products
+equally many keys are computed in one batch. What a batch takes besides its two matrix products
 (gather, maxima, exponentials) runs in buffers that stay in a core's cache, and what can wait for
 the whole head (marks, output) waits: each call into torch costs microseconds.
 """
@@ -136,7 +136,7 @@ class _Head:
         listed = of_head(tile_map.indices, b, h)[:, : max(1, *self.counts)].long()
         place = torch.arange(listed.shape[1], device=self.device)
         valid = place < of_head(tile_map.counts, b, h)[:, None]
-        # Behind the count stands the number of tiles, which sorts last and is no tile.
+        # Entries beyond the count become the number of tiles, which sorts last and is not a tile.
         self.visited = torch.where(valid, listed, tile_map.k_tiles)
         self.tiles, self.place = self.visited.sort(-1)
         self.ascending = torch.equal(self.tiles, self.visited)

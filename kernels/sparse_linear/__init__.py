@@ -58,7 +58,7 @@ def sparse_linear_attention(
     eps: float = 1e-6,
     backend: str | None = None,
 ) -> SparseLinearOutput:
-    """Softmax attention over critical tiles beside linear attention over marginal ones.
+    """Softmax attention over critical tiles, and linear attention over marginal ones.
 
     With `H_i = sum phi(K_j)^T V_j` and `Z_i = sum phi(K_j)^T 1` over the marginal tiles j of query
     tile i, the linear branch is `phi(Q_i) H_i / (phi(Q_i) Z_i + eps)`. Tiles in neither map are
@@ -68,7 +68,7 @@ def sparse_linear_attention(
     `H_j` of key tiles and `H_i` of query tiles are float32 and held in two buffers of bounded size,
     some heads (or some channels of one) at a time; one product with the marginal mask turns the
     one into the other, at the same cost for any number of marginal tiles, where published kernels
-    subtract from a total. None of it is saved for the backward, which forms H anew: what is saved
+    subtract from a total. None of it is saved for the backward, which forms H again: what is saved
     are the arguments and the outputs.
 
     Args:

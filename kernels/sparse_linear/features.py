@@ -8,7 +8,7 @@ scale of a query's features cancels in linear attention; that of the keys' does 
 | `softmax` | softmax over the channels | D | SLA, arXiv 2509.24006 |
 | `elu` | elu(x) + 1 | D | Katharopoulos et al., arXiv 2006.16236 |
 | `relu` | max(x, 0) | D | Cai et al., EfficientViT, arXiv 2205.14756 |
-| `hedgehog` | softmax of x beside softmax of -x | 2D | Zhang et al., arXiv 2402.04347 |
+| `hedgehog` | softmax of x, then softmax of -x | 2D | Zhang et al., arXiv 2402.04347 |
 | `norm_aware` | powers of both signs; a query's norm sets its power | 2D | NaLaFormer, 2506.21137 |
 """
 
@@ -59,7 +59,7 @@ def elu(x: Tensor) -> Tensor:
 
 
 def hedgehog(x: Tensor) -> Tensor:
-    """Softmax of x beside softmax of -x; the learned projection ahead of it is left to the user."""
+    """Softmax of x, then softmax of -x; the learned projection ahead of it is left to the user."""
     return torch.cat([x.softmax(-1), (-x).softmax(-1)], -1)
 
 
@@ -68,7 +68,7 @@ _POWER = 3.0
 
 
 def _by_sign(x: Tensor, magnitude: Tensor) -> Tensor:
-    """What is positive, beside what is negative: channels of unlike sign do not meet."""
+    """What is positive, then what is negative: channels of unlike sign do not meet."""
     nothing = torch.zeros_like(magnitude)
     return torch.cat(
         [torch.where(x > 0, magnitude, nothing), torch.where(x < 0, magnitude, nothing)], -1

@@ -48,7 +48,7 @@ def launches(call: SparseLinearCall, arch: int | str) -> dict[str, Launch]:
         for add in (False, True):
             name = f"expand_t {side}{' add' if add else ''}"
             found[name] = Launch({**own, **blocks, "SCALED": scaled, "ADD": add}, 4, 2)
-    # As many targets as fit, since each block of them reads all sums anew.
+    # As many targets as fit, since each block of them reads all sums again.
     large = precision == "tf32"
     mix = {"PRECISION": precision, "BLOCK_T": 128 if large else wide, "BLOCK_N": 2 * wide}
     mix["BLOCK_S"] = narrow

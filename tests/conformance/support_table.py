@@ -1,8 +1,8 @@
 """The support table: measured results as JSON, and their form in `pipelines/README.md`.
 
     make support-table                   # the families that have no results yet
-    make support-table ARGS="flux wan"   # these anew
-    make support-table ARGS=--all        # all anew (half an hour on one core)
+    make support-table ARGS="flux wan"   # these again
+    make support-table ARGS=--all        # all again (half an hour on one core)
 
 The README's table is written from the results and from nothing else; `tests/conformance` checks the
 results against what the checks give, and the README against the results.
@@ -150,8 +150,8 @@ def render(results: dict[str, Any]) -> str:
 def main() -> int:
     """Measure and write; the results are kept family by family."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="tiny pipelines to measure anew")
-    parser.add_argument("--all", action="store_true", help="measure all of them anew")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="tiny pipelines to measure again")
+    parser.add_argument("--all", action="store_true", help="measure all of them again")
     parser.add_argument("--readme", action="store_true", help="only write the README's table")
     parser.add_argument("--results", type=Path, default=RESULTS, help="another file of results")
     args = parser.parse_args()
@@ -160,14 +160,14 @@ def main() -> int:
         parser.error(f"no tiny pipeline {unknown[0]!r}; known: {', '.join(FAMILIES)}")
     found = {name: row["cells"] for name, row in read(args.results).items()}
     missing = [name for name in FAMILIES if list(found.get(name, ())) != columns()]
-    anew = args.names or args.all
+    again = args.names or args.all
     wanted = list(FAMILIES) if args.all else args.names or missing
     warnings.simplefilter("ignore")
     faults = 0
     for name in [] if args.readme else wanted:
         print(name, flush=True)
         try:
-            row = measure(name, None if anew else found.get(name))
+            row = measure(name, None if again else found.get(name))
             write({**read(args.results), name: row}, args.results)
         except Exception as error:
             faults += 1

@@ -3,7 +3,7 @@
     make versions                    # all of them
     make versions ARGS="0.41.0"      # one
 
-Each version is installed beside the others, without its dependencies, into a folder that stands in
+Each version is installed next to the others, without its dependencies, into a folder that is in
 front of the environment's own. What differs between versions lives in
 `ditaccel/core/_compat.py` alone.
 """

@@ -24,7 +24,7 @@ def _map(length: int = 200, tile: int = 64) -> TileMap:
     ("options", "reason"),
     [
         ({"marking": Marking(-1.0)}, "running max"),
-        ({"mask": torch.ones(1, 200, dtype=torch.bool)}, "compiled anew"),
+        ({"mask": torch.ones(1, 200, dtype=torch.bool)}, "compiled again"),
         ({"return_lse": True}, "no log-sum-exp on a CPU"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Attention to tiles through their moments, held against its definition in float64."""
+"""Attention to tiles through their moments, compared with its definition in float64."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_equal_keys_are_exact():
 
 
 def test_the_error_is_of_second_order_in_the_spread():
-    """Halving the spread of the keys leaves a quarter of the error, beside exact tiles too."""
+    """Halving the spread of the keys leaves a quarter of the error, next to exact tiles too."""
     q, k, v = _tensors(heads=2, q_len=16, k_len=64)
     q = q[:, :, :1].expand_as(q)  # one query a tile: nothing is averaged over different ones
     tilings = Tiling.fixed(16, 16), Tiling.fixed(64, 16)

@@ -338,7 +338,7 @@ def test_slices_of_channels_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_padding_of_a_short_last_tile_stays_finite_beside_tiny_sums() -> None:
-    """Scores of -300 have sums whose exponential is beyond float32 beside a padded score of 0."""
+    """Scores of -300 have sums whose exponential is beyond float32 next to a padded score of 0."""
     q, k = torch.full((1, 1, 5, 4), 10.0), torch.full((1, 1, 5, 4), -15.0)
     v = torch.randn(1, 1, 5, 4)
     tiling = Tiling.fixed(5, 4)

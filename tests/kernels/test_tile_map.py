@@ -82,7 +82,7 @@ def test_kept_ranges_are_widened_to_whole_tiles() -> None:
     ("ranges", "message"),
     [
         ([(4, 4)], "must hold a token"),
-        ([(0, 17)], "inside of the sequence of 16"),
+        ([(0, 17)], "inside the sequence of 16"),
         ([(0, 5), (4, 8)], "without overlap"),
         ([(8, 12), (0, 4)], "ascending"),
     ],

@@ -77,7 +77,7 @@ def test_wheel_holds_every_module_and_the_data_files(wheel: Path) -> None:
             if path.suffix in DATA and not left_out:
                 expected.add(f"{prefix}/{path.relative_to(ROOT / room).as_posix()}")
     missing = sorted(expected - names)
-    assert not missing, f"not in the wheel (see [tool.setuptools] in pyproject.toml): {missing}"
+    assert not missing, f"not in the wheel (see setup.py): {missing}"
     assert "ditaccel/py.typed" in names
     assert any(name.endswith("/licenses/LICENSE") for name in names)
 

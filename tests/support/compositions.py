@@ -1,4 +1,4 @@
-"""What people do to a pipeline beside accelerating it, and that both go together in either order.
+"""What people do to a pipeline besides accelerating it, and that both go together in either order.
 
 Each check builds pipelines of one family, does its thing before and after `accelerate`, and returns
 `WORKS`, or the reason why there is nothing to check for this family.

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# Folder -> package (see `[tool.setuptools.package-dir]`).
+# Folder -> package (see `setup.py`).
 PACKAGES = {
     "ditaccel": "ditaccel",
     **{room: f"ditaccel.{room}" for room in ("kernels", "pipelines", "eval")},

@@ -30,7 +30,7 @@ def chosen(commit: str, names: Iterable[str]) -> list[str]:
         names: of all tests.
 
     Raises:
-        ValueError: the commit is no hexadecimal number.
+        ValueError: the commit is not a hexadecimal number.
     """
     turn = int(commit, 16) % SHARES
     own = [name for name in names if share_of(name) == turn]

@@ -94,7 +94,7 @@ def flux_img2img() -> Tiny:
 
 @tiny_family(variant=True, tokens=121, steps=10)
 def flux_fill() -> Tiny:
-    """`FluxFillPipeline`: the masked image and its mask as channels beside the latents."""
+    """`FluxFillPipeline`: the masked image and its mask as channels next to the latents."""
     mask = Image.new("L", (22, 22), 255)
     return _flux("FluxFillPipeline", 16 + 16 + 4, image=ramp(), mask_image=mask)
 
@@ -107,5 +107,5 @@ def flux_kontext() -> Tiny:
 
 @tiny_family(variant=True, tokens=121, steps=10)
 def flux_control() -> Tiny:
-    """`FluxControlPipeline`: the control image as channels beside the latents."""
+    """`FluxControlPipeline`: the control image as channels next to the latents."""
     return _flux("FluxControlPipeline", 16 + 16, control_image=ramp())
