@@ -97,8 +97,8 @@ def _head(
 def _masked(call: AttentionCall, b: int, h: int) -> Tensor | None:
     """Keys that are masked out or past the end, bool `(Tk, tile)`; None where there are none.
 
-    Past the end, keys of 0 have a score of 0, whose exponential is infinite compared with a sum that is
-    small enough.
+    Past the end, keys of 0 have a score of 0, whose exponential is infinite where the sum of a row
+    is small enough.
     """
     tile, length = call.tile_map.k_tiling.tile or 1, call.k.shape[2]
     if call.mask is None and length % tile == 0:

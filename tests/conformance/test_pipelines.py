@@ -66,7 +66,7 @@ def test_ip_adapter(spec):
 
 
 def test_ip_adapter_after_an_attention_method():
-    """diffusers makes processors by the class of those it finds; we warn where one cannot be sparse."""
+    """diffusers makes processors by the class of those it finds; a warning names the dense ones."""
     pipe, call = tiny_flux()
     call = {**call, "height": 176, "width": 176}
     own = dict(pipe.transformer.attn_processors)
