@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.transformers import denoisers_of
 from ..errors import DitaccelError
 from ..io.models import execution_device
 
@@ -88,8 +89,7 @@ class Seam:
         self._spoilt = 0
         self._handles = [
             part.register_forward_pre_hook(self._before_transformer)
-            for name, part in pipe.components.items()
-            if isinstance(part, nn.Module) and name.startswith("transformer")
+            for part in denoisers_of(pipe).values()
         ]
         self._vae = getattr(pipe, "vae", None)
         if self._vae is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..core.transformers import denoisers_of, known_family
 from . import given
 from .models import execution_device
 
@@ -127,10 +128,7 @@ def family_of(pipe: Any) -> str:
     Args:
         pipe: a diffusers pipeline.
     """
-    from ..pipelines import adapter_for
-
-    for name, part in pipe.components.items():
-        if part is not None and name.split("_")[0] in ("transformer", "unet"):
-            adapter = adapter_for(type(part).__name__)
-            return type(part).__name__ if adapter is None else str(adapter.name)
+    for part in denoisers_of(pipe).values():
+        family = known_family(part)
+        return type(part).__name__ if family is None else family.name
     return type(pipe).__name__

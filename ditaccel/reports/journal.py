@@ -8,7 +8,8 @@ from typing import Any
 
 from ..attention.records import AttentionLog
 from ..core.stopwatch import Stopwatch
-from .report import CallRecord, Report
+from .data import CallRecord
+from .report import Report
 
 # A batch job makes thousands of generations: calls beyond this are only counted.
 MAX_CALLS = 20_000

@@ -1,144 +1,36 @@
-"""Report: what was skipped, where, and what it took, per step, block and branch."""
+"""Report: what happened since `accelerate`, as a value that prints itself."""
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
-from statistics import median
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..attention.records import AttentionLog
-from ..core.reasons import Reason, advice, deciding
-from . import text as report_text
-from .expectation import MEASURED, Expectation
-
-
-@dataclass(frozen=True)
-class CallRecord:
-    """One transformer call.
-
-    Attributes:
-        generation: denoising loop since `accelerate`, from 0.
-        step: scheduler step within the loop, from 0.
-        branch: guidance branch.
-        transformer: component that was called.
-        timestep: timestep argument.
-        sigma: noise level, where the scheduler has one.
-        action: `compute` or `forecast`.
-        reason: why, in words.
-        error: what the gate compared, where it compared.
-        blocks_run: blocks that ran.
-        blocks_total: blocks there are.
-        share: parameters of the blocks that ran, by those of all blocks.
-        cause: what decided; of a branch that follows another one, what decided over that.
-        seconds: time that the call took, of the device; None where that is not known.
-    """
-
-    generation: int
-    step: int
-    branch: str
-    transformer: str
-    timestep: float
-    sigma: float | None
-    action: str
-    reason: str
-    error: float | None
-    blocks_run: int
-    blocks_total: int
-    share: float
-    cause: Reason = Reason.NO_METHOD
-    seconds: float | None = None
-
-    @classmethod
-    def computed(cls, transformer: str, step: Any, reason: str) -> CallRecord:
-        """A call that ran in full."""
-        return cls(
-            generation=step.generation,
-            step=step.index,
-            branch=step.branch,
-            transformer=transformer,
-            timestep=step.timestep,
-            sigma=step.sigma,
-            action="compute",
-            reason=reason,
-            error=None,
-            blocks_run=1,
-            blocks_total=1,
-            share=1.0,
-            cause=Reason.NO_METHOD if step.lone is None else Reason.NO_LOOP,
-        )
+from ..errors import UsageError
+from . import text
+from .data import ReportData
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Report:
+class Report(ReportData):
     """What happened since `accelerate` (or in one generation of it), up to when it was asked for.
 
-    Attributes:
-        family: the pipeline's family.
-        method: names of the methods.
-        config: the config as plain data, whole.
-        filled: options of it that nobody gave and the family did: option -> value.
-        calls: the newest calls (at most `journal.MAX_CALLS`).
-        total_calls: number of all calls.
-        forecasts: number of all forecast calls.
-        share_sum: sum of all calls' shares.
-        memory: most bytes that the cache held at once, by what they were for.
-        tensors_per_branch: tensors that the histories hold per branch when full.
-        tensors: what they are: `hidden states` or `outputs`.
-        correction: what became of `correction="auto"`, empty where it was not asked for.
-        left: error that the newest generation's forecasts were seen to leave in the latents
-            (`expectation`), by their size; None where that is not known.
-        warnings: lines that were shown.
-        assumed: what was taken for granted, or learnt, of a transformer of no known family.
-        attention: the log of each transformer whose attention is replaced.
-        is_on: whether the methods are still on.
+    It is a value: runs that follow do not change it, and two reports share nothing. Its attributes
+    are those of `ReportData`.
+
+    ```python
+    found = ditaccel.report(pipe)
+    print(found)                      # short; a notebook shows it with bars
+    print(found.details())            # every layer, assumption and warning
+    found.computed_share              # 0.41
+    found.to_pandas().groupby("cause").size()
+    ```
     """
 
-    family: str
-    method: str
-    config: dict[str, Any]
-    filled: dict[str, Any] = field(default_factory=dict)
-    calls: tuple[CallRecord, ...] = ()
-    total_calls: int = 0
-    forecasts: int = 0
-    share_sum: float = 0.0
-    memory: dict[str, int] = field(default_factory=dict)
-    tensors_per_branch: int = 0
-    tensors: str = "hidden states"
-    correction: str = ""
-    left: float | None = None
-    warnings: tuple[str, ...] = ()
-    assumed: tuple[str, ...] = ()
-    attention: tuple[AttentionLog, ...] = ()
-    is_on: bool = True
-
-    @property
-    def cache_bytes(self) -> int:
-        """Most bytes that the cache held at once."""
-        return sum(self.memory.values())
-
-    @property
-    def computed_share(self) -> float:
-        """Block computation done, by that of dense runs; 1.0 before the first call."""
-        return self.share_sum / self.total_calls if self.total_calls else 1.0
-
-    def last_generation(self) -> Report:
-        """Return the report of the newest denoising loop alone."""
-        newest = self.calls[-1].generation if self.calls else 0
-        calls = tuple(call for call in self.calls if call.generation == newest)
-        return replace(
-            self,
-            calls=calls,
-            total_calls=len(calls),
-            forecasts=sum(call.action == "forecast" for call in calls),
-            share_sum=sum(call.share for call in calls),
-        )
-
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        data = report_text.plain(asdict(replace(self, attention=())))
+        """Return plain data: strings, numbers, lists and mappings."""
+        data: dict[str, Any] = text.plain(asdict(replace(self, attention=())))
         data["computed_share"] = self.computed_share
         data["attention"] = [row for log in self.attention for row in log.rows()]
         return data
@@ -147,116 +39,33 @@ class Report:
         """Return JSON."""
         return json.dumps(self.to_dict(), indent=1)
 
-    @property
-    def timing(self) -> Timing | None:
-        """Time that the newest calls took; None where no call of them was timed."""
-        return Timing.of(self.calls)
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame` with one row per transformer call.
 
-    @property
-    def causes(self) -> dict[tuple[str, Reason], int]:
-        """Steps of the newest generation per (action, cause): computed ones first.
+        Its columns are the attributes of `CallRecord`.
 
-        A step counts once for each cause that one of its branches had.
+        Raises:
+            UsageError: pandas is not installed.
         """
-        return steps_per_cause(self.last_generation().calls)
-
-    def verdict(self) -> str:
-        """One line in plain words."""
-        if not self.total_calls:
-            return (
-                "No transformer call was seen: run the pipeline first. If you did, its transformer "
-                "was replaced or compiled as a whole after accelerate()."
-            )
-        if "cache" not in self.config:
-            return (
-                f"{self.total_calls} transformer calls were computed; no caching method of "
-                "ditaccel is on."
-            )
-        if not self.forecasts:
-            found = {cause: n for (_, cause), n in steps_per_cause(self.calls).items()}
-            most = deciding(found)
-            return (
-                f"Nothing was skipped: all {self.total_calls} transformer calls were computed "
-                f"(mostly: {most.value}). To skip steps, {advice(most)}."
-            )
-        return (
-            f"{self.forecasts} of {self.total_calls} transformer calls were forecast; blocks did "
-            f"{100 * self.computed_share:.0f} % of the dense computation."
-        )
-
-    @property
-    def expected(self) -> Expectation | None:
-        """PSNR of the newest generation against dense; None where its error is not known, or 0."""
-        return MEASURED.expect(self.left) if self.left else None
-
-    def __str__(self) -> str:
-        return "\n".join(report_text.summary(self))
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError:
+            raise UsageError(
+                "to_pandas() needs pandas, which is not installed: pip install pandas, or use "
+                "to_dict()"
+            ) from None
+        return pandas.DataFrame([asdict(call) | {"cause": call.cause.value} for call in self.calls])
 
     def details(self) -> str:
         """The report in full: every layer, assumption and warning."""
-        return "\n".join(report_text.details(self))
+        return "\n".join(text.details(self))
+
+    def __str__(self) -> str:
+        return "\n".join(text.summary(self))
 
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
         """The short report as a notebook shows it."""
-        return report_text.html_of(self)
-
-
-def steps_per_cause(calls: Iterable[CallRecord]) -> dict[tuple[str, Reason], int]:
-    """Number of steps per (action, cause): computed ones first, then the most frequent."""
-    steps = {(c.transformer, c.generation, c.step, c.action, c.cause) for c in calls}
-    counts = Counter((action, cause) for *_, action, cause in steps)
-    return dict(sorted(counts.items(), key=lambda item: (item[0][0], -item[1], item[0])))
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Time of transformer calls, measured.
-
-    Attributes:
-        calls: how many were timed.
-        seconds: of all of them together.
-        computed: seconds of a computed call, the median; None where there is none.
-        forecast: the same of a forecast call.
-        speedup: time of as many computed calls, by the time of these: an estimate of what caching
-            saves within the transformer, from the medians of each branch. None where nothing was
-            forecast.
-    """
-
-    calls: int
-    seconds: float
-    computed: float | None
-    forecast: float | None
-    speedup: float | None
-
-    @classmethod
-    def of(cls, calls: Iterable[CallRecord]) -> Timing | None:
-        """From the calls that were timed."""
-        groups: dict[tuple[str, str], dict[str, list[float]]] = {}
-        actions: dict[str, list[float]] = {"compute": [], "forecast": []}
-        for call in calls:
-            if call.seconds is not None:
-                group = groups.setdefault((call.transformer, call.branch), {})
-                group.setdefault(call.action, []).append(call.seconds)
-                actions[call.action].append(call.seconds)
-        number = sum(map(len, actions.values()))
-        if not number:
-            return None
-        dense = spent = 0.0
-        for group in groups.values():
-            computed, forecast = group.get("compute", []), group.get("forecast", [])
-            if not computed:
-                continue
-            # medians: the first call of a process, or one that compiles, says nothing of the others
-            dense += median(computed) * (len(computed) + len(forecast))
-            spent += median(computed) * len(computed)
-            spent += median(forecast) * len(forecast) if forecast else 0.0
-        return cls(
-            calls=number,
-            seconds=sum(sum(seconds) for seconds in actions.values()),
-            computed=median(actions["compute"]) if actions["compute"] else None,
-            forecast=median(actions["forecast"]) if actions["forecast"] else None,
-            speedup=dense / spent if actions["forecast"] and spent else None,
-        )
+        return text.html_of(self)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import config as configs
 from ..caching.budget import size
-
-if TYPE_CHECKING:
-    from .report import CallRecord, Report
+from .data import CallRecord, ReportData
 
 # What the short form shows at most.
 LINES = 25
 _BRANCHES, _NOTES, _WARNINGS, _SIGNS = 6, 2, 3, 100
 
 
-def summary(report: Report) -> list[str]:
+def summary(report: ReportData) -> list[str]:
     """The report in at most `LINES` lines."""
     lines = _head(report)
     if report.calls and "cache" in report.config:
@@ -35,7 +33,7 @@ def summary(report: Report) -> list[str]:
     return lines
 
 
-def details(report: Report) -> list[str]:
+def details(report: ReportData) -> list[str]:
     """The report in full."""
     lines = _head(report, whole=True)
     if report.calls and "cache" in report.config:
@@ -52,7 +50,7 @@ def _shortened(lines: Sequence[str], most: int) -> list[str]:
     return [*lines[:most], *([f"  (and {more} more)"] if more > 0 else [])]
 
 
-def _head(report: Report, whole: bool = False) -> list[str]:
+def _head(report: ReportData, whole: bool = False) -> list[str]:
     off = "" if report.is_on else " (off now)"
     lines = [f"ditaccel report: {report.family}, {report.method or 'no method'}{off}"]
     for kind in configs.KINDS:
@@ -78,14 +76,14 @@ def _head(report: Report, whole: bool = False) -> list[str]:
     return lines
 
 
-def _memory(report: Report) -> str:
+def _memory(report: ReportData) -> str:
     parts = [f"{size(held)} {use}" for use, held in report.memory.items() if held]
     if parts:
         parts[0] += f" ({report.tensors_per_branch} {report.tensors} in each branch)"
     return f"Cache: {size(report.cache_bytes)} at most: {', '.join(parts) or 'nothing was kept'}."
 
 
-def _quality(report: Report) -> list[str]:
+def _quality(report: ReportData) -> list[str]:
     """What the newest generation's forecasts cost in quality."""
     if not report.last_generation().forecasts:
         return []  # which the verdict says
@@ -101,7 +99,7 @@ def _quality(report: Report) -> list[str]:
     ]
 
 
-def _time(report: Report) -> list[str]:
+def _time(report: ReportData) -> list[str]:
     timing = report.timing
     if timing is None:
         return []
@@ -140,7 +138,7 @@ def _rows(calls: Iterable[CallRecord]) -> dict[str, tuple[str, str]]:
     return rows
 
 
-def _table(report: Report, most: int | None) -> list[str]:
+def _table(report: ReportData, most: int | None) -> list[str]:
     """The last generation: a hit map per transformer and branch, then the causes."""
     calls = report.last_generation().calls
     rows = _rows(calls)
@@ -163,7 +161,7 @@ def _table(report: Report, most: int | None) -> list[str]:
     return lines
 
 
-def html_of(report: Report) -> str:
+def html_of(report: ReportData) -> str:
     """The short report as HTML without scripts: text, and the hit map as coloured bars."""
     rows = ""
     if report.calls and "cache" in report.config:

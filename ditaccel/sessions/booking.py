@@ -12,8 +12,8 @@ from ..core.denoising.leftover import Leftover
 from ..core.denoising.loops import LONE_LINES, Loop
 from ..core.denoising.tracker import DenoisingStep, Lone
 from ..core.reasons import Reason, advice, deciding
+from ..reports.data import CallRecord
 from ..reports.journal import Journal
-from ..reports.report import CallRecord
 from ..warning import warn
 
 _FORECAST = "forecast"

@@ -41,7 +41,7 @@ _LONG = 20.0
 
 
 @checked()
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """What a tuned config must reach; give one of the three.
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ditaccel.core.transformers import denoisers_of
+
 _MINOR = 0.05
 
 
@@ -147,15 +149,6 @@ def _scalar(timestep: Any) -> float | None:
     if isinstance(timestep, torch.Tensor):
         return float(timestep.detach().float().max())
     return None if timestep is None else float(timestep)
-
-
-def transformers_of(pipe: Any) -> dict[str, nn.Module]:
-    """The denoisers of a pipeline: its components named `transformer…` (or `unet`)."""
-    return {
-        name: part
-        for name, part in pipe.components.items()
-        if isinstance(part, nn.Module) and name.split("_")[0] in ("transformer", "unet")
-    }
 
 
 def blocks_of(transformer: nn.Module) -> list[nn.Module]:
@@ -295,7 +288,7 @@ def counted(pipe: Any, between: Callable[[int], None] | None = None) -> Iterator
         return hook
 
     try:
-        transformers = transformers_of(pipe)
+        transformers = denoisers_of(pipe)
         for name, transformer in transformers.items():
             for place, (layer, weight) in enumerate(probes_of(transformer)):
                 inner, hook = _inner_forward(layer), count((name, place), weight)

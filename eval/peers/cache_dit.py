@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from ditaccel.core.transformers import denoisers_of
 from ditaccel.errors import UnsupportedError
 
-from ..measure.counting import blocks_of, transformers_of
+from ..measure.counting import blocks_of
 from .base import Peer, Situation, register
 
 
@@ -36,7 +37,7 @@ def cache_dit(pipe: Any, options: dict[str, Any], situation: Situation, _: Any) 
     if situation.branches > 2:
         raise UnsupportedError(f"cache-dit cannot follow {situation.branches} calls per step")
     blocks = options["fn"] + options["bn"]
-    for transformer in transformers_of(pipe).values():
+    for transformer in denoisers_of(pipe).values():
         if blocks >= len(blocks_of(transformer)):
             raise UnsupportedError(
                 f"peer/cache_dit: fn + bn = {blocks} blocks of {len(blocks_of(transformer))} are "

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from ditaccel.core.transformers import denoisers_of
 from ditaccel.errors import UnsupportedError
 
-from ..measure.counting import transformers_of
 from .base import Situation
 
 
@@ -42,7 +42,7 @@ def enable(
     from diffusers.hooks.hooks import CacheContext, _set_cache_context
     from diffusers.models.cache_utils import CacheMixin
 
-    for name, transformer in transformers_of(pipe).items():
+    for name, transformer in denoisers_of(pipe).items():
         config = make(name, transformer)
         if isinstance(transformer, CacheMixin):
             transformer.enable_cache(config)

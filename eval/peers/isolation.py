@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from ditaccel.core.transformers import denoisers_of
 from ditaccel.errors import UnsupportedError
-
-from ..measure.counting import transformers_of
 
 
 def _share_weights(module: nn.Module) -> nn.Module:
@@ -44,7 +43,7 @@ def isolated(pipe: Any) -> Any:
     twin = copy.copy(pipe)
     cls = type(pipe)
     twin.__class__ = type(cls.__name__, (cls,), {"__module__": cls.__module__})
-    for name, transformer in transformers_of(pipe).items():
+    for name, transformer in denoisers_of(pipe).items():
         setattr(twin, name, _share_weights(transformer))
     twin.scheduler = copy.deepcopy(pipe.scheduler)
     return twin

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ditaccel.core.transformers import denoisers_of
 from ditaccel.errors import UnsupportedError
 
-from ..measure.counting import transformers_of
 from .base import Peer, Situation, register
 from .diffusers_hooks import enable
 
@@ -36,7 +36,7 @@ def magcache_ratios(pipe: Any, options: dict[str, Any], situation: Situation) ->
 
         return hook
 
-    for name, transformer in transformers_of(pipe).items():
+    for name, transformer in denoisers_of(pipe).items():
         transformer.register_forward_hook(keep(name))
     with contextlib.redirect_stdout(io.StringIO()):
         situation.generate(pipe)

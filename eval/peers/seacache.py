@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ditaccel.core.transformers import denoisers_of
 from ditaccel.errors import UnsupportedError
 
-from ..measure.counting import transformers_of
 from .base import Peer, Situation, register
 from .diffusers_hooks import enable
 
@@ -16,7 +16,7 @@ def seacache(pipe: Any, options: dict[str, Any], situation: Situation, _: Any) -
     from diffusers import SeaCacheConfig
     from diffusers.hooks import apply_sea_cache
 
-    for transformer in transformers_of(pipe).values():
+    for transformer in denoisers_of(pipe).values():
         if not type(transformer).__name__.startswith(("Wan", "Cosmos3")):
             raise UnsupportedError(
                 f"peer/seacache caches nothing on {type(transformer).__name__}: it needs the sigma "

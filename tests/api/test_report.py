@@ -1,7 +1,8 @@
 """The report: short, timed, and with causes as data; what it says to do fits the cause."""
 
 import json
-from dataclasses import replace
+import sys
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from ditaccel.caching import gate
 from ditaccel.config import AccelerationConfig
 from ditaccel.core.reasons import Reason, advice
 from ditaccel.core.stopwatch import Stopwatch
+from ditaccel.reports.data import CallRecord, Timing
 from ditaccel.reports.journal import Journal
-from ditaccel.reports.report import CallRecord, Timing
 from ditaccel.reports.text import LINES
 
 SPARSE = "svg2:min_tokens=0,dense_steps=0,top_p=0.5,break_even=1"
@@ -175,3 +176,40 @@ def test_calls_of_no_loop_have_their_own_cause():
     report = ditaccel.report(pipe.transformer)
     assert {c.cause for c in report.calls} == {Reason.NO_LOOP}
     assert "no caching method" not in report.verdict() and "step by step" in report.verdict()
+
+
+def test_it_is_a_value_that_later_runs_do_not_change():
+    pipe, call = tiny_dit()
+    spec = f"reuse:interval=2 & {SPARSE}"
+    ditaccel.accelerate(pipe, spec)
+    generate(pipe, call)
+    first = ditaccel.report(pipe)
+    before = (str(first), first.details(), first.to_json(), first._repr_html_())
+    generate(pipe, call, seed=1, num_inference_steps=5)
+    second = ditaccel.report(pipe)
+    ditaccel.restore(pipe)
+    assert (str(first), first.details(), first.to_json(), first._repr_html_()) == before
+    for one, other in ((first, second), (second, second.last_generation())):
+        for field in ("config", "filled", "memory"):
+            assert getattr(one, field) is not getattr(other, field)
+        assert one.attention[0] is not other.attention[0]
+        assert one.attention[0].records is not other.attention[0].records
+    second.config["cache"]["interval"] = 99
+    assert ditaccel.report(pipe).config["cache"]["interval"] == 2
+    with pytest.raises(FrozenInstanceError):
+        first.forecasts = 0
+
+
+def test_a_table_of_its_calls_for_pandas(monkeypatch):
+    pipe, call = tiny_wan()
+    ditaccel.accelerate(pipe, "reuse:interval=2")
+    generate(pipe, call)
+    report = ditaccel.report(pipe)
+    pandas = pytest.importorskip("pandas")
+    table = report.to_pandas()
+    assert isinstance(table, pandas.DataFrame) and len(table) == report.total_calls
+    assert (table.action == "forecast").sum() == report.forecasts
+    assert set(table.cause) == {c.cause.value for c in report.calls}
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ditaccel.UsageError, match=r"pip install pandas, or use to_dict\(\)$"):
+        report.to_pandas()

@@ -22,7 +22,6 @@ _NO_ENTRY = {"__init__.py", "__main__.py", "README.md", "py.typed"}
 
 CYCLES_TODAY: set[tuple[str, ...]] = {
     ("attention.sla.heads", "attention.sla.planner"),
-    ("reports.report", "reports.text"),
 }
 LONG_TODAY = {
     ("ditaccel/batch/workers/ray_engine.py", "run_ray"),
