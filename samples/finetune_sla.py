@@ -28,7 +28,7 @@ call = {**json.loads((FOLDER / "sample.json").read_text())["call"], "num_inferen
 made = ditaccel.finetune(
     pipe,
     prompts,
-    SLAConfig(critical=5, mode="combined"),
+    SLAConfig(critical=0.05, mode="combined"),
     out=f"runs/finetune-sla-{steps}",
     steps=steps,
     train="attention",

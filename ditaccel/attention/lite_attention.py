@@ -19,37 +19,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import AttentionConfig, Example, method, require
+from ..config import Example, method, require
 from ..kernels import (
     Marking,
     TileAttentionOutput,
     TileMap,
-    Tiling,
     keep_keys,
-    keep_queries,
     pack_mask,
     unpack_mask,
 )
 from .options import (
-    Backend,
+    Calibrated,
+    FixedTileOptions,
     Ranges,
-    check_dense,
     check_ranges,
     check_within,
-    in_dense_part,
     touched_tiles,
     whole_tiles,
 )
-from .planner import Dense, LayerContext, Plan, State
+from .planner import LayerContext, Plan, State
+from .tile_planner import TilePlanner
 
 _LOG2_E = 1.4426950408889634
 _SAMPLED = 8  # one query tile in so many tells what a map would keep
 
 
 @method("lite_attention", paper="2511.11062")
-@dataclass(frozen=True)
-class LiteAttentionConfig(AttentionConfig):
+@dataclass(frozen=True, kw_only=True)
+class LiteAttentionConfig(FixedTileOptions):
     """Skip lists that are carried from step to step.
+
+    Options that all methods share are described in `TileOptions`; here `rest` is `nothing` by
+    default, and one step stays dense.
 
     Args:
         threshold: a tile is dropped when, for every query of its query tile, its largest score
@@ -59,8 +60,6 @@ class LiteAttentionConfig(AttentionConfig):
             which only its debug mode takes.
         thresholds: one per layer, or per layer one for each equal part of the denoising loop, as
             calibration writes them; replaces `threshold` where given.
-        dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
-        dense_layers: first layers that stay dense, likewise.
         least_steps: loops with fewer steps are computed in full: marks need steps to serve.
         retest: every dropped tile is computed and tested again once in this many steps, a share of
             them at each step; 0 never takes a tile back, as the original.
@@ -74,12 +73,6 @@ class LiteAttentionConfig(AttentionConfig):
         must_skip: key tokens that are never computed, where they fill whole tiles.
         must_skip_touched: drop every tile that `must_skip` touches, as the original does, which
             takes keys outside of the ranges too; False drops those that lie inside as a whole.
-        q_tile: query tokens per tile.
-        k_tile: key tokens per tile.
-        min_tokens: shorter sequences stay dense.
-        break_even: kept share of the attention matrix above which a layer is dense for some steps;
-            None for 0.7 on a CPU and 0.97 elsewhere, 1 for never.
-        backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -98,10 +91,18 @@ class LiteAttentionConfig(AttentionConfig):
         }
     }
 
+    calibrated: ClassVar[Calibrated] = Calibrated(
+        option="threshold",
+        per_layer="thresholds",
+        candidates=(
+            -20.0, -14.0, -10.0, -8.0, -6.5, -5.0, -4.0, -3.0, -2.2, -1.6, -1.0, -0.5
+        ),
+        never=-1000.0,  # drops nothing that has any weight in float32
+    )  # fmt: skip
+
     threshold: float = -10.0
     thresholds: tuple[float | tuple[float, ...], ...] = ()
     dense_steps: int | float = 1
-    dense_layers: int | float = 0
     least_steps: int = 5
     retest: int = 8
     max_age: int = 8
@@ -111,18 +112,13 @@ class LiteAttentionConfig(AttentionConfig):
     must_keep: Ranges = ()
     must_skip: Ranges = ()
     must_skip_touched: bool = False
-    q_tile: int = 128
-    k_tile: int = 64
-    min_tokens: int = 1024
-    break_even: float | None = None
-    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_threshold("threshold", self.threshold)
         for item in self.thresholds:
             for value in item if isinstance(item, tuple) else (item,):
                 _check_threshold("thresholds", value)
-        check_dense(self)
         require(self.retest >= 0, f"retest is {self.retest}; it must be 0 (never) or more")
         require(self.least_steps >= 1, f"least_steps is {self.least_steps}; give 1 or more")
         require(self.max_age >= 1, f"max_age is {self.max_age}; it must be 1 or more")
@@ -131,9 +127,6 @@ class LiteAttentionConfig(AttentionConfig):
         for start, end in self.must_keep:
             clash = [r for r in self.must_skip if r[0] < end and start < r[1]]
             require(not clash, f"must_keep and must_skip overlap at {clash[:1]}; keep them apart")
-        for name in ("q_tile", "k_tile"):
-            value = getattr(self, name)
-            require(value >= 16, f"{name} is {value}; tiles have at least 16 tokens")
 
     @classmethod
     def examples(cls) -> tuple[Example, ...]:
@@ -155,30 +148,21 @@ def _check_threshold(name: str, value: float) -> None:
     )
 
 
-class LiteAttentionPlanner:
+class LiteAttentionPlanner(TilePlanner):
     """Keeps one bit per tile, layer and branch between steps."""
 
     def __init__(self, config: LiteAttentionConfig) -> None:
-        self.config = config
-        self.least_tokens = config.min_tokens
-        self.least_steps = config.least_steps
+        super().__init__(config)
+        self.least_steps, self.max_age = config.least_steps, config.max_age
         self.shares_branches = config.share_branches
-        self.break_even = config.break_even
-        self.backend: str | None = None if config.backend == "auto" else config.backend
 
-    def plan(
+    def sparse(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
-    ) -> Plan | Dense:
-        """See `Planner`."""
+    ) -> Plan:
+        """See `TilePlanner`: the tiles that the last step could not drop, and some tested again."""
         config = self.config
-        dense = in_dense_part(config, context)
-        if dense is not None:
-            return dense
-        q_tiling = Tiling.fixed(q.shape[2], config.q_tile)
-        k_tiling = Tiling.fixed(k.shape[2], config.k_tile)
-        index = context.step.index
-        age = index - state.get("index", index)
-        fresh = "kept" not in state or age > config.max_age
+        q_tiling, k_tiling = self.tilings(q, k, context)
+        fresh = "kept" not in state
         if fresh:
             shape = (q.shape[0], q.shape[1], q_tiling.tiles, k_tiling.tiles)
             mask = torch.ones(shape, dtype=torch.bool, device=q.device)
@@ -194,9 +178,7 @@ class LiteAttentionPlanner:
         if config.must_keep:
             check_within("must_keep", config.must_keep, k_tiling.length)
             mask = keep_keys(mask, config.must_keep, k_tiling)
-        if context.text is not None:
-            mask = keep_keys(mask, [context.text], k_tiling)
-            mask = keep_queries(mask, [context.text], q_tiling)
+        mask = self.with_text(mask, context, q_tiling, k_tiling)
         turn = state["turn"]
         marking = Marking(
             self.threshold(context),
@@ -208,22 +190,22 @@ class LiteAttentionPlanner:
             tile_map,
             "first map" if fresh else "carried map",
             marking=marking,
+            rest=self.rest,
             # marks of one direction see little before the largest key: two make a map
             blind=turn < (2 if config.alternate else 1),
-            extra={"index": index},
         )
 
     def threshold(self, context: LayerContext) -> float:
         """The threshold of a layer at a step."""
         thresholds = self.config.thresholds
         if not thresholds:
-            return self.config.threshold
+            return float(self.config.threshold)
         require(
             len(thresholds) == context.layers,
             f"thresholds has {len(thresholds)} entries, but the transformer has {context.layers} "
             "attention layers; calibrate for this model",
         )
-        own = thresholds[context.layer]
+        own: float | tuple[float, ...] = thresholds[context.layer]
         if not isinstance(own, tuple):
             return own
         return own[min(int(context.fraction * len(own)), len(own) - 1)]
@@ -231,9 +213,9 @@ class LiteAttentionPlanner:
     def promise(
         self, q: Tensor, k: Tensor, scale: float, context: LayerContext
     ) -> Tensor | float | None:
-        """See `planner.Promising`: marks of a few query tiles against their mature maximum."""
+        """See `Planner`: marks of a few query tiles against their mature maximum."""
         config = self.config
-        if in_dense_part(config, context) is not None:
+        if self.dense_part(context) is not None:
             return None
         tiles = -(-q.shape[2] // config.q_tile)
         chosen = torch.linspace(0, tiles - 1, min(tiles, max(2, tiles // _SAMPLED))).round().int()
@@ -242,8 +224,8 @@ class LiteAttentionPlanner:
         for tile in chosen.tolist():
             rows = q[:, :, tile * config.q_tile : (tile + 1) * config.q_tile].float()
             scores = rows @ whole.transpose(-1, -2).float() * (scale * _LOG2_E)
-            if context.keys is not None:
-                scores.masked_fill_(~context.keys[:, None, None, : k.shape[2]], -torch.inf)
+            if context.key_mask is not None:
+                scores.masked_fill_(~context.key_mask[:, None, None, : k.shape[2]], -torch.inf)
             short = -k.shape[2] % config.k_tile
             scores = F.pad(scores, (0, short), value=-torch.inf)
             largest = scores.unflatten(-1, (-1, config.k_tile)).amax(-1)
@@ -255,7 +237,6 @@ class LiteAttentionPlanner:
         """Remember the tiles that may not be dropped."""
         assert result.keep is not None
         state["kept"] = pack_mask(result.keep)
-        state["index"] = plan.extra["index"]
         state["turn"] += 1
 
 

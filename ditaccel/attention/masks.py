@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Additive masks mean "out" by numbers from here down.
+# Additive masks exclude a key by a value at or below this.
 _MINUS_INFINITY = -1e4
 # Elements of a mask of all pairs of tokens that are compared at a time.
 _AT_ONCE = 1 << 26
@@ -116,6 +116,47 @@ class KeyMask:
         """Let go of a mask of all pairs of tokens; its rows tell copies from now on."""
         if self._sample is not None:
             self._source = None
+
+
+class MaskBook:
+    """The masks of one transformer in one generation, reduced to key padding.
+
+    Looking at a mask may wait for the device, so each is looked at once: the last one of each
+    branch is kept, and other layers' are recognised as the same.
+    """
+
+    def __init__(self) -> None:
+        self._newest: dict[str, KeyMask] = {}  # by branch
+        self._padding: set[tuple[str, int]] = set()  # branch and layer, whose masks are padding
+        self._refused: set[tuple[str, int]] = set()  # ... and whose are not
+
+    def refused(self, branch: str, layer: int) -> bool:
+        """Whether a mask of this layer was refused before."""
+        return (branch, layer) in self._refused
+
+    def key_mask(self, branch: str, layer: int, mask: Tensor) -> Tensor | None:
+        """A mask as `(B, L)`, True for keys that take part; None where all do.
+
+        Of masks of all pairs of tokens, each layer's is looked at in full once.
+
+        Raises:
+            NotKeyPadding: it says more; `refused` says so from now on.
+        """
+        where = (branch, layer)
+        known = self._newest.get(branch)
+        if known is None or not known.covers(mask, trusted=where in self._padding):
+            try:
+                known = self._newest[branch] = KeyMask(mask)
+            except NotKeyPadding:
+                self._refused.add(where)
+                raise
+        self._padding.add(where)
+        return known.keys
+
+    def release(self, branch: str) -> None:
+        """A transformer call of this branch has ended: large masks are let go."""
+        if branch in self._newest:
+            self._newest[branch].release()
 
 
 def _is_expanded(mask: Tensor) -> bool:

@@ -1,24 +1,120 @@
-"""Options, checks and small decisions that several attention methods share."""
+"""Options, checks and small decisions that attention methods share."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..config import require
+from ..config import AttentionConfig, require
 from ..kernels import Tiling
-from .planner import Dense, LayerContext
 
 Ranges = tuple[tuple[int, int], ...]
 Backend = Literal["auto", "triton", "torch", "naive"]
+Rest = Literal["nothing", "means", "moments"]
 
 # Kept share of the attention matrix above which a layer is faster dense. On a CPU a kept tile costs
 # more than its part of dense attention, most at short sequences.
 _BREAK_EVEN = {"cpu": 0.7}
 _BREAK_EVEN_ELSEWHERE = 0.97
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileOptions(AttentionConfig):
+    """What every attention method lets its user choose.
+
+    Args:
+        rest: what stands for tiles that are not computed, under the same softmax: `nothing`; their
+            `means`, one mean key and value per tile, weighted by its size and the spread of its
+            keys; or their `moments`, whose values follow the query too (`kernels/moments`). None
+            for what the method itself does.
+        dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
+        dense_layers: first layers that stay dense, likewise.
+        min_tokens: shorter sequences stay dense.
+        break_even: kept share of the attention matrix above which a layer is dense for some steps;
+            None for 0.7 on a CPU and 0.97 elsewhere, 1 for never.
+        backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
+    """
+
+    rest: Rest | None = None
+    dense_steps: int | float = 0.2
+    dense_layers: int | float = 0
+    min_tokens: int = 1024
+    break_even: float | None = None
+    backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("dense_steps", "dense_layers"):
+            value = getattr(self, name)
+            require(
+                value >= 0 and (isinstance(value, int) or value < 1),
+                f"{name} is {value}; give a number of {name[6:]}, or a share of them below 1",
+            )
+        require(self.min_tokens >= 0, f"min_tokens is {self.min_tokens}; it must be 0 or more")
+        share = self.break_even
+        require(
+            share is None or 0.0 < share <= 1.0,
+            f"break_even is {share}; give a share of the attention matrix in (0, 1], 1 for never",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedTileOptions(TileOptions):
+    """What a method with tiles of one size lets its user choose besides.
+
+    Args:
+        q_tile: query tokens per tile.
+        k_tile: key tokens per tile.
+    """
+
+    q_tile: int | None = 128
+    k_tile: int | None = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("q_tile", "k_tile"):
+            value = getattr(self, name)
+            require(
+                value is None or value >= 16, f"{name} is {value}; tiles have at least 16 tokens"
+            )
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Which option of a method `tune` chooses for each layer and part of the loop.
+
+    Attributes:
+        option: its name; it holds one value.
+        per_layer: name of the option that takes the chosen values: one per layer, each a tuple of
+            one per part of the loop.
+        candidates: values to try, the mildest first.
+        never: a value that skips nothing.
+    """
+
+    option: str
+    per_layer: str
+    candidates: tuple[float, ...]
+    never: float
+
+
+def break_even_of(chosen: float | None, device_type: str) -> float:
+    """The kept share of the attention matrix above which sparse attention costs time.
+
+    Args:
+        chosen: by the config, None for what the kind of device is known for.
+        device_type: `cpu`, `cuda`, …
+    """
+    return _BREAK_EVEN.get(device_type, _BREAK_EVEN_ELSEWHERE) if chosen is None else chosen
+
+
+def share_of(value: int | float, total: int | None) -> int:
+    """A number, or a share of `total` rounded down; a share of an unknown total counts as none."""
+    if isinstance(value, int):
+        return value
+    return math.floor(value * total) if total else 0
 
 
 def check_ranges(name: str, value: Ranges) -> None:
@@ -28,13 +124,13 @@ def check_ranges(name: str, value: Ranges) -> None:
         require(0 <= start < end, f"{name}: the range {start} to {end} is empty or negative")
         require(
             start >= previous,
-            f"{name}: the range {start} to {end} overlaps the one before it, or stands before it",
+            f"{name}: the range {start} to {end} overlaps the one before it, or comes before it",
         )
         previous = end
 
 
 def check_within(name: str, ranges: Ranges, length: int) -> None:
-    """Check that token ranges end inside of a sequence."""
+    """Check that token ranges end inside a sequence."""
     for start, end in ranges:
         require(
             end <= length,
@@ -43,7 +139,7 @@ def check_within(name: str, ranges: Ranges, length: int) -> None:
 
 
 def whole_tiles(name: str, ranges: Ranges, tiling: Tiling, device: torch.device) -> Tensor:
-    """Mark the tiles that lie inside of token ranges as a whole, bool `(1, 1, T)`."""
+    """Mark the tiles that lie inside token ranges as a whole, bool `(1, 1, T)`."""
     check_within(name, ranges, tiling.length)
     edges = [0, *(edge for item in ranges for edge in item), tiling.length]
     rest = [pair for pair in zip(edges[::2], edges[1::2], strict=True) if pair[0] < pair[1]]
@@ -65,50 +161,3 @@ def touched_tiles(name: str, ranges: Ranges, tiling: Tiling, device: torch.devic
         not bool(inside.all()), f"{name} touches every tile of {tiling.tile} tokens; leave some"
     )
     return inside.to(device)
-
-
-def check_dense(config: Any) -> None:
-    """Check `dense_steps`, `dense_layers`, `min_tokens`, `break_even`."""
-    for name in ("dense_steps", "dense_layers"):
-        value = getattr(config, name)
-        require(
-            value >= 0 and (isinstance(value, int) or value < 1),
-            f"{name} is {value}; give a number of {name[6:]}, or a share of them below 1",
-        )
-    require(config.min_tokens >= 0, f"min_tokens is {config.min_tokens}; it must be 0 or more")
-    share = config.break_even
-    require(
-        share is None or 0.0 < share <= 1.0,
-        f"break_even is {share}; give a share of the attention matrix in (0, 1], 1 for never",
-    )
-
-
-def break_even_of(chosen: float | None, device_type: str) -> float:
-    """The kept share of the attention matrix above which sparse attention costs time.
-
-    Args:
-        chosen: by the config, None for what the kind of device is known for.
-        device_type: `cpu`, `cuda`, …
-    """
-    return _BREAK_EVEN.get(device_type, _BREAK_EVEN_ELSEWHERE) if chosen is None else chosen
-
-
-def share_of(value: int | float, total: int | None) -> int:
-    """A number, or a share of `total` rounded down; a share of an unknown total counts as none."""
-    if isinstance(value, int):
-        return value
-    return math.floor(value * total) if total else 0
-
-
-def in_dense_part(config: Any, context: LayerContext) -> Dense | None:
-    """The first steps and layers that a method leaves dense."""
-    if context.step.index < share_of(config.dense_steps, context.step.total):
-        return Dense("dense first steps")
-    if in_dense_layers(config, context):
-        return Dense("dense first layers")
-    return None
-
-
-def in_dense_layers(config: Any, context: LayerContext) -> bool:
-    """Whether a method leaves this layer dense at every step."""
-    return context.layer < share_of(config.dense_layers, context.layers)

@@ -1,30 +1,35 @@
 """Planner: what all attention methods come down to.
 
 A planner looks at the queries and keys of one attention layer at one step and says which tiles to
-compute; afterwards it may learn from what the kernel saw. The seam (`processor.py`) calls it, runs
-the kernel and keeps the planner's state, one per layer and guidance branch.
+compute; afterwards it may learn from what the kernel saw. The runtime (`runtime.py`) calls it, has
+its plan carried out (`attend.py`) and keeps the planner's state, one per layer and guidance branch.
+Most methods need `TilePlanner` (`tile_planner.py`) and give nothing but their map.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..core.denoising.tracker import DenoisingStep
 from ..core.patching import PatchLedger
-from ..kernels import Marking, TileAttentionOutput, TileCentroids, TileMap
+from ..kernels import Marking, TileAttentionOutput, TileMap, TileMoments
 from ..pipelines.grids import Grid
+from .options import Rest
+from .order import Order
 
 State = dict[Any, Any]
 
 
 @dataclass(frozen=True)
 class LayerContext:
-    """Where an attention call stands.
+    """Where an attention call is.
 
     Attributes:
         step: generation, step and branch.
@@ -32,8 +37,9 @@ class LayerContext:
         layers: attention layers of the transformer.
         length: tokens of the sequence L.
         text: `(start, end)` of the text tokens in a joint sequence, None without text.
-        keys: bool `(B, L)`, True for keys that take part; None where all do.
+        key_mask: bool `(B, L)`, True for keys that take part; None where all do.
         grid: frames, rows and columns of the image or video tokens; None where unknown.
+        component: name of the transformer in its pipeline.
     """
 
     step: DenoisingStep
@@ -41,8 +47,9 @@ class LayerContext:
     layers: int
     length: int
     text: tuple[int, int] | None = None
-    keys: Tensor | None = None
+    key_mask: Tensor | None = None
     grid: Grid | None = None
+    component: str = ""
 
     @property
     def fraction(self) -> float:
@@ -51,17 +58,86 @@ class LayerContext:
         return self.step.index / total if total else 0.0
 
 
+class DenseReason(StrEnum):
+    """Why an attention call is computed in full; the value is its name in reports."""
+
+    FIRST_STEPS = "dense first steps"
+    FIRST_LAYERS = "dense first layers"
+    SHORT = "short sequence"
+    MIXED_DTYPES = "mixed dtypes"
+    MASK = "mask"
+    RESTS = "rests: not sparse enough to pay"
+    TURNED_OFF = "turned off"
+    WATCHED = "watched"
+    OTHER = "other"
+
+    @property
+    def explained(self) -> bool:
+        """Whether no more has to be reported: it was asked for, or has a warning of its own."""
+        return self in _EXPLAINED
+
+
+_EXPLAINED = frozenset(
+    (
+        DenseReason.SHORT,
+        DenseReason.MIXED_DTYPES,
+        DenseReason.MASK,
+        DenseReason.RESTS,
+        DenseReason.TURNED_OFF,
+        DenseReason.WATCHED,
+    )
+)
+
+
 @dataclass(frozen=True)
 class Dense:
     """Compute this call in full.
 
     Attributes:
-        reason: why, for the report.
-        said: whether a warning of its own goes with it.
+        kind: why; decisions are taken from it.
+        text: why, for people; by default the name of the kind.
     """
 
-    reason: str
-    said: bool = False
+    kind: DenseReason
+    text: str = ""
+
+    @property
+    def reason(self) -> str:
+        """Why, for the report."""
+        return self.text or self.kind.value
+
+
+class TileStats(NamedTuple):
+    """What a map was made of and its rest can use again, in the order of the plan.
+
+    Attributes:
+        q_means: mean query of each query tile, `(B, H, Tq, D)`.
+        moments: of the key tiles.
+    """
+
+    q_means: Tensor
+    moments: TileMoments
+
+
+class Branch(Protocol):
+    """A trained branch alongside the tiles: the one thing that needs arithmetic of its own."""
+
+    def run(
+        self,
+        plan: Plan,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float,
+        key_mask: Tensor | None,
+        backend: str | None,
+    ) -> tuple[TileAttentionOutput, Tensor]:
+        """The tiles of the map, with their log-sum-exp, and what the branch adds to them."""
+        ...
+
+    def add(self, out: Tensor, extra: Tensor) -> Tensor:
+        """Add what `run` gave to the output, both in the order of the model."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,45 +148,70 @@ class Plan:
         tile_map: which tiles.
         reason: what the map is, for the report.
         marking: marks to make on the way, for `Planner.update`.
-        q_order: int32 `(B, H, L)`, tokens in the order of the map's query tiles; None as they are.
-        k_order: the same for keys and values.
-        centroids: what stands for skipped tiles under the same softmax.
+        order: of the tokens in the map; None for the order of the model.
+        rest: what stands for tiles that are not computed, under the same softmax.
+        stands_for: bool `(B, H, Tq, Tk)`, the tiles that `rest` stands for; None for all that are
+            not computed.
+        stats: what is known of the tiles already; None where the rest works it out.
+        branch: what is added to the tiles; None for nothing.
         blind: whether too little is known yet for the map to be judged by its density.
-        attend: carries the plan out in place of `tile_attention`, on q, k, v as they are and the
-            keys that count (bool `(B, L)` or None); `update` is not called then.
+        parts: plans of some heads each, in place of all of the above but the map and the reason.
+        heads: int64 `(H,)`, where each head is in the parts, one after the other; None without
+            parts.
         extra: what the planner wants to find again in `update`.
     """
 
     tile_map: TileMap
     reason: str
     marking: Marking | None = None
-    q_order: Tensor | None = None
-    k_order: Tensor | None = None
-    centroids: TileCentroids | None = None
+    order: Order | None = None
+    rest: Rest = "nothing"
+    stands_for: Tensor | None = None
+    stats: TileStats | None = None
+    branch: Branch | None = None
     blind: bool = False
-    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None
+    parts: Sequence[Plan] = ()
+    heads: Tensor | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of_heads(cls, parts: Sequence[tuple[list[int], Plan]]) -> Plan:
+        """One plan of several, each for some heads; their tilings must be the same.
 
-class Planner(Protocol):
-    """Makes the tile maps of one attention method.
+        Args:
+            parts: numbers of the heads, and the plan for them.
+        """
+        if len(parts) == 1:
+            return parts[0][1]
+        plans = [plan for _, plan in parts]
+        first = plans[0].tile_map
+        numbers = [head for heads, _ in parts for head in heads]
+        place = torch.tensor(numbers, device=first.device).argsort()
+        mask = torch.cat([plan.tile_map.to_mask() for plan in plans], 1)[:, place]
+        tile_map = TileMap.from_mask(mask, first.q_tiling, first.k_tiling)
+        return cls(tile_map, plans[0].reason, parts=tuple(plans), heads=place)
+
+
+class Planner(ABC):
+    """Makes the tile maps of one attention method, for one transformer.
 
     Attributes:
         least_tokens: sequences shorter than this are computed in full.
         least_steps: loops with fewer steps are computed in full.
         break_even: kept share above which a layer is dense for a while, and a generation from half
             way on; None for what the device gives.
-        backend: of `tile_attention`, None for the best that can run.
-
-    A planner with a true attribute `shares_branches` keeps one state per layer for all guidance
-    branches, as they come; else each branch has its own.
+        backend: of the kernels, None for the best that can run.
+        shares_branches: whether there is one state per layer for all guidance branches, as they
+            come; else each branch has its own.
     """
 
-    least_tokens: int
-    least_steps: int
-    break_even: float | None
-    backend: str | None
+    least_tokens: int = 0
+    least_steps: int = 0
+    break_even: float | None = None
+    backend: str | None = None
+    shares_branches: bool = False
 
+    @abstractmethod
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
     ) -> Plan | Dense:
@@ -121,37 +222,46 @@ class Planner(Protocol):
             k: keys `(B, Hkv, L, D)`.
             v: values `(B, Hkv, L, D)`.
             scale: of the softmax.
-            context: where the call stands.
+            context: where the call is.
             state: what the planner keeps for this layer and branch; empty at a new generation.
         """
-        ...
 
-    def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
-        """Learn from what the kernel saw."""
-        ...
-
-
-@runtime_checkable
-class Promising(Protocol):
-    """A planner that can tell cheaply, before it has learnt, what it would keep at best."""
+    def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:  # noqa: B027
+        """Learn from what the kernel saw; nothing by default."""
 
     def promise(
         self, q: Tensor, k: Tensor, scale: float, context: LayerContext
     ) -> Tensor | float | None:
-        """Kept share of the attention matrix to expect; None where this call is dense anyway.
+        """Kept share of the attention matrix to expect, told cheaply before anything was learnt.
 
-        For the arguments see `Planner.plan`.
+        None (the default) where that cannot be told, or this call is dense anyway. For the
+        arguments see `plan`.
         """
-        ...
+        return None
+
+    # -- only for planners with trained weights of the transformer --
+
+    def attach(self, name: str, transformer: nn.Module, ledger: PatchLedger) -> None:  # noqa: B027
+        """Get ready for a transformer; whatever changes on it is undone by the ledger.
+
+        Args:
+            name: component name of the transformer.
+            transformer: the module.
+            ledger: of the session.
+
+        Raises:
+            ConfigError: the planner does not fit this transformer.
+        """
+
+    def begin(self, name: str, step: DenoisingStep) -> None:  # noqa: B027
+        """A call of that transformer begins: its weights may change for it."""
+
+    def end(self, name: str) -> None:  # noqa: B027
+        """The call has ended, or broken off: its weights are as they were."""
 
 
-class Watcher(ABC):
-    """A planner that only looks: by its nature every call stays dense, which is no fault."""
-
-    least_tokens = 0
-    least_steps = 0
-    break_even: float | None = None
-    backend: str | None = None
+class Watcher(Planner):
+    """A planner that only looks: every call stays dense, as it was asked for."""
 
     @abstractmethod
     def look(
@@ -164,34 +274,4 @@ class Watcher(ABC):
     ) -> Plan | Dense:
         """Look, and leave the call dense."""
         self.look(q, k, v, scale, context, state)
-        return Dense("watched")
-
-    def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
-        """Never called: there is no plan to learn from."""
-        raise AssertionError("a watcher plans nothing")
-
-
-@runtime_checkable
-class Attaching(Protocol):
-    """A planner that must see the transformer first: it has weights for it."""
-
-    def attach(self, name: str, transformer: nn.Module, ledger: PatchLedger) -> None:
-        """Get ready for a transformer; whatever changes on it is undone by the ledger.
-
-        Args:
-            name: component name of the transformer.
-            transformer: the module.
-            ledger: of the session.
-
-        Raises:
-            ConfigError: the planner does not fit this transformer.
-        """
-        ...
-
-    def begin(self, name: str, step: DenoisingStep) -> None:
-        """A call of that transformer begins: its weights may change for it."""
-        ...
-
-    def end(self, name: str) -> None:
-        """The call has ended, or broken off: its weights are as they were."""
-        ...
+        return Dense(DenseReason.WATCHED)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.stopwatch import Stopwatch
 from ..errors import UsageError
 from ..kernels import TileMap
+from .planner import DenseReason
 
 # Side of the pictures of tile maps.
 _THUMBNAIL = 48
@@ -34,8 +35,8 @@ class AttentionRecord:
         transformer: component it belongs to.
         layer: number of the attention layer.
         density: computed share of the attention matrix, 1 where dense.
-        reason: what the map was, or why it was dense.
-        sparse: whether a tile map was computed.
+        reason: what the map was, or why it was dense, for people.
+        cause: why it was dense; None where a tile map was computed.
         watch: laps of planning and of running.
     """
 
@@ -46,8 +47,13 @@ class AttentionRecord:
     layer: int
     density: float | Tensor
     reason: str
-    sparse: bool
+    cause: DenseReason | None
     watch: Stopwatch = field(repr=False)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether a tile map was computed."""
+        return self.cause is None
 
 
 def thumbnail(tile_map: TileMap) -> Tensor:

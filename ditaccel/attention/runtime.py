@@ -16,24 +16,16 @@ from ..core.denoising.tracker import DenoisingStep
 from ..core.patching import PatchLedger
 from ..core.stopwatch import Stopwatch
 from ..errors import UnsupportedError
-from ..kernels import (
-    TileMap,
-    inverse_permute,
-    moment_attention_backends,
-    permute,
-    tile_attention,
-    tile_attention_backends,
-)
 from ..pipelines import submodule
 from ..pipelines.grids import Grid
-from .masks import KeyMask, NotKeyPadding
-from .payoff import RESTING, Payoff
-from .planner import Attaching, Dense, LayerContext, Plan, Planner, State, Watcher
+from .attend import attend, slower_kernel
+from .masks import MaskBook, NotKeyPadding
+from .payoff import LayerState, Payoff
+from .planner import Dense, DenseReason, LayerContext, Plan, Planner
 from .processor import AttentionModule, ProcessorSeam
 from .records import AttentionLog, AttentionRecord, thumbnail
 
 _WITHOUT_TRITON = ("cpu",)
-_WITH_MOMENTS = ("training_free", "combined")  # modes of SLA
 
 
 def find_attention(
@@ -66,12 +58,45 @@ def find_attention(
     return found
 
 
+@dataclass(eq=False)
+class _Loop:
+    """What is remembered of one denoising loop.
+
+    Attributes:
+        payoff: judges whether maps pay.
+        states: of each branch and layer, and of each of the layer's attention calls.
+        masks: that were handed over.
+        grids: where the tokens lie, by generation, branch and shape of the latents.
+        off: why the rest of it is dense; empty where it is not.
+        reasons: why calls were dense.
+        sparse: whether a call was sparse.
+        reached: branches whose attention calls were seen.
+    """
+
+    payoff: Payoff
+    states: dict[tuple[str, int, int], LayerState] = field(default_factory=dict)
+    masks: MaskBook = field(default_factory=MaskBook)
+    grids: dict[tuple[int, str, torch.Size], Grid | None] = field(default_factory=dict)
+    off: str = ""
+    reasons: set[Dense] = field(default_factory=set)
+    sparse: bool = False
+    reached: set[str] = field(default_factory=set)
+
+    def state(self, key: tuple[str, int, int], q: Tensor, k: Tensor) -> LayerState:
+        """The state of a layer and branch, empty where other tensors come than before."""
+        fingerprint = (q.shape, k.shape, q.dtype, q.device)
+        known = self.states.get(key)
+        if known is None or known.fingerprint != fingerprint:
+            known = self.states[key] = LayerState(fingerprint)
+        return known
+
+
 @dataclass
 class _Now:
     """The transformer call that runs.
 
     Attributes:
-        step: where it stands.
+        step: where it is.
         tokens: image or video tokens, None where the family does not tell.
         grid: their frames, rows and columns, likewise.
         calls: attention calls so far, by layer (Mochi makes one for each item of the batch).
@@ -89,6 +114,27 @@ class _Now:
     reached: set[int] = field(default_factory=set)
 
 
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One attention call.
+
+    Attributes:
+        layer: its number.
+        q: `(B, H, L, D)`.
+        k: `(B, Hkv, L, D)`.
+        v: like k.
+        mask: as the model gave it.
+        scale: of the softmax.
+    """
+
+    layer: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    scale: float
+
+
 class AttentionRuntime(PerLoop):
     """Replaces the attention of one transformer by what a planner says.
 
@@ -100,22 +146,11 @@ class AttentionRuntime(PerLoop):
         warn: called with one line when something needs the user's eye.
 
     Attributes:
-        planner: as given; another one may take its place between two transformer calls.
+        log: its attention calls.
         beside_a_cache: whether another cache skips attention calls.
     """
 
-    of_a_loop = (
-        "_states",
-        "_masks",
-        "_padding",
-        "_grids",
-        "_refused",
-        "_off",
-        "_reasons",
-        "_payoff",
-        "_sparse",
-        "_reached",
-    )
+    of_a_loop = ("_loop",)
     of_a_call = "_now"
     beside_a_cache = False
 
@@ -128,29 +163,18 @@ class AttentionRuntime(PerLoop):
         warn: Callable[[str], None],
     ) -> None:
         self._name, self._adapter, self._warn = name, adapter, warn
-        self.planner = planner
-        self._transformer = transformer
-        self._config = getattr(transformer, "config", None)
+        self._planner, self._transformer = planner, transformer
         self._modules = find_attention(transformer, adapter.attention, adapter.no_attention_because)
         self.log = AttentionLog(name, [m.name for m in self._modules])
         self._seam = ProcessorSeam(self._modules, self._attend)
-        self._first_with: dict[str, str] = {}  # layers with masks that nothing can be done with
+        self._first_with: dict[str, str] = {}  # the first layer with a mask of each refused kind
         self._now: _Now | None = None
         self._looked_at_backend = False
         self._dense_layers = 0  # whose processors cannot be wrapped
         self._fresh()
 
     def _fresh(self) -> None:
-        self._states: dict[tuple[str, int, int], State] = {}
-        self._masks: dict[str, KeyMask] = {}  # the last one of each branch
-        self._padding: set[tuple[str, int]] = set()  # layers whose masks are key padding, likewise
-        self._grids: dict[tuple[int, str, torch.Size], Grid | None] = {}
-        self._refused: set[tuple[str, int]] = set()  # layers like that, in this generation
-        self._off = ""
-        self._reasons: set[Dense] = set()
-        self._payoff = Payoff(self._name, self._warn)
-        self._sparse = False
-        self._reached: set[str] = set()  # branches
+        self._loop = _Loop(Payoff(self._name, self._planner, self._warn))
 
     @property
     def layers(self) -> int:
@@ -159,27 +183,22 @@ class AttentionRuntime(PerLoop):
 
     def install(self, ledger: PatchLedger) -> None:
         """Wrap the attention processors."""
-        if isinstance(self.planner, Attaching):
-            self.planner.attach(self._name, self._transformer, ledger)
-        self.install_seam(ledger)
-
-    def install_seam(self, ledger: PatchLedger) -> None:
-        """Wrap the attention processors, for a planner that is attached already."""
+        self._planner.attach(self._name, self._transformer, ledger)
         self._seam.install(ledger)
 
     def clear(self) -> None:
         """Forget everything: a new generation begins, or the last one broke off."""
-        self._end()
+        self._planner.end(self._name)
         self._now = None
         self._fresh()
 
     def begin_generation(self, step: DenoisingStep) -> None:
         """Check what can change between generations."""
         self.log.maps.clear()
-        if step.total is not None and step.total < self.planner.least_steps:
+        if step.total is not None and step.total < self._planner.least_steps:
             self._turn_off(
                 f"{step.total} steps are too few for this attention method (it needs "
-                f"{self.planner.least_steps}); attention stays dense"
+                f"{self._planner.least_steps}); attention stays dense"
             )
 
     def begin(
@@ -192,25 +211,26 @@ class AttentionRuntime(PerLoop):
         """A transformer call begins.
 
         Args:
-            step: where it stands.
+            step: where it is.
             sample: the latents.
             conditions: whether condition images come with them, in an order that is not known.
             named: the transformer's arguments by name.
         """
         self._follow_processors()
-        if conditions and not self._off:
+        if conditions and not self._loop.off:
             self._turn_off(
                 "condition images are in one sequence with the text, and where is not known; "
                 "attention stays dense"
             )
         adapter, named = self._adapter, named or {}
-        tokens = None if adapter.tokens is None else adapter.tokens(self._config, sample.shape)
+        config = getattr(self._transformer, "config", None)
+        tokens = None if adapter.tokens is None else adapter.tokens(config, sample.shape)
         if tokens is not None and adapter.extra_tokens is not None:
             shapes = {k: tuple(v.shape) for k, v in named.items() if isinstance(v, Tensor)}
-            tokens += adapter.extra_tokens(self._config, shapes)
-        self._now = _Now(step, tokens, self._grid(step, sample, named))
-        if isinstance(self.planner, Attaching) and not self._off:
-            self.planner.begin(self._name, step)
+            tokens += adapter.extra_tokens(config, shapes)
+        self._now = _Now(step, tokens, self._grid(config, step, sample, named))
+        if not self._loop.off:
+            self._planner.begin(self._name, step)
 
     def _follow_processors(self) -> None:
         """Processors may have been exchanged since the last call."""
@@ -223,64 +243,62 @@ class AttentionRuntime(PerLoop):
             )
         self._dense_layers = len(refused)
 
-    def _grid(self, step: DenoisingStep, sample: Tensor, named: Mapping[str, Any]) -> Grid | None:
-        """Where the tokens lie; looked at once a generation, since a rule may wait for a device."""
-        key = (step.generation, step.branch, sample.shape)
-        if key not in self._grids:
-            if step.generation not in {known[0] for known in self._grids}:
-                self._grids.clear()
-            self._grids[key] = self._adapter.grid(self._config, tuple(sample.shape), named)
-        return self._grids[key]
-
-    def _end(self) -> None:
-        if isinstance(self.planner, Attaching):
-            self.planner.end(self._name)
+    def _grid(
+        self, config: Any, step: DenoisingStep, sample: Tensor, named: Mapping[str, Any]
+    ) -> Grid | None:
+        """Where the tokens lie; looked at once per generation: a rule may wait for a device."""
+        key, known = (step.generation, step.branch, sample.shape), self._loop.grids
+        if key not in known:
+            if step.generation not in {generation for generation, _, _ in known}:
+                known.clear()
+            known[key] = self._adapter.grid(config, tuple(sample.shape), named)
+        return known[key]
 
     def finish(self) -> int:
-        """The transformer call has returned; says how many layers made no attention call in it."""
-        self._end()
+        """The transformer call has returned; how many layers made no attention call in it."""
+        self._planner.end(self._name)
         now, self._now = self._now, None
         if now is None:
             return 0
-        if now.step.branch in self._masks:
-            self._masks[now.step.branch].release()
-        total = now.step.total
+        loop, total = self._loop, now.step.total
+        loop.masks.release(now.step.branch)
         kept = [*now.densities, *now.promised]
-        if kept and not self._sparse:
-            self._payoff.say_resting(self.planner, kept)
-        if total and now.step.index >= total // 2 and not self._off:
-            why = self._payoff.gives_up(self.planner, now.densities)
+        if kept and not loop.sparse:
+            loop.payoff.warn_pausing(kept)
+        if total and now.step.index >= total // 2 and not loop.off:
+            why = loop.payoff.gives_up(now.densities)
             if why:
-                self._turn_off(why, said=self._payoff.said)
+                self._turn_off(why, warned=loop.payoff.warned)
         if now.step.is_last:
-            self._say_no_effect(now.step.branch)
-            self._states = {k: s for k, s in self._states.items() if k[0] != now.step.branch}
+            self._warn_no_effect(now.step.branch)
+            loop.states = {k: s for k, s in loop.states.items() if k[0] != now.step.branch}
         # of none there is a line at the end, if it is so in all steps
         return self.layers - self._dense_layers - len(now.reached) if now.reached else 0
 
-    def _say_no_effect(self, branch: str) -> None:
-        """Say at the end of a generation that nothing of a branch was sparse, and why."""
-        if branch not in self._reached:
-            if self._dense_layers < self.layers and not self.beside_a_cache:  # which was said
+    def _warn_no_effect(self, branch: str) -> None:
+        """Warn at the end of a generation that nothing of a branch was sparse, and why."""
+        loop = self._loop
+        if branch not in loop.reached:
+            if self._dense_layers < self.layers and not self.beside_a_cache:  # which has a warning
                 self._warn(
                     f"{self._name} ({branch}): its processors called attention in a way that is "
                     "not seen here (keys and values kept between steps?); attention stayed dense"
                 )
-        elif isinstance(self.planner, Watcher) or self._payoff.said:
+        elif loop.sparse or loop.payoff.warned:
             return
-        elif not self._sparse and not all(dense.said for dense in self._reasons):
-            reasons = sorted({dense.reason for dense in self._reasons})
+        elif not all(dense.kind.explained for dense in loop.reasons):
+            reasons = sorted({dense.reason for dense in loop.reasons})
             self._warn(
                 f"{self._name}: no attention call of a whole generation was sparse "
                 f"({', '.join(reasons)}); lower dense_steps or dense_layers, or "
                 "leave attention alone for this model"
             )
 
-    def _turn_off(self, why: str, said: bool = False) -> None:
-        self._off = why
-        if not said:
+    def _turn_off(self, why: str, warned: bool = False) -> None:
+        self._loop.off = why
+        if not warned:
             self._warn(f"{self._name}: {why}")
-        self._states.clear()
+        self._loop.states.clear()
 
     # -- one attention call --
 
@@ -294,29 +312,31 @@ class AttentionRuntime(PerLoop):
         mask: Tensor | None,
         scale: float | None,
     ) -> Tensor:
-        now = self._now
+        now, loop = self._now, self._loop
         if now is None:
             return dense()
-        self._reached.add(now.step.branch)
+        loop.reached.add(now.step.branch)
         now.reached.add(layer)
         watch = Stopwatch(q.device)
-        planned = self._plan(layer, now, q, k, v, mask, scale)
+        call = _Call(layer, q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+        planned = self._plan(call, now)
         watch.lap()
         density: float | Tensor = 1.0
+        cause: DenseReason | None = None
         if isinstance(planned, Dense):
             out = dense()
-            reason, sparse = planned.reason, False
-            self._reasons.add(planned)
+            reason, cause = planned.reason, planned.kind
+            loop.reasons.add(planned)
         else:
-            plan, keys, state = planned
-            out = self._run(plan, q, k, v, keys, scale, state)
-            reason, sparse = plan.reason, True
-            self._sparse = True
+            plan, key_mask, state = planned
+            out = self._run(plan, call, key_mask, state)
+            reason = plan.reason
+            loop.sparse = True
             density = kept = plan.tile_map.densities().mean()
             if not plan.blind:
                 now.densities.append(kept)
             if plan.marking is not None:
-                self._payoff.too_full(self.planner, plan, now.step.index, state)
+                loop.payoff.too_full(plan, now.step.index, state)
             self.log.maps[layer, now.step.branch, now.step.index] = thumbnail(plan.tile_map)
         watch.lap()
         step = now.step
@@ -329,69 +349,83 @@ class AttentionRuntime(PerLoop):
                 layer=layer,
                 density=density,
                 reason=reason,
-                sparse=sparse,
+                cause=cause,
                 watch=watch,
             )
         )
         return out
 
-    def _plan(
-        self,
-        layer: int,
-        now: _Now,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: Tensor | None,
-        scale: float | None,
-    ) -> Dense | tuple[Plan, Tensor | None, State]:
-        if self._off:
-            return Dense("turned off", said=True)
-        length = q.shape[2]
-        if length < self.planner.least_tokens:
+    def _plan(self, call: _Call, now: _Now) -> Dense | tuple[Plan, Tensor | None, LayerState]:
+        dense = self._not_open(call)
+        if dense is not None:
+            return dense
+        key_mask = None
+        if call.mask is not None:
+            branch = now.step.branch
+            if self._loop.masks.refused(branch, call.layer):
+                return Dense(DenseReason.MASK)  # looking at it again would wait for the device
+            try:
+                key_mask = self._loop.masks.key_mask(branch, call.layer, call.mask)
+            except NotKeyPadding as error:
+                first = self._first_with.setdefault(str(error), self._modules[call.layer].name)
+                self._warn(f"{first} (and layers like it): {error}; attention stays dense")
+                return Dense(DenseReason.MASK)
+        planned = self._planned(call, now, key_mask)
+        return planned if isinstance(planned, Dense) else (planned[0], key_mask, planned[1])
+
+    def _not_open(self, call: _Call) -> Dense | None:
+        """Why no planner is asked for this call."""
+        q, k, v = call.q, call.k, call.v
+        if self._loop.off:
+            return Dense(DenseReason.TURNED_OFF)
+        if q.shape[2] < self._planner.least_tokens:
             self._warn(
-                f"{self._name}: sequences of {length} tokens are too short for this attention "
-                f"method (min_tokens={self.planner.least_tokens}); attention stays dense"
+                f"{self._name}: sequences of {q.shape[2]} tokens are too short for this attention "
+                f"method (min_tokens={self._planner.least_tokens}); attention stays dense"
             )
-            return Dense("short sequence", said=True)
+            return Dense(DenseReason.SHORT)
         if not q.dtype == k.dtype == v.dtype:
             kinds = ", ".join(str(x.dtype).removeprefix("torch.") for x in (q, k, v))
             self._warn(
                 f"{self._name}: queries, keys and values differ in dtype ({kinds}); attention "
                 "stays dense (torch.autocast casts them alike)"
             )
-            return Dense("mixed dtypes", said=True)
-        text = self._text(length, now.tokens)
-        keys = mask
-        if mask is not None:
-            place = (now.step.branch, layer)
-            if place in self._refused:
-                return Dense("mask", said=True)  # looking at it again would wait for the device
-            try:
-                keys = self._key_mask(place, mask)
-            except NotKeyPadding as error:
-                self._refused.add(place)
-                first = self._first_with.setdefault(str(error), self._modules[layer].name)
-                self._warn(f"{first} (and layers like it): {error}; attention stays dense")
-                return Dense("mask", said=True)
-        shared = getattr(self.planner, "shares_branches", False)
-        branch = "" if shared else now.step.branch
-        state = self._state((branch, layer, now.calls[layer]), q, k)
+            return Dense(DenseReason.MIXED_DTYPES)
+        return None
+
+    def _planned(
+        self, call: _Call, now: _Now, key_mask: Tensor | None
+    ) -> Dense | tuple[Plan, LayerState]:
+        """What the planner says, unless the layer rests since its maps do not pay."""
+        payoff, planner, layer, index = (
+            self._loop.payoff, self._planner, call.layer, now.step.index
+        )  # fmt: skip
+        q, k, v, scale = call.q, call.k, call.v, call.scale
+        branch = "" if planner.shares_branches else now.step.branch
+        state = self._loop.state((branch, layer, now.calls[layer]), q, k)
         now.calls[layer] += 1
-        rest = self._payoff.resting(now.step.index, state)
-        context = LayerContext(now.step, layer, self.layers, length, text, keys=keys, grid=now.grid)
-        factor = q.shape[-1] ** -0.5 if scale is None else scale
-        if rest is None:
-            rest = self._payoff.cannot_pay(self.planner, q, k, factor, context, state)
-        plan: Plan | Dense = Dense(RESTING, said=True)
-        if rest is None:
-            plan = self.planner.plan(q, k, v, factor, context, state)
-        if isinstance(plan, Plan) and plan.marking is None:
-            rest = self._payoff.too_full(self.planner, plan, now.step.index, state)
-        if rest is not None:
-            (now.promised if rest.promised else now.densities).append(rest.kept)
-            return Dense(RESTING, said=True)
-        return plan if isinstance(plan, Dense) else (plan, keys, state)
+        length = q.shape[2]
+        context = LayerContext(
+            step=now.step,
+            layer=layer,
+            layers=self.layers,
+            length=length,
+            text=self._text(length, now.tokens),
+            key_mask=key_mask,
+            grid=now.grid,
+            component=self._name,
+        )
+        pause = state.paused(index) or payoff.cannot_pay(q, k, scale, context, state)
+        if pause is None:
+            plan = planner.plan(q, k, v, scale, context, state.planner)
+            if isinstance(plan, Dense):
+                return plan
+            if plan.marking is None:
+                pause = payoff.too_full(plan, index, state)
+            if pause is None:
+                return plan, state
+        (now.promised if pause.promised else now.densities).append(pause.kept)
+        return Dense(DenseReason.RESTS)
 
     def _text(self, length: int, tokens: int | None) -> tuple[int, int] | None:
         side = self._adapter.text
@@ -399,77 +433,19 @@ class AttentionRuntime(PerLoop):
             return None
         return (0, length - tokens) if side == "front" else (tokens, length)
 
-    def _key_mask(self, place: tuple[str, int], mask: Tensor) -> Tensor | None:
-        """The mask as key padding, for a branch and layer.
+    def _run(self, plan: Plan, call: _Call, key_mask: Tensor | None, state: LayerState) -> Tensor:
+        q, k, v, backend = call.q, call.k, call.v, self._planner.backend
+        if backend is None and q.device.type not in _WITHOUT_TRITON:
+            self._warn_of_backend(plan, q, k, v)
+        result = attend(plan, q, k, v, call.scale, key_mask, backend)
+        self._planner.update(plan, result, state.planner)
+        return result.output
 
-        Of masks of all pairs of tokens, each layer's is looked at in full once a generation.
-        """
-        branch, _ = place
-        known = self._masks.get(branch)
-        if known is None or not known.covers(mask, trusted=place in self._padding):
-            known = self._masks[branch] = KeyMask(mask)
-        self._padding.add(place)
-        return known.keys
-
-    def _state(self, key: tuple[str, int, int], q: Tensor, k: Tensor) -> State:
-        fingerprint = (q.shape, k.shape, q.dtype, q.device)
-        state = self._states.get(key)
-        if state is None or state["fingerprint"] != fingerprint:
-            state = self._states[key] = {"fingerprint": fingerprint}
-        return state
-
-    def _say_backend(self, q: Tensor, k: Tensor, v: Tensor, tile_map: TileMap) -> None:
-        """A slower backend than the device is meant for is said, once."""
+    def _warn_of_backend(self, plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Warn once if a kernel falls back to a slower backend than the device is meant for."""
         if self._looked_at_backend:
             return
         self._looked_at_backend = True
-        kernel, reason = "kernel", tile_attention_backends(q, k, v, tile_map)["triton"]
-        if reason is None and getattr(self.planner, "mode", None) in _WITH_MOMENTS:
-            tilings = tile_map.q_tiling, tile_map.k_tiling
-            every = torch.ones((1, 1, *(t.tiles for t in tilings)), dtype=torch.bool)
-            kernel = "kernel of moments"
-            reason = moment_attention_backends(q, k, v, every, *tilings)["triton"]
-        if reason is not None:
-            self._warn(
-                f"{self._name}: the Triton {kernel} cannot run here ({reason}); a slower backend "
-                "does"
-            )
-
-    def _run(
-        self,
-        plan: Plan,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        keys: Tensor | None,
-        scale: float | None,
-        state: State,
-    ) -> Tensor:
-        if self.planner.backend is None and q.device.type not in _WITHOUT_TRITON:
-            self._say_backend(q, k, v, plan.tile_map)
-        if plan.attend is not None:
-            return plan.attend(q, k, v, keys)
-        if plan.q_order is not None:
-            q = permute(q, plan.q_order)
-        if plan.k_order is not None:
-            k, v = permute(k, plan.k_order), permute(v, plan.k_order)
-            if keys is not None:
-                order = plan.k_order.long()
-                keys = keys[:, None, :].expand(order.shape).gather(-1, order)
-                keys = keys.repeat_interleave(q.shape[1] // k.shape[1], 1)[:, :, None, :]
-        result = tile_attention(
-            q,
-            k,
-            v,
-            plan.tile_map,
-            scale=scale,
-            mask=keys,
-            marking=plan.marking,
-            centroids=plan.centroids,
-            backend=self.planner.backend,
-        )
-        out = result.output
-        if plan.q_order is not None:
-            out = inverse_permute(out, plan.q_order)
-        self.planner.update(plan, result, state)
-        return out
+        reason = slower_kernel(plan, q, k, v)
+        if reason:
+            self._warn(f"{self._name}: {reason}; a slower backend does")

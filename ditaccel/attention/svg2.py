@@ -21,11 +21,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..config import AttentionConfig, Example, method, require
-from ..kernels import TileAttentionOutput, TileCentroids, TileMap, Tiling, kmeans, order_by_label
+from ..config import Example, method, require
+from ..kernels import TileMap, TileMoments, Tiling, kmeans, order_by_label
 from ..kernels.segments import segment_sums
-from .options import Backend, check_dense, in_dense_layers, in_dense_part
-from .planner import Dense, LayerContext, Plan, State
+from .options import TileOptions
+from .order import OrderPerHead
+from .planner import LayerContext, Plan, State, TileStats
+from .rest import key_weights, loss_of_means, segment_moments
+from .tile_planner import TilePlanner
 
 # Published: 300 query and 1000 key clusters on 75,600 tokens.
 _Q_TOKENS_PER_CLUSTER = 252
@@ -50,9 +53,12 @@ _PUBLISHED: dict[str, Any] = {
 
 
 @method("svg2", paper="2505.18875")
-@dataclass(frozen=True)
-class SVG2Config(AttentionConfig):
+@dataclass(frozen=True, kw_only=True)
+class SVG2Config(TileOptions):
     """Semantic clusters as tiles.
+
+    Options that all methods share are described in `TileOptions`; here `rest` is `means` where
+    `compensate` is on and `nothing` where it is off, by default.
 
     Args:
         q_clusters: clusters of the queries; None for one per 252 tokens, as published for Wan at
@@ -75,12 +81,6 @@ class SVG2Config(AttentionConfig):
         compensate: let the mean key and value of every skipped cluster stand for it, weighed by its
             size and the spread of its keys, and keep clusters by the error that this leaves (ours).
             False keeps them by their mass and puts nothing in place of the others, as published.
-        dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
-        dense_layers: first layers that stay dense, likewise.
-        min_tokens: shorter sequences stay dense.
-        break_even: kept share of the attention matrix above which a layer is dense for some steps;
-            None for 0.7 on a CPU and 0.97 elsewhere, 1 for never.
-        backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -104,13 +104,10 @@ class SVG2Config(AttentionConfig):
     max_age: int = 8
     cluster_when_dense: bool = False
     compensate: bool = True
-    dense_steps: int | float = 0.2
     dense_layers: int | float = 0.03
-    min_tokens: int = 1024
-    break_even: float | None = None
-    backend: Backend = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("q_clusters", "k_clusters"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}; it must be 1 or more")
@@ -121,7 +118,6 @@ class SVG2Config(AttentionConfig):
         for name in ("first_iterations", "iterations", "refresh", "max_age"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; it must be 1 or more")
-        check_dense(self)
 
     @classmethod
     def examples(cls) -> tuple[Example, ...]:
@@ -162,31 +158,27 @@ class _Side:
         sizes = self.sizes
         return segment_sums(x, self.labels, sizes.shape[-1]) / sizes.clamp(min=1)[..., None]
 
+    def moments(self, k: Tensor, v: Tensor, key_mask: Tensor | None) -> TileMoments:
+        """Of the keys and values of each cluster, text included."""
+        tiles = self.offsets.shape[-1] - 1
+        return segment_moments(k, v, self.labels, tiles, key_weights(key_mask, k))
 
-class SVG2Planner:
+
+class SVG2Planner(TilePlanner):
     """Keeps centroids (and, for `refresh`, labels) per layer and branch between steps."""
 
     def __init__(self, config: SVG2Config) -> None:
-        self.config = config
-        self.least_tokens = config.min_tokens
-        self.least_steps = 2
-        self.break_even = config.break_even
-        self.backend: str | None = None if config.backend == "auto" else config.backend
+        super().__init__(config)
+        self.least_steps, self.max_age = 2, config.max_age
+        self.rest = config.rest or ("means" if config.compensate else "nothing")
 
-    def plan(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
-    ) -> Plan | Dense:
-        """See `Planner`."""
-        config = self.config
-        dense = in_dense_part(config, context)
-        if dense is None:
-            return self._sparse(q, k, v, scale, context, state)
-        if config.cluster_when_dense and not in_dense_layers(config, context):
+    def warm_up(self, q: Tensor, k: Tensor, context: LayerContext, state: State) -> None:
+        """See `TilePlanner`."""
+        if self.config.cluster_when_dense:
             self._clustered(q, k, context, state)
-        return dense
 
     def _clustered(self, q: Tensor, k: Tensor, context: LayerContext, state: State) -> bool:
-        """Bring the clustering of a layer up to date; returns whether the last one serves on."""
+        """Bring the clustering of a layer up to date; returns whether the last one still serves."""
         config, index = self.config, context.step.index
         start, end = _video(context)
         tokens = end - start
@@ -199,23 +191,26 @@ class SVG2Planner:
                 count <= tokens,
                 f"{name} is {count}, but there are only {tokens} video tokens; use fewer clusters",
             )
-        if index - state.get("index", index) > config.max_age:
-            for key in ("centroids", "sides"):
-                state.pop(key, None)
         reuse = "sides" in state and index - state["clustered"] < config.refresh
         if not reuse:
             state["sides"] = self._cluster(q, k, counts, context, state)
             state["clustered"] = index
-        state["index"] = index
         return reuse
 
-    def _sparse(
+    def sparse(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
     ) -> Plan:
+        """See `TilePlanner`."""
         config, length = self.config, context.length
         reuse = self._clustered(q, k, context, state)
         q_side, k_side = state["sides"]
-        q_means, k_means = q_side.means(q), k_side.means(k)
+        q_means = q_side.means(q)
+        stats, k_means = None, None
+        if config.compensate or self.rest != "nothing":
+            stats = TileStats(q_means, k_side.moments(k, v, context.key_mask))
+            k_means = stats.moments.keys
+        if k_means is None:
+            k_means = k_side.means(k)
         video = (slice(None), slice(None), slice(q_side.clusters), slice(k_side.clusters))
         weights = cluster_mass(
             q_means[:, :, : q_side.clusters],
@@ -223,10 +218,8 @@ class SVG2Planner:
             k_side.sizes[..., : k_side.clusters],
             scale,
         )
-        centroids = None
-        if config.compensate:
-            centroids, loss = _compensation(q_means, k, k_means, v, k_side, scale)
-            weights = weights * loss[video]
+        if config.compensate and stats is not None:
+            weights = weights * loss_of_means(*stats, scale)[video]
         kept = kept_clusters(weights, config.top_p, config.min_share)
         if context.text is not None:
             # text: one more cluster that attends to all, and that all attend to
@@ -240,9 +233,9 @@ class SVG2Planner:
         return Plan(
             tile_map,
             "same clusters" if reuse else "new clusters",
-            q_order=q_side.order,
-            k_order=k_side.order,
-            centroids=centroids,
+            order=OrderPerHead(q_side.order, k_side.order),
+            rest=self.rest,
+            stats=stats,
         )
 
     def _cluster(
@@ -265,9 +258,6 @@ class SVG2Planner:
             centroids.append(found.centroids)
         state["centroids"] = tuple(centroids)
         return sides[0], sides[1]
-
-    def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:
-        """Nothing to learn: the map is made anew from the next queries and keys."""
 
 
 def _count(tokens: int, per_cluster: int, least: int, smallest: int) -> int:
@@ -323,29 +313,3 @@ def kept_clusters(weights: Tensor, top_p: float, min_share: float) -> Tensor:
     # Rounding brings the sum to its end before the last cluster that has any weight.
     keep = (before < top_p * sums[..., -1:]) | (rank < least) | (top_p >= 1.0)
     return torch.zeros_like(keep).scatter_(-1, order, keep)
-
-
-def _compensation(
-    q_means: Tensor, k: Tensor, k_means: Tensor, v: Tensor, k_side: _Side, scale: float
-) -> tuple[TileCentroids, Tensor]:
-    """What stands for skipped clusters, and how much of their mass it gets wrong.
-
-    With the keys of a cluster at mean + d and its values at mean + e, the cluster's term in the
-    numerator is n exp(s q.mean) E[exp(s q.d) (mean + e)]. To second order E[exp(s q.d)] is 1 + u/2
-    with u = s^2 q'Cq, C the covariance of the keys: its logarithm is the bias. What is left is at
-    most sqrt(u) times the spread of the values (Cauchy-Schwarz), and a part of u / 2 itself, as C's
-    diagonal stands for C and the mean of a query cluster for its queries: their sum is the loss.
-
-    Returns:
-        Centroids, and the loss per mass, float32 `(B, H, Cq [+ 1], Ck [+ 1])`.
-    """
-    group = q_means.shape[1] // k_means.shape[1]
-    v_means = k_side.means(v)
-    variance = (k_side.means(k.float().square()) - k_means.square()).clamp(min=0)
-    v_squares = k_side.means(v.float().square().sum(-1, keepdim=True))[..., 0]
-    v_norms = v_means.norm(dim=-1)
-    spread = (v_squares - v_norms.square()).clamp(min=0).sqrt()
-    variance, spread, v_norms = (x.repeat_interleave(group, 1) for x in (variance, spread, v_norms))
-    u = scale**2 * (q_means.square() @ variance.transpose(-1, -2))
-    loss = u.sqrt() * spread[..., None, :] + u / 2 * v_norms[..., None, :]
-    return TileCentroids(k_means, v_means, (u / 2).log1p()), loss

@@ -118,6 +118,9 @@ def method_from_dict(data: Mapping[str, Any]) -> MethodConfig:
     cls = methods().get(str(name))
     if cls is None:
         raise ConfigError(f"unknown method {name!r}{suggest(str(name), methods())}")
+    check_old = getattr(cls, "check_old", None)  # of a method whose options have changed
+    if check_old is not None:
+        check_old(options)
     hints = typing.get_type_hints(cls)
     fields = [f.name for f in dataclasses.fields(cls)]
     for key in options:

@@ -21,7 +21,7 @@ _UPDATES = 500
 
 EXAMPLE = """\
 examples:
-  ditaccel finetune samples/models/shapes-wan --config "sla:critical=5" \\
+  ditaccel finetune samples/models/shapes-wan --config "sla:critical=0.05" \\
       --updates 600 --out runs/sla
   accelerate launch -m ditaccel finetune MODEL --prompts FILE \\
       --train attention --out runs/sla
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         default="sla",
         metavar="SPEC",
-        help='such as "sla:critical=5,mode=combined", or a YAML file',
+        help='such as "sla:critical=0.05,mode=combined", or a YAML file',
     )
     options.add_prompts(parser)
     options.add_skip(parser, "none")

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from ..attention.options import share_of
-from ..attention.sla.planner import SLAConfig
+from ..attention.planner import DenseReason
+from ..attention.sla import SLAConfig
 from ..config import choice, require
 from ..core.denoising.tracker import DenoisingStep
 from ..core.transformers import transformers_of
@@ -162,9 +163,11 @@ def _require_sparse(student: Student, teacher: Teacher, item: Any, seed: int) ->
     dense = student.dense_reasons(first.component)
     if dense is None:
         return
-    why = "; ".join(dict.fromkeys(student.said)) or ", ".join(sorted(dense)) or "it was not called"
+    why = (
+        "; ".join(dict.fromkeys(student.warned)) or ", ".join(sorted(dense)) or "it was not called"
+    )
     what = "lower min_tokens of the config (sla:min_tokens=0), or make larger pictures or clips"
-    if dense != {"short sequence"}:
+    if dense != {DenseReason.SHORT}:
         what = "give a config and a call under which attention is sparse"
     raise ConfigError(f"nothing would be trained, since no attention call is sparse: {why}. {what}")
 

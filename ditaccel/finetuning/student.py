@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..attention.planner import DenseReason
 from ..attention.runtime import AttentionRuntime, find_attention
-from ..attention.sla.planner import TRAINED, SLAConfig, SLAPlanner
-from ..attention.sla.weights import SLAAdapter, fingerprint
+from ..attention.sla import SLAConfig
+from ..attention.sla.defaults import TRAINED
+from ..attention.sla.planner import SLAPlanner
+from ..attention.sla.weights import SLAWeights, fingerprint
 from ..config import choice, require
 from ..core.denoising.tracker import DenoisingStep
 from ..core.patching import PatchLedger, is_compiled
@@ -37,7 +40,7 @@ class Student:
 
     Attributes:
         sla: what the file will hold; its tensors are float32 and learn.
-        said: warnings of its attention, for people.
+        warned: warnings of its attention, for people.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Student:
         )
         self._transformers = dict(transformers)
         self._ledger = PatchLedger(owner=self)
-        self.said: list[str] = []
+        self.warned: list[str] = []
         mode = config.mode or "combined"
         require(
             mode in TRAINED,
@@ -62,7 +65,7 @@ class Student:
         )
         config = replace(config, mode=mode, dense_steps=0, break_even=1.0)
         options = SLAPlanner(config, None).options
-        self.sla = SLAAdapter(options, source="the adapter in training")
+        self.sla = SLAWeights(options, source="the weights in training", learning=True)
         self._runtimes: dict[str, AttentionRuntime] = {}
         self._bases: dict[tuple[str, str], Tensor] = {}
         for name, transformer in self._transformers.items():
@@ -75,9 +78,8 @@ class Student:
             self._add_projections(name, transformer, adapter)
             self._add_changes(name, transformer, adapter, train)
             planner = SLAPlanner(config, self.sla)
-            planner.attached_to(name)
-            runtime = AttentionRuntime(name, transformer, adapter, planner, self.said.append)
-            runtime.install_seam(self._ledger)
+            runtime = AttentionRuntime(name, transformer, adapter, planner, self.warned.append)
+            runtime.install(self._ledger)
             self._runtimes[name] = runtime
 
     def _add_projections(self, name: str, transformer: nn.Module, adapter: FamilyAdapter) -> None:
@@ -168,10 +170,10 @@ class Student:
         finally:
             runtime.clear()
 
-    def dense_reasons(self, component: str) -> set[str] | None:
+    def dense_reasons(self, component: str) -> set[DenseReason] | None:
         """Why every attention call of the last transformer call was dense; None if one was not."""
-        records = self._runtimes[component].log.records
-        return None if any(r.sparse for r in records) else {r.reason for r in records}
+        causes = [record.cause for record in self._runtimes[component].log.records]
+        return None if None in causes else {cause for cause in causes if cause is not None}
 
     def close(self) -> None:
         """Leave the transformers as they were found."""

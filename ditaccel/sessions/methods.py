@@ -30,7 +30,7 @@ class Methods:
 
     Args:
         config: what to do, whole.
-        planner: in place of the attention method's own, None for that one.
+        planner: of the attention, None for that of the config's method, if any.
         ledger: takes note of every change.
         journal: told what was assumed.
         warn: called with one line, and with what kind it is where it is to be shown once.
@@ -50,6 +50,7 @@ class Methods:
         warn: Callable[..., None],
     ) -> None:
         self._config, self._planner = config, planner
+        self._attends = planner is not None or config.attention is not None
         self._ledger, self._journal, self._warn = ledger, journal, warn
         self.caches: dict[str, BlockCache] = {}
         self.attention: dict[str, AttentionRuntime] = {}
@@ -59,7 +60,7 @@ class Methods:
     def outside(self) -> bool:
         """Whether nothing inside the transformers is needed."""
         cache = self._config.cache
-        return self._config.attention is None and cache is not None and cache.policy().outside
+        return not self._attends and cache is not None and cache.policy().outside
 
     def install(
         self, name: str, transformer: nn.Module, adapter: FamilyAdapter, front: Front
@@ -91,7 +92,7 @@ class Methods:
 
     def note_ranks(self, name: str, transformer: nn.Module) -> None:
         """Look at which ranks compute a transformer, and whether the methods can work with them."""
-        if self._config.attention is not None:
+        if self._attends:
             refuse_split(name, transformer, "an attention method")
         ranks = ranks_of(name, transformer)
         if name in self.caches:
@@ -126,9 +127,7 @@ class Methods:
             inner(*changed_args, **changed)
 
         with torch.no_grad():
-            learnt, line = DryRun(transformer, adapter).learn(
-                run, sample, self._config.attention is not None
-            )
+            learnt, line = DryRun(transformer, adapter).learn(run, sample, self._attends)
         before = self._ledger.changes
         try:
             self._put_on(name, transformer, learnt, front)
@@ -158,8 +157,9 @@ class Methods:
             self._journal.tensors_per_branch = tensors_per_branch(policy, cache.blocks)
             self._journal.tensors = unit(policy)
             cache.install(self._ledger)
-        if self._config.attention is not None:
-            planner = self._planner or self._config.attention.planner()
+        config = self._config.attention
+        planner = self._planner or (None if config is None else config.planner())
+        if planner is not None:
             runtime = AttentionRuntime(name, transformer, adapter, planner, self._warn)
             self.attention[name] = runtime
             logs = {log.transformer: log for log in self._journal.attention}

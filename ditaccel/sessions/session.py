@@ -40,7 +40,7 @@ class Session:
         pipe: the pipeline, or None for a bare transformer.
         transformers: component name -> transformer.
         config: what to do.
-        planner: in place of the attention method's own (to calibrate it).
+        planner: of the attention, in place of a method's (to watch it).
         adapter: of all transformers; by default that of each one's family.
         scheduler: that the loops of a bare transformer follow, None for the one in sight.
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..attention.lite_attention import LiteAttentionConfig
-from ..attention.planner import Watcher
+from ..attention.planner import Planner
 from ..config import AccelerationConfig
 from ..core.transformers import transformers_of
 from ..errors import UsageError
@@ -15,8 +14,10 @@ from ..sessions.session import Session, session_of
 
 
 @contextmanager
-def observed(pipe: Any, watcher: Watcher) -> Iterator[None]:
-    """Show `watcher` every self-attention call within a `with` block; nothing else changes.
+def observed(pipe: Any, planner: Planner) -> Iterator[Session]:
+    """Show a planner every self-attention call within a `with` block.
+
+    A `Watcher` changes nothing; what any other planner plans is carried out.
 
     Raises:
         UsageError: the pipeline is accelerated.
@@ -25,9 +26,8 @@ def observed(pipe: Any, watcher: Watcher) -> Iterator[None]:
     transformers, _ = transformers_of(pipe)
     if session_of(transformers) is not None:
         raise UsageError("this needs the dense pipeline; call ditaccel.restore(pipe) first")
-    config = AccelerationConfig(attention=LiteAttentionConfig())
-    session = Session(pipe, transformers, config, planner=watcher)
+    session = Session(pipe, transformers, AccelerationConfig(), planner=planner)
     try:
-        yield
+        yield session
     finally:
         session.restore()

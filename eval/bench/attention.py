@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from ditaccel.kernels import Marking, TileMap, Tiling, inverse_permute, permute, tile_attention
+from ditaccel.kernels import Marking, TileMap, Tiling, tile_attention
 from torch import Tensor
 
 from ditaccel.attention.planner import LayerContext, Plan, State
@@ -137,15 +137,15 @@ def measure(args: argparse.Namespace, progress: Callable[[str], None]) -> list[d
 
 def _plan(planner: SVG2Planner, state: State, q: Tensor, k: Tensor, v: Tensor) -> None:
     """What SVG2 does around the kernel, over the steps that one clustering serves."""
-    state.pop("index"), state.pop("sides")  # the centroids stay: the next clustering is warm
+    state.pop("sides", None)  # the centroids stay: the next clustering is warm
     for index in range(planner.config.refresh):
         step = DenoisingStep(0, index, "cond", 500.0, sigma=0.5, total=50)
         context = LayerContext(step, layer=1, layers=2, length=q.shape[2])
         plan = planner.plan(q, k, v, q.shape[-1] ** -0.5, context, state)
-        assert isinstance(plan, Plan) and plan.q_order is not None and plan.k_order is not None
+        assert isinstance(plan, Plan) and plan.order is not None
         for x in (k, v):
-            permute(x, plan.k_order)
-        inverse_permute(permute(q, plan.q_order), plan.q_order)
+            plan.order.keys(x)
+        plan.order.back(plan.order.queries(q))
 
 
 def measure_planning(
@@ -159,7 +159,7 @@ def measure_planning(
         for length in args.lengths:
             shape = (1, args.heads, length, args.head_dim)
             q, k, v = (torch.randn(shape, device=device).to(DTYPES[dtype]) for _ in range(3))
-            state: State = {"index": 0, "sides": None}
+            state: State = {}
             progress(f"{dtype}, {length} tokens, SVG2's planning")
             works: dict[str, Callable[[], Any]] = {
                 "plan": partial(_plan, planner, state, q, k, v),

@@ -30,8 +30,9 @@ from ditaccel.kernels import (
 )
 from torch import Tensor
 
+from ditaccel.attention.attend import attend
 from ditaccel.attention.planner import LayerContext, Plan, State, Watcher
-from ditaccel.attention.sla.planner import SLAConfig
+from ditaccel.attention.sla import SLAConfig
 from ditaccel.errors import UsageError
 from ditaccel.io.arguments import add_steps, number
 from ditaccel.io.given import whole_argument as whole
@@ -100,12 +101,11 @@ class _Watcher(Watcher):
 
             def planned(shared: dict[str, Any] = shared, **options: Any) -> Plan:
                 plan = SLAConfig(**shared, **options).planner().plan(q, k, v, scale, context, {})
-                assert isinstance(plan, Plan) and plan.attend is not None
+                assert isinstance(plan, Plan)
                 return plan
 
             plan = planned(mode="sparse", cube=())
-            assert plan.attend is not None
-            sparse = plan.attend(q, k, v, None)
+            sparse = attend(plan, q, k, v, scale).output
             add("plain sparse", sparse, plan.tile_map)
             self._linear(q, k, v, scale, plan.tile_map, sparse, dense, add)
             self._means(q, k, v, scale, plan.tile_map, add)
@@ -115,8 +115,7 @@ class _Watcher(Watcher):
                 ("moments, chosen by error, cubes", {}),
             ):
                 plan = planned(mode="training_free", **options)
-                assert plan.attend is not None
-                add(way, plan.attend(q, k, v, None), plan.tile_map)
+                add(way, attend(plan, q, k, v, scale).output, plan.tile_map)
 
     def _linear(
         self,
@@ -167,8 +166,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="look at every n-th layer (default 2)",
     )
-    share = number("--critical", 0, 100)
-    add("--critical", type=share, nargs="+", default=[5, 10, 20, 30], help="percent of the tiles")
+    share = number("--critical", 0, 1)
+    add("--critical", type=share, nargs="+", default=[0.05, 0.1, 0.2, 0.3], help="shares")
     add("--size", type=whole("--size", 16), help="height and width in pixels")
     add("--q-tile", type=whole("--q-tile", 16), help="by default what the length asks for")
     add("--k-tile", type=whole("--k-tile", 16))
@@ -201,7 +200,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     ways = list(dict.fromkeys(r["way"] for r in rows))
     print(f"{subject.name}: relative error of attention's output, {rows[0]['calls']} calls")
-    print(f"{'critical tiles, percent':<46}" + "".join(f"{c:>9g}" for c in args.critical))
+    print(f"{'share of critical tiles':<46}" + "".join(f"{c:>9g}" for c in args.critical))
     for way in ways:
         errors = [r["error"] for r in rows if r["way"] == way]
         print(f"{way:<46}" + "".join(f"{e:>9.3f}" for e in errors))

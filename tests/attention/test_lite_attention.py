@@ -226,7 +226,7 @@ def test_thresholds_by_layer_and_part_of_the_loop():
         ({"must_keep": ((4, 4),)}, "must_keep: the range 4 to 4 is empty"),
         ({"must_keep": ((-1, 4),)}, "must_keep: the range -1 to 4"),
         ({"must_keep": ((0, 8), (4, 9))}, "must_keep: the range 4 to 9 overlaps"),
-        ({"must_skip": ((8, 9), (0, 4))}, "must_skip: the range 0 to 4 overlaps .* or stands"),
+        ({"must_skip": ((8, 9), (0, 4))}, "must_skip: the range 0 to 4 overlaps .* or comes"),
         ({"must_skip": (4,)}, "must_skip is .*; it must be a list of pairs of whole numbers"),
         ({"must_skip": 4}, "must_skip is 4; it must be a list of pairs"),
         ({"must_skip": ((0.0, 4.0),)}, "must_skip is .*; it must be a list of pairs"),

@@ -11,7 +11,7 @@ from tiny import ATTENTION_FAMILIES, FAMILIES, generate, peaked
 
 import ditaccel
 from ditaccel import LiteAttentionConfig
-from ditaccel.sessions.session import session_of
+from ditaccel.tuning.observe import observed
 
 SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "break_even": 0.97}
 PEAKED = LiteAttentionConfig(threshold=-4.0, **SMALL)
@@ -218,10 +218,8 @@ def test_what_cannot_pay_is_not_put_on(name):
 def test_what_is_promised_is_about_what_is_kept():
     pipe, call = peaked("wan")
     free = {**SMALL, "break_even": 1.0, "retest": 0}
-    ditaccel.accelerate(pipe, attention=LiteAttentionConfig(threshold=-4.0, **free))
-    seen = []
-    planner = session_of({"t": pipe.transformer}).attention["transformer"].planner
-    plan = planner.plan
+    planner = LiteAttentionConfig(threshold=-4.0, **free).planner()
+    seen, plan = [], planner.plan
 
     def look(q, k, v, scale, context, state):
         made = plan(q, k, v, scale, context, state)
@@ -231,7 +229,8 @@ def test_what_is_promised_is_about_what_is_kept():
         return made
 
     planner.plan = look
-    generate(pipe, call)
+    with observed(pipe, planner):
+        generate(pipe, call)
     assert seen and all(abs(promised - kept) < 0.3 for promised, kept in seen)
     assert sum(p - kept for p, kept in seen) / len(seen) < 0.1  # it does not promise too little
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conformance import METHODS, relative_rmse, short
 from ditaccel.kernels import TileMap, Tiling, tile_attention
-from planners import RecordingPlanner, use
+from planners import RecordingPlanner
 from tiny import ATTENTION_FAMILIES, FAMILIES, generate
 
 import ditaccel
@@ -14,6 +14,7 @@ from ditaccel.attention.masks import KeyMask
 from ditaccel.attention.processor import ProcessorSeam
 from ditaccel.attention.runtime import find_attention
 from ditaccel.core.patching import PatchLedger
+from ditaccel.tuning.observe import observed
 
 SPARSE = ["lite_attention", "svg2", "sla"]
 # bfloat16 has 8 bits: one rounding of each output, and one of probabilities ahead of the values
@@ -104,7 +105,7 @@ def test_compiled_blocks_under_autocast(name, monkeypatch):
             block.compile(fullgraph=True, backend="aot_eager")
         dense = generate(pipe, call, num_inference_steps=5)
         torch._dynamo.reset()
-        with ditaccel.accelerated(pipe, attention=use(monkeypatch, planner)):
+        with observed(pipe, planner):
             assert torch.equal(generate(pipe, call, num_inference_steps=5), dense)
         dtypes = {q.dtype for _, q in planner.seen}
     assert dtypes == {torch.bfloat16}

@@ -13,6 +13,7 @@ from tiny import ATTENTION_FAMILIES, FAMILIES, generate
 import ditaccel
 from ditaccel.attention.planner import Plan
 from ditaccel.attention.runtime import find_attention
+from ditaccel.tuning.observe import observed
 
 DISPATCHED = [name for name in ATTENTION_FAMILIES if FAMILIES[name].dispatches]
 LITE_DENSE = "lite_attention:threshold=-1e9,min_tokens=0,q_tile=16,k_tile=16,break_even=1"
@@ -42,12 +43,12 @@ def every_other_tile(q, k, context, state):
 
 
 @pytest.mark.parametrize("name", ATTENTION_FAMILIES)
-def test_dense_answers_are_bit_identical_and_asked_for_at_every_layer(name, monkeypatch):
+def test_dense_answers_are_bit_identical_and_asked_for_at_every_layer(name):
     pipe, call = FAMILIES[name]()
     dense = generate(pipe, call)
     clean, own = traces(pipe), all_processors(pipe)
     planner = RecordingPlanner()
-    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    use(pipe, planner)
     assert torch.equal(generate(pipe, call), dense)
     layers = len(processors(pipe.transformer))
     asked = [context.layer for context, _ in planner.seen]
@@ -63,7 +64,7 @@ def test_dense_answers_are_bit_identical_and_asked_for_at_every_layer(name, monk
 
 
 @pytest.mark.parametrize("name", ATTENTION_FAMILIES)
-def test_a_map_of_all_tiles_is_dense_up_to_rounding(name, monkeypatch):
+def test_a_map_of_all_tiles_is_dense_up_to_rounding(name):
     """Masks of padding included."""
     pipe, call = FAMILIES[name]()
     dense = generate(pipe, call)
@@ -73,22 +74,22 @@ def test_a_map_of_all_tiles_is_dense_up_to_rounding(name, monkeypatch):
         return Plan(TileMap.dense(*tilings), "all", blind=True)
 
     planner = RecordingPlanner(all_tiles)
-    with ditaccel.accelerated(pipe, attention=use(monkeypatch, planner)):
+    with observed(pipe, planner):
         result = generate(pipe, call)
         assert all(row["density"] == 1 for row in ditaccel.report(pipe).attention[0].rows())
     assert planner.seen
-    assert any(c.keys is not None for c, _ in planner.seen) == FAMILIES[name].masked
+    assert any(c.key_mask is not None for c, _ in planner.seen) == FAMILIES[name].masked
     error = (result - dense).square().mean().sqrt() / dense.square().mean().sqrt()
     assert float(error) < FAMILIES[name].rounding
 
 
 @pytest.mark.parametrize("name", ["flux", "sd3", "mochi"])
-def test_pipelines_of_one_class_and_copies_do_not_see_each_other(name, monkeypatch):
+def test_pipelines_of_one_class_and_copies_do_not_see_each_other(name):
     other, call = FAMILIES[name]()
     dense = generate(other, call)
     pipe, _ = FAMILIES[name]()
     planner = RecordingPlanner(every_other_tile)
-    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    use(pipe, planner)
     sparse = generate(pipe, call)
     assert not torch.equal(sparse, dense)
     asked = len(planner.seen)
@@ -139,7 +140,7 @@ def test_attention_backends_are_set_and_reset_through_the_wrapper(name, monkeypa
 
     monkeypatch.setitem(_AttentionBackendRegistry._backends, math, counted)
     planner = RecordingPlanner()
-    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    use(pipe, planner)
     inner = [p._ditaccel_inner for p in processors(pipe.transformer)]
     pipe.transformer.set_attention_backend("_native_math")
     # (Cosmos' processors have no backend of their own, and follow the global one)
@@ -148,16 +149,16 @@ def test_attention_backends_are_set_and_reset_through_the_wrapper(name, monkeypa
     assert len(used) >= len(planner.seen) > 0
     ditaccel.restore(pipe)
     assert torch.equal(generate(pipe, call), through_the_wrapper)
-    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    use(pipe, planner)
     pipe.transformer.reset_attention_backend()
     assert {getattr(p, "_attention_backend", None) for p in inner} == {None}
 
 
 @pytest.mark.parametrize("name", ["flux", "ltx", "wan"])
-def test_projections_fused_after_accelerate_are_used(name, monkeypatch):
+def test_projections_fused_after_accelerate_are_used(name):
     pipe, call = FAMILIES[name]()
     planner = RecordingPlanner()
-    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    use(pipe, planner)
     pipe.transformer.fuse_qkv_projections()
     assert all(
         each.module.fused_projections
@@ -171,12 +172,11 @@ def test_projections_fused_after_accelerate_are_used(name, monkeypatch):
     assert torch.equal(generate(pipe, call), fused)
 
 
-def test_a_family_that_fuses_by_other_processors(monkeypatch):
+def test_a_family_that_fuses_by_other_processors():
     """Before accelerate, after it, and taken back: in force at the next call."""
     pipe, call = FAMILIES["cogvideox"]()
     dense = generate(pipe, call)
     planner = RecordingPlanner()
-    config = use(monkeypatch, planner)
     pipe.transformer.fuse_qkv_projections()
     fused = generate(pipe, call)
 
@@ -185,12 +185,12 @@ def test_a_family_that_fuses_by_other_processors(monkeypatch):
         planner.seen.clear()
         return found
 
-    with ditaccel.accelerated(pipe, attention=config):
+    with observed(pipe, planner):
         assert torch.equal(generate(pipe, call), fused)
         calls = asked()
     pipe.transformer.unfuse_qkv_projections()
 
-    ditaccel.accelerate(pipe, attention=config)
+    use(pipe, planner)
     pipe.transformer.fuse_qkv_projections()
     assert torch.equal(generate(pipe, call), fused) and asked() == calls > 0
     pipe.transformer.unfuse_qkv_projections()  # which puts back the wrappers that it found
@@ -203,18 +203,18 @@ def test_a_family_that_fuses_by_other_processors(monkeypatch):
     # diffusers kept wrappers, and puts them back
     pipe.transformer.unfuse_qkv_projections()
     assert torch.equal(generate(pipe, call), dense) and not asked()
-    with ditaccel.accelerated(pipe, attention=config):
+    with observed(pipe, planner):
         assert torch.equal(generate(pipe, call), dense) and asked() == calls
     assert not any(hasattr(p, "_ditaccel_inner") for p in all_processors(pipe))
 
 
-def test_replaced_processors_are_wrapped_in_their_turn(monkeypatch):
+def test_replaced_processors_are_wrapped_in_their_turn():
     from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
     pipe, call = FAMILIES["wan"]()
     dense = generate(pipe, call)
     planner = RecordingPlanner(every_other_tile)
-    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    use(pipe, planner)
     sparse = generate(pipe, call)
     own = WanAttnProcessor()
     pipe.transformer.set_attn_processor(own)
@@ -312,12 +312,12 @@ def test_an_exception_in_mid_run_leaves_no_state():
 
 
 @pytest.mark.parametrize("name", ATTENTION_FAMILIES)
-def test_sparse_maps_reach_the_attention(name, monkeypatch):
+def test_sparse_maps_reach_the_attention(name):
     """Of families that go through diffusers' dispatcher, and of those that call SDPA themselves."""
     pipe, call = FAMILIES[name]()
     dense = generate(pipe, call)
     planner = RecordingPlanner(every_other_tile)
-    with ditaccel.accelerated(pipe, attention=use(monkeypatch, planner)):
+    with observed(pipe, planner):
         assert not torch.equal(generate(pipe, call), dense)
         log = ditaccel.report(pipe).attention[0]
         assert 0.4 < log.density < 0.6

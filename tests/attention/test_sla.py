@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from ditaccel.kernels import Tiling, tile_moments
@@ -9,11 +12,12 @@ from tiny import FAMILIES, generate, peaked
 
 import ditaccel
 from ditaccel import ConfigError, SLAConfig, UsageError
+from ditaccel.attention.attend import attend
 from ditaccel.attention.planner import Dense, LayerContext, Plan
 from ditaccel.attention.sla.cubes import cube_order
 from ditaccel.attention.sla.map import moment_errors, tile_classes
 from ditaccel.attention.sla.planner import SLAPlanner
-from ditaccel.attention.sla.weights import SLAAdapter, fingerprint
+from ditaccel.attention.sla.weights import SLAWeights, fingerprint
 from ditaccel.core.denoising.tracker import DenoisingStep
 
 WIDTH = 16
@@ -22,7 +26,9 @@ SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "dense_steps": 0}
 
 def _context(length=128, index=4, text=None, grid=None, layer=2, keys=None):
     step = DenoisingStep(0, index, "cond", 500.0, sigma=0.5, total=10)
-    return LayerContext(step, layer=layer, layers=4, length=length, text=text, keys=keys, grid=grid)
+    return LayerContext(
+        step, layer=layer, layers=4, length=length, text=text, key_mask=keys, grid=grid
+    )
 
 
 def _tensors(heads=2, kv_heads=2, length=128, seed=0):
@@ -34,8 +40,8 @@ def _tensors(heads=2, kv_heads=2, length=128, seed=0):
 
 def _run(config, q, k, v, context=None, keys=None):
     plan = config.planner().plan(q, k, v, WIDTH**-0.5, context or _context(q.shape[2]), {})
-    assert isinstance(plan, Plan) and plan.attend is not None
-    return plan, plan.attend(q, k, v, keys)
+    assert isinstance(plan, Plan)
+    return plan, attend(plan, q, k, v, WIDTH**-0.5, keys).output
 
 
 def _dense(q, k, v, mask=None):
@@ -51,7 +57,7 @@ def _error(a, b):
 
 def test_classes_by_hand():
     mass = torch.tensor([[[[0.05, 0.4, 0.1, 0.2, 0.01, 0.04, 0.06, 0.04, 0.03, 0.07]]]])
-    critical, marginal = tile_classes(mass, 20.0, 30.0)
+    critical, marginal = tile_classes(mass, 0.2, 0.3)
     assert critical[0, 0, 0].nonzero().flatten().tolist() == [1, 3]
     # the least three are 4, 8, and the first of the two of 0.04
     assert (~critical & ~marginal)[0, 0, 0].nonzero().flatten().tolist() == [4, 5, 8]
@@ -60,7 +66,7 @@ def test_classes_by_hand():
 def test_the_published_map_in_float64():
     """Softmax of pooled queries times pooled keys, sorted within each row; ragged tiles too."""
     q, k, v = _tensors(heads=4, kv_heads=2, length=75)
-    config = SLAConfig(mode="sparse", critical=30, negligible=40, cube=(), **SMALL)
+    config = SLAConfig(mode="sparse", critical=0.3, negligible=0.4, cube=(), **SMALL)
     plan, _ = _run(config, q, k, v)
     bounds = [(i, min(i + 16, 75)) for i in range(0, 75, 16)]
     for head in range(4):
@@ -78,13 +84,12 @@ def test_the_published_map_in_float64():
 def test_tiles_far_below_the_best_one_keep_their_order():
     """Beyond 103 below the largest score a float32 softmax is 0, and ties went by index."""
     q, k, v = (x * 60 for x in _tensors(heads=1, kv_heads=1, length=160))
-    config = SLAConfig(mode="sparse", critical=10, negligible=40, cube=(), **SMALL)
+    config = SLAConfig(mode="sparse", critical=0.1, negligible=0.4, cube=(), **SMALL)
     plan, _ = _run(config, q, k, v)
-    (group,) = plan.extra["groups"]
     means = [x[0, 0].double().unflatten(0, (10, 16)).mean(1) for x in (q, k)]
     scores = means[0] @ means[1].T / WIDTH**0.5
     assert float((scores.amax(1) - scores.amin(1)).median()) > 103
-    negligible = ~(group.marginal[0, 0] | plan.tile_map.to_mask()[0, 0])
+    negligible = ~(plan.stands_for[0, 0] | plan.tile_map.to_mask()[0, 0])
     for i in range(10):
         assert set(negligible[i].nonzero().flatten().tolist()) == set(
             scores[i].argsort()[:4].tolist()
@@ -93,14 +98,14 @@ def test_tiles_far_below_the_best_one_keep_their_order():
 
 def test_at_least_one_tile_is_critical_however_few_there_are():
     q, k, v = _tensors(length=40)
-    plan, out = _run(SLAConfig(critical=1, **SMALL), q, k, v)
+    plan, out = _run(SLAConfig(critical=0.01, **SMALL), q, k, v)
     assert plan.tile_map.counts.unique().tolist() == [1]
     assert bool(torch.isfinite(out).all())
 
 
 def test_negligible_never_takes_what_is_critical():
     mass = torch.rand(1, 1, 3, 4, generator=torch.Generator().manual_seed(0))
-    critical, marginal = tile_classes(mass, 1.0, 99.0, rank=-mass)
+    critical, marginal = tile_classes(mass, 0.01, 0.99, rank=-mass)
     assert critical.sum(-1).unique().tolist() == [1]
     assert bool((critical == (mass == mass.amin(-1, keepdim=True))).all())
     assert marginal.sum().item() == 0
@@ -131,7 +136,7 @@ def test_all_critical_is_dense(mode, cube):
     q, k, v = _tensors(heads=4, kv_heads=2, length=123 + 5)
     keys = torch.ones(1, 128, dtype=torch.bool)
     keys[:, 100:] = False
-    config = SLAConfig(critical=100, negligible=0, mode=mode, cube=cube, **SMALL)
+    config = SLAConfig(critical=1, negligible=0, mode=mode, cube=cube, **SMALL)
     plan, out = _run(config, q, k, v, _context(128, grid=(8, 4, 4)), keys)
     assert plan.tile_map.density() == 1.0
     assert _error(out, _dense(q, k, v, keys[:, None, None])) < 1e-6
@@ -141,7 +146,7 @@ def test_training_free_beats_plain_sparse_at_the_same_map():
     q, k, v = _tensors(length=256)
     k = k + 2 * k[:, :, ::16].repeat_interleave(16, 2)  # tiles that differ
     dense = _dense(q, k, v)
-    options = {"critical": 20, "negligible": 0, "cube": (), "choose_by": "mass", **SMALL}
+    options = {"critical": 0.2, "negligible": 0, "cube": (), "choose_by": "mass", **SMALL}
     errors = {}
     for mode in ("training_free", "sparse"):
         plan, out = _run(SLAConfig(mode=mode, **options), q, k, v)
@@ -171,11 +176,11 @@ def test_heads_take_the_order_that_serves_them():
     marks = torch.stack([codes[place], codes[frame]])[None]
     q, k = (marks + 0.1 * torch.randn(1, 2, length, WIDTH, generator=generator) for _ in range(2))
     v = torch.randn(1, 2, length, WIDTH, generator=generator)
-    config = SLAConfig(critical=7, mode="sparse", cube=(16, 1, 1), **SMALL)
+    config = SLAConfig(critical=0.07, mode="sparse", cube=(16, 1, 1), **SMALL)
     state: dict = {}
     plan = config.planner().plan(q, k, v, 0.25, _context(length, grid=grid), state)
     assert state["cubed"] == [True, False]
-    assert _error(plan.attend(q, k, v, None), _dense_scaled(q, k, v)) < 0.05
+    assert _error(attend(plan, q, k, v, 0.25).output, _dense_scaled(q, k, v)) < 0.05
 
 
 def _dense_scaled(q, k, v):
@@ -186,7 +191,7 @@ def _dense_scaled(q, k, v):
 def test_text_attends_to_all_and_is_attended_to(text):
     q, k, v = _tensors()
     grid = (3, 6, 6)
-    plan, out = _run(SLAConfig(critical=10, **SMALL), q, k, v, _context(text=text, grid=grid))
+    plan, out = _run(SLAConfig(critical=0.1, **SMALL), q, k, v, _context(text=text, grid=grid))
     rows = slice(*text)
     assert _error(out[:, :, rows], _dense(q, k, v)[:, :, rows]) < 1e-5
     mask = plan.tile_map.to_mask()
@@ -201,7 +206,7 @@ def test_masked_keys_count_neither_in_the_map_nor_in_the_moments():
     keys[:, 100:] = False  # the last tile in part, one tile behind it whole
     loud = [torch.where(keys[:, None, :, None], x, 100 * x) for x in (k, v)]
     for options in ({}, {"choose_by": "mass"}, {"mode": "sparse", "cube": (2, 2, 4)}):
-        config = SLAConfig(**{"critical": 20, "cube": (), **options, **SMALL})
+        config = SLAConfig(**{"critical": 0.2, "cube": (), **options, **SMALL})
         context = _context(grid=(8, 4, 4), keys=keys)
         plan, out = _run(config, q, k, v, context, keys)
         again, same = _run(config, q, *loud, context, keys)
@@ -217,11 +222,11 @@ def test_an_order_serves_longer_each_time(monkeypatch):
     monkeypatch.setattr(
         SLAPlanner,
         "_sampled",
-        lambda self, q, k, v, scale, context, order: (
+        lambda self, q, k, v, scale, context, cubes: (
             asked.append(context.step.index) or torch.zeros(2)
         ),
     )
-    planner, state = SLAConfig(critical=20, **SMALL).planner(), {}
+    planner, state = SLAConfig(critical=0.2, **SMALL).planner(), {}
     for index in range(45):
         planner.plan(q, k, v, 0.25, _context(index=index, grid=(8, 4, 4)), state)
     assert asked[::2] == asked[1::2] == [0, 5, 15, 35]  # two orders are tried each time
@@ -235,14 +240,13 @@ def test_tiles_follow_the_length_unless_they_are_given():
     assert SLAConfig(q_tile=64).planner().tiles(75_000) == (64, 64)
 
 
-def test_moments_of_the_map_are_used_again_but_not_for_other_tensors():
+def test_moments_of_the_map_are_used_again_and_are_those_of_the_tensors():
     q, k, v = _tensors()
-    config = SLAConfig(critical=20, cube=(), **SMALL)
+    config = SLAConfig(critical=0.2, cube=(), **SMALL)
     plan, out = _run(config, q, k, v)
-    fresh = plan.attend(q.clone(), k.clone(), v.clone(), None)
+    assert plan.stats is not None
+    fresh = attend(replace(plan, stats=None), q, k, v, WIDTH**-0.5).output
     torch.testing.assert_close(out, fresh)
-    other = plan.attend(q, k, 2 * v, None)
-    torch.testing.assert_close(other, 2 * out)
 
 
 def test_dense_steps_run_on_the_models_own_weights(tmp_path):
@@ -251,7 +255,7 @@ def test_dense_steps_run_on_the_models_own_weights(tmp_path):
     call = {**call, "num_inference_steps": 4}
     weight = pipe.transformer.blocks[0].attn1.to_q.weight
     before, steps = weight.detach().clone(), []
-    path = _adapter(pipe, tmp_path / "a.safetensors")
+    path = _weights(pipe, tmp_path / "a.safetensors")
     handle = pipe.transformer.blocks[0].attn1.register_forward_pre_hook(
         lambda *_: steps.append(torch.equal(weight, before))
     )
@@ -290,7 +294,7 @@ def test_sparse_generations_are_alike_and_leave_no_state(name):
     pipe, call = peaked(name)
     call = {**call, "num_inference_steps": 6}
     dense = generate(pipe, call)
-    config = SLAConfig(critical=30, break_even=1.0, cube=(2, 2, 4), **SMALL)
+    config = SLAConfig(critical=0.3, break_even=1.0, cube=(2, 2, 4), **SMALL)
     with ditaccel.accelerated(pipe, attention=config):
         first, second = generate(pipe, call), generate(pipe, call)
         assert torch.equal(first, second), "state outlived its generation"
@@ -308,7 +312,7 @@ def _log(pipe):
 def test_compiled_blocks_give_what_eager_ones_do():
     torch._dynamo.reset()
     pipe, call = peaked("wan")
-    config = SLAConfig(critical=30, break_even=1.0, **SMALL)
+    config = SLAConfig(critical=0.3, break_even=1.0, **SMALL)
     with ditaccel.accelerated(pipe, attention=config):
         expected = generate(pipe, call, num_inference_steps=4)
     pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
@@ -319,10 +323,10 @@ def test_compiled_blocks_give_what_eager_ones_do():
 # -- adapters --
 
 
-def _adapter(pipe, path, mode="sla", scale=0.1, **options):
-    config = SLAConfig(critical=30, mode=mode, **{**SMALL, **options})
+def _weights(pipe, path, mode="sla", scale=0.1, **options):
+    config = SLAConfig(critical=0.3, mode=mode, **{**SMALL, **options})
     transformer = pipe.transformer
-    made = SLAAdapter(SLAPlanner(config, None).options, {"transformer": fingerprint(transformer)})
+    made = SLAWeights(SLAPlanner(config, None).options, {"transformer": fingerprint(transformer)})
     module = transformer.blocks[0].attn1
     heads, dim = module.heads, module.to_q.out_features // module.heads
     generator = torch.Generator().manual_seed(3)
@@ -342,9 +346,9 @@ def test_an_adapter_is_put_on_and_taken_off(tmp_path):
     dense = generate(pipe, call)
     weight = pipe.transformer.blocks[0].attn1.to_q.weight
     before = weight.detach().clone()
-    path = _adapter(pipe, tmp_path / "a.safetensors")
+    path = _weights(pipe, tmp_path / "a.safetensors")
     options = {"min_tokens": 0, "dense_steps": 0, "break_even": 1.0}
-    plain = SLAConfig(critical=30, mode="sparse", q_tile=16, k_tile=16, **options)
+    plain = SLAConfig(critical=0.3, mode="sparse", q_tile=16, k_tile=16, **options)
     with ditaccel.accelerated(pipe, attention=plain):
         untrained = generate(pipe, call)
     with ditaccel.accelerated(pipe, attention=SLAConfig(weights=path, **options)):
@@ -363,11 +367,11 @@ def test_an_adapter_is_put_on_and_taken_off(tmp_path):
 
 def test_a_projection_of_zero_is_plain_sparse(tmp_path):
     pipe, call = peaked("wan")
-    path = _adapter(pipe, tmp_path / "a.safetensors", scale=0.0)
+    path = _weights(pipe, tmp_path / "a.safetensors", scale=0.0)
     options = {"min_tokens": 0, "dense_steps": 0, "break_even": 1.0}
     results = []
     for config in (
-        SLAConfig(critical=30, mode="sparse", q_tile=16, k_tile=16, **options),
+        SLAConfig(critical=0.3, mode="sparse", q_tile=16, k_tile=16, **options),
         SLAConfig(weights=path, **options),
     ):
         with ditaccel.accelerated(pipe, attention=config):
@@ -377,11 +381,11 @@ def test_a_projection_of_zero_is_plain_sparse(tmp_path):
 
 def test_adapters_of_other_models_and_configs_are_refused(tmp_path):
     pipe, _ = peaked("wan")
-    path = _adapter(pipe, tmp_path / "a.safetensors")
+    path = _weights(pipe, tmp_path / "a.safetensors")
     with pytest.raises(
-        ConfigError, match=r"critical=10.0, but .*a.safetensors was trained with .*30"
+        ConfigError, match=r"critical=0.1, but .*a.safetensors was trained with .*0.3"
     ):
-        ditaccel.accelerate(pipe, attention=SLAConfig(weights=path, critical=10))
+        ditaccel.accelerate(pipe, attention=SLAConfig(weights=path, critical=0.1))
     with pytest.raises(ConfigError, match=r"mode='training_free', but .* trained with mode='sla'"):
         ditaccel.accelerate(pipe, attention=SLAConfig(weights=path, mode="training_free"))
     with torch.no_grad():
@@ -396,9 +400,9 @@ def test_adapters_of_other_models_and_configs_are_refused(tmp_path):
     with pytest.raises(UsageError, match="not accelerated"):
         ditaccel.report(other)
     (tmp_path / "b.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(UsageError, match=r"b.safetensors is no readable safetensors file"):
+    with pytest.raises(UsageError, match=r"b.safetensors is not a readable safetensors file"):
         ditaccel.accelerate(pipe, attention=SLAConfig(weights=str(tmp_path / "b.safetensors")))
-    with pytest.raises(UsageError, match=r"no adapter at .*c.safetensors"):
+    with pytest.raises(UsageError, match=r"no weights at .*c.safetensors"):
         ditaccel.accelerate(pipe, attention=SLAConfig(weights=str(tmp_path / "c.safetensors")))
     with pytest.raises(ConfigError, match="mode='sla' needs weights=FILE"):
         ditaccel.accelerate(pipe, attention=SLAConfig(mode="sla"))
@@ -407,7 +411,7 @@ def test_adapters_of_other_models_and_configs_are_refused(tmp_path):
 def test_fingerprints_survive_half_precision():
     pipe, _ = peaked("wan")
     known = fingerprint(pipe.transformer)
-    path_free = SLAAdapter({}, {"transformer": known})
+    path_free = SLAWeights({}, {"transformer": known})
     from ditaccel.core.patching import PatchLedger
 
     path_free.attach("transformer", pipe.transformer.half(), PatchLedger(owner=None))
@@ -416,13 +420,18 @@ def test_fingerprints_survive_half_precision():
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"critical": 101}, "critical is 101; it is a percentage"),
-        ({"negligible": -1}, "negligible is -1; it is a percentage"),
-        ({"critical": 60, "negligible": 50}, "critical=60 and negligible=50 sum over 100"),
+        ({"critical": 101}, "critical is 101; it is a share of the key tiles, from 0 to 1"),
+        ({"critical": 5}, "critical is 5; .* not a percentage: give critical=0.05"),
+        ({"negligible": 12.5}, "negligible is 12.5; .* give negligible=0.125"),
+        ({"negligible": -1}, "negligible is -1; it is a share"),
+        (
+            {"critical": 0.6, "negligible": 0.5},
+            "critical=0.6 and negligible=0.5 add up to",
+        ),
         ({"mode": "fast"}, "mode is 'fast'"),
         ({"choose_by": "luck"}, "choose_by is 'luck'"),
         ({"feature_map": "cosine"}, "feature_map is 'cosine'"),
-        ({"qk": "int8"}, "qk is 'int8'; it must be one of: 'model'"),
+        ({"rest": "modes"}, "rest is 'modes'"),
         ({"cube": (1, 2)}, "give frames, rows and columns"),
         ({"cube": (0, 2, 2)}, "give frames, rows and columns"),
         ({"q_tile": 8}, "q_tile is 8; tiles have at least 16 tokens"),
@@ -434,14 +443,43 @@ def test_bad_options_are_named(options, line):
         SLAConfig(**options)
 
 
-def test_defaults_that_sum_over_100_with_an_option_are_named():
-    with pytest.raises(ConfigError, match=r"critical=95 and negligible=10 sum over 100"):
-        SLAConfig(critical=95, mode="sparse").planner()
+def test_defaults_that_add_up_to_more_than_all_with_an_option_are_named():
+    with pytest.raises(ConfigError, match=r"critical=0.95 and negligible=0.1 add up to more"):
+        SLAConfig(critical=0.95, mode="sparse").planner()
 
 
 def test_a_config_reads_back():
-    config = ditaccel.AccelerationConfig(attention=SLAConfig(critical=8.0, cube=(4, 4, 4)))
+    config = ditaccel.AccelerationConfig(attention=SLAConfig(critical=0.08, cube=(4, 4, 4)))
     from ditaccel import config as configs
 
     assert configs.from_dict(configs.to_dict(config)) == config
-    assert configs.parse_spec("sla:critical=8,cube=[4,4,4]").attention == config.attention
+    assert configs.parse_spec("sla:critical=0.08,cube=[4,4,4]").attention == config.attention
+
+
+def test_an_old_file_of_percentages_is_refused_with_the_shares(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text(
+        "ditaccel: 1\nattention:\n  method: sla\n  critical: 5.0\n  negligible: null\n"
+        "  qk: model\n  dense_steps: 0.2\n"
+    )
+    with pytest.raises(
+        ConfigError, match=r"old.yaml: .* shares now, .* qk, and write critical: 0.05"
+    ):
+        ditaccel.accelerate(peaked("wan")[0], path)
+    with pytest.raises(ConfigError, match=r"not a percentage: give critical=0.07"):
+        ditaccel.accelerate(peaked("wan")[0], "sla:critical=7")
+
+
+def test_weights_of_percentages_load_as_before(tmp_path):
+    from safetensors.torch import safe_open, save_file
+
+    pipe, _ = peaked("wan")
+    path = tmp_path / "a.safetensors"
+    _weights(pipe, path)
+    now = SLAWeights.load(path)
+    with safe_open(str(path), "pt") as file:
+        about = json.loads(file.metadata()["ditaccel"])
+    about["options"] |= {"critical": 30.0, "negligible": 10.0}
+    save_file(now.tensors(), path, {"format": "ditaccel-sla-1", "ditaccel": json.dumps(about)})
+    old = SLAWeights.load(path)
+    assert old.options == now.options and old.options["critical"] == 0.3

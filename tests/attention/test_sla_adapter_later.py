@@ -7,9 +7,10 @@ from put_on_later import CHANGES
 from tiny import generate, peaked
 
 import ditaccel
+from ditaccel.attention.sla import SLAConfig
 from ditaccel.attention.sla.own_weights import own_weights, places_of
-from ditaccel.attention.sla.planner import SLAConfig, SLAPlanner
-from ditaccel.attention.sla.weights import SLAAdapter, fingerprint
+from ditaccel.attention.sla.planner import SLAPlanner
+from ditaccel.attention.sla.weights import SLAWeights, fingerprint
 from ditaccel.errors import ConfigError
 
 OPTIONS = {"min_tokens": 0, "dense_steps": 0, "break_even": 1.0}
@@ -25,8 +26,8 @@ def _changes(transformer):
 
 
 def _adapter(transformer, path, changes):
-    config = SLAConfig(critical=30, mode="sla", q_tile=16, k_tile=16, **OPTIONS)
-    made = SLAAdapter(SLAPlanner(config, None).options, {"transformer": fingerprint(transformer)})
+    config = SLAConfig(critical=0.3, mode="sla", q_tile=16, k_tile=16, **OPTIONS)
+    made = SLAWeights(SLAPlanner(config, None).options, {"transformer": fingerprint(transformer)})
     module = transformer.blocks[0].attn1
     heads, dim = module.heads, module.to_q.out_features // module.heads
     generator = torch.Generator().manual_seed(3)

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ditaccel.kernels import inverse_permute, permute, tile_attention
+from ditaccel.kernels import permute
 from tiny import generate, tiny_flux, tiny_wan
 
 import ditaccel
 from ditaccel import ConfigError, SVG2Config
+from ditaccel.attention.attend import attend
 from ditaccel.attention.planner import Dense, LayerContext, Plan
 from ditaccel.attention.svg2 import cluster_mass, kept_clusters
 from ditaccel.core.denoising.tracker import DenoisingStep
@@ -38,16 +39,7 @@ def _clustered(heads: int = 2, seed: int = 0) -> tuple[torch.Tensor, ...]:
 
 
 def _run(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    order, k_order = plan.q_order, plan.k_order
-    assert order is not None and k_order is not None
-    result = tile_attention(
-        permute(q, order),
-        permute(k, k_order),
-        permute(v, k_order),
-        plan.tile_map,
-        centroids=plan.centroids,
-    )
-    return inverse_permute(result.output, order)
+    return attend(plan, q, k, v, WIDTH**-0.5).output
 
 
 def _error(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -84,7 +76,7 @@ def test_the_map_keeps_the_mass_it_promises() -> None:
     plan = _plan(_config(top_p=0.9, compensate=False), q, k, v)
     assert plan.tile_map.density() < 0.6
     weights = (q.double() @ k.double().transpose(-1, -2) * WIDTH**-0.5).softmax(-1)
-    rows, columns = plan.q_order.long(), plan.k_order.long()
+    rows, columns = plan.order.q_order.long(), plan.order.k_order.long()
     ordered = weights.gather(2, rows[..., None].expand(weights.shape))
     ordered = ordered.gather(3, columns[:, :, None, :].expand(weights.shape))
     tile_of = [t.tile_of_token("cpu") for t in (plan.tile_map.q_tiling, plan.tile_map.k_tiling)]
@@ -114,12 +106,12 @@ def test_kept_clusters_by_hand() -> None:
 def test_centroids_are_the_means_of_their_clusters() -> None:
     q, k, v = _clustered()
     plan = _plan(_config(), q, k, v)
-    assert plan.centroids is not None and plan.k_order is not None
+    assert plan.rest == "means" and plan.stats is not None
     offsets = plan.tile_map.k_tiling.offsets[0, 1].tolist()
-    ordered = permute(v, plan.k_order)[0, 1]
+    ordered = permute(v, plan.order.k_order)[0, 1]
     for cluster, (start, end) in enumerate(itertools.pairwise(offsets)):
         mean = ordered[start:end].mean(0) if end > start else torch.zeros(WIDTH)
-        assert _error(plan.centroids.values[0, 1, cluster] + 1, mean + 1) < 1e-6
+        assert _error(plan.stats.moments.values[0, 1, cluster] + 1, mean + 1) < 1e-6
 
 
 def test_compensation_lowers_the_error_at_the_same_map() -> None:
@@ -136,9 +128,10 @@ def test_compensation_lowers_the_error_at_the_same_map() -> None:
 def _mean_error(plan: Plan, bias: bool, seed: int = 3) -> float:
     q, k, v = _loose(seed)
     dense = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
-    assert plan.centroids is not None and plan.centroids.bias is not None
     if not bias:
-        plan = replace(plan, centroids=plan.centroids._replace(bias=None))
+        moments = plan.stats.moments
+        flat = moments._replace(key_variance=torch.zeros_like(moments.key_variance))
+        plan = replace(plan, stats=plan.stats._replace(moments=flat))
     return _error(_run(plan, q, k, v).double(), dense)
 
 
@@ -177,7 +170,7 @@ def test_text_is_attended_to_and_attends_to_all(text: tuple[int, int]) -> None:
     assert not bool(mask.all())
     sizes = plan.tile_map.k_tiling.sizes("cpu")[..., -1]
     assert sizes.tolist() == [[16, 16]]
-    tail = plan.k_order[..., -16:]
+    tail = plan.order.k_order[..., -16:]
     assert bool(((tail >= text[0]) & (tail < text[1])).all())
     dense = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     out = _run(plan, q, k, v)
@@ -194,13 +187,13 @@ def test_clusterings_serve_as_long_as_refresh_says_and_expire() -> None:
         plan = _plan(config, q, k, v, _context(index), state)
         reasons.append(plan.reason)
         if index == 0:
-            first = plan.q_order
+            first = plan.order.q_order
         if index == 1:
-            assert torch.equal(plan.q_order, first)
+            assert torch.equal(plan.order.q_order, first)
     assert reasons == ["new clusters", "same clusters", "new clusters", "new clusters"]
     # older than max_age: as if nothing had been known
     q, k, v = _clustered(seed=7)
-    assert torch.equal(plan.q_order, _plan(config, q, k, v, _context(7), {}).q_order)
+    assert torch.equal(plan.order.q_order, _plan(config, q, k, v, _context(7), {}).order.q_order)
 
 
 def test_first_steps_and_layers_stay_dense() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import ditaccel
 from ditaccel import config as configs
-from ditaccel.attention.sla.planner import FeatureMapName
+from ditaccel.attention.sla.config import FeatureMapName
 from ditaccel.caching.forecast import BASES
 from ditaccel.caching.options import Basis, MemoryBudget
 from ditaccel.config.option_types import arms_of, checked, checked_value
@@ -89,8 +89,8 @@ def test_no_value_at_all_ends_in_another_error(cls, name, hint, data):
         ("adaptive_taylor", {"final": 2.5}, "final is 2.5; it must be a whole number"),
         ("adaptive_taylor", {"target": "outptu"}, "; did you mean 'output'?"),
         ("svg2", {"top_p": True}, "top_p is True; it must be a finite number"),
-        ("sla", {"critical": 0.05}, "a percentage of the key tiles: give critical=5 "),
-        ("sla", {"negligible": 0.1}, "give negligible=10 "),
+        ("sla", {"critical": 5}, "not a percentage: give critical=0.05"),
+        ("sla", {"negligible": 10}, "give negligible=0.1"),
         ("sla", {"cube": (4, 4)}, "give frames, rows and columns"),
         ("lite_attention", {"must_keep": [[1]]}, "a list of pairs of whole numbers"),
     ],

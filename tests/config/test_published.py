@@ -4,19 +4,21 @@ import pytest
 import torch
 from ditaccel.kernels import Tiling, feature_map
 from ditaccel.pipelines import adapters
-from planners import RecordingPlanner, use
+from planners import RecordingPlanner
 from tiny import generate, peaked, tiny_dit, tiny_flux, tiny_wan
 
 import ditaccel
 from ditaccel import ConfigError, SLAConfig
 from ditaccel import config as configs
 from ditaccel.attention import svg2
+from ditaccel.attention.attend import attend
 from ditaccel.attention.options import touched_tiles, whole_tiles
-from ditaccel.attention.planner import Dense, LayerContext
+from ditaccel.attention.planner import Dense, DenseReason, LayerContext
 from ditaccel.attention.sla.planner import SLAPlanner
-from ditaccel.attention.sla.weights import SLAAdapter
+from ditaccel.attention.sla.weights import SLAWeights
 from ditaccel.config.published import published_presets
 from ditaccel.core.denoising.tracker import DenoisingStep
+from ditaccel.tuning.observe import observed
 
 NAMED = [(a.name, p) for a in adapters().values() for p in published_presets(a.name)]
 
@@ -171,18 +173,17 @@ def test_zero_is_exact_whatever_the_guidance_interval(make, spec):
 
 
 @pytest.mark.parametrize("shares", [False, True])
-def test_branches_share_a_list_where_the_planner_says_so(monkeypatch, shares):
+def test_branches_share_a_list_where_the_planner_says_so(shares):
     states = {}
 
     def answer(q, k, context, state):
         states.setdefault((context.layer, context.step.branch), set()).add(id(state))
-        return Dense("asked for")
+        return Dense(DenseReason.OTHER, "asked for")
 
     planner = RecordingPlanner(answer)
     planner.shares_branches = shares
     pipe, call = tiny_wan()
-    config = use(monkeypatch, planner)
-    with ditaccel.accelerated(pipe, attention=config), pytest.warns(UserWarning):
+    with observed(pipe, planner), pytest.warns(UserWarning):
         generate(pipe, call, num_inference_steps=6)
     assert (states[0, "cond"] == states[0, "uncond"]) is shares
 
@@ -261,12 +262,12 @@ WIDTH = 16
 
 def _sla(projection="shared", linear="marginal", heads=2, seed=0):
     config = SLAConfig(
-        mode="sla", linear=linear, projection=projection, critical=25, negligible=0,
+        mode="sla", linear=linear, projection=projection, critical=0.25, negligible=0,
         q_tile=16, k_tile=16, dense_steps=0, min_tokens=0, break_even=1,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     own = 1 if projection == "shared" else heads
-    adapter = SLAAdapter(SLAPlanner(config, None).options)
+    adapter = SLAWeights(SLAPlanner(config, None).options)
     adapter.projections[""] = [
         (
             torch.randn(own, WIDTH, WIDTH, generator=generator),
@@ -286,7 +287,7 @@ def test_sla_as_its_authors_wrote_it_in_float64(projection, linear):
     step = DenoisingStep(0, 4, "cond", 500.0, sigma=0.5, total=10)
     context = LayerContext(step, layer=0, layers=1, length=96)
     plan = planner.plan(q, k, v, WIDTH**-0.5, context, {})
-    out = plan.attend(q, k, v, None)
+    out = attend(plan, q, k, v, WIDTH**-0.5).output
 
     q, k, v, weight, bias = (x.double() for x in (q, k, v, weight, bias))
     tiles = [x.unflatten(2, (6, 16)).mean(3) for x in (q, k)]
@@ -305,11 +306,11 @@ def test_sla_as_its_authors_wrote_it_in_float64(projection, linear):
 
 def test_files_of_before_keep_what_they_were_trained_with(tmp_path):
     planner, _ = _sla("per_head")
-    adapter = planner.adapter
+    weights = planner.weights
     for key in ("linear", "projection"):
-        del adapter.options[key]
-    adapter.save(tmp_path / "old.safetensors")
-    loaded = SLAAdapter.load(tmp_path / "old.safetensors")
+        del weights.options[key]
+    weights.save(tmp_path / "old.safetensors")
+    loaded = SLAWeights.load(tmp_path / "old.safetensors")
     assert (loaded.options["linear"], loaded.options["projection"]) == ("marginal", "per_head")
     with pytest.raises(ConfigError, match="trained with linear='marginal'"):
         SLAConfig(mode="sla", linear="all", weights=str(tmp_path / "old.safetensors")).planner()

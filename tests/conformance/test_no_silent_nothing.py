@@ -17,7 +17,7 @@ from tiny import FAMILIES, generate, tiny_dit, tiny_flux, tiny_wan
 from torch import nn
 
 import ditaccel
-from ditaccel.attention import runtime
+from ditaccel.attention import attend, runtime
 
 LITE = "lite_attention:min_tokens=0,q_tile=16,k_tile=16,break_even=1"
 WAYS = {}
@@ -290,7 +290,7 @@ def test_a_slower_backend_is_said_where_triton_is_meant(monkeypatch):
 def test_a_slower_backend_of_moments_is_said_too(monkeypatch):
     pipe, call = FAMILIES["dit"]()
     monkeypatch.setattr(runtime, "_WITHOUT_TRITON", ())
-    monkeypatch.setattr(runtime, "why", lambda *_: {"triton": None})
+    monkeypatch.setattr(attend, "tile_attention_backends", lambda *_, **__: {"triton": None})
     sla = "sla:min_tokens=0,q_tile=16,k_tile=16,break_even=1,dense_steps=0"
     with pytest.warns(UserWarning, match="the Triton kernel of moments cannot run here .* cpu"):
         run(pipe, call, sla)
@@ -328,10 +328,10 @@ def test_the_report_says_it_too():
     assert "Nothing was skipped: all 8" in text and "Warning: a whole generation" in text
 
 
-def test_attention_that_is_not_reached_is_said(monkeypatch):
+def test_attention_that_is_not_reached_is_said():
     pipe, call = FAMILIES["dit"]()
     planner = RecordingPlanner()
-    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    use(pipe, planner)
     for block in pipe.transformer.transformer_blocks:
         block.attn1.processor._ditaccel_layer.attend = lambda layer, dense, *rest: dense()
     with pytest.warns(UserWarning, match="called attention in a way that is not seen here"):

@@ -15,12 +15,12 @@ from tiny import generate, tiny_dit, tiny_wan, tiny_wan22
 
 import ditaccel
 from ditaccel import ConfigError, SLAConfig, UsageError, cli
-from ditaccel.attention.sla.weights import SLAAdapter
+from ditaccel.attention.sla.weights import SLAWeights
 from ditaccel.finetuning.loss_curve import CURVE, LOSSES
 from ditaccel.finetuning.run import TrainingStopped, _Run, finetune
 from ditaccel.io.files import read_lines
 
-CONFIG = SLAConfig(critical=20, mode="sla", q_tile=16, k_tile=16, min_tokens=0, dense_steps=0)
+CONFIG = SLAConfig(critical=0.2, mode="sla", q_tile=16, k_tile=16, min_tokens=0, dense_steps=0)
 
 
 def _start(build=tiny_wan, **changes):
@@ -32,7 +32,7 @@ def _start(build=tiny_wan, **changes):
 
 
 def _tensors(path):
-    return SLAAdapter.load(path).tensors()
+    return SLAWeights.load(path).tensors()
 
 
 def _train(folder, steps=6, **options):
@@ -78,7 +78,7 @@ def test_the_adapter_brings_generations_nearer_to_dense(trained):
     pipe, data, call, _, made, _, _, before = trained
     errors = []
     options = {"min_tokens": 0, "dense_steps": 0, "break_even": 1.0}
-    plain = {"critical": 20, "mode": "sparse", "q_tile": 16, "k_tile": 16}
+    plain = {"critical": 0.2, "mode": "sparse", "q_tile": 16, "k_tile": 16}
     for config in (SLAConfig(weights=str(made.adapter), **options), SLAConfig(**plain, **options)):
         with ditaccel.accelerated(pipe, attention=config):
             errors.append(float((generate(pipe, {**data[0], **call}) - before).norm()))
@@ -135,7 +135,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         TrainingStopped, match=r"loss is nan at step 4: .* are those of step 2, the"
     ):
         _train(tmp_path)
-    adapter = SLAAdapter.load(tmp_path / "adapter.safetensors")
+    adapter = SLAWeights.load(tmp_path / "adapter.safetensors")
     assert adapter.notes["steps"] == 2
     assert all(bool(torch.isfinite(t).all()) for t in adapter.tensors().values())
 
@@ -178,7 +178,7 @@ def test_all_weights_can_learn_and_come_back(tmp_path):
     finetune(
         pipe, data, CONFIG, out=tmp_path, steps=2, train="all", weights_lr=1e-3, quiet=True, **call
     )
-    changes = SLAAdapter.load(tmp_path / "adapter.safetensors").changes["transformer"]
+    changes = SLAWeights.load(tmp_path / "adapter.safetensors").changes["transformer"]
     assert changes.keys() == dict(pipe.transformer.named_parameters()).keys()
     assert float(changes["blocks.1.ffn.net.2.weight"].abs().max()) > 0
     assert all(torch.equal(v, before[k]) for k, v in pipe.transformer.state_dict().items())
@@ -240,7 +240,7 @@ pipe, call = tiny_wan(layers=1)
 data = [{k: call.pop(k) for k in list(call) if "embeds" in k}]
 call |= {"height": 64, "width": 64, "num_inference_steps": 3, "output_type": "latent"}
 config = SLAConfig(
-    critical=20, mode="sla", q_tile=16, k_tile=16, min_tokens=0, dense_steps=0
+    critical=0.2, mode="sla", q_tile=16, k_tile=16, min_tokens=0, dense_steps=0
 )
 made = finetune(pipe, data, config, out=sys.argv[1], steps=3, lr=1e-2, quiet=True, **call)
 print("rank", os.environ["RANK"], made.error_before, made.error_after, flush=True)

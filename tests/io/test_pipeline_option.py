@@ -166,7 +166,7 @@ def test_tune_finetune_and_bench_take_it(kind, tmp_path, capsys) -> None:
     assert cli.main([*command, *option]) == 0
     assert ditaccel.config.load(path).cache.total == 8
     command = ["finetune", MODEL, "--out", str(tmp_path / "f"), "--updates", "1", "--limit", "1"]
-    command += ["--config", "sla:critical=20,min_tokens=0,q_tile=16,k_tile=16"]
+    command += ["--config", "sla:critical=0.2,min_tokens=0,q_tile=16,k_tile=16"]
     assert cli.main([*command, "--steps", "3", "--quiet", *option]) in (0, 1)
     assert (tmp_path / "f" / "adapter.safetensors").exists()
     command = ["bench", "sparsity", MODEL, "--steps", "2", *option]

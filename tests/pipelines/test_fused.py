@@ -5,15 +5,16 @@ import torch
 from ditaccel.kernels import TileMap, Tiling
 from ditaccel.pipelines import adapters
 from inspection import traces
-from planners import RecordingPlanner, use
+from planners import RecordingPlanner
 from tiny import FAMILIES, family_of, generate
 
 import ditaccel
-from ditaccel.attention import runtime
+from ditaccel.attention import masks
 from ditaccel.attention.masks import KeyMask
 from ditaccel.attention.planner import Plan
 from ditaccel.caching.blocks import find_blocks
 from ditaccel.sessions.session import session_of
+from ditaccel.tuning.observe import observed
 
 FUSED = [n for n in FAMILIES if any(c.joint_text for c in adapters()[family_of(n)].blocks)]
 
@@ -94,10 +95,10 @@ def test_masks_of_numbers_leave_attention_dense_and_say_so(monkeypatch):
             looks.append(mask)
             super().__init__(mask)
 
-    monkeypatch.setattr(runtime, "KeyMask", CountedMask)
+    monkeypatch.setattr(masks, "KeyMask", CountedMask)
     pipe, call = FAMILIES["chroma"]()
-    masks = {n: call[n].float() for n in call if n.endswith("attention_mask")}
-    dense = generate(pipe, call, **masks)
+    numbers = {n: call[n].float() for n in call if n.endswith("attention_mask")}
+    dense = generate(pipe, call, **numbers)
     assert not torch.equal(dense, generate(pipe, call))
     config = ditaccel.LiteAttentionConfig(min_tokens=0)
     with (
@@ -106,7 +107,7 @@ def test_masks_of_numbers_leave_attention_dense_and_say_so(monkeypatch):
             UserWarning, match="adds ones and zeros .* give .* booleans.*; attention stays dense"
         ) as caught,
     ):
-        assert torch.equal(generate(pipe, call, **masks), dense)
+        assert torch.equal(generate(pipe, call, **numbers), dense)
         log = ditaccel.report(pipe).attention[0]
     assert len([w for w in caught if "adds ones" in str(w.message)]) == 1
     # once for each layer and branch, not at each step: it makes the CPU wait for the GPU
@@ -130,21 +131,18 @@ def _two_prompts(name):
 
 
 @pytest.mark.parametrize("name", ["lumina2", "z_image"])
-def test_texts_of_other_lengths_in_one_batch(name, monkeypatch):
+def test_texts_of_other_lengths_in_one_batch(name):
     pipe, call = _two_prompts(name)
     dense = generate(pipe, call)
     assert len(dense) == 2
 
     def all_tiles(q, k, context, state):
-        assert context.keys is not None and context.text is not None
+        assert context.key_mask is not None and context.text is not None
         tilings = [Tiling.fixed(context.length, 16) for _ in range(2)]
         return Plan(TileMap.dense(*tilings), "all", blind=True)
 
     planner = RecordingPlanner(all_tiles)
-    with (
-        monkeypatch.context() as patched,
-        ditaccel.accelerated(pipe, attention=use(patched, planner)),
-    ):
+    with observed(pipe, planner):
         result = generate(pipe, call)
     error = (result - dense).square().mean().sqrt() / dense.square().mean().sqrt()
     assert planner.seen and float(error) < 1e-5

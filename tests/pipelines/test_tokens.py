@@ -10,7 +10,6 @@ from ditaccel.pipelines.grids import from_ids, from_image_shapes
 from planners import RecordingPlanner, use
 from tiny import ATTENTION_FAMILIES, FAMILIES, family_of, generate
 
-import ditaccel
 from ditaccel.attention.runtime import find_attention
 from ditaccel.core.calls import as_tensor
 
@@ -46,7 +45,7 @@ def test_arguments_are_the_ones_that_carry_latents_and_timestep(name):
 
 
 @pytest.mark.parametrize("name", ATTENTION_FAMILIES)
-def test_token_count_and_text_side_are_the_real_ones(name, monkeypatch):
+def test_token_count_and_text_side_are_the_real_ones(name):
     """Other latents move exactly the rows of the first layer's queries that are not text."""
     pipe, call = FAMILIES[name]()
     adapter = adapters()[family_of(name)]
@@ -54,7 +53,7 @@ def test_token_count_and_text_side_are_the_real_ones(name, monkeypatch):
     latents = as_tensor(kwargs[adapter.sample])
     listed = isinstance(kwargs[adapter.sample], list)
     planner = RecordingPlanner()
-    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    use(pipe, planner)
     with torch.no_grad():
         for sample in (latents, latents + torch.randn(latents.shape)):
             given = list(sample) if listed else sample
@@ -89,11 +88,11 @@ WITHOUT_GRID = {"framepack", "hidream", "latte", "stable_audio", "z_image"}
 
 
 @pytest.mark.parametrize("name", ATTENTION_FAMILIES)
-def test_the_grid_of_the_tokens_is_the_one_of_the_picture(name, monkeypatch):
+def test_the_grid_of_the_tokens_is_the_one_of_the_picture(name):
     pipe, call = FAMILIES[name]()
     size = {**call, **FAMILIES[name].resized}
     planner = RecordingPlanner()
-    ditaccel.accelerate(pipe, attention=use(monkeypatch, planner))
+    use(pipe, planner)
     generate(pipe, call, num_inference_steps=2, **FAMILIES[name].resized)
     for context, _ in planner.seen:
         start, end = context.text or (0, 0)

@@ -4,12 +4,13 @@ import pytest
 import torch
 from ditaccel.kernels import TileMap, Tiling
 from inspection import traces
-from planners import RecordingPlanner, use
+from planners import RecordingPlanner
 from tiny import FAMILIES, VARIANTS, generate, other_prompt
 from tiny.flux2 import klein_kv
 
 import ditaccel
 from ditaccel.attention.planner import Plan
+from ditaccel.tuning.observe import observed
 
 EXACT = ["adaptive_taylor:tolerance=0", "taylorseer:interval=1,granularity=module"]
 SKIPPING = [
@@ -54,7 +55,7 @@ def test_steps_and_the_last_one_are_known(name):
 
 
 @pytest.mark.parametrize("name", [n for n, v in VARIANTS.items() if v.attention])
-def test_tokens_of_reference_images_are_image_tokens(name, monkeypatch):
+def test_tokens_of_reference_images_are_image_tokens(name):
     pipe, call = VARIANTS[name]()
     dense = generate(pipe, call)
 
@@ -63,12 +64,12 @@ def test_tokens_of_reference_images_are_image_tokens(name, monkeypatch):
         return Plan(TileMap.dense(*tilings), "all", blind=True)
 
     planner = RecordingPlanner(all_tiles)
-    with ditaccel.accelerated(pipe, attention=use(monkeypatch, planner)):
+    with observed(pipe, planner):
         result = generate(pipe, call)
     for context, _ in planner.seen:
         text = 0 if context.text is None else context.text[1] - context.text[0]
         assert context.length - text == VARIANTS[name].tokens
-    assert any(c.keys is not None for c, _ in planner.seen) == VARIANTS[name].masked
+    assert any(c.key_mask is not None for c, _ in planner.seen) == VARIANTS[name].masked
     error = (result - dense).square().mean().sqrt() / dense.square().mean().sqrt()
     assert float(error) < 1e-5
 

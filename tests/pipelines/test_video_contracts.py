@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from ditaccel.pipelines import adapters
-from planners import RecordingPlanner, use
+from planners import RecordingPlanner
 from tiny import FAMILIES, VARIANTS, generate
 from tiny.kandinsky5 import kandinsky5_nabla
 from tiny.skyreels_v2 import skyreels_v2_in_turn
@@ -18,6 +18,7 @@ from ditaccel.caching.first_block_residual import FirstBlockResidualGate
 from ditaccel.caching.gaps import GapEnd
 from ditaccel.core.denoising.tracker import DenoisingStep
 from ditaccel.core.outputs import join
+from ditaccel.tuning.observe import observed
 
 RESIDUAL = "first_block_residual:threshold=1e9,warmup=2"
 
@@ -271,10 +272,10 @@ def test_sections_of_one_call_are_generations_of_their_own():
         assert {c.reason for c in own[-2:]} == {"last step"}
 
 
-def test_text_stands_behind_tokens_of_the_past_and_of_the_latents(monkeypatch):
+def test_text_stands_behind_tokens_of_the_past_and_of_the_latents():
     pipe, call = FAMILIES["framepack"]()
     planner = RecordingPlanner()
-    with ditaccel.accelerated(pipe, attention=use(monkeypatch, planner)):
+    with observed(pipe, planner):
         generate(pipe, call)
     past = 2 * 6 * 6 + 1 * 3 * 3 + 4 * 2 * 2  # clean, at half of the resolution, at a quarter
     texts = {c.length - (past + 3 * 6 * 6): c.text for c, _ in planner.seen}

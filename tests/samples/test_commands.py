@@ -110,7 +110,7 @@ def test_finetune_says_before_it_runs_what_to_do(model: str, capsys, tmp_path) -
 @pytest.mark.slow
 def test_finetune(model: str, capsys, tmp_path) -> None:
     command = ["finetune", model, "--out", str(tmp_path / "run"), "--updates", "3", "--limit", "1"]
-    command += ["--config", "sla:critical=20,min_tokens=0,q_tile=16,k_tile=16"]
+    command += ["--config", "sla:critical=0.2,min_tokens=0,q_tile=16,k_tile=16"]
     more = ["--steps", "3", "--quiet", *short(Path(model).name)]
     code, told = ended(capsys, [*command, *more])
     assert code in (0, 1) and (tmp_path / "run" / "adapter.safetensors").exists(), told
@@ -123,7 +123,7 @@ def test_finetune(model: str, capsys, tmp_path) -> None:
     [
         ["overhead", "--steps", "6", "--rounds", "1"],
         ["sparsity", "--steps", "2"],
-        ["sla", "--steps", "4", "--critical", "20", "--layers", "4"],
+        ["sla", "--steps", "4", "--critical", "0.2", "--layers", "4"],
     ],
     ids=lambda bench: bench[0],
 )

@@ -7,27 +7,26 @@ from typing import Any
 
 from torch import Tensor
 
-from ditaccel.attention.lite_attention import LiteAttentionConfig
-from ditaccel.attention.planner import Dense, LayerContext, Plan
+from ditaccel.attention.planner import Dense, DenseReason, LayerContext, Plan, Planner
+from ditaccel.config import AccelerationConfig
+from ditaccel.core.transformers import transformers_of
+from ditaccel.sessions.session import Session
 
 Answer = Callable[[Tensor, Tensor, LayerContext, dict[str, Any]], "Plan | Dense"]
 
 
 def _dense(q: Tensor, k: Tensor, context: LayerContext, state: dict[str, Any]) -> Plan | Dense:
-    return Dense("asked for")
+    return Dense(DenseReason.OTHER, "asked for")
 
 
-class RecordingPlanner:
+class RecordingPlanner(Planner):
     """Answers Dense, or what `answer(q, k, context, state)` says.
 
     Attributes:
         seen: `(context, q)` of each call.
     """
 
-    least_tokens = 0
-    least_steps = 0
-    break_even: float | None = 1.0
-    backend = None
+    break_even = 1.0
 
     def __init__(self, answer: Answer = _dense) -> None:
         self.seen: list[tuple[LayerContext, Tensor]] = []
@@ -45,11 +44,7 @@ class RecordingPlanner:
         self.seen.append((context, q.detach().clone()))
         return self._answer(q, k, context, state)
 
-    def update(self, plan: Plan, result: Any, state: dict[str, Any]) -> None:
-        """Nothing is learnt."""
 
-
-def use(monkeypatch: Any, planner: Any) -> LiteAttentionConfig:
-    """A config under which `accelerate` takes `planner`."""
-    monkeypatch.setattr(LiteAttentionConfig, "planner", lambda self: planner)
-    return LiteAttentionConfig()
+def use(pipe: Any, planner: Planner) -> Session:
+    """Put a planner on a pipeline, as `accelerate` puts that of a config; `restore` undoes it."""
+    return Session(pipe, transformers_of(pipe)[0], AccelerationConfig(), planner=planner)

@@ -10,9 +10,9 @@ import torch
 from tiny import generate, tiny_wan
 
 import ditaccel
-from ditaccel import ConfigError, LiteAttentionConfig, UsageError
+from ditaccel import ConfigError, LiteAttentionConfig, SVG2Config, UsageError
 from ditaccel import config as configs
-from ditaccel.tuning.calibration import CANDIDATES, calibrate
+from ditaccel.tuning.calibration import calibrate, calibrated_methods
 
 BASE = LiteAttentionConfig(min_tokens=0, break_even=0.97, q_tile=16, k_tile=16, dense_steps=1)
 
@@ -81,7 +81,17 @@ def test_bad_input() -> None:
 
 
 def test_candidates_are_in_documented_units() -> None:
-    assert all(a < b < 0 for a, b in itertools.pairwise(CANDIDATES))
+    assert calibrated_methods() == {"lite_attention": LiteAttentionConfig.calibrated}
+    option = LiteAttentionConfig.calibrated
+    for a, b in itertools.pairwise((option.never, *option.candidates)):
+        assert a < b < 0
+        assert LiteAttentionConfig(**{option.option: b, option.per_layer: ((a, b),)})
+
+
+def test_a_method_without_an_option_to_calibrate_is_refused() -> None:
+    pipe, call = _peaked()
+    with pytest.raises(ConfigError, match=r"SVG2Config has no option .* lite_attention"):
+        calibrate(pipe, [call], SVG2Config())
 
 
 def test_tune_calibrates_attention() -> None:

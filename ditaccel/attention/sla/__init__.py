@@ -1,5 +1,5 @@
-"""Sparse-linear attention (SLA): its config, map, heads and trained weights."""
+"""Sparse-linear attention (SLA): its options, map, linear branch and trained weights."""
 
-from .planner import SLAConfig
+from .config import SLAConfig
 
 __all__ = ["SLAConfig"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import TileMoments, score_variance
+from ..rest import loss_of_means
 
 
 def tile_classes(
@@ -18,8 +19,8 @@ def tile_classes(
     Args:
         mass: `(B, H, Tq, Tk)`, share of each key tile in the row's softmax, or its logarithm up to
             a constant of the row: only its order counts.
-        critical: percent of the key tiles that are critical, rounded down, but at least one tile.
-        negligible: percent that are negligible, rounded down: those of the least mass that are not
+        critical: share of the key tiles that are critical, rounded down, but at least one tile.
+        negligible: share that is negligible, rounded down: those of the least mass that are not
             critical.
         rank: what makes tiles critical, the largest first; the mass by default.
 
@@ -27,8 +28,8 @@ def tile_classes(
         critical and marginal, bool like mass.
     """
     tiles = mass.shape[-1]
-    first = max(1, math.floor(critical * tiles / 100 + 1e-9))
-    last = min(math.floor(negligible * tiles / 100 + 1e-9), tiles - first)
+    first = max(1, math.floor(critical * tiles + 1e-9))
+    last = min(math.floor(negligible * tiles + 1e-9), tiles - first)
     rank = mass if rank is None else rank
     chosen = rank.sort(dim=-1, descending=True, stable=True).indices[..., :first]
     is_critical = torch.zeros_like(mass, dtype=torch.bool).scatter_(-1, chosen, True)
@@ -61,8 +62,7 @@ def pooled_scores(q_means: Tensor, moments: TileMoments, scale: float) -> Tensor
 def moment_errors(q_means: Tensor, moments: TileMoments, scale: float) -> tuple[Tensor, Tensor]:
     """Mass of each key tile by its moments, and how much of the output they would get wrong.
 
-    By Cauchy-Schwarz the value of a tile is off by at most sqrt(u) times the spread of its values,
-    and a part of its own size u/2 stands for what is left of the second order.
+    See `rest.loss_of_means`.
 
     Args:
         q_means: mean query of each query tile, `(B, H, Tq, D)`.
@@ -72,10 +72,7 @@ def moment_errors(q_means: Tensor, moments: TileMoments, scale: float) -> tuple[
     Returns:
         mass and error, `(B, H, Tq, Tk)`.
     """
-    group = q_means.shape[1] // moments.keys.shape[1]
     half = score_variance(q_means, moments, scale) / 2
     sizes = moments.sizes[:, :, None].clamp(min=1).log()
     mass = (pooled_scores(q_means, moments, scale) + half.log1p() + sizes).softmax(-1)
-    spread = moments.value_spread.repeat_interleave(group, 1)[:, :, None]
-    size = moments.values.norm(dim=-1).repeat_interleave(group, 1)[:, :, None]
-    return mass, mass * ((2 * half).sqrt() * spread + half * size)
+    return mass, mass * loss_of_means(q_means, moments, scale)

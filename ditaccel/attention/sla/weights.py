@@ -18,19 +18,10 @@ from ...io import given
 from ...io.files import write_atomically
 from .own_weights import Place, cannot_change, own_weights, places_of
 
-FORMAT = "ditaccel-sla-1"
-# Options that the weights were trained for: those of a config must agree.
-SHARED = (
-    "mode",
-    "critical",
-    "negligible",
-    "feature_map",
-    "linear",
-    "projection",
-    "cube",
-    "q_tile",
-    "k_tile",
-)
+FORMAT = "ditaccel-sla-2"
+# In which shares of tiles are percentages.
+_OLD_FORMAT = "ditaccel-sla-1"
+_SHARES = ("critical", "negligible")
 # What files hold that were written before these options were there.
 _BEFORE = {"linear": "marginal", "projection": "per_head"}
 # Another model's weights give sketches that differ by about their norm; rounding to 8 bits by 1 %.
@@ -71,17 +62,18 @@ def differs(known: Mapping[str, Any], transformer: nn.Module) -> str:
 
 
 @dataclass(eq=False)
-class SLAAdapter:
+class SLAWeights:
     """Trained parts of one or several transformers.
 
     Attributes:
-        options: those of `SHARED`, as trained.
+        options: those of `defaults.SHARED`, as trained.
         fingerprints: of each component's transformer.
         projections: component -> a weight `(H, D, D)` and a bias `(H, D)` for each attention layer;
             H is 1 where all heads share them.
         changes: component -> parameter name -> what is added to it.
         notes: how it was trained, for people.
         source: the file, for messages.
+        learning: whether a student trains them, and changes the transformers' weights itself.
     """
 
     options: dict[str, Any]
@@ -90,6 +82,7 @@ class SLAAdapter:
     changes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    learning: bool = False
     _swaps: dict[str, list[_Swap]] = field(default_factory=dict, init=False, repr=False)
     _transformers: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
     _followed: dict[str, int] = field(default_factory=dict, init=False, repr=False)
@@ -112,6 +105,8 @@ class SLAAdapter:
         Raises:
             ConfigError: it is another one, or its weights are on no device.
         """
+        if self.learning:
+            return
         if name not in self.fingerprints:
             raise ConfigError(
                 f"{self.source} holds nothing for {name}, only for "
@@ -154,14 +149,14 @@ class SLAAdapter:
         self._followed[name] = generation
 
     def put(self, name: str, generation: int) -> None:
-        """Put the changes of a component in place; worked out anew for each generation, since its
-        own weights may have been moved, or had another adapter fused into them.
+        """Put the changes of a component in place; they are worked out again for each generation,
+        since its own weights may have been moved, or had an adapter fused into them.
 
         Raises:
             ConfigError: its weights cannot be changed where they are now.
         """
-        if name not in self._transformers:
-            return  # in training: the student changes the weights itself
+        if self.learning:
+            return
         self._follow(name, generation)
         for swap in self._swaps.get(name, ()):
             swap.put(generation)
@@ -195,33 +190,34 @@ class SLAAdapter:
         return len(content)
 
     @classmethod
-    def load(cls, path: str | Path) -> SLAAdapter:
+    def load(cls, path: str | Path) -> SLAWeights:
         """Read what `save` wrote.
 
         Raises:
             UsageError: no such file, or damaged.
-            ConfigError: no SLA adapter.
+            ConfigError: it holds something else.
         """
         from safetensors import SafetensorError, safe_open
 
         path = given.path(path)
         if not path.is_file():
-            raise UsageError(f"no adapter at {path}; ditaccel.finetune writes one")
+            raise UsageError(f"no weights at {path}; ditaccel.finetune writes them")
         try:
             with safe_open(str(path), "pt") as file:
                 about = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise UsageError(f"{path} is no readable safetensors file: {error}") from None
-        if about.get("format") != FORMAT:
+            raise UsageError(f"{path} is not a readable safetensors file: {error}") from None
+        if about.get("format") not in (FORMAT, _OLD_FORMAT):
             raise ConfigError(
-                f"{path} is no SLA adapter of this version (its format is "
-                f"{about.get('format')!r}, not {FORMAT!r}); ditaccel.finetune writes one"
+                f"{path} does not hold weights for SLA of this version (its format is "
+                f"{about.get('format')!r}, not {FORMAT!r}); ditaccel.finetune writes them"
             )
         data = json.loads(about["ditaccel"])
-        made = cls(
-            {**_BEFORE, **data["options"]}, data["models"], notes=data["notes"], source=str(path)
-        )
+        options = {**_BEFORE, **data["options"]}
+        if about["format"] == _OLD_FORMAT:
+            options |= {name: options[name] / 100 for name in _SHARES if name in options}
+        made = cls(options, data["models"], notes=data["notes"], source=str(path))
         for component in made.fingerprints:
             stem = f"{component}/projection."
             layers = sum(n.startswith(stem) and n.endswith(".weight") for n in tensors)
