@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
         DitaccelError: unusable input, in one line.
     """
     from .. import config as configs
-    from ..attention.sla.planner import SLAConfig
+    from ..attention.sla import SLAConfig
     from ..io.models import no_prompts, read_prompts, read_sheet
     from .loss_curve import CURVE
     from .run import finetune

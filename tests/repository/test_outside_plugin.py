@@ -99,7 +99,7 @@ def run():
 
 
 dense = run()
-diagonal = "diagonal:reach=0,tile=16,min_tokens=0,break_even=1"
+diagonal = "diagonal:reach=0,q_tile=16,k_tile=16,min_tokens=0,break_even=1"
 ditaccel.accelerate(pipe, MultiplesConfig(every=4), diagonal)
 run()
 report = ditaccel.report(pipe)
@@ -148,7 +148,7 @@ def test_it_passes_the_checks_of_every_family_and_method(site):
 
 def test_eval_compares_its_methods_and_its_peer_by_its_metric(site, tmp_path):
     out = tmp_path / "out"
-    diagonal = "diagonal:reach=0,tile=16,min_tokens=0,break_even=1"
+    diagonal = "diagonal:reach=0,q_tile=16,k_tile=16,min_tokens=0,break_even=1"
     rows = {"multiples": "multiples:every=2", "diagonal": diagonal, "peer": "peer/hold:every=2"}
     configs = [word for spec in rows.values() for word in ("--config", spec)]
     size = ["--limit", 1, "--steps", 6, "--pairs", 1, "--call", "height=64", "--call", "width=64"]

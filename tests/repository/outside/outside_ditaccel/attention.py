@@ -3,54 +3,38 @@
 from dataclasses import dataclass, replace
 
 import torch
-from ditaccel.kernels import TileMap, Tiling, keep_keys, keep_queries
 
-from ditaccel.attention.planner import Plan, Planner
-from ditaccel.config import AttentionConfig, Example, method
+from ditaccel.attention.options import FixedTileOptions
+from ditaccel.attention.tile_planner import TilePlanner
+from ditaccel.config import Example, method
 
 
 @method("diagonal")
 @dataclass(frozen=True, kw_only=True)
-class DiagonalConfig(AttentionConfig):
+class DiagonalConfig(FixedTileOptions):
     """Each query tile attends to the key tiles nearest to it.
 
     Args:
         reach: tiles on either side of the diagonal that are kept.
-        tile: tokens per tile.
-        min_tokens: shorter sequences stay dense.
-        break_even: kept share of the attention matrix above which a layer is dense.
     """
 
     reach: int = 8
-    tile: int = 64
-    min_tokens: int = 1024
-    break_even: float | None = None
+    dense_steps: int | float = 0
 
     @classmethod
     def examples(cls):
-        small = cls(tile=16, min_tokens=0, break_even=1.0)
+        small = cls(q_tile=16, k_tile=16, min_tokens=0, break_even=1.0)
         return (Example(replace(small, reach=1000), replace(small, reach=1)),)
 
     def planner(self):
         return DiagonalPlanner(self)
 
 
-class DiagonalPlanner(Planner):
-    """Makes the same map in every layer and step."""
+class DiagonalPlanner(TilePlanner):
+    """Makes one map per layer and generation."""
 
-    def __init__(self, config):
-        self.config = config
-        self.least_tokens, self.least_steps = config.min_tokens, 1
-        self.break_even, self.backend = config.break_even, None
+    serves = None
 
-    def plan(self, q, k, v, scale, context, state):
-        tiling = Tiling.fixed(q.shape[2], self.config.tile)
-        place = torch.arange(tiling.tiles, device=q.device)
-        mask = ((place[:, None] - place).abs() <= self.config.reach)[None, None]
-        if context.text is not None:
-            mask = keep_queries(keep_keys(mask, [context.text], tiling), [context.text], tiling)
-        mask = mask.expand(*q.shape[:2], -1, -1)
-        return Plan(TileMap.from_mask(mask, tiling, tiling), "diagonal")
-
-    def update(self, plan, result, state):
-        pass
+    def mask(self, q, k, v, scale, context, state):
+        rows, columns = (torch.arange(t.tiles) for t in self.tilings(q, k, context))
+        return (rows[:, None] - columns).abs() <= self.config.reach
