@@ -150,12 +150,14 @@ class Memory:
 
     Attributes:
         peak: most bytes held at once, by what they were for.
+        device: of the latents.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._checked: list[Snapshot] = []
         self.peak: dict[str, int] = {}
+        self.device = torch.device("cpu")
 
     def clear(self) -> None:
         """A new generation begins: its budget is checked again."""
@@ -189,7 +191,6 @@ class Memory:
         policy: CachePolicy,
         states: Collection[BranchState],
         ranks: Ranks | None,
-        device: torch.device,
     ) -> CachePolicy:
         """The policy, or a smaller one that the states go on with.
 
@@ -197,7 +198,6 @@ class Memory:
             policy: in force.
             states: of the guidance branches so far, with what their computed steps have shown.
             ranks: that compute together, and must decide alike: parts may differ by a token.
-            device: of the latents.
 
         Raises:
             ConfigError: over the budget, and not to be made smaller.
@@ -211,7 +211,7 @@ class Memory:
             if ranks is None:
                 return count
             return int(
-                ranks.largest(torch.tensor(float(count), dtype=torch.float64, device=device))
+                ranks.largest(torch.tensor(float(count), dtype=torch.float64, device=self.device))
             )
 
         smaller = within_budget(policy, snapshots, self._warn, largest)

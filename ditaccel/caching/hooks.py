@@ -55,7 +55,6 @@ class BlockCache(PerLoop):
         self._first = FirstBlocks(self.blocks, policy, self._check_budget)
         self._configured = policy, self._target_of(policy)
         self._call: Call | None = None
-        self._device = torch.device("cpu")
         self.memory = Memory(warn)
         self._fresh()
 
@@ -69,8 +68,6 @@ class BlockCache(PerLoop):
         self.memory.clear()
         self.policy, self.target = self._configured
         self.guidance = guidance_of(self.policy)
-
-    # -- set-up --
 
     def install(self, ledger: PatchLedger) -> None:
         """Patch the blocks, and what is watched or forecast inside them."""
@@ -120,7 +117,7 @@ class BlockCache(PerLoop):
             ConfigError: the gate cannot work in this loop.
         """
         policy, gate = self.policy, self.policy.gate
-        self._device = samples[0].device
+        self.memory.device = samples[0].device
         fingerprint = tuple((tuple(s.shape), s.dtype, s.device) for s in samples)
         state = self._state_of(step.branch, fingerprint)
         gate.check(step)
@@ -202,8 +199,6 @@ class BlockCache(PerLoop):
         if not self._states:
             self.guidance.leaders.clear()
 
-    # -- one call of a block --
-
     def _around(self, index: int, block: Block) -> Callable[..., Any]:
         first, last = index == self.blocks.main[0], index == self.blocks.main[-1]
         last_side = index == self.blocks.last_side
@@ -218,10 +213,10 @@ class BlockCache(PerLoop):
             if call.forecasting and not self.target.runs(index):
                 if last_side and call.state.hint is not None:
                     return call.state.hint
-                hidden = None
-                if last and inside:
-                    shape = block.hidden_in(args, kwargs, call.tokens).shape
-                    hidden = self.guidance.predict(call, self.target, shape)
+                if not (last and inside):
+                    return block.passing(None, args, kwargs)
+                shape = block.hidden_in(args, kwargs, call.tokens).shape
+                hidden = self.guidance.predict(call, self.target, shape)
                 return block.passing(hidden, args, kwargs)
             output = inner(*args, **kwargs)
             if last_side and inside:
@@ -249,6 +244,6 @@ class BlockCache(PerLoop):
     def _check_budget(self) -> None:
         """Refuse, or do less, once it shows that the budget will not do."""
         states, ranks = self._states.values(), self.blocks.ranks
-        policy = self.memory.within(self.policy, states, ranks, self._device)
+        policy = self.memory.within(self.policy, states, ranks)
         if policy is not self.policy:
             self.policy, self.target = policy, self._target_of(policy)

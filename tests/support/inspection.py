@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -28,3 +29,29 @@ def computed(pipe: Any, branch: str | None = None) -> list[int]:
     """Steps that the last generation computed, in one guidance branch or in any."""
     calls = ditaccel.report(pipe).last_generation().calls
     return [c.step for c in calls if c.action == "compute" and branch in (None, c.branch)]
+
+
+class Watched:
+    """What plain forward hooks see of modules: copies of what goes in or comes out."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[Any]] = defaultdict(list)
+        self._handles: list[Any] = []
+
+    def inputs(self, name: str, module: torch.nn.Module, argument: str) -> None:
+        def keep(module: Any, args: Any, kwargs: Any) -> None:
+            value = kwargs[argument] if argument in kwargs else args[0]
+            self.seen[name].append(value.clone())
+
+        self._handles.append(module.register_forward_pre_hook(keep, with_kwargs=True))
+
+    def outputs(self, name: str, module: torch.nn.Module, index: int = 0) -> None:
+        def keep(module: Any, args: Any, output: Any) -> None:
+            value = output if isinstance(output, torch.Tensor) else output[index]
+            self.seen[name].append(value.clone())
+
+        self._handles.append(module.register_forward_hook(keep))
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
