@@ -118,9 +118,7 @@ def test_accelerate_takes_its_methods_like_ours(site, tmp_path):
 
 CONFORMANCE = """
 from conformance import METHODS, WORKS, Subject, check_isolation, check_method
-from tiny import tiny_flux
-from tiny_families import FAMILIES
-from tiny_registry import TinyFamily
+from tiny import FAMILIES, TinyFamily, tiny_flux
 
 from outside_ditaccel.model import renamed
 

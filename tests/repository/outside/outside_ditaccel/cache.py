@@ -2,17 +2,24 @@
 
 from dataclasses import dataclass
 
-from ditaccel.caching.gate import IntervalGate, StepRules, Verdict
+from ditaccel.caching.gate import Gate, StepRules
 from ditaccel.caching.policy import CachePolicy
+from ditaccel.caching.state import Verdict
 from ditaccel.config import CacheConfig, Example, method, require
 from ditaccel.core.reasons import Reason
 
 
-class MultiplesGate(IntervalGate):
+class MultiplesGate(Gate):
     """Looks at nothing but the number of the step."""
 
+    def __init__(self, every):
+        self.every = every
+
+    def skips_nothing(self, total):
+        return self.every == 1
+
     def before(self, step, state):
-        forecast = step.index % self.interval != 0
+        forecast = step.index % self.every != 0
         return Verdict(forecast, Reason.BETWEEN if forecast else Reason.SCHEDULED)
 
 
