@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-rotated support-table versions lint format clean
+.PHONY: help setup demo test test-all test-rotated support-table docs versions lint format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -66,9 +66,13 @@ test-rotated: $(STAMP) ## a quarter of the slow tests, chosen by the commit, at 
 	  --rotate $(or $(COMMIT),$(shell git rev-parse HEAD)) --minutes 30 $(ARGS)
 
 # mypy cannot follow setuptools' package-dir, so it gets the tree as it is imported.
-support-table: $(STAMP) ## measure families without results, then write the support table of pipelines/README.md
+support-table: $(STAMP) ## measure families without results, then write the tables of the READMEs
 	PYTHONPATH=tests/support OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
 	  $(PY) -P tests/conformance/support_table.py $(ARGS)
+	@$(MAKE) --no-print-directory docs
+
+docs: $(STAMP) ## write the tables of the READMEs from the classes and results that they describe
+	PYTHONPATH=tests/support:tests/conformance HF_HUB_OFFLINE=1 $(PY) -P tests/conformance/generated_docs.py
 
 versions: $(STAMP) ## the tests that depend on diffusers, under each version that is promised
 	$(PY) -P tests/conformance/version_matrix.py $(ARGS)

@@ -114,7 +114,7 @@ class StepSizeGate(Gate):
 @method("adaptive_taylor", base={"warmup": BASE_WARMUP, "guidance": BASE_GUIDANCE})
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveTaylorConfig(BudgetOptions, DifferenceOptions, TargetOptions):
-    """Error-controlled distance between computed steps.
+    """The forecast's own error sets the distance of computed steps, as step sizes in ODE solvers.
 
     Args:
         tolerance: error that one gap may leave in the latents, as mean absolute error by their

@@ -25,7 +25,7 @@ class FirstBlockResidualGate(FirstBlockGate):
         return self.compared(state, after - before, state.first.newest)
 
 
-@method("first_block_residual")
+@method("first_block_residual", paper="https://github.com/chengzeyi/ParaAttention")
 @dataclass(frozen=True, kw_only=True)
 class FirstBlockResidualConfig(ForecastOptions):
     """The first block always runs; if its residual has hardly changed, the rest is reused.

@@ -13,7 +13,7 @@ from .policy import CachePolicy
 @method("reuse", baseline=True)
 @dataclass(frozen=True, kw_only=True)
 class ReuseConfig(CacheConfig):
-    """Fixed interval, no forecast.
+    """Compute every Nth step, and hold what left the last block.
 
     Args:
         interval: distance of computed steps, >= 1; 1 is exact.

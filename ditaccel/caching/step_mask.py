@@ -40,7 +40,7 @@ class MaskGate(Gate):
 @method("step_mask", baseline=True)
 @dataclass(frozen=True, kw_only=True)
 class StepMaskConfig(DifferenceOptions, TargetOptions):
-    """A fixed budget with a predictable latency.
+    """Compute the steps that are named, and forecast all others: a fixed budget.
 
     Args:
         steps: indices of the computed steps, counted from 0; must hold 0.

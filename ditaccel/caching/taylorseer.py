@@ -15,7 +15,7 @@ from .policy import CachePolicy
 @method("taylorseer", paper="2503.06923")
 @dataclass(frozen=True, kw_only=True)
 class TaylorSeerConfig(BudgetOptions, DifferenceOptions, TargetOptions):
-    """Fixed interval with a Taylor forecast.
+    """Compute every Nth step, and forecast those between by a Taylor series.
 
     Args:
         interval: distance of computed steps, N >= 1. Larger is faster and less exact; 1 is exact.

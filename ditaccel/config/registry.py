@@ -61,7 +61,8 @@ class MethodConfig:
     Attributes:
         method: name of the method, set by `@method`.
         kind: one of `KINDS`.
-        paper: arXiv number of the paper, set by `@method`; empty where there is none.
+        paper: arXiv number of the paper, or the address of the code where there is no paper; empty
+            where there is neither. Set by `@method`.
         base: options that may be None, which stands for the family's own value
             (`FamilyAdapter.base`), and what they are where the family has none; set by `@method`.
         baseline: whether the method is only there to be compared with.
@@ -117,7 +118,7 @@ def method(
 
     Args:
         name: of the method: small letters, digits and underscores.
-        paper: arXiv number, such as `2503.06923`.
+        paper: arXiv number, such as `2503.06923`; see `MethodConfig`.
         base: see `MethodConfig`.
         baseline: see `MethodConfig`.
 

@@ -2,17 +2,21 @@
 
     make support-table                   # the families that have no results yet
     make support-table ARGS="flux wan"   # these again
-    make support-table ARGS=--all        # all again (half an hour on one core)
+    make support-table ARGS=--all        # all that were measured at another commit
 
-The README's table is written from the results and from nothing else; `tests/conformance` checks the
-results against what the checks give, and the README against the results.
+Results are kept family by family: the same command resumes where a run was stopped. The README's
+table is written from the results and from nothing else (`generated_docs.py`); `tests/conformance`
+compares the results with what the checks give.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -25,32 +29,7 @@ from tiny import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tests" / "conformance" / "support.json"
-README = ROOT / "pipelines" / "README.md"
-BEGIN, END = "<!-- generated: support table -->", "<!-- end of support table -->"
 STEPS = 5
-SHORT = {
-    "adaptive_taylor": "AT",
-    "confidence_gated_taylor": "CG",
-    "first_block_residual": "FB",
-    "taylorseer": "TS",
-    "taylorseer last_block": "TL",
-    "reuse": "R",
-    "step_mask": "SM",
-    "lite_attention": "LA",
-    "svg2": "S2",
-    "sla": "SL",
-    "compiled blocks": "cb",
-    "compiled as a whole": "cw",
-    "group offload": "go",
-    "model offload": "mo",
-    "sequential offload": "so",
-    "fp8 storage": "f8",
-    "fused QKV": "fq",
-    "LoRA": "lo",
-    "int8 weights": "i8",
-}
-
-
 # What the checks write where the dense pipeline raises under something; the JSON keeps the rest.
 FAILS = "the dense pipeline fails under it: "
 PLAIN = {
@@ -111,17 +90,6 @@ def write(results: dict[str, Any], path: Path = RESULTS) -> None:
     path.write_text(json.dumps(ordered, indent=1) + "\n")
 
 
-def write_readme() -> None:
-    """Write the README's table from the results."""
-    README.write_text(with_table(README.read_text(), render(read())))
-
-
-def with_table(text: str, table: str) -> str:
-    """A text with the part between the marks exchanged."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
-
-
 def render(results: dict[str, Any]) -> str:
     """The table in Markdown, with a note for every cell that is not `works`."""
     notes: dict[str, int] = {}
@@ -133,48 +101,59 @@ def render(results: dict[str, Any]) -> str:
         # one note for all transformers with the same reason
         return f"[{notes.setdefault(text, len(notes) + 1)}]"
 
-    keys = columns()
-    lines = [
-        "| pipeline (tiny) | " + " | ".join(SHORT[key] for key in keys) + " |",
-        "|---|" + ":-:|" * len(keys),
-    ]
-    for name, row in results.items():
-        cells = " | ".join(cell(key, row["cells"][key]) for key in keys)
-        lines.append(f"| {row['pipeline']} ({name}) | {cells} |")
-    legend = ", ".join(f"{SHORT[key]} {key}" for key in keys)
-    lines += ["", f"{legend}.", ""]
+    lines = []
+    for keys in (list(METHODS), list(COMPOSITIONS)):
+        names = [re.sub(r"(_| )", r"\1<br>", key).replace(" <br>", "<br>") for key in keys]
+        lines += ["| pipeline (tiny) | " + " | ".join(names) + " |", "|---|" + ":-:|" * len(keys)]
+        for name, row in results.items():
+            cells = " | ".join(cell(key, row["cells"][key]) for key in keys)
+            lines.append(f"| {row['pipeline']} ({name}) | {cells} |")
+        lines.append("")
     lines += [f"[{number}] {text}  " for text, number in notes.items()]
     return "\n".join(lines).rstrip()
+
+
+def commit() -> str:
+    """What is measured: the last commit of these rooms, with a plus where files differ from it."""
+    git = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
+    rooms = ["--", "ditaccel", "kernels", "pipelines/*.py", "tests/support"]
+    last = git(["git", "log", "-1", "--format=%h", "--abbrev=12", *rooms]).stdout.strip()
+    return last + "+" * bool(git(["git", "status", "--porcelain", *rooms]).stdout)
 
 
 def main() -> int:
     """Measure and write; the results are kept family by family."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="tiny pipelines to measure again")
-    parser.add_argument("--all", action="store_true", help="measure all of them again")
-    parser.add_argument("--readme", action="store_true", help="only write the README's table")
+    parser.add_argument(
+        "--all", action="store_true", help="measure all that were measured at another commit"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="another file of results")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in FAMILIES]
     if unknown:
         parser.error(f"no tiny pipeline {unknown[0]!r}; known: {', '.join(FAMILIES)}")
-    found = {name: row["cells"] for name, row in read(args.results).items()}
-    missing = [name for name in FAMILIES if list(found.get(name, ())) != columns()]
-    again = args.names or args.all
-    wanted = list(FAMILIES) if args.all else args.names or missing
+    found, now = read(args.results), commit()
+    known = {name: row["cells"] for name, row in found.items()}
+    again = bool(args.names or args.all)
+    if args.all:
+        wanted = [name for name in FAMILIES if found.get(name, {}).get("commit") != now]
+    else:
+        wanted = args.names or [n for n in FAMILIES if list(known.get(n, ())) != columns()]
     warnings.simplefilter("ignore")
     faults = 0
-    for name in [] if args.readme else wanted:
-        print(name, flush=True)
+    for number, name in enumerate(wanted, 1):
+        begun = time.monotonic()
         try:
-            row = measure(name, None if again else found.get(name))
+            row = measure(name, None if again else known.get(name)) | {"commit": now}
             write({**read(args.results), name: row}, args.results)
+            said = "measured"
         except Exception as error:
             faults += 1
             what = ", ".join(getattr(error, "__notes__", []))
-            print(f"{name}: {what}: {type(error).__name__}: {error}", flush=True)
-    if args.results == RESULTS:
-        write_readme()
+            said = f"{what}: {type(error).__name__}: {error}"
+        took = time.monotonic() - begun
+        print(f"[{number}/{len(wanted)}] {name}: {said} ({took:.0f} s)", flush=True)
     return int(faults > 0)
 
 
