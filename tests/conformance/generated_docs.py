@@ -1,4 +1,4 @@
-"""The tables of the READMEs, written from the classes and data that they describe.
+"""The tables of the documents, written from the classes and data that they describe.
 
     make docs
 
@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
+import import_graph
 import support_table
 from ditaccel.eval.metrics.base import Metric, metrics
 from ditaccel.eval.peers.base import PEERS
@@ -35,8 +36,10 @@ _ARXIV = re.compile(r"\d{4}\.\d{5}")
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A table in Markdown."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '¦') for cell in line)} |" for line in lines)
+    top, *body = (
+        f"| {' | '.join(cell.replace('|', '¦') for cell in row)} |" for row in (head, *rows)
+    )
+    return "\n".join([top, "|---" * len(head) + "|", *body])
 
 
 def _first_line(text: str | None) -> str:
@@ -173,6 +176,7 @@ def peers() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "rooms": import_graph.diagram,
     "caching methods": lambda: methods("cache"),
     "options of caching methods": lambda: options("cache"),
     "attention methods": lambda: methods("attention"),

@@ -1,4 +1,4 @@
-"""The generated tables of the READMEs are those that `make docs` writes."""
+"""The generated tables of the documents are those that `make docs` writes."""
 
 import importlib.metadata
 import re
@@ -29,8 +29,8 @@ def test_tables_are_up_to_date(name):
 
 
 def test_a_stale_table_is_written_again_and_the_rest_is_kept():
-    before = "# A\n<!-- generated: peers -->\nold\n<!-- end of peers -->\nb\n"
+    before = "# A\n<!-- generated: peers -->\nOUTDATED\n<!-- end of peers -->\nb\n"
     other = "<!-- generated: x -->\nkept\n<!-- end of x -->\n"
     after = generated_docs.filled(before + other)
     assert after.startswith("# A\n<!-- generated: peers -->\n| peer | options | note |\n")
-    assert after.endswith(f"<!-- end of peers -->\nb\n{other}") and "old" not in after
+    assert after.endswith(f"<!-- end of peers -->\nb\n{other}") and "OUTDATED" not in after

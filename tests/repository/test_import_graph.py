@@ -101,16 +101,8 @@ def test_imports_in_functions_and_for_types_count() -> None:
     assert "ditaccel.attention" not in graph["ditaccel.config"]
 
 
-def test_the_diagram_goes_between_the_markers_of_a_file(tmp_path: Path) -> None:
-    page = tmp_path / "PAGE.md"
-    page.write_text(f"before\n{import_graph._BEGIN}\nold\n{import_graph._END}\nafter\n")
-    import_graph.write(page)
-    text = page.read_text()
-    assert "api --> sessions" in text and "old" not in text
-    assert text.startswith("before\n") and text.endswith("\nafter\n")
-    page.write_text("no markers")
-    with pytest.raises(SystemExit, match="import graph: begin"):
-        import_graph.write(page)
+def test_the_diagram_shows_the_arrows_between_rooms() -> None:
+    assert "  api --> sessions\n" in import_graph.diagram()
 
 
 def test_no_room_has_more_than_19_files_or_rooms() -> None:

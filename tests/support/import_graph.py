@@ -2,16 +2,12 @@
 
 Every import counts, also those inside functions and those for type checking. A room is a folder in
 the root of the package (`ditaccel.core`, `ditaccel.kernels`) or a single file there (`api.py`).
-
-    python -P tests/support/import_graph.py             # print the diagram of the rooms
-    python -P tests/support/import_graph.py FILE.md     # write it between the markers of a file
+`make docs` writes the diagram of the rooms into CONTRIBUTING.md.
 """
 
 from __future__ import annotations
 
 import ast
-import re
-import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -43,7 +39,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 # The registry finds the methods by importing whatever lies in these folders: it names the empty
 # package, and nothing in it.
 DISCOVERY = {("config", "ditaccel.caching"), ("config", "ditaccel.attention")}
-_BEGIN, _END = "<!-- import graph: begin -->", "<!-- import graph: end -->"
 
 Graph = dict[str, set[str]]
 
@@ -166,20 +161,3 @@ def diagram() -> str:
         for room in sorted(set(floor) - {"__main__"}):
             lines += [f"  {room} --> {other}" for other in sorted(arrows.get(room, ()))]
     return "\n".join([*lines, "```"])
-
-
-def write(path: Path) -> None:
-    """Replace what lies between the markers of a Markdown file by the diagram."""
-    text = path.read_text(encoding="utf-8")
-    if _BEGIN not in text or _END not in text:
-        sys.exit(f"{path} has no lines {_BEGIN} and {_END}; put them where the diagram belongs")
-    block = f"{_BEGIN}\n{diagram()}\n{_END}"
-    pattern = f"{re.escape(_BEGIN)}.*?{re.escape(_END)}"
-    path.write_text(re.sub(pattern, lambda _: block, text, flags=re.S), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        write(Path(name))
-    if not sys.argv[1:]:
-        print(diagram())
