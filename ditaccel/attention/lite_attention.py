@@ -47,7 +47,7 @@ _SAMPLED = 8  # one query tile in so many tells what a map would keep
 @method("lite_attention", paper="2511.11062")
 @dataclass(frozen=True, kw_only=True)
 class LiteAttentionConfig(FixedTileOptions):
-    """Skip lists that are carried from step to step.
+    """Skip the tiles that did not matter at the step before.
 
     Options that all methods share are described in `TileOptions`; here `rest` is `nothing` by
     default, and one step stays dense.

@@ -55,7 +55,7 @@ _PUBLISHED: dict[str, Any] = {
 @method("svg2", paper="2505.18875")
 @dataclass(frozen=True, kw_only=True)
 class SVG2Config(TileOptions):
-    """Semantic clusters as tiles.
+    """Clusters of tokens as tiles: each of queries keeps those of keys that matter most to it.
 
     Options that all methods share are described in `TileOptions`; here `rest` is `means` where
     `compensate` is on and `nothing` where it is off, by default.

@@ -21,7 +21,7 @@ SHARES = ("critical", "negligible")
 @method("sla", paper="2509.24006")
 @dataclass(frozen=True, kw_only=True)
 class SLAConfig(FixedTileOptions):
-    """Sparse-linear attention.
+    """The tiles that count most exactly; the others by their moments, or a trained projection.
 
     Options that are None take the value that the file in `weights` was trained with, or their
     default. Options that all methods share are described in `TileOptions`; here `rest` is what
