@@ -115,6 +115,31 @@ def _device(text: str) -> str:
     return choose_device(text)
 
 
+def _prompts(args: argparse.Namespace, sheet: Any) -> list[str]:
+    """The prompts to train on."""
+    from ..io.models import no_prompts, read_prompts
+
+    source = args.prompts or sheet.prompts
+    if source is None:
+        raise no_prompts(args.model)
+    prompts = read_prompts(source)[args.skip or 0 :][: args.limit]
+    if not prompts:
+        raise UsageError(f"{args.skip} leaves no prompt of {source}", "skip")
+    return prompts
+
+
+def _config(text: str) -> Any:
+    """The config to train for, from the text of `--config`."""
+    from .. import config as configs
+    from ..attention.sla import SLAConfig
+
+    is_file = text.endswith((".yaml", ".yml", ".json"))
+    config = (configs.load if is_file else configs.parse_spec)(text).attention
+    if not isinstance(config, SLAConfig):
+        raise ConfigError(f"{text!r} is not a config of sla, which can be trained", "config")
+    return config
+
+
 def run(args: argparse.Namespace) -> int:
     """Run `ditaccel finetune`.
 
@@ -124,25 +149,15 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         DitaccelError: unusable input, in one line.
     """
-    from .. import config as configs
-    from ..attention.sla import SLAConfig
-    from ..io.models import no_prompts, read_prompts, read_sheet
+    from ..io.models import read_sheet
     from .loss_curve import CURVE
     from .run import finetune
 
     if args.steps is not None and args.updates is None:
         raise UsageError("counts scheduler steps; also say how many --updates to train", "steps")
     sheet = read_sheet(args.model)
-    source = args.prompts or sheet.prompts
-    if source is None:
-        raise no_prompts(args.model)
-    prompts = read_prompts(source)[args.skip or 0 :][: args.limit]
-    if not prompts:
-        raise UsageError(f"{args.skip} leaves no prompt of {source}", "skip")
-    is_file = args.config.endswith((".yaml", ".yml", ".json"))
-    config = (configs.load if is_file else configs.parse_spec)(args.config).attention
-    if not isinstance(config, SLAConfig):
-        raise ConfigError(f"{args.config!r} is not a config of sla, which can be trained", "config")
+    prompts = _prompts(args, sheet)
+    config = _config(args.config)
     output_folder(args.out)
     device = _device(args.device)
     use_threads(args.threads, device)

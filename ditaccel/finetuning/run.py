@@ -1,10 +1,10 @@
-"""finetune: train an SLA adapter so that the pipeline under SLA does what it does dense.
+"""finetune: train weights for SLA so that the pipeline with SLA matches its dense output.
 
 Distillation: the student is the pipeline's transformer under sparse-linear attention, the teacher
 the same transformer dense, at the same noisy latents; the loss is the mean squared error of their
 outputs (velocity or noise). The teacher's outputs come from dense generations, which make the noisy
-latents too, so no data set is needed. A folder holds all of a run: a killed one goes on where its
-last checkpoint stands, exactly.
+latents too, so no data set is needed. A folder holds all of a run: a killed one resumes exactly from
+its last checkpoint.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ..io.differences import differences, told
 from ..io.files import append_line, read_lines, write_atomically, write_json
 from ..io.progress import Progress
 from ..io.prompts import Prompt, listed
+from ..pipelines import FamilyAdapter
 from ..sessions.session import session_of
 from ..warning import warn
 from .loss_curve import LOSSES, draw_curve
@@ -95,7 +96,7 @@ def finetune(
     quiet: bool = False,
     **call: Any,
 ) -> Finetuned:
-    """Train an SLA adapter for a pipeline; the pipeline itself is left as it was.
+    """Train weights for SLA on a pipeline; the pipeline itself is left as it was.
 
     Runs on the device the pipeline is on, and under `accelerate launch` on several: each process
     draws its own calls, and gradients are averaged.
@@ -104,21 +105,21 @@ def finetune(
         pipe: an unaccelerated diffusers pipeline.
         data: prompts, or mappings of call arguments; a mapping with `latents` holds clean latents
             in the form that the transformer is given, `(1, …)`, and no generation is run for it.
-        config: what to train for; its mode is `combined` (the default) or `sla`. Steps that its
+        config: what to train for; its mode is `combined` (default) or `sla`. Steps that its
             `dense_steps` leaves dense are not trained.
-        out: folder of the run: adapter, loss curve, checkpoint. A second call with the same
-            arguments goes on where the first one stopped.
+        out: folder of the run: weights, loss curve, checkpoint. A second call with the same
+            arguments resumes where the first one stopped.
         steps: updates.
         train: `projection` (a small file, and no second copy of any weight), `attention` (and the
             weights of the attention modules) or `all` (and all weights of the transformer; the
-            teacher's are kept beside them, and the file holds a difference for each).
+            teacher's are kept besides, and the file holds a difference for each).
         lr: of the projections (AdamW, 20 steps of warm-up, then a cosine to a tenth).
         weights_lr: of the transformer's own weights. Published: 1e-5 for 1.3 B parameters; tiny
             models take more.
         batch: transformer calls per update and process.
         seed: of noise and order.
         save_every: updates between checkpoints.
-        average: decay of the exponential moving average of the weights, which is what the adapter
+        average: decay of the exponential moving average of the weights, which is what the file
             holds: updates of a few calls are noisy, and the model is nearly right to begin with.
         quiet: show no progress.
         **call: arguments of every pipeline call, e.g. `num_inference_steps=50, height=480`.
@@ -131,13 +132,7 @@ def finetune(
     """
     settings = _Settings(steps, train, lr, weights_lr, batch, seed, save_every, average)
     data = listed(data, "data")
-    if isinstance(pipe, torch.nn.Module):
-        raise UsageError("finetune needs the pipeline: a transformer alone makes no noisy latents")
-    transformers, adapter = transformers_of(pipe)
-    if session_of(transformers) is not None:
-        raise UsageError("finetune needs the dense pipeline; call ditaccel.restore(pipe) first")
-    for item in data:
-        check_call(pipe, {**call, **({} if isinstance(item, str) else item)}, "finetune")
+    transformers, adapter = _dense_transformers(pipe, data, call)
     config = config or SLAConfig()
     student = Student(transformers, adapter, config, train)
     try:
@@ -147,6 +142,20 @@ def finetune(
         return run.train()
     finally:
         student.close()
+
+
+def _dense_transformers(
+    pipe: Any, data: Sequence[Any], call: Mapping[str, Any]
+) -> tuple[dict[str, torch.nn.Module], FamilyAdapter]:
+    """The transformers to train, and their family, once the pipeline and its calls are checked."""
+    if isinstance(pipe, torch.nn.Module):
+        raise UsageError("finetune needs the pipeline: a transformer alone makes no noisy latents")
+    transformers, adapter = transformers_of(pipe)
+    if session_of(transformers) is not None:
+        raise UsageError("finetune needs the dense pipeline; call ditaccel.restore(pipe) first")
+    for item in data:
+        check_call(pipe, {**call, **({} if isinstance(item, str) else item)}, "finetune")
+    return transformers, adapter
 
 
 def _require_sparse(student: Student, teacher: Teacher, item: Any, seed: int) -> None:
@@ -242,7 +251,7 @@ class _Run:
         self._bytes = size
 
     def _claim(self, call: Mapping[str, Any]) -> None:
-        """Take the folder, or go on in it."""
+        """Take the folder, or resume in it."""
         described = {
             "settings": dataclasses.asdict(self._settings),
             "options": self._student.sla.options,
@@ -261,7 +270,7 @@ class _Run:
             if changed:
                 raise UsageError(
                     f"{self._folder} holds a run with other settings ({told(changed)}); choose "
-                    "another folder, or the same arguments to go on with it"
+                    "another folder, or the same arguments to resume it"
                 )
         elif self._main:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -463,7 +472,7 @@ class _Run:
         self._optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["random"])
         if self._main:
-            # lines behind the checkpoint are made again
+            # lines after the checkpoint are written again
             lines = [x for x in read_lines(self._folder / LOSSES) if x["step"] <= self._step]
             text = "".join(json.dumps(line) + "\n" for line in lines)
             write_atomically(self._folder / LOSSES, lambda file: file.write(text.encode()))
@@ -475,7 +484,9 @@ def _load(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # zipfile, pickle and torch each have their own idea of a broken file.
-        raise UsageError(f"{path} is damaged ({error}); delete the folder and train anew") from None
+        raise UsageError(
+            f"{path} is damaged ({error}); delete the folder and train again"
+        ) from None
     return state
 
 
