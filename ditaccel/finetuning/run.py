@@ -3,8 +3,8 @@
 Distillation: the student is the pipeline's transformer under sparse-linear attention, the teacher
 the same transformer dense, at the same noisy latents; the loss is the mean squared error of their
 outputs (velocity or noise). The teacher's outputs come from dense generations, which make the noisy
-latents too, so no data set is needed. A folder holds all of a run: a killed one resumes exactly from
-its last checkpoint.
+latents too, so no data set is needed. A folder holds all of a run: a killed one resumes exactly
+from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -98,15 +98,14 @@ def finetune(
 ) -> Finetuned:
     """Train weights for SLA on a pipeline; the pipeline itself is left as it was.
 
-    Runs on the device the pipeline is on, and under `accelerate launch` on several: each process
-    draws its own calls, and gradients are averaged.
+    Runs on the device of the pipeline, and under `accelerate launch` on several: each process draws
+    its own calls, and gradients are averaged.
 
     Args:
         pipe: an unaccelerated diffusers pipeline.
         data: prompts, or mappings of call arguments; a mapping with `latents` holds clean latents
             in the form that the transformer is given, `(1, …)`, and no generation is run for it.
-        config: what to train for; its mode is `combined` (default) or `sla`. Steps that its
-            `dense_steps` leaves dense are not trained.
+        config: what to train for, in mode `combined` (default) or `sla`; dense steps are not trained.
         out: folder of the run: weights, loss curve, checkpoint. A second call with the same
             arguments resumes where the first one stopped.
         steps: updates.
@@ -114,13 +113,12 @@ def finetune(
             weights of the attention modules) or `all` (and all weights of the transformer; the
             teacher's are kept besides, and the file holds a difference for each).
         lr: of the projections (AdamW, 20 steps of warm-up, then a cosine to a tenth).
-        weights_lr: of the transformer's own weights. Published: 1e-5 for 1.3 B parameters; tiny
-            models take more.
+        weights_lr: of the transformer's own weights. Published: 1e-5 for 1.3 B parameters.
         batch: transformer calls per update and process.
         seed: of noise and order.
         save_every: updates between checkpoints.
-        average: decay of the exponential moving average of the weights, which is what the file
-            holds: updates of a few calls are noisy, and the model is nearly right to begin with.
+        average: decay of the moving average of the weights, which is what the file holds: updates
+            of a few calls are noisy, and the model is nearly right to begin with.
         quiet: show no progress.
         **call: arguments of every pipeline call, e.g. `num_inference_steps=50, height=480`.
 
@@ -138,8 +136,7 @@ def finetune(
     try:
         teacher = Teacher(pipe, transformers, adapter, call)
         _require_sparse(student, teacher, data[0], settings.seed)
-        run = _Run(Path(out), student, teacher, data, config, settings, call, quiet)
-        return run.train()
+        return _Run(Path(out), student, teacher, data, config, settings, call, quiet).train()
     finally:
         student.close()
 

@@ -223,7 +223,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     (model / "p.txt").write_text("a\nb\n")
     command = ["finetune", str(model), "--out", str(tmp_path / "out")]
     assert cli.main([*command, "--config", "svg2"]) == 2
-    assert "is no config of sla" in capsys.readouterr().err
+    assert "is not a config of sla" in capsys.readouterr().err
     assert cli.main([*command, "--skip", "5"]) == 2
     assert "leaves no prompt" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
