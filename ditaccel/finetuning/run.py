@@ -105,7 +105,7 @@ def finetune(
         pipe: an unaccelerated diffusers pipeline.
         data: prompts, or mappings of call arguments; a mapping with `latents` holds clean latents
             in the form that the transformer is given, `(1, …)`, and no generation is run for it.
-        config: what to train for, in mode `combined` (default) or `sla`; dense steps are not trained.
+        config: what to train for, mode `combined` (default) or `sla`; not for its dense steps.
         out: folder of the run: weights, loss curve, checkpoint. A second call with the same
             arguments resumes where the first one stopped.
         steps: updates.
