@@ -207,6 +207,28 @@ def test_one_build_compiles_without_a_gpu_and_spills_nothing() -> None:
     assert 0 < registers <= 255 and spills == 0 and 0 < shared <= 227 * 1024
 
 
+_EVERY_KERNEL = """
+from pathlib import Path
+from ditaccel import kernels
+from ditaccel.kernels import aot
+from ditaccel.kernels.build import kernel_of
+root = Path(kernels.__file__).parent
+compiled = {build.kernel for build in aot.builds("sm_90")}
+written = set()
+for path in root.rglob("*.py"):
+    module = ".".join(path.relative_to(root).with_suffix("").parts)
+    for line in path.read_text().splitlines():
+        if line.startswith("def ") and line.endswith("_kernel("):
+            written.add(f"{module}:{line[4:-1]}")
+assert len(written) > 10 and all(kernel_of(kernel).arg_names for kernel in written)
+print(sorted(written ^ compiled))
+"""
+
+
+def test_every_kernel_is_compiled_ahead_of_time() -> None:
+    assert _run("-c", _EVERY_KERNEL, interpret=False).strip() == "[]"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942"])
 def test_all_builds_compile_and_spill_nothing(target: str) -> None:
