@@ -98,11 +98,7 @@ def pipeline_of(cls: type, transformer: Any, scheduler: Any, **parts: Any) -> An
         for name, parameter in inspect.signature(cls).parameters.items()
         if parameter.default is parameter.empty and parameter.kind != parameter.VAR_KEYWORD
     }
-    return quiet(cls(**{**absent, **given}))
-
-
-def quiet(pipe: Any) -> Any:
-    """The pipeline in evaluation mode and without progress bars."""
+    pipe = cls(**{**absent, **given})
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from tiny.builder import Tiny, embeds_source, quiet
+from tiny.builder import Tiny, embeds_source, pipeline_of
 
 # Images of 11 x 11 tokens, and of 5 x 3
 SQUARE = {"height": 176, "width": 176}
@@ -146,4 +146,4 @@ def with_image(pipe: Any, call: dict[str, Any], cls: Any, **parts: Any) -> Tiny:
         **parts: parts that take the place of those of `pipe`.
     """
     (image,) = noise_frames(1, call["width"], call["height"])
-    return quiet(cls(**{**pipe.components, **parts})), {**call, "image": image}
+    return pipeline_of(cls, **{**pipe.components, **parts}), {**call, "image": image}
