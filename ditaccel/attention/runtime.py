@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..core.denoising.per_loop import PerLoop
@@ -19,11 +16,12 @@ from ..errors import UnsupportedError
 from ..pipelines import submodule
 from ..pipelines.grids import Grid
 from .attend import attend, slower_kernel
-from .masks import MaskBook, NotKeyPadding
+from .masks import NotKeyPadding
 from .payoff import LayerState, Payoff
 from .planner import Dense, DenseReason, LayerContext, Plan, Planner
 from .processor import AttentionModule, ProcessorSeam
 from .records import AttentionLog, AttentionRecord, thumbnail
+from .state import CallInProgress, LayerCall, LoopMemory
 
 _WITHOUT_TRITON = ("cpu",)
 
@@ -56,83 +54,6 @@ def find_attention(
             + (dense or "it has no self-attention module that its family's adapter names")
         )
     return found
-
-
-@dataclass(eq=False)
-class _Loop:
-    """What is remembered of one denoising loop.
-
-    Attributes:
-        payoff: judges whether maps pay.
-        states: of each branch and layer, and of each of the layer's attention calls.
-        masks: that were handed over.
-        grids: where the tokens lie, by generation, branch and shape of the latents.
-        off: why the rest of it is dense; empty where it is not.
-        reasons: why calls were dense.
-        sparse: whether a call was sparse.
-        reached: branches whose attention calls were seen.
-    """
-
-    payoff: Payoff
-    states: dict[tuple[str, int, int], LayerState] = field(default_factory=dict)
-    masks: MaskBook = field(default_factory=MaskBook)
-    grids: dict[tuple[int, str, torch.Size], Grid | None] = field(default_factory=dict)
-    off: str = ""
-    reasons: set[Dense] = field(default_factory=set)
-    sparse: bool = False
-    reached: set[str] = field(default_factory=set)
-
-    def state(self, key: tuple[str, int, int], q: Tensor, k: Tensor) -> LayerState:
-        """The state of a layer and branch, empty where other tensors come than before."""
-        fingerprint = (q.shape, k.shape, q.dtype, q.device)
-        known = self.states.get(key)
-        if known is None or known.fingerprint != fingerprint:
-            known = self.states[key] = LayerState(fingerprint)
-        return known
-
-
-@dataclass
-class _Now:
-    """The transformer call that runs.
-
-    Attributes:
-        step: where it is.
-        tokens: image or video tokens, None where the family does not tell.
-        grid: their frames, rows and columns, likewise.
-        calls: attention calls so far, by layer (Mochi makes one for each item of the batch).
-        densities: of the maps so far that know what to leave out.
-        promised: of layers that rest before a map of theirs was tried.
-        reached: layers that made an attention call.
-    """
-
-    step: DenoisingStep
-    tokens: int | None
-    grid: Grid | None = None
-    calls: Counter[int] = field(default_factory=Counter)
-    densities: list[Tensor] = field(default_factory=list)
-    promised: list[Tensor] = field(default_factory=list)
-    reached: set[int] = field(default_factory=set)
-
-
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """One attention call.
-
-    Attributes:
-        layer: its number.
-        q: `(B, H, L, D)`.
-        k: `(B, Hkv, L, D)`.
-        v: like k.
-        mask: as the model gave it.
-        scale: of the softmax.
-    """
-
-    layer: int
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    mask: Tensor | None
-    scale: float
 
 
 class AttentionRuntime(PerLoop):
@@ -168,13 +89,13 @@ class AttentionRuntime(PerLoop):
         self.log = AttentionLog(name, [m.name for m in self._modules])
         self._seam = ProcessorSeam(self._modules, self._attend)
         self._first_with: dict[str, str] = {}  # the first layer with a mask of each refused kind
-        self._now: _Now | None = None
+        self._now: CallInProgress | None = None
         self._looked_at_backend = False
         self._dense_layers = 0  # whose processors cannot be wrapped
         self._fresh()
 
     def _fresh(self) -> None:
-        self._loop = _Loop(Payoff(self._name, self._planner, self._warn))
+        self._loop = LoopMemory(Payoff(self._name, self._planner, self._warn))
 
     @property
     def layers(self) -> int:
@@ -228,7 +149,7 @@ class AttentionRuntime(PerLoop):
         if tokens is not None and adapter.extra_tokens is not None:
             shapes = {k: tuple(v.shape) for k, v in named.items() if isinstance(v, Tensor)}
             tokens += adapter.extra_tokens(config, shapes)
-        self._now = _Now(step, tokens, self._grid(config, step, sample, named))
+        self._now = CallInProgress(step, tokens, self._grid(config, step, sample, named))
         if not self._loop.off:
             self._planner.begin(self._name, step)
 
@@ -318,7 +239,7 @@ class AttentionRuntime(PerLoop):
         loop.reached.add(now.step.branch)
         now.reached.add(layer)
         watch = Stopwatch(q.device)
-        call = _Call(layer, q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+        call = LayerCall(layer, q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
         planned = self._plan(call, now)
         watch.lap()
         density: float | Tensor = 1.0
@@ -355,7 +276,9 @@ class AttentionRuntime(PerLoop):
         )
         return out
 
-    def _plan(self, call: _Call, now: _Now) -> Dense | tuple[Plan, Tensor | None, LayerState]:
+    def _plan(
+        self, call: LayerCall, now: CallInProgress
+    ) -> Dense | tuple[Plan, Tensor | None, LayerState]:
         dense = self._not_open(call)
         if dense is not None:
             return dense
@@ -373,7 +296,7 @@ class AttentionRuntime(PerLoop):
         planned = self._planned(call, now, key_mask)
         return planned if isinstance(planned, Dense) else (planned[0], key_mask, planned[1])
 
-    def _not_open(self, call: _Call) -> Dense | None:
+    def _not_open(self, call: LayerCall) -> Dense | None:
         """Why no planner is asked for this call."""
         q, k, v = call.q, call.k, call.v
         if self._loop.off:
@@ -394,12 +317,11 @@ class AttentionRuntime(PerLoop):
         return None
 
     def _planned(
-        self, call: _Call, now: _Now, key_mask: Tensor | None
+        self, call: LayerCall, now: CallInProgress, key_mask: Tensor | None
     ) -> Dense | tuple[Plan, LayerState]:
         """What the planner says, unless the layer rests since its maps do not pay."""
-        payoff, planner, layer, index = (
-            self._loop.payoff, self._planner, call.layer, now.step.index
-        )  # fmt: skip
+        payoff, planner = self._loop.payoff, self._planner
+        layer, index = call.layer, now.step.index
         q, k, v, scale = call.q, call.k, call.v, call.scale
         branch = "" if planner.shares_branches else now.step.branch
         state = self._loop.state((branch, layer, now.calls[layer]), q, k)
@@ -433,7 +355,9 @@ class AttentionRuntime(PerLoop):
             return None
         return (0, length - tokens) if side == "front" else (tokens, length)
 
-    def _run(self, plan: Plan, call: _Call, key_mask: Tensor | None, state: LayerState) -> Tensor:
+    def _run(
+        self, plan: Plan, call: LayerCall, key_mask: Tensor | None, state: LayerState
+    ) -> Tensor:
         q, k, v, backend = call.q, call.k, call.v, self._planner.backend
         if backend is None and q.device.type not in _WITHOUT_TRITON:
             self._warn_of_backend(plan, q, k, v)

@@ -8,7 +8,7 @@ from tiny import generate, peaked
 
 import ditaccel
 from ditaccel.attention.sla import SLAConfig
-from ditaccel.attention.sla.own_weights import own_weights, places_of
+from ditaccel.attention.sla.own_weights import own_weights, slots_of
 from ditaccel.attention.sla.planner import SLAPlanner
 from ditaccel.attention.sla.weights import SLAWeights, fingerprint
 from ditaccel.errors import ConfigError
@@ -147,10 +147,10 @@ def test_names_are_those_before_adapters_and_fusing():
     assert list(own_weights(transformer)) == before
     assert fingerprint(transformer) == known
     changes = {"blocks.0.attn1.to_k.weight": torch.ones(24, 24), "blocks.9.gone": torch.ones(1)}
-    (place, change), missing = (
-        places_of(transformer, changes)[0][0],
-        places_of(transformer, changes)[1],
+    (slot, change), missing = (
+        slots_of(transformer, changes)[0][0],
+        slots_of(transformer, changes)[1],
     )
     assert missing == ["blocks.9.gone"]
-    assert place.module is transformer.blocks[0].attn1.to_qkv and place.leaf == "weight"
+    assert slot.module is transformer.blocks[0].attn1.to_qkv and slot.leaf == "weight"
     assert change.shape == (72, 24) and change.sum(1).nonzero()[:, 0].tolist() == [*range(24, 48)]

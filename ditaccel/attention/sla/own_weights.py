@@ -26,7 +26,7 @@ _FUSED = {
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """Where a parameter is: it may be exchanged for another one there (`assign=True`)."""
 
     module: nn.Module
@@ -40,18 +40,18 @@ class Place:
         return found
 
 
-def own_weights(transformer: nn.Module) -> dict[str, Place]:
+def own_weights(transformer: nn.Module) -> dict[str, Slot]:
     """Places of the parameters by name, without adapters and fused projections."""
-    found: dict[str, Place] = {}
+    found: dict[str, Slot] = {}
     seen: set[int] = set()
-    for name, place in _walk(transformer, ""):
-        if id(place.parameter) not in seen:  # tied weights have one name
-            seen.add(id(place.parameter))
-            found[name] = place
+    for name, slot in _walk(transformer, ""):
+        if id(slot.parameter) not in seen:  # tied weights have one name
+            seen.add(id(slot.parameter))
+            found[name] = slot
     return found
 
 
-def _walk(module: nn.Module, path: str) -> Iterator[tuple[str, Place]]:
+def _walk(module: nn.Module, path: str) -> Iterator[tuple[str, Slot]]:
     for inner in _WRAPPED:
         wrapped = module._modules.get(inner)
         if wrapped is not None:
@@ -59,7 +59,7 @@ def _walk(module: nn.Module, path: str) -> Iterator[tuple[str, Place]]:
             return
     for leaf, parameter in module._parameters.items():
         if parameter is not None:
-            yield f"{path}{leaf}", Place(module, leaf)
+            yield f"{path}{leaf}", Slot(module, leaf)
     fused = _fused_in(module)
     for name, child in module._modules.items():
         if child is not None and name not in fused:
@@ -85,9 +85,9 @@ def _fused_weights(transformer: nn.Module) -> Iterator[tuple[nn.Module, str, lis
                     yield fused, leaf, [f"{prefix}{part}.{leaf}" for part in parts]
 
 
-def places_of(
+def slots_of(
     transformer: nn.Module, changes: Mapping[str, Tensor]
-) -> tuple[list[tuple[Place, Tensor]], list[str]]:
+) -> tuple[list[tuple[Slot, Tensor]], list[str]]:
     """Where changes of weights belong now.
 
     Args:
@@ -99,7 +99,7 @@ def places_of(
         not there.
     """
     own = own_weights(transformer)
-    found: list[tuple[Place, Tensor]] = []
+    found: list[tuple[Slot, Tensor]] = []
     covered: set[str] = set()
     for fused, leaf, keys in _fused_weights(transformer):
         if any(key in changes for key in keys):
@@ -110,7 +110,7 @@ def places_of(
             shapes = [own[k].parameter.shape for k in keys]
             device = next(changes[k].device for k in keys if k in changes)
             whole = [part.to(device).expand(s) for part, s in zip(parts, shapes, strict=True)]
-            found.append((Place(fused, leaf), torch.cat(whole)))
+            found.append((Slot(fused, leaf), torch.cat(whole)))
             covered.update(keys)
     missing = []
     for key, change in changes.items():
@@ -121,14 +121,14 @@ def places_of(
     return found, missing
 
 
-def cannot_change(place: Place) -> str:
+def cannot_change(slot: Slot) -> str:
     """Why a weight cannot be changed where it is, with what to do; "" where it can."""
-    data = place.parameter.data
+    data = slot.parameter.data
     if data.device.type == "meta":
         return "are on no device (sequential offload); use enable_model_cpu_offload() instead"
     if not data.is_floating_point() or data.element_size() < 2:
         kind = str(data.dtype).removeprefix("torch.")
         return f"are stored in 8 bits or fewer ({kind}), which would round changes away"
-    if loads_from_copies(place.module):
+    if loads_from_copies(slot.module):
         return "are loaded from copies (group offload with a stream); use use_stream=False"
     return ""

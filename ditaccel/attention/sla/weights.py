@@ -16,7 +16,7 @@ from ...core.patching import PatchLedger
 from ...errors import ConfigError, UsageError
 from ...io import given
 from ...io.files import write_atomically
-from .own_weights import Place, cannot_change, own_weights, places_of
+from .own_weights import Slot, cannot_change, own_weights, slots_of
 
 FORMAT = "ditaccel-sla-2"
 # In which shares of tiles are percentages.
@@ -36,7 +36,7 @@ def fingerprint(transformer: nn.Module) -> dict[str, Any]:
         `structure`, a hash of the names and shapes of its parameters, and `sketch`, for some
         matrices `[name, inner product with a fixed sign pattern, norm]`.
     """
-    parameters = {name: place.parameter for name, place in own_weights(transformer).items()}
+    parameters = {name: slot.parameter for name, slot in own_weights(transformer).items()}
     lines = [f"{name} {tuple(p.shape)}" for name, p in sorted(parameters.items())]
     structure = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     matrices = [n for n, p in sorted(parameters.items()) if p.ndim == 2 and p.device.type != "meta"]
@@ -135,17 +135,17 @@ class SLAWeights:
         """
         if self._followed.get(name) == generation:
             return
-        places, missing = places_of(self._transformers[name], self.changes.get(name, {}))
+        slots, missing = slots_of(self._transformers[name], self.changes.get(name, {}))
         if missing:
             raise ConfigError(
                 f"{self.source} changes weights that {name} does not have any more, {missing[0]} "
                 "to begin with; load the model it was trained for"
             )
-        for place, _ in places:
-            why = cannot_change(place)
+        for slot, _ in slots:
+            why = cannot_change(slot)
             if why:
                 raise ConfigError(f"{self.source} cannot be applied: {name}'s weights {why}")
-        self._swaps[name] = [_Swap(place, change) for place, change in places]
+        self._swaps[name] = [_Swap(slot, change) for slot, change in slots]
         self._followed[name] = generation
 
     def put(self, name: str, generation: int) -> None:
@@ -234,8 +234,8 @@ class SLAWeights:
 class _Swap:
     """One weight: its own values, and the changed ones while a call needs them."""
 
-    def __init__(self, place: Place, change: Tensor) -> None:
-        self._place, self._change = place, change
+    def __init__(self, slot: Slot, change: Tensor) -> None:
+        self._slot, self._change = slot, change
         self._put: tuple[nn.Parameter, Tensor] | None = None  # with its own values
         self._changed: Tensor | None = None
         self._made_of: tuple[int, int, torch.dtype, torch.device] | None = None
@@ -243,7 +243,7 @@ class _Swap:
     def put(self, generation: int) -> None:
         if self._put is not None:
             return
-        parameter = self._place.parameter
+        parameter = self._slot.parameter
         own = parameter.data
         made_of = (generation, own.data_ptr(), own.dtype, own.device)
         if self._changed is None or made_of != self._made_of:

@@ -1,0 +1,92 @@
+"""What AttentionRuntime remembers of a denoising loop, of a transformer call, and of a layer's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..core.denoising.tracker import DenoisingStep
+from ..pipelines.grids import Grid
+from .masks import MaskBook
+from .payoff import LayerState, Payoff
+from .planner import Dense
+
+
+@dataclass(eq=False)
+class LoopMemory:
+    """What is remembered of one denoising loop.
+
+    Attributes:
+        payoff: judges whether maps pay.
+        states: of each branch and layer, and of each of the layer's attention calls.
+        masks: that were handed over.
+        grids: where the tokens lie, by generation, branch and shape of the latents.
+        off: why the rest of it is dense; empty where it is not.
+        reasons: why calls were dense.
+        sparse: whether a call was sparse.
+        reached: branches whose attention calls were seen.
+    """
+
+    payoff: Payoff
+    states: dict[tuple[str, int, int], LayerState] = field(default_factory=dict)
+    masks: MaskBook = field(default_factory=MaskBook)
+    grids: dict[tuple[int, str, torch.Size], Grid | None] = field(default_factory=dict)
+    off: str = ""
+    reasons: set[Dense] = field(default_factory=set)
+    sparse: bool = False
+    reached: set[str] = field(default_factory=set)
+
+    def state(self, key: tuple[str, int, int], q: Tensor, k: Tensor) -> LayerState:
+        """The state of a layer and branch, empty where other tensors come than before."""
+        fingerprint = (q.shape, k.shape, q.dtype, q.device)
+        known = self.states.get(key)
+        if known is None or known.fingerprint != fingerprint:
+            known = self.states[key] = LayerState(fingerprint)
+        return known
+
+
+@dataclass
+class CallInProgress:
+    """The transformer call that runs.
+
+    Attributes:
+        step: where it is.
+        tokens: image or video tokens, None where the family does not tell.
+        grid: their frames, rows and columns, likewise.
+        calls: attention calls so far, by layer (Mochi makes one for each item of the batch).
+        densities: of the maps so far that know what to leave out.
+        promised: of layers that rest before a map of theirs was tried.
+        reached: layers that made an attention call.
+    """
+
+    step: DenoisingStep
+    tokens: int | None
+    grid: Grid | None = None
+    calls: Counter[int] = field(default_factory=Counter)
+    densities: list[Tensor] = field(default_factory=list)
+    promised: list[Tensor] = field(default_factory=list)
+    reached: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCall:
+    """One attention call.
+
+    Attributes:
+        layer: its number.
+        q: `(B, H, L, D)`.
+        k: `(B, Hkv, L, D)`.
+        v: like k.
+        mask: as the model gave it.
+        scale: of the softmax.
+    """
+
+    layer: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    scale: float
