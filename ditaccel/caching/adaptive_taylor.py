@@ -105,7 +105,7 @@ class StepSizeGate(Gate):
                 * end.length
                 * (self.tolerance / max(error, 1e-12)) ** (1.0 / (self.order + 2))
             )
-            # one lucky forecast is no trend
+            # one lucky forecast is not a trend
             longest = min(max(GROWTH * end.length, end.length + 1.0), float(self.max_interval))
             gap = int(min(max(ideal, 1.0), longest))
         state.memory.gap, state.memory.error = gap, error

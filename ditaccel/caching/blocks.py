@@ -21,7 +21,7 @@ from ..pipelines import BlockContract
 class Block:
     """One block with its contract, arguments resolved to positions.
 
-    Where a contract has a second stream (`beside`), the hidden state is both, joined.
+    Where a contract has a second stream, the hidden state is both streams, joined.
     """
 
     module: nn.Module

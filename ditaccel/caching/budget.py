@@ -1,8 +1,8 @@
 """What a cache takes in memory, byte for byte, and what becomes of one that takes too much.
 
 What histories hold when they are full follows from one computed step: every part is a number of
-tensors of a size that this step shows. So a budget is held against each guidance branch's first
-computed step, before its histories grow, and again when a further branch appears.
+tensors of a size that this step shows. So a budget is compared with each guidance branch's
+first computed step, before its histories grow, and again when a further branch appears.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _forecasts(policy: CachePolicy, branch: Snapshot) -> int:
     """Bytes of full histories to forecast from."""
     main = branch.modules if policy.target_class.every_block else branch.hidden
     first = branch.first * (policy.first_order + 1) if policy.first_feature is not None else 0
-    return main * features_kept(policy.order, policy.basis) + first + branch.hint
+    return main * features_kept(policy.order, policy.basis) + first + branch.hint + branch.gate
 
 
 def _correction(policy: CachePolicy, branch: Snapshot) -> int:
@@ -98,7 +98,7 @@ def within_budget(
     """Return the policy, or a smaller one where it would exceed its budget and may be downgraded.
 
     Args:
-        policy: what to hold against its own `memory_budget`.
+        policy: compared with its own `memory_budget`.
         snapshots: of the guidance branches so far.
         warn: called with one line when the policy is made smaller.
         largest: over the ranks that compute together, which must decide alike.

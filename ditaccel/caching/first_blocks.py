@@ -74,7 +74,7 @@ class FirstBlocks:
     def enter(
         self, call: Call, block: Block, args: tuple[Any, ...], kwargs: Any, inside: bool
     ) -> None:
-        """At the door of the first block: sizes show, and a gate may see its modulated input.
+        """Before the first block: sizes show, and a gate may see the modulated input.
 
         Args:
             call: the call.
@@ -187,7 +187,7 @@ class Modulation:
         """Put the modulated input into the state of a call that is to be decided.
 
         Args:
-            call: at the door of the first block; one that is decided runs through the norm itself.
+            call: about to run the first block; one that is decided runs through the norm itself.
             args: of the block.
             kwargs: of the block.
 

@@ -196,7 +196,7 @@ class History:
         self.nbytes = sum(f.numel() * f.element_size() for f in self._features)
 
     def limit(self, order: int) -> None:
-        """Go on with forecasts of a lower order, and keep no more than they need."""
+        """Continue with forecasts of a lower order, and keep no more than they need."""
         self.order = order
         self._keep = features_kept(order, self.basis)
         del self._features[self._keep :], self._places[self._keep :]

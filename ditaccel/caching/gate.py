@@ -1,7 +1,7 @@
 """Compute or forecast? A gate decides for one branch of one step, and says why.
 
 A gate declares as data what it needs to see (`Gate`), and the hooks show it that and nothing else.
-A gate that only one method uses stands in the file of that method.
+A gate that only one method uses is in the file of that method.
 
 A decision taken from data makes the CPU wait for the GPU. Per transformer call that is once for the
 gates that compare the first blocks, never for the schedules, and once per computed step for a gate
@@ -78,15 +78,16 @@ class Gate:
             the first one.
         needs_modulated: `state.modulated` is the modulated input of the first block, `(B, L, C)`,
             on every call: what its adaptive norm gives (`BlockContract.modulation`). `before` is
-            then asked at the door of the first block.
+            then called right before the first block.
         needs_samples: `state.samples` are the latents that the transformer is given, on every call:
             one tensor per stream, in the dtype and on the device in which they come. When a call
             has `finished`, `state.outputs` are the tensors that the transformer returned, if the
             step was computed. Both are gone after the call: keep a copy of what you need.
         needs_gaps: `gap_ended` tells what forecasts left in the latents.
-        module_kinds: kinds of modules for which it decides apart (`BlockContract.kind`), at module
-            granularity: a verdict to forecast names them (`Verdict.kinds`), and
-            `state.computed_at` holds when each was last computed. Other modules are computed.
+        module_kinds: kinds of modules (`BlockContract.kind`) for which it decides separately, at
+            module granularity: a verdict to forecast names those that rest (`Verdict.kinds`), and
+            `state.computed_at` holds the step at which each was last computed. Modules of other
+            kinds are computed.
     """
 
     first_blocks: int = 0
@@ -128,7 +129,7 @@ class Gate:
         """Decide from what went into the first block and came out of the last of `first_blocks`.
 
         Args:
-            step: where the call stands.
+            step: the call's place in the loop.
             state: of the branch.
             before: `(B, L, C)`; with a second stream of latents, both streams as one, `(B, N)`.
             after: the same.
@@ -145,10 +146,10 @@ class Gate:
         """
 
     def finished(self, step: DenoisingStep, state: BranchState, verdict: Verdict) -> None:
-        """See a call off, whoever decided it: the last moment at which `state.samples` are there.
+        """Called when a call ends, whoever decided it: `state.samples` are still there.
 
         Args:
-            step: where the call stood.
+            step: the call's place in the loop.
             state: of the branch.
             verdict: what was decided.
         """

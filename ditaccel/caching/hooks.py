@@ -1,4 +1,4 @@
-"""BlockCache: stands in front of the blocks of one transformer, wraps their calls and counts them.
+"""BlockCache wraps the calls of one transformer's blocks, and counts those that run.
 
 What is forecast is up to the target (`targets.py`), when is up to the gate (`gate.py`), and what
 guidance branches have to do with each other is up to the guidance (`guidance.py`).
@@ -109,7 +109,7 @@ class BlockCache(PerLoop):
         """Decide, as far as that goes before the first block.
 
         Args:
-            step: where the call stands.
+            step: the call's place in the loop.
             samples: the latents that the transformer is given, one tensor or more.
             return_dict: as the transformer was asked.
 
@@ -167,7 +167,8 @@ class BlockCache(PerLoop):
         output = corrected(call, output, self.policy, self.guidance, self._check_budget)
         if not call.follows:
             gate.finished(step, state, call.verdict)
-        state.end_call()
+        if state.end_call():
+            self._check_budget()
         self.memory.book(self._states.values(), self.guidance.tensors)
         if step.is_last:
             self._end_generation(call)

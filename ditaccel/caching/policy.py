@@ -42,7 +42,8 @@ class CachePolicy:
         on_budget: `refuse` or `downgrade` when they would take more.
 
     Raises:
-        ConfigError: the gate decides for kinds of modules, and modules are not forecast.
+        ConfigError: there is no such target, or the gate decides for kinds of modules where modules
+            are not forecast.
     """
 
     gate: Gate
@@ -64,6 +65,8 @@ class CachePolicy:
     on_budget: str = "refuse"
 
     def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ConfigError(f"unknown target {self.target!r}; known: {', '.join(TARGETS)}")
         if self.gate.module_kinds and self.granularity != "module":
             raise ConfigError(
                 f"{type(self.gate).__name__} decides for each kind of module; give "

@@ -63,7 +63,8 @@ class Snapshot:
         modules: of all modules' outputs that are forecast.
         output: of what the transformer returns.
         numbers: how many numbers that is.
-        hint: of what side blocks give.
+        hint: of what blocks that only give hints return.
+        gate: of what the gate remembers.
         feedback: whether an error in the latents is felt in outputs (`DenoisingStep.feedback`).
         streams: number of streams of latents.
     """
@@ -74,6 +75,7 @@ class Snapshot:
     output: int = 0
     numbers: int = 0
     hint: int = 0
+    gate: int = 0
     feedback: bool = False
     streams: int = 1
 
@@ -142,7 +144,7 @@ class BranchState:
     def history_bytes(self) -> int:
         """Bytes of all histories and of the gate's memory, the corrector's apart."""
         modules = sum(h.nbytes for histories in self.modules.values() for h in histories)
-        others = nbytes_of(*(self.hint or ())) + nbytes_of(*_tensors_in(self.memory))
+        others = nbytes_of(*(self.hint or ())) + self.snapshot.gate
         return self.last.nbytes + self.first.nbytes + modules + others
 
     def begin_again(self) -> None:
@@ -151,16 +153,22 @@ class BranchState:
         self.corrector = GapCorrector()
 
     def shrink(self, order: int) -> None:
-        """Go on with forecasts of a lower order, and without those of modules."""
+        """Continue with forecasts of a lower order, and without those of modules."""
         if self.modules:
             self.modules.clear()
             self.idle.clear()
             self.last = History(order, self.last.basis)
         self.last.limit(order)
 
-    def end_call(self) -> None:
-        """Let go of what belongs to the call that ends."""
+    def end_call(self) -> bool:
+        """Let go of what belongs to the call that ends.
+
+        Returns:
+            Whether the gate remembers more, or less, than after the last call.
+        """
         self.samples, self.outputs, self.modulated = [], [], None
+        before, self.snapshot.gate = self.snapshot.gate, nbytes_of(*_tensors_in(self.memory))
+        return self.snapshot.gate != before
 
     def place(self, step: DenoisingStep) -> float:
         """Return where on the forecasts' coordinate a step lies."""
@@ -188,7 +196,7 @@ class Call:
     """One transformer call on its way through the blocks.
 
     Attributes:
-        step: where it stands.
+        step: its place in the loop.
         state: of its branch.
         verdict: what was decided, None until then.
         streams: number of streams of latents.

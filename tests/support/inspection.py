@@ -1,13 +1,18 @@
-"""What tests ask a pipeline: what was computed, and what a patch left on it."""
+"""What tests ask a pipeline: what was computed, what a patch left on it, what a gate does to it."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tiny import generate
 
 import ditaccel
+from ditaccel.caching.gate import Gate
+from ditaccel.caching.policy import CachePolicy
+from ditaccel.config import CacheConfig
 
 
 def traces(pipe: Any) -> Any:
@@ -55,3 +60,27 @@ class Watched:
     def remove(self) -> None:
         for handle in self._handles:
             handle.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThrownAway(CacheConfig):
+    """A policy as the config of a method that no registry knows."""
+
+    method = "thrown_away"
+    made: Any = None
+
+    def policy(self) -> CachePolicy:
+        return self.made
+
+
+def on(gate: Gate, **options: Any) -> ThrownAway:
+    """The config of a gate."""
+    return ThrownAway(made=CachePolicy(gate=gate, **options))
+
+
+def unchanged(pipe: Any, call: Any, dense: torch.Tensor, clean: Any, config: Any) -> None:
+    """A run with this config is bit-identical, and nothing is left of it."""
+    with ditaccel.accelerated(pipe, cache=config):
+        assert torch.equal(generate(pipe, call), dense)
+    assert traces(pipe) == clean
+    assert torch.equal(generate(pipe, call), dense)
