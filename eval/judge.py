@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ditaccel.errors import DitaccelError, UsageError
+from ditaccel.io.checked import LARGE
 from ditaccel.io.models import Sheet, class_label
 
 from .comparison.sampler import Sample
@@ -135,15 +136,26 @@ class Judge:
             raise UsageError(
                 f"metric {metric.key} fails on {where}: {type(error).__name__}: {line}"
             ) from error
-        if value is None or isinstance(value, Estimate):
-            return value
-        if isinstance(value, bool | np.bool_):
-            return bool(value)
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            kind = type(value).__name__
-            raise UsageError(f"metric {metric.key} must give a number, not a {kind}") from None
+        if isinstance(value, Estimate):
+            return Estimate(_number(metric, where, value.value), value.error)
+        if value is None or isinstance(value, bool | np.bool_):
+            return value if value is None else bool(value)
+        return _number(metric, where, value)
+
+
+def _number(metric: Metric, where: str, value: Any) -> float:
+    """A measured value, as files and tables take it."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        kind = type(value).__name__
+        raise UsageError(f"metric {metric.key} must give a number, not a {kind}") from None
+    if not abs(number) <= LARGE:
+        raise UsageError(
+            f"metric {metric.key} gave {number:g} on {where}; it must give a number of at most "
+            f"{LARGE:g}, or None where there is no answer"
+        )
+    return number
 
 
 def _extractor(options: Options, sheet: Sheet) -> extractors.Extractor | None:

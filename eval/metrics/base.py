@@ -225,6 +225,20 @@ class Metric:
 
 # Where a row of `summary.json` holds the scores of a judge of prompts.
 ACCURACY = "accuracy"
+# What else such a row holds: a metric of that name would hide it.
+_RESERVED = {
+    ACCURACY,
+    "computed_share",
+    "denoise_seconds",
+    "denoiser_efficiency",
+    "denoiser_speedup",
+    "efficiency",
+    "n",
+    "peak_memory_bytes",
+    "seconds",
+    "speedup",
+    "timing",
+}
 # What `run.json` keeps of a metric.
 DESCRIBED = ("key", "title", "unit", "better", "about", "per", "needs", "shown")
 _FORMATS: dict[Unit, Callable[[float], str]] = {
@@ -241,8 +255,10 @@ def register(metric: Metric) -> Metric:
     """Make a metric known; a module that does so when it is imported is enough.
 
     Raises:
-        ConfigError: the key is taken, or there is nothing to measure with.
+        ConfigError: the key is taken or reserved, or there is nothing to measure with.
     """
+    if metric.key in _RESERVED:
+        raise ConfigError(f"metric {metric.key!r}: tables have a figure of that name already")
     if metric.run is None and metric.load is None:
         raise ConfigError(f"metric {metric.key!r} has no `run`: nothing measures it")
     return METRICS.add(metric.key, metric)

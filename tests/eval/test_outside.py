@@ -166,6 +166,7 @@ def _metric(**changes: object) -> Metric:
         ({"needs": ("luck",)}, "needs is 'luck'"),
         ({"per": "frame"}, "per is 'frame'; it must be one of: sample, set"),
         ({"key": "two words"}, "must be a word"),
+        ({"key": "speedup"}, "tables have a figure of that name already"),
         ({"run": None}, "has no `run`"),
         ({"needs": ("weights",)}, "`load` goes with"),
         ({"key": "psnr"}, r"'psnr', which ditaccel.eval.metrics.psnr has registered"),
@@ -191,6 +192,8 @@ def test_a_taken_name_of_a_peer_is_one_clear_line() -> None:
     [
         (lambda a, b: 1 / 0, "metric own fails on p000-s0: ZeroDivisionError"),
         (lambda a, b: "good", "metric own must give a number, not a str"),
+        (lambda a, b: float("inf"), "metric own gave inf on p000-s0; it must give a number of at"),
+        (lambda a, b: float("nan"), "metric own gave nan"),
     ],
 )
 def test_a_metric_that_fails_ends_in_one_line(outside, model_folder, run, words) -> None:
