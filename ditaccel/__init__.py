@@ -9,6 +9,9 @@ ditaccel.restore(pipe)
 ```
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .api import (
     accelerate,
     accelerated,
@@ -36,7 +39,19 @@ from .pipelines import AttentionContract, BlockContract, FamilyAdapter, register
 from .reports.report import Report
 from .tuning import Target, tune
 
+if TYPE_CHECKING:
+    from .batch.generate import Generated, generate
+    from .eval.evaluation import Evaluation, evaluate
+
 __version__ = "0.1.0"
+
+# Loaded when they are first asked for: they bring what a plain `accelerate` does not need.
+_LATER = {
+    "Evaluation": "ditaccel.eval.evaluation",
+    "Generated": "ditaccel.batch.generate",
+    "evaluate": "ditaccel.eval.evaluation",
+    "generate": "ditaccel.batch.generate",
+}
 
 __all__ = [
     "AccelerationConfig",
@@ -47,8 +62,10 @@ __all__ = [
     "ConfigError",
     "Diagnosis",
     "DitaccelError",
+    "Evaluation",
     "FamilyAdapter",
     "FirstBlockResidualConfig",
+    "Generated",
     "LiteAttentionConfig",
     "Report",
     "ReuseConfig",
@@ -62,8 +79,10 @@ __all__ = [
     "accelerate",
     "accelerated",
     "doctor",
+    "evaluate",
     "families",
     "finetune",
+    "generate",
     "is_accelerated",
     "methods",
     "presets",
@@ -73,3 +92,14 @@ __all__ = [
     "restore",
     "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

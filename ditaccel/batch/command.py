@@ -8,7 +8,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from .. import config as configs
@@ -23,7 +24,7 @@ from .arguments import add_arguments, choose
 from .encode import MAX_CRF, check_codec
 from .facts import Facts, read_facts
 from .folder import FAILED, JOB, MANIFEST, RESULTS, JobFolder
-from .jobs import read_rows
+from .jobs import RawRow, read_rows
 from .manifest import Item, Planner, Settings, write_manifest
 from .rows import check_call
 from .run import Run, join, new_name, recover
@@ -163,14 +164,93 @@ def run(args: argparse.Namespace) -> int:
         if not args.quiet:
             print(f"generate: {given.one_line(text)}", file=sys.stderr, flush=True)
 
-    rank = find_rank(args.shard)
     rows = read_rows(args.jobs, note)
+    planned = plan_job(args, rows, given.path(args.jobs).resolve().parent, note)
+    if args.dry_run:
+        _show_plan(args, planned)
+        return 3 if any(item.error for item in planned.ours) else 0
+    summary, interrupted = make_job(args, planned, note)
+    _show(args, planned, summary)
+    if interrupted:
+        note("interrupted; run the same command again to resume")
+        return 130
+    return 3 if summary["failed"] else 0
+
+
+def _show_plan(args: argparse.Namespace, planned: PlannedJob) -> None:
+    """What would be done, on the terminal."""
+    facts, work, ours = planned.facts, planned.work, planned.ours
+    if args.json:
+        plan = {"run": asdict(work), "items": [asdict(item) for item in ours]}
+        print(json.dumps(plan, indent=1, default=str))
+        return
+    config = facts.resolve(work.settings.config)
+    lines = _plan_lines(facts, work, config, planned.items, ours, str(args.out))
+    folder = JobFolder(args.out)
+    if folder.exists:
+        done = sum(folder.record(item, args.verify) is not None for item in ours)
+        lines.append(f"done already: {done} of {len(ours)}")
+    print("\n".join(lines))
+
+
+def _show(args: argparse.Namespace, planned: PlannedJob, summary: dict[str, Any]) -> None:
+    """What was done, on the terminal."""
+    if args.json:
+        print(json.dumps(summary, indent=1))
+        return
+    bad = [item for item in planned.ours if item.error]
+    said = set() if args.quiet else {item.id for item in bad[:_NAMED]}
+    print("\n".join(describe(summary, said)))
+    print(f"made {summary['made']} in {duration(summary['wall_seconds'])}")
+    folder = JobFolder(args.out)
+    others = folder.foreign(planned.items)
+    if others:
+        print(f"{others} outputs of other rows or configs lie in {folder.outputs}, untouched")
+    print(f"results: {folder.root / RESULTS}; gallery: ditaccel report {folder.root}")
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """A job before anything of it is made.
+
+    Attributes:
+        facts: of the model.
+        work: the run that makes it.
+        items: of the whole job.
+        ours: those that this command makes.
+    """
+
+    facts: Facts
+    work: Run
+    items: list[Item]
+    ours: list[Item]
+
+
+def plan_job(
+    args: argparse.Namespace,
+    rows: Sequence[RawRow],
+    base: Path,
+    note: Callable[[str], Any],
+    facts: Facts | None = None,
+) -> PlannedJob:
+    """Check a job's rows and options; nothing is loaded or written.
+
+    Args:
+        args: what `add_arguments` declares.
+        rows: of the job.
+        base: folder that paths in rows are relative to.
+        note: told, in one line each, what the caller may want to know.
+        facts: of a pipeline that is loaded; None reads them from `args.model`.
+
+    Raises:
+        DitaccelError: unusable input, in one line.
+    """
+    rank = find_rank(args.shard)
     factory = read_factory(args.pipeline) if args.pipeline else None
-    facts = read_facts(args.model, factory)
+    facts = facts or read_facts(args.model, factory)
     kind = kind_of(args.device, remote=args.engine == "ray")
     settings = _settings(args, facts, kind, factory)
-    planner = Planner(facts, settings, given.path(args.jobs).resolve().parent)
-    items, repeated = planner.plan(rows)
+    items, repeated = Planner(facts, settings, base).plan(rows)
     work, ours = _make_run(args, facts, items, settings, rank)
     if factory is not None and len(set(work.devices)) > 1 and not factory.takes("device"):
         raise UsageError(
@@ -185,32 +265,24 @@ def run(args: argparse.Namespace) -> int:
         note(f"row {item.row} cannot be made: {item.error}")
     if len(bad) > _NAMED:
         note(f"{len(bad) - _NAMED} more rows cannot be made")
-    if args.dry_run:
-        config = facts.resolve(settings.config)
-        lines = _plan_lines(facts, work, config, items, ours, str(args.out))
-        folder = JobFolder(args.out)
-        if folder.exists:
-            done = sum(folder.record(item, args.verify) is not None for item in ours)
-            lines.append(f"done already: {done} of {len(ours)}")
-        if args.json:
-            plan = {"run": asdict(work), "items": [asdict(item) for item in ours]}
-            print(json.dumps(plan, indent=1, default=str))
-        else:
-            print("\n".join(lines))
-        return 3 if any(item.error for item in ours) else 0
-    said = set() if args.quiet else {item.id for item in bad[:_NAMED]}
-    return _generate(args, facts, work, items, ours, note, said)
+    return PlannedJob(facts, work, items, ours)
 
 
-def _generate(
-    args: argparse.Namespace,
-    facts: Facts,
-    work: Run,
-    items: list[Item],
-    ours: list[Item],
-    note: Callable[[str], Any],
-    said: set[str],
-) -> int:
+def make_job(
+    args: argparse.Namespace, planned: PlannedJob, note: Callable[[str], Any], pipe: Any = None
+) -> tuple[dict[str, Any], bool]:
+    """Make what is left of a planned job.
+
+    Args:
+        args: what `add_arguments` declares.
+        planned: what to make.
+        note: told, in one line each, what the caller may want to know.
+        pipe: the pipeline where the caller has loaded it.
+
+    Returns:
+        The summary, and whether it was interrupted.
+    """
+    facts, work, items, ours = planned.facts, planned.work, planned.items, planned.ours
     folder = JobFolder(args.out)
     folder.make()
     started = time.time()
@@ -225,7 +297,7 @@ def _generate(
         settled = before["done"] + (0 if args.retry_failed else before["failed"])
         made = _Made(len(ours), settled, args.quiet)
         if settled < len(ours) or work.rank.count > 1:
-            made.work(args.engine, folder, work, items, claims)
+            made.work(args.engine, folder, work, items, claims, pipe)
         recover(folder, items, claims)  # behind workers that died on the way
         folder.write_results(items)
         summary = summarise(folder, ours, folder.merged(ours))
@@ -236,19 +308,7 @@ def _generate(
         with contextlib.suppress(DitaccelError):  # the folder may be gone, and that was said
             claims.sweep()
         claims.close()
-    if args.json:
-        print(json.dumps(summary, indent=1))
-    else:
-        print("\n".join(describe(summary, said)))
-        print(f"made {made.done} in {duration(summary['wall_seconds'])}")
-        others = folder.foreign(items)
-        if others:
-            print(f"{others} outputs of other rows or configs lie in {folder.outputs}, untouched")
-        print(f"results: {folder.root / RESULTS}; gallery: ditaccel report {folder.root}")
-    if made.interrupted:
-        note("interrupted; run the same command again to resume")
-        return 130
-    return 3 if summary["failed"] else 0
+    return summary, made.interrupted
 
 
 def _run_facts(work: Run, summary: dict[str, Any], started: float) -> dict[str, Any]:
@@ -297,7 +357,13 @@ class _Made:
         self.interrupted = False
 
     def work(
-        self, engine: str, folder: JobFolder, work: Run, items: list[Item], claims: Claims
+        self,
+        engine: str,
+        folder: JobFolder,
+        work: Run,
+        items: list[Item],
+        claims: Claims,
+        pipe: Any = None,
     ) -> None:
         """Make what is left."""
         self._progress = Progress(
@@ -312,7 +378,7 @@ class _Made:
             else:
                 said = Warnings()
                 with said.caught():
-                    run_local(folder, work, items, claims, self.book, said)
+                    run_local(folder, work, items, claims, self.book, said, pipe)
         except KeyboardInterrupt:
             self.interrupted = True
         finally:

@@ -12,6 +12,8 @@ from typing import Any
 from .. import config as configs
 from ..config import AccelerationConfig
 from ..config.completion import completed
+from ..core.patching import unwrapped
+from ..core.transformers import denoisers_of, modules_of
 from ..errors import ConfigError, UnsupportedError, UsageError
 from ..io import given
 from ..io.factory import Factory
@@ -186,6 +188,51 @@ def _starts_from(name: str, arguments: dict[str, bool]) -> str:
     return next((k for part, k in _STARTS.items() if part in name and k in arguments), "")
 
 
+def _arguments_of(cls: type) -> dict[str, bool]:
+    """Parameters of a pipeline's call -> whether it has a default."""
+    return {
+        key: parameter.default is not inspect.Parameter.empty
+        for key, parameter in inspect.signature(cls.__call__).parameters.items()
+        if key != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+
+
+def facts_of(pipe: Any) -> Facts:
+    """Look at a pipeline that is loaded.
+
+    Its defaults are those of the folder that it came from, if any; its fingerprint is that of its
+    weights, so that what was made with others is made again.
+
+    Args:
+        pipe: a diffusers pipeline.
+
+    Raises:
+        UsageError: it is not a pipeline, or its model's sample.json is damaged.
+    """
+    parts, cls = modules_of(pipe), type(pipe)
+    transformer = next(iter(denoisers_of(pipe).values()), None)
+    kind = "" if transformer is None else type(unwrapped(transformer)).__name__
+    adapter = adapter_for(kind)
+    folder = str(getattr(getattr(pipe, "config", None), "_name_or_path", "") or "")
+    digest = hashlib.sha256(cls.__name__.encode())
+    for name, part in parts.items():
+        for key, weight in part.state_dict().items():
+            edge = weight.detach().flatten()[:64].double().sum()
+            digest.update(f"{name}.{key}:{tuple(weight.shape)}:{float(edge)!r};".encode())
+    arguments = _arguments_of(cls)
+    return Facts(
+        model=folder or cls.__name__,
+        pipeline=cls.__name__,
+        family=adapter.name if adapter else "",
+        transformer=kind,
+        arguments=arguments,
+        labels=dict(getattr(pipe, "labels", None) or {}),
+        sheet=read_sheet(folder) if folder else Sheet(),
+        fingerprint=digest.hexdigest()[:16],
+        starts_from=_starts_from(cls.__name__, arguments),
+    )
+
+
 def read_facts(model: str, factory: Factory | None = None) -> Facts:
     """Look at a model without loading its weights.
 
@@ -208,12 +255,7 @@ def read_facts(model: str, factory: Factory | None = None) -> Facts:
     if factory is None:
         _check_parts(given.path(model), index, cls)
     name, sheet, digest = cls.__name__, read_sheet(model), fingerprint(model)
-    parameters = inspect.signature(cls.__call__).parameters
-    arguments = {
-        key: parameter.default is not inspect.Parameter.empty
-        for key, parameter in parameters.items()
-        if key != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    }
+    arguments = _arguments_of(cls)
     if factory is not None:
         for key in sheet.call.keys() - arguments:
             warn(f"{key} of the model's sample.json: {name} takes no such argument")

@@ -147,11 +147,12 @@ def make_worker(
     items: Sequence[Item],
     claims: Claims,
     on_result: Callable[[dict[str, Any]], Any] = lambda line: None,
+    pipe: Any = None,
 ) -> Worker:
-    """One worker of a run, its pipeline loaded; for the arguments see `make_queue`."""
+    """One worker of a run, its pipeline loaded; for the arguments see `make_queue` and `Worker`."""
     queue = make_queue(folder, run, slot, items, claims)
     options = replace(run.options, device=run.devices[slot])
-    return Worker(folder, run.model, run.settings, claims, queue, options, on_result)
+    return Worker(folder, run.model, run.settings, claims, queue, options, on_result, pipe)
 
 
 def recover(folder: JobFolder, items: Sequence[Item], claims: Claims) -> int:

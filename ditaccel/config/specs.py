@@ -161,3 +161,22 @@ def _resolved_text(text: str | os.PathLike[str], family: str | FamilyAdapter) ->
     if ":" in name or "&" in name or name in methods():
         return parse_spec(name, family)
     return preset(name, family)
+
+
+def text_of(setting: Setting) -> str:
+    """One line of text that says the same, for what passes configs on as text.
+
+    Args:
+        setting: as in `resolve`.
+
+    Raises:
+        ConfigError: it is not a config, or cannot be written in one line.
+    """
+    if isinstance(setting, (str, os.PathLike)):
+        return os.fspath(setting)
+    if isinstance(setting, (list, tuple)):
+        return " & ".join(map(text_of, setting))
+    text = spec_of(resolve(setting, ""))
+    if "\n" in text:
+        raise ConfigError("this config cannot be written in one line; save it and give its path")
+    return text

@@ -11,6 +11,7 @@ import ditaccel
 from ditaccel import cli
 from ditaccel import config as configs
 from ditaccel.config import AccelerationConfig
+from ditaccel.config.specs import text_of
 from ditaccel.errors import ConfigError, UsageError
 
 
@@ -227,3 +228,16 @@ def test_a_preset_and_an_attention_method_go_together():
         found = configs.resolve(text, "wan")
         assert found.cache == configs.preset("balanced", "wan").cache
         assert found.attention == ditaccel.SVG2Config(top_p=0.8)
+
+
+def test_a_setting_as_one_line_of_text(tmp_path):
+    taylor, sparse = ditaccel.TaylorSeerConfig(interval=3), ditaccel.SVG2Config(top_p=0.8)
+    for setting in (taylor, [taylor, sparse], ["fast", sparse], "fast", tmp_path / "a.yaml"):
+        text = text_of(setting)
+        if isinstance(setting, list) or setting is taylor:
+            found, meant = configs.resolve(text, "wan"), configs.resolve(setting, "wan")
+            assert found.methods == meant.methods
+        else:
+            assert text == str(setting)
+    with pytest.raises(ConfigError, match="cannot be written in one line"):
+        text_of(ditaccel.SLAConfig(weights="a, b & c.safetensors"))

@@ -87,6 +87,7 @@ def run_local(
     claims: Claims,
     on_result: Told,
     said: Warnings | None = None,
+    pipe: Any = None,
 ) -> None:
     """Work a run off on this machine.
 
@@ -97,6 +98,7 @@ def run_local(
         claims: of this process.
         on_result: told each result line.
         said: shows the warnings of other processes.
+        pipe: the pipeline where the caller has loaded it, for one worker in this process.
 
     Raises:
         UsageError: what every worker would run into (a damaged model, a full disk).
@@ -104,16 +106,21 @@ def run_local(
     """
     said = said or Warnings()
     if run.workers == 1:
-        _alone(folder, run, items, claims, on_result)
+        _alone(folder, run, items, claims, on_result, pipe)
     else:
         _Crew(folder, run, claims, on_result, said).work()
 
 
 def _alone(
-    folder: JobFolder, run: Run, items: Sequence[Item], claims: Claims, on_result: Told
+    folder: JobFolder,
+    run: Run,
+    items: Sequence[Item],
+    claims: Claims,
+    on_result: Told,
+    pipe: Any = None,
 ) -> None:
     with _signals(_interrupt):
-        worker = make_worker(folder, run, 0, items, claims, on_result)
+        worker = make_worker(folder, run, 0, items, claims, on_result, pipe)
     claims.on_lost = worker.stop
     with _signals(worker.stop):
         worker.run()

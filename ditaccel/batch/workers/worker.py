@@ -19,6 +19,7 @@ import torch
 
 from ...errors import DitaccelError, UsageError
 from ...io.arguments import AUTO
+from ...io.factory import Opened
 from ...io.files import read_json
 from ...io.models import line_of
 from ...io.opening import open_pipeline
@@ -83,6 +84,7 @@ class Worker:
         queue: what to make.
         options: how.
         on_result: told each result line.
+        pipe: the pipeline where the caller has loaded it; None to open the model.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Worker:
         queue: Queue,
         options: WorkerOptions,
         on_result: Callable[[dict[str, Any]], Any] = lambda line: None,
+        pipe: Any = None,
     ) -> None:
         self.folder, self.settings, self.claims, self.queue = folder, settings, claims, queue
         self.options, self._on_result = options, on_result
@@ -104,7 +107,11 @@ class Worker:
             torch.set_num_threads(options.threads)
         self._versions = versions("av", "safetensors")
         dtype = None if settings.dtype == AUTO else settings.dtype
-        opened = open_pipeline(model, options.device, dtype, settings.pipeline or None)
+        opened = (
+            open_pipeline(model, options.device, dtype, settings.pipeline or None)
+            if pipe is None
+            else Opened(pipe)
+        )
         self.pipe = opened.pipe
         if settings.pipeline:
             self._check_class()
