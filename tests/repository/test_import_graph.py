@@ -28,7 +28,6 @@ LONG_TODAY = {
     ("ditaccel/diagnosis/checks.py", "_diagnosis"),
     ("samples/train/card.py", "write_card"),
     ("samples/train/data.py", "sample_scenes"),
-    ("tests/support/put_on_later.py", "check"),
 }
 FULL_TODAY: set[str] = set()
 # File -> why it may import a method's file or name a method in a text.
