@@ -17,7 +17,9 @@ import ditaccel
 from ditaccel import ConfigError, SLAConfig, UsageError, cli
 from ditaccel.attention.sla.weights import SLAWeights
 from ditaccel.finetuning.loss_curve import CURVE, LOSSES
-from ditaccel.finetuning.run import TrainingStopped, _Run, finetune
+from ditaccel.finetuning.rounds import Rounds
+from ditaccel.finetuning.run import finetune
+from ditaccel.finetuning.training import Training, TrainingStopped
 from ditaccel.io.files import read_lines
 
 CONFIG = SLAConfig(critical=0.2, mode="sla", q_tile=16, k_tile=16, min_tokens=0, dense_steps=0)
@@ -98,7 +100,7 @@ def test_the_adapter_holds_the_average_of_the_weights(tmp_path):
 
 def test_a_killed_run_goes_on_exactly(tmp_path, monkeypatch):
     _train(tmp_path / "whole", train="attention", weights_lr=1e-3)
-    update = _Run._update
+    update = Training._update
 
     def killed(self):
         if self._step == 5:
@@ -106,7 +108,7 @@ def test_a_killed_run_goes_on_exactly(tmp_path, monkeypatch):
         return update(self)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Run, "_update", killed)
+        patch.setattr(Training, "_update", killed)
         _train(tmp_path / "parts", train="attention", weights_lr=1e-3)
     assert len(read_lines(tmp_path / "parts" / LOSSES)) == 5  # one behind the checkpoint
     _train(tmp_path / "parts", train="attention", weights_lr=1e-3)
@@ -122,7 +124,7 @@ def test_a_killed_run_goes_on_exactly(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    calls = _Run._calls
+    calls = Rounds.calls
 
     def broken(self, step):
         found = calls(self, step)
@@ -130,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
             found[0].target.fill_(torch.nan)
         return found
 
-    monkeypatch.setattr(_Run, "_calls", broken)
+    monkeypatch.setattr(Rounds, "calls", broken)
     with pytest.raises(
         TrainingStopped, match=r"loss is nan at step 4: .* are those of step 2, the"
     ):
