@@ -159,10 +159,12 @@ def metric_table() -> str:
         )
 
     head = ("key", "metric", "measures", "unit", "better", "per", "needs")
+    # (the registry's order is that of the imports of this process)
+    ordered = sorted(metrics(), key=lambda metric: (str(metric.per), metric.title.lower()))
     judge = (
         "A judge of the sample's own adds accuracies: whether a picture shows what its prompt says."
     )
-    return f"{table(head, [row(metric) for metric in metrics()])}\n\n{judge}"
+    return f"{table(head, [row(metric) for metric in ordered])}\n\n{judge}"
 
 
 def peers() -> str:
