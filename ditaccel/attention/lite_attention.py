@@ -5,7 +5,7 @@ marks those whose scores lie so far below the running maximum that they add noth
 leaves them out and never looks at them. Marking costs a comparison, and no map is predicted.
 Paper: arXiv 2511.11062. Beyond it (ours; `published:lite_attention` switches all of it off): state
 per guidance branch, a rotating share of the skipped tiles is tested again, maps that grow old are
-made anew, layers that stay nearly dense rest, and thresholds per layer and part of the loop can be
+made again, layers that stay nearly dense rest, and thresholds per layer and part of the loop can be
 calibrated against dense outputs (`calibration.py`). State always ends with the generation.
 """
 
@@ -63,7 +63,7 @@ class LiteAttentionConfig(FixedTileOptions):
         least_steps: loops with fewer steps are computed in full: marks need steps to serve.
         retest: every dropped tile is computed and tested again once in this many steps, a share of
             them at each step; 0 never takes a tile back, as the original.
-        max_age: steps that a map may be old (a cache forecasts some steps); then it is made anew.
+        max_age: steps that a map may be old (a cache forecasts some steps); then it is made again.
         skip_now: leave a tile that fails the test out of this very step too (BLASST, arXiv
             2512.12087): faster, less exact.
         alternate: visit the tiles in turn from either end, so that both ends meet a mature maximum.
@@ -72,7 +72,7 @@ class LiteAttentionConfig(FixedTileOptions):
         must_keep: key tokens `[[start, end], …]` that are never dropped.
         must_skip: key tokens that are never computed, where they fill whole tiles.
         must_skip_touched: drop every tile that `must_skip` touches, as the original does, which
-            takes keys outside of the ranges too; False drops those that lie inside as a whole.
+            takes keys outside the ranges too; False drops only those that lie inside as a whole.
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -82,7 +82,7 @@ class KeyMask:
 
     @staticmethod
     def _rows_agree(mask: Tensor, keys: Tensor, rows: Tensor) -> bool:
-        """Whether those rows of `(B, Lq, L)` are all `keys`; beside the mask little is held."""
+        """Whether those rows of `(B, Lq, L)` are all `keys`; besides the mask, little is held."""
         step = max(1, _AT_ONCE // keys.numel())
         agree = torch.ones((), dtype=torch.bool, device=mask.device)
         for part, real in zip(mask.split(step, 1), rows.split(step, 1), strict=True):

@@ -158,7 +158,7 @@ def _(
 class _Wrapper:
     """Base of the wrapping processors; attributes are those of the wrapped processor.
 
-    diffusers makes processors anew by calling the class of those that it finds: calling a wrapping
+    diffusers makes new processors by calling the class of those that it finds: calling a wrapping
     class gives one of the family's own (`_wrapper_class`), and `of` makes the wrappers.
     """
 

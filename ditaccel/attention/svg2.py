@@ -72,15 +72,15 @@ class SVG2Config(TileOptions):
         first_iterations: k-means iterations when a generation begins to be sparse. Published: 50.
         iterations: k-means iterations per clustering afterwards, from the last centroids.
             Published: 2.
-        refresh: steps that one clustering serves; the map is made anew at every step. Published: 1.
+        refresh: steps that one clustering serves; each step has a map of its own. Published: 1.
         max_age: steps that centroids may be old (a cache forecasts some steps); then k-means
             starts afresh.
         cluster_when_dense: run k-means in the first, dense steps too, so that the first sparse step
             starts from warm centroids, as published for HunyuanVideo and for image-to-video at
             480p.
-        compensate: let the mean key and value of every skipped cluster stand for it, weighed by its
-            size and the spread of its keys, and keep clusters by the error that this leaves (ours).
-            False keeps them by their mass and puts nothing in place of the others, as published.
+        compensate: keep clusters by the error that their means would make (ours), and let the means
+            of skipped clusters stand for them, unless `rest` says otherwise. False keeps clusters
+            by their mass and puts nothing in place of the others, as published.
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -274,7 +274,7 @@ def _video(context: LayerContext) -> tuple[int, int]:
 
 
 def cluster_mass(q_means: Tensor, k_means: Tensor, k_sizes: Tensor, scale: float) -> Tensor:
-    """Return the softmax over key centroids, each weighed by its number of keys.
+    """Return the softmax over key centroids, each weighted by its number of keys.
 
     Args:
         q_means: `(B, H, Cq, D)`.

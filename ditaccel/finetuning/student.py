@@ -148,7 +148,7 @@ class Student:
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """The teacher: own weights. Its attention is dense anyway outside of `attending`."""
+        """The teacher: own weights. Its attention is dense anyway outside `attending`."""
         self.apply(False)
         try:
             yield

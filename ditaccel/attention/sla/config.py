@@ -41,7 +41,7 @@ class SLAConfig(FixedTileOptions):
         weights: safetensors file that `ditaccel.finetune` wrote.
         choose_by: what makes a tile critical: `mass`, the published rule, pooled queries times
             pooled keys; or `error`, what its moments would get wrong, mass times the spread of
-            scores and values. None: `error` where marginal tiles go through their moments, else
+            scores and values. None: `error` where something stands for marginal tiles, else
             `mass`. (The published option smooth-k, keys less their mean, moves all scores of a row
             alike and changes no map.)
         feature_map: of the linear branch: `softmax` (default), `elu`, `relu`, `hedgehog` or
@@ -149,7 +149,7 @@ class SLAConfig(FixedTileOptions):
 
 
 def _cure(name: str, value: float) -> str:
-    """What to write in place of a value that is no share: old files hold percentages."""
+    """What to write in place of a value that is not a share: old files hold percentages."""
     if not 1 < value <= 100:
         return "it is a share of the key tiles, from 0 to 1"
     return f"it is a share of the key tiles now, not a percentage: give {name}={value / 100:g}"

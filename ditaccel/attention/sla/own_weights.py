@@ -1,6 +1,6 @@
 """A transformer's own weights, by the names they had before others changed its modules.
 
-PEFT puts a layer into another one and hangs an adapter beside it; fusing projections makes new
+PEFT puts a layer into another one and hangs an adapter next to it; fusing projections makes new
 weights of three old ones, which stay where they are and are not read any more.
 """
 

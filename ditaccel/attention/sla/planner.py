@@ -6,14 +6,14 @@ marginal. Published (arXiv 2509.24006): marginal tiles go through linear attenti
 added through a projection that is trained, `sparse + Proj(linear)`; at 0, where it starts, nothing
 is left of it.
 
-Training-free mode is ours: marginal tiles stand under one softmax with the critical ones, each
+Training-free mode is ours: marginal tiles are under one softmax with the critical ones, each
 through its moments. The derivation is in `kernels/moments`. In short, a tile of n keys adds to a
 query's softmax n exp(s q.mean_k) E[exp(s q.d) (mean_v + e, 1)], `d` and `e` being what its keys and
 values are away from their means; to second order in `d` that is one key of the logit
 s q.mean_k + log n + log(1 + u/2) with the value mean_v + s Cov(v, k) q / (1 + u/2), where u is the
 variance of its scores. The covariances of a query tile's marginal tiles add up to one matrix that
 its queries are multiplied with, as the state of linear attention, but nothing has to be trained:
-the logits say how much each tile counts beside the critical ones.
+the logits say how much each tile counts alongside the critical ones.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class SLAPlanner(TilePlanner):
         cube = (CUBE if grid[0] > 1 else SQUARE) if cube is None else tuple(cube)
         tokens, text = math.prod(grid), context.text or (0, 0)
         if tokens != context.length - (text[1] - text[0]):
-            return None  # something else stands in the sequence too
+            return None  # something else is in the sequence too
         start = text[1] if text[0] == 0 else 0
         return cube_order(grid, cube, context.length, start, device)
 
