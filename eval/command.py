@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     """
     _need_packages()
     from ditaccel.io.files import read_json
-    from ditaccel.io.models import no_prompts, read_prompts, read_sheet
+    from ditaccel.io.models import prompts_for, read_sheet
     from ditaccel.io.opening import choose_device, use_threads
 
     from .options import Options
@@ -122,9 +122,7 @@ def run(args: argparse.Namespace) -> int:
     from .store import SUMMARY
 
     sheet = read_sheet(args.model)
-    prompts_file = args.prompts or sheet.prompts
-    if prompts_file is None:
-        raise no_prompts(args.model)
+    prompts = prompts_for(args.model, sheet, args.prompts)[: args.limit]
     use_threads(args.threads, choose_device(args.device))
     settings = Options(
         steps=args.steps,
@@ -141,7 +139,6 @@ def run(args: argparse.Namespace) -> int:
         pairs=args.pairs,
         quiet=args.quiet,
     )
-    prompts = read_prompts(prompts_file, args.limit)
     out = evaluate(args.model, args.config, prompts, args.seeds, args.out, settings)
     summary = read_json(out / SUMMARY)
     report = None

@@ -65,7 +65,7 @@ def summarise(
         "left": len(items) - len(done) - len(failed),
         "working": _active(folder),
         "seconds": seconds,
-        "seconds_an_item": statistics.median(each) if each else None,
+        "seconds_per_item": statistics.median(each) if each else None,
         "hit_rate": hit_rate(done),
         "seconds_left": _left(done, len(items) - len(lines)),
         "bytes": sum(file["bytes"] for line in done for file in line["files"]),
@@ -112,7 +112,7 @@ def describe(summary: dict[str, Any], said: Collection[str] = ()) -> list[str]:
     if summary["done"]:
         lines.append(f"work: {where_time_goes(summary['seconds'])}")
         lines.append(
-            f"an item: {duration(summary['seconds_an_item'])} (median); files: "
+            f"per item: {duration(summary['seconds_per_item'])} (median); files: "
             f"{summary['bytes'] / 1e6:.1f} MB"
         )
         if summary["hit_rate"] is not None:

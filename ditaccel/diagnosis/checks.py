@@ -218,19 +218,16 @@ def _diagnosis(
     found = Diagnosis(type(pipe).__name__, versions=versions())
     try:
         transformers, adapter = transformers_of(pipe)
-    except UnsupportedError as error:
-        found.problem = str(error)
-        return found
-    found.family, found.presets = adapter.name, [*adapter.presets, *published_presets(adapter.name)]
-    first = next(iter(transformers.values()))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        ours = call_size(pipe, unwrapped(first), adapter, call)
-        count = tokens or (None if ours is None else ours.tokens)
+        found.family = adapter.name
+        found.presets = [*adapter.presets, *published_presets(adapter.name)]
+        first = next(iter(transformers.values()))
+        size = call_size(pipe, unwrapped(first), adapter, call)
+        count = tokens or (None if size is None else size.tokens)
         found.transformers = [_facts(n, t, adapter, count) for n, t in transformers.items()]
     except UnsupportedError as error:
         found.problem = str(error)
         return found
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scheduler = getattr(pipe, "scheduler", None)
     step = None if scheduler is None else first_step(scheduler, steps)
     if scheduler is not None:
@@ -242,45 +239,9 @@ def _diagnosis(
         )
         chosen, _ = completed(chosen, adapter)
         found.config = chosen.label or " & ".join(m.method for m in chosen.methods)
-    room = memory_here(device)
+    examiner = _Examiner(pipe, transformers, adapter, device, step, tokens, steps, size, call)
     tried = chosen.methods if chosen is not None else [cls() for cls in configs.methods().values()]
-    for each in tried:
-        setting, _ = completed(AccelerationConfig.of(each), adapter)
-        (method,) = setting.methods
-        reason = try_on(transformers, setting)
-        memory, planner = None, None
-        dry = adapter.provisional
-        if isinstance(method, CacheConfig):
-            policy = method.policy()
-            reason = reason or _objection(policy, step)
-            if not reason and steps is not None:
-                reason = too_few_steps(method.method, policy, steps) or ""
-            facts = found.transformers[0]
-            memory = cache_bytes(
-                policy, first, adapter, facts.tokens, facts.width, step, text_of(pipe, call)
-            )
-            dry = dry and not policy.outside
-        elif isinstance(method, AttentionConfig):
-            planner = method.planner()
-            least = planner.least_tokens
-            if tokens is not None and tokens < least and adapter.text == "none":
-                reason = reason or f"{tokens} tokens are fewer than its min_tokens={least}"
-        note = "if a dry run at the first call shows how its blocks work" if dry else ""
-        idle = ""
-        if planner is not None and tokens is None and ours is not None and not note:
-            idle = _too_short(planner, ours)
-        found.methods.append(
-            MethodVerdict(
-                method.method,
-                method.kind,
-                reason,
-                memory,
-                note or idle,
-                bool(idle),
-                limit=room if memory and room and memory > room else None,
-                pays="" if planner is None else _pays(planner, device),
-            )
-        )
+    found.methods = [examiner.verdict(each, found.transformers[0]) for each in tried]
     if chosen is not None:
         found.problem = next((m.reason for m in found.methods if m.reason), "")
         if not found.problem and all(m.idle for m in found.methods):
@@ -290,6 +251,85 @@ def _diagnosis(
     if found.transformers[0].attention:
         found.backends = _backends(first, device)
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examiner:
+    """What every method is examined against.
+
+    Attributes:
+        pipe: the pipeline.
+        transformers: its transformers by name.
+        adapter: of their family.
+        device: that it would run on.
+        step: the first step of its loop, None where it cannot be set up.
+        tokens: per call, as the user gave them.
+        steps: of the loop, as the user gave them.
+        size: of a call, as far as the pipeline says it.
+        call: arguments that it will be called with.
+    """
+
+    pipe: Any
+    transformers: dict[str, nn.Module]
+    adapter: FamilyAdapter
+    device: torch.device
+    step: DenoisingStep | None
+    tokens: int | None
+    steps: int | None
+    size: CallSize | None
+    call: Mapping[str, Any] | None
+
+    def verdict(self, method: Any, facts: TransformerFacts) -> MethodVerdict:
+        """Whether a method would work, and at what cost.
+
+        Args:
+            method: its config.
+            facts: of the first transformer.
+        """
+        setting, _ = completed(AccelerationConfig.of(method), self.adapter)
+        (method,) = setting.methods
+        found = MethodVerdict(method.method, method.kind, try_on(self.transformers, setting))
+        dry = self.adapter.provisional
+        if isinstance(method, CacheConfig):
+            policy = method.policy()
+            found = self._with_cache(found, policy, facts)
+            dry = dry and not policy.outside
+        if dry:
+            note = "if a dry run at the first call shows how its blocks work"
+            found = dataclasses.replace(found, note=note)
+        if isinstance(method, AttentionConfig):
+            found = self._with_attention(found, method.planner())
+        return found
+
+    def _with_cache(
+        self, found: MethodVerdict, policy: CachePolicy, facts: TransformerFacts
+    ) -> MethodVerdict:
+        reason = found.reason or _objection(policy, self.step)
+        if not reason and self.steps is not None:
+            reason = too_few_steps(found.name, policy, self.steps) or ""
+        first = next(iter(self.transformers.values()))
+        text = text_of(self.pipe, self.call)
+        memory = cache_bytes(
+            policy, first, self.adapter, facts.tokens, facts.width, self.step, text
+        )
+        room = memory_here(self.device)
+        limit = room if memory and room and memory > room else None
+        return dataclasses.replace(found, reason=reason, memory=memory, limit=limit)
+
+    def _with_attention(self, found: MethodVerdict, planner: Planner) -> MethodVerdict:
+        reason, note, least = found.reason, found.note, planner.least_tokens
+        if self.tokens is not None and self.tokens < least and self.adapter.text == "none":
+            reason = reason or f"{self.tokens} tokens are fewer than its min_tokens={least}"
+        idle = ""
+        if self.tokens is None and self.size is not None and not note:
+            idle = _too_short(planner, self.size)
+        return dataclasses.replace(
+            found,
+            reason=reason,
+            note=note or idle,
+            idle=bool(idle),
+            pays=_pays(planner, self.device),
+        )
 
 
 def _too_short(planner: Planner, size: CallSize) -> str:

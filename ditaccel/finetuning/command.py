@@ -117,15 +117,9 @@ def _device(text: str) -> str:
 
 def _prompts(args: argparse.Namespace, sheet: Any) -> list[str]:
     """The prompts to train on."""
-    from ..io.models import no_prompts, read_prompts
+    from ..io.models import part_of_prompts, prompts_for
 
-    source = args.prompts or sheet.prompts
-    if source is None:
-        raise no_prompts(args.model)
-    prompts = read_prompts(source)[args.skip or 0 :][: args.limit]
-    if not prompts:
-        raise UsageError(f"{args.skip} leaves no prompt of {source}", "skip")
-    return prompts
+    return part_of_prompts(prompts_for(args.model, sheet, args.prompts), args.skip or 0, args.limit)
 
 
 def _config(text: str) -> Any:

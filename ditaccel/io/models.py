@@ -124,12 +124,34 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[str]:
     return prompts[:limit] if limit else prompts
 
 
-def no_prompts(model: str | Path) -> UsageError:
-    """The line for a model without prompts of its own, and none given either."""
-    return UsageError(
-        f"is missing: {model} has no prompts of its own; name a text file with one prompt per line",
-        "prompts",
-    )
+def prompts_for(model: str | Path, sheet: Sheet, file: str | Path | None = None) -> list[str]:
+    """The prompts of a file that the user names, else the model's own.
+
+    Args:
+        model: folder or Hub id.
+        sheet: of the model.
+        file: as given, None for the model's own.
+
+    Raises:
+        UsageError: there are none, or the file cannot be read.
+    """
+    source = file or sheet.prompts
+    if source is None:
+        line = f"is missing: {model} has no prompts of its own; name a file, one prompt per line"
+        raise UsageError(line, "prompts")
+    return read_prompts(source)
+
+
+def part_of_prompts(prompts: list[str], skip: int, limit: int | None) -> list[str]:
+    """The prompts that are left behind the first `skip`, at most `limit` of them.
+
+    Raises:
+        UsageError: there are none.
+    """
+    found = prompts[skip:][:limit]
+    if not found:
+        raise UsageError(f"{skip} leaves none of {len(prompts)} prompts", "skip")
+    return found
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ditaccel.io import given
 from ditaccel.io.arguments import listed, number
 from ditaccel.io.asking import asked, calls_of, default_call
 from ditaccel.io.factory import Opened
-from ditaccel.io.models import Sheet, no_prompts, read_prompts, read_sheet
+from ditaccel.io.models import Sheet, part_of_prompts, prompts_for, read_sheet
 from ditaccel.io.opening import choose_device, open_pipeline, use_threads
 from ditaccel.tuning.calibration import calibrate
 from ditaccel.tuning.tuner import MOST_PSNR, Target, Tuner, no_saving
@@ -73,15 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _calls(opened: Opened, sheet: Sheet, args: argparse.Namespace) -> list[dict[str, Any]]:
-    source = args.prompts or sheet.prompts
-    if source is None:
-        raise no_prompts(args.model)
-    prompts = read_prompts(source)
+    prompts = prompts_for(args.model, sheet, args.prompts)
     # Evaluations begin with the first ones, and should not judge what was learnt from.
     skip = max(0, len(prompts) - args.limit) if args.skip is None else args.skip
-    prompts = prompts[skip:][: args.limit]
-    if not prompts:
-        raise UsageError(f"{skip} leaves no prompt of {source}", "skip")
+    prompts = part_of_prompts(prompts, skip, args.limit)
     given = dict(args.call)
     if args.steps is not None:
         given["num_inference_steps"] = args.steps

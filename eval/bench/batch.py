@@ -29,11 +29,11 @@ from ditaccel.io import given
 from ditaccel.io.asking import asked
 from ditaccel.io.files import read_lines
 from ditaccel.io.given import whole_argument as whole
-from ditaccel.io.models import read_sheet
+from ditaccel.io.models import prompts_for, read_sheet
 from ditaccel.io.opening import choose_device, open_pipeline
 from ditaccel.io.progress import duration
 
-from .shared import add_csv, add_model, prompts_of
+from .shared import add_csv, add_model
 from .table import machine_line, write_csv
 
 HELP = "a batch job against the plain loop, caching off"
@@ -151,7 +151,7 @@ def _task(args: argparse.Namespace) -> dict[str, Any]:
     for key, value in (("num_inference_steps", args.steps), ("num_frames", args.frames)):
         if value is not None:
             call[key] = value
-    prompts = list(dict.fromkeys(prompts_of(args, sheet)))[: args.limit]
+    prompts = list(dict.fromkeys(prompts_for(args.model, sheet, args.prompts)))[: args.limit]
     task = {"model": str(args.model), "prompts": prompts, "call": call}
     return task | {"device": args.device, "dtype": args.dtype, "pipeline": args.pipeline}
 

@@ -21,11 +21,11 @@ from typing import Any
 from ditaccel import api
 from ditaccel.io.asking import default_call
 from ditaccel.io.given import whole_argument as whole
-from ditaccel.io.models import execution_device, read_sheet
+from ditaccel.io.models import execution_device, prompts_for, read_sheet
 
 from ..comparison.sampler import Sampler
 from ..metrics.psnr import from_mse, mean_squared_error
-from .shared import add_csv, add_model, open_model, prompts_of
+from .shared import add_csv, add_model, open_model
 from .table import read_csv, write_csv
 
 HELP = "quality and computed share of presets, over steps and seeds"
@@ -161,7 +161,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark; 1 where the presets are out of order."""
     sheet = read_sheet(args.model)
-    prompts = prompts_of(args, sheet)
+    prompts = prompts_for(args.model, sheet, args.prompts)
     opened = open_model(args)
     device = execution_device(opened.pipe)
     name = Path(args.model).expanduser().resolve().name

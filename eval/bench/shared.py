@@ -17,7 +17,7 @@ from ditaccel.io.arguments import SHORT_DTYPES, dtype
 from ditaccel.io.asking import asked, calls_of, default_call
 from ditaccel.io.factory import Opened
 from ditaccel.io.given import whole_argument as whole
-from ditaccel.io.models import Sheet, line_of, no_prompts, read_prompts, read_sheet
+from ditaccel.io.models import line_of, prompts_for, read_sheet
 from ditaccel.io.opening import choose_device, open_pipeline, use_threads
 
 
@@ -124,24 +124,12 @@ def open_subject(args: argparse.Namespace, prompts: int = 1, **changes: Any) -> 
             what is to be changed.
     """
     sheet = read_sheet(args.model)
-    texts = prompts_of(args, sheet)[:prompts]
+    texts = prompts_for(args.model, sheet, args.prompts)[:prompts]
     opened = open_model(args)
     given = {key: value for key, value in changes.items() if value is not None}
     call = default_call(opened.pipe, sheet, given, opened.call)
     name = Path(args.model).expanduser().resolve().name
     return Subject(opened.pipe, [{**call, **asked(opened.pipe, text)} for text in texts], name)
-
-
-def prompts_of(args: argparse.Namespace, sheet: Sheet) -> list[str]:
-    """The prompts of `--prompts` or else of the model.
-
-    Raises:
-        UsageError: there are none.
-    """
-    source = args.prompts or sheet.prompts
-    if source is None:
-        raise no_prompts(args.model)
-    return read_prompts(source)
 
 
 def open_model(args: argparse.Namespace) -> Opened:

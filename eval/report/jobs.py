@@ -40,8 +40,8 @@ def _tiles(summary: dict[str, Any]) -> Markup:
         tiles.append(_tile(str(summary["left"]), words))
     if summary.get("not_chosen"):
         tiles.append(_tile(str(summary["not_chosen"]), "rows not asked for (--limit, --filter)"))
-    if summary["seconds_an_item"] is not None:
-        tiles.append(_tile(duration(summary["seconds_an_item"]), "of work an item (median)"))
+    if summary["seconds_per_item"] is not None:
+        tiles.append(_tile(duration(summary["seconds_per_item"]), "of work per item (median)"))
     if summary["hit_rate"] is not None:
         tiles.append(_tile(f"{100 * summary['hit_rate']:.0f} %", "of transformer calls forecast"))
     return el("div", tiles, cls="tiles")

@@ -100,6 +100,79 @@ def _percent(values: dict[str, float]) -> str:
 
 
 COLUMNS = ("colour", "shape", "direction")
+_CARD = """# shapes-{name}
+
+A `{kind}` small enough to generate on a CPU, trained to give caches something real
+to be judged on. Loads with the stock class; `sample.json` holds the default call.
+
+- **Data**: {data} Synthetic,
+  `samples/train/data.py`.
+- **Training**: {method}
+- **Size**: {sizes} parameters; {megabytes:.1f} MB of safetensors (float16; text encoders
+  float32).
+- **Trained for** {minutes:.0f} minutes on at most two CPU threads ({steps} steps):
+  `{script} {name} --minutes {minutes:.0f}`
+
+## What the judge sees
+
+{subjects}, default call, judged by `shapes-features`:
+
+| | pictures or clips | colour | shape | direction |
+|---|---|---|---|---|
+{table}
+
+![samples](card/samples.png)
+{caption}
+## Limits
+
+{limits}
+
+## Features along the steps
+
+Last block, one full step every 3, relative L1 over all steps between and the next one, float32,
+default call: reuse {mean[0]:.4f}, linear {mean[1]:.4f}, quadratic {mean[2]:.4f}; **linear / reuse =
+{ratio:.2f}**.
+
+![smoothness](card/smoothness.png)
+
+## Loss
+
+![loss](card/loss.png)
+"""
+
+
+def _scores(
+    name: str, images: Any, prompts: list[str], pipe: Any
+) -> dict[str, tuple[int, dict[str, float]]]:
+    """Which samples -> how many they are, and what the judge sees in them."""
+    net = FeatureNet.from_pretrained(MODELS / "shapes-features")
+    wanted = expected(name, prompts, pipe)
+    rows = {"all": list(range(len(prompts)))}
+    if name != "dit":
+        rows["one object"] = [i for i, w in enumerate(wanted) if len(w) == 1]
+        rows["two objects"] = [i for i, w in enumerate(wanted) if len(w) == 2]
+    return {
+        label: (len(index), prompt_accuracy(net, images[index], [wanted[i] for i in index]))
+        for label, index in rows.items()
+    }
+
+
+def _sizes(pipe: Any) -> str:
+    """The parts of a pipeline, and their millions of parameters."""
+    parts = {
+        part: sum(p.numel() for p in getattr(pipe, part).parameters()) / 1e6
+        for part in ("transformer", "vae", "text_encoder", "text_encoder_2")
+        if getattr(pipe, part, None) is not None
+    }
+    return ", ".join(f"{part} {size:.2f} M" for part, size in parts.items())
+
+
+def _caption(name: str, prompts: list[str]) -> str:
+    """What stands below the picture of samples."""
+    if name == "flux":
+        return "\nThe first 32 of the held-out prompts, row by row.\n"
+    shown = "\n".join(f"{i + 1}. {prompt}" for i, prompt in enumerate(prompts[:8]))
+    return f"\nRows, from the top:\n\n{shown}\n" if name == "wan" else ""
 
 
 def write_card(name: str, count: int) -> dict[str, Any]:
@@ -107,21 +180,8 @@ def write_card(name: str, count: int) -> dict[str, Any]:
     folder = MODELS / f"shapes-{name}"
     pipe, call, prompts = load(name)
     prompts = prompts[:count]
-    batch = 8 if name == "wan" else 60
-    images = generate(name, pipe, call, prompts, seed=0, batch=batch)
-    net = FeatureNet.from_pretrained(MODELS / "shapes-features")
-    wanted = expected(name, prompts, pipe)
-    rows = {"all": list(range(len(prompts)))}
-    if name != "dit":
-        rows["one object"] = [i for i, w in enumerate(wanted) if len(w) == 1]
-        rows["two objects"] = [i for i, w in enumerate(wanted) if len(w) == 2]
-    scores = {
-        label: prompt_accuracy(net, images[index], [wanted[i] for i in index])
-        for label, index in rows.items()
-    }
-    table = "\n".join(
-        f"| {label} | {len(rows[label])} | {_percent(value)} |" for label, value in scores.items()
-    )
+    images = generate(name, pipe, call, prompts, seed=0, batch=8 if name == "wan" else 60)
+    scores = _scores(name, images, prompts, pipe)
     pictures = sheet(images[:8] if name == "wan" else images[:32], scale=1 if name == "wan" else 2)
     (folder / "card").mkdir(exist_ok=True)
     pictures.quantize(128).save(folder / "card" / "samples.png", optimize=True)
@@ -130,59 +190,29 @@ def write_card(name: str, count: int) -> dict[str, Any]:
     log = json.loads((folder / "card" / "training.json").read_text())
     _plot_loss(log, folder / "card" / "loss.png")
     mean = smooth["last"]["mean"]
-    parts = {
-        part: sum(p.numel() for p in getattr(pipe, part).parameters()) / 1e6
-        for part in ("transformer", "vae", "text_encoder", "text_encoder_2")
-        if getattr(pipe, part, None) is not None
-    }
-    sizes = ", ".join(f"{part} {size:.2f} M" for part, size in parts.items())
-    shown = "\n".join(f"{i + 1}. {prompt}" for i, prompt in enumerate(prompts[:8]))
-    shown = f"\nRows, from the top:\n\n{shown}\n" if name == "wan" else ""
-    if name == "flux":
-        shown = "\nThe first 32 of the held-out prompts, row by row.\n"
-    kind = "class names" if name == "dit" else "prompts never seen in training"
-    card = f"""# shapes-{name}
-
-A `{type(pipe).__name__}` small enough to generate on a CPU, trained to give caches something real
-to be judged on. Loads with the stock class; `sample.json` holds the default call.
-
-- **Data**: {DATA[name]} Synthetic,
-  `samples/train/data.py`.
-- **Training**: {METHOD[name]}
-- **Size**: {sizes} parameters; {_size(folder):.1f} MB of safetensors (float16; text encoders
-  float32).
-- **Trained for** {log["minutes"]:.0f} minutes on at most two CPU threads ({log["step"]} steps):
-  `{SCRIPT} {name} --minutes {log["minutes"]:.0f}`
-
-## What the judge sees
-
-{kind.capitalize()}, default call, judged by `shapes-features`:
-
-| | pictures or clips | colour | shape | direction |
-|---|---|---|---|---|
-{table}
-
-![samples](card/samples.png)
-{shown}
-## Limits
-
-{LIMITS[name]}
-
-## Features along the steps
-
-Last block, one full step every 3, relative L1 over all steps between and the next one, float32,
-default call: reuse {mean[0]:.4f}, linear {mean[1]:.4f}, quadratic {mean[2]:.4f}; **linear / reuse =
-{mean[1] / mean[0]:.2f}**.
-
-![smoothness](card/smoothness.png)
-
-## Loss
-
-![loss](card/loss.png)
-"""
+    table = "\n".join(
+        f"| {label} | {number} | {_percent(value)} |" for label, (number, value) in scores.items()
+    )
+    card = _CARD.format(
+        name=name,
+        kind=type(pipe).__name__,
+        data=DATA[name],
+        method=METHOD[name],
+        sizes=_sizes(pipe),
+        megabytes=_size(folder),
+        minutes=log["minutes"],
+        steps=log["step"],
+        script=SCRIPT,
+        subjects="Class names" if name == "dit" else "Prompts never seen in training",
+        table=table,
+        caption=_caption(name, prompts),
+        limits=LIMITS[name],
+        mean=mean,
+        ratio=mean[1] / mean[0],
+    )
     (folder / "README.md").write_text(card)
-    ratio = mean[1] / mean[0]
-    result = {"model": name, "scores": scores, "ratio": ratio, "mean": mean}
+    by_label = {label: value for label, (_, value) in scores.items()}
+    result = {"model": name, "scores": by_label, "ratio": mean[1] / mean[0], "mean": mean}
     print(json.dumps(result))
     return result
 

@@ -18,6 +18,7 @@ DIRECTIONS = ("left", "right", "up", "down")
 SIZE = 64
 FRAMES = 63
 GRID = 4
+_TRIES = 24
 
 _RGB = torch.tensor(
     [
@@ -102,21 +103,7 @@ def sample_scenes(
         _STEP[direction] * speed[..., None] if moving else torch.zeros(n, 2, 2, dtype=torch.float)
     )
 
-    travel = velocity * (FRAMES - 1)
-    margin = radius[..., None] * 1.1 + 1
-    low = margin - travel.clamp(max=0)
-    high = SIZE - 1 - margin - travel.clamp(min=0)
-    tries = 24
-    starts = low + (high - low) * uniform(tries, n, 2, 2)
-    if snap:
-        starts = (starts / GRID).round() * GRID
-    when = torch.linspace(0, 1, 8)[:, None, None, None, None]
-    path = starts + when * travel
-    gap = (path[..., 0, :] - path[..., 1, :]).abs().amax(-1).amin(0) - radius.sum(1)
-    good = (gap > 3).long()
-    best = torch.where(good.any(0), good.argmax(0), gap.argmax(0))
-    start = starts[best, torch.arange(n)]
-
+    start = _apart(radius, velocity, uniform(_TRIES, n, 2, 2), snap)
     rgb = (_RGB[colour] + uniform(n, 2, 3, low=-0.05, high=0.05)).clamp(0, 1)
     dark = uniform(n) < 0.5
     level = torch.where(dark, uniform(n, low=0.06, high=0.22), uniform(n, low=0.72, high=0.9))
@@ -126,6 +113,30 @@ def sample_scenes(
     return Scenes(
         count, colour, shape, direction, radius, start, velocity, rgb, background, angle, dark
     )
+
+
+def _apart(radius: Tensor, velocity: Tensor, places: Tensor, snap: bool) -> Tensor:
+    """Where objects start: the first of some places at which two are apart all the time.
+
+    Args:
+        radius: (n, 2).
+        velocity: (n, 2, 2), pixels per frame.
+        places: (tries, n, 2, 2), from 0 to 1 in what each object's size and way leave.
+        snap: on the grid.
+    """
+    travel = velocity * (FRAMES - 1)
+    margin = radius[..., None] * 1.1 + 1
+    low = margin - travel.clamp(max=0)
+    high = SIZE - 1 - margin - travel.clamp(min=0)
+    starts = low + (high - low) * places
+    if snap:
+        starts = (starts / GRID).round() * GRID
+    when = torch.linspace(0, 1, 8)[:, None, None, None, None]
+    path = starts + when * travel
+    gap = (path[..., 0, :] - path[..., 1, :]).abs().amax(-1).amin(0) - radius.sum(1)
+    good = (gap > 3).long()
+    best = torch.where(good.any(0), good.argmax(0), gap.argmax(0))
+    return starts[best, torch.arange(len(radius))]
 
 
 def _distance(x: Tensor, y: Tensor, radius: Tensor, shape: Tensor) -> Tensor:

@@ -145,5 +145,5 @@ def test_prompts_that_evaluations_begin_with_are_left_to_them(additive, tmp_path
     assert chosen("--limit", "1") == ["b"]
     assert chosen("--limit", "1", "--skip", "0") == ["a red circle"]
     assert chosen() == chosen("--skip", "0") == ["a red circle", "b"]
-    with pytest.raises(UsageError, match="skip 2 leaves no prompt"):
+    with pytest.raises(UsageError, match="skip 2 leaves none of 2 prompts"):
         chosen("--skip", "2")

@@ -130,6 +130,37 @@ def _ray() -> Any:
     return ray
 
 
+def _dataset(ray: Any, folder: JobFolder, run: Run, rows: list[dict[str, str]]) -> Any:
+    """The items, mapped by actors; nothing runs until its rows are asked for.
+
+    Raises:
+        UsageError: the cluster has no room for an actor.
+    """
+    # Shards, workers and devices are Ray's business: an actor sees its own GPU as the first.
+    on_gpu = run.options.device.startswith("cuda")
+    device = "cuda:0" if on_gpu else run.options.device
+    threads = run.options.threads or 1
+    resources = ray.cluster_resources()
+    fit = int(resources.get("GPU", 0) if on_gpu else resources.get("CPU", 1) // threads)
+    if fit < 1:
+        raise UsageError(f"the Ray cluster has no free {'GPU' if on_gpu else 'CPU'} for an actor")
+    workers = min(run.workers or fit, fit, len(rows))
+    one = dataclasses.replace(
+        run, workers=1, devices=(device,), options=dataclasses.replace(run.options, device=device)
+    )
+    chunk = max(1, min(_CHUNK, len(rows) // (4 * workers)))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    return ray.data.from_items(rows, override_num_blocks=-(-len(rows) // chunk)).map_batches(
+        RayWorker,
+        batch_size=chunk,
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+        fn_constructor_args=(str(folder.root.resolve()), json.dumps(asdict(one))),
+        num_gpus=1 if on_gpu else None,
+        num_cpus=None if on_gpu else threads,
+    )
+
+
 def run_ray(
     folder: JobFolder,
     run: Run,
@@ -156,29 +187,7 @@ def run_ray(
     if not rows:
         return
     _connect(ray)
-    # Shards, workers and devices are Ray's business: an actor sees its own GPU as the first.
-    on_gpu = run.options.device.startswith("cuda")
-    device = "cuda:0" if on_gpu else run.options.device
-    threads = run.options.threads or 1
-    resources = ray.cluster_resources()
-    fit = int(resources.get("GPU", 0) if on_gpu else resources.get("CPU", 1) // threads)
-    if fit < 1:
-        raise UsageError(f"the Ray cluster has no free {'GPU' if on_gpu else 'CPU'} for an actor")
-    workers = min(run.workers or fit, fit, len(rows))
-    one = dataclasses.replace(
-        run, workers=1, devices=(device,), options=dataclasses.replace(run.options, device=device)
-    )
-    chunk = max(1, min(_CHUNK, len(rows) // (4 * workers)))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // chunk)).map_batches(
-        RayWorker,
-        batch_size=chunk,
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-        fn_constructor_args=(str(folder.root.resolve()), json.dumps(asdict(one))),
-        num_gpus=1 if on_gpu else None,
-        num_cpus=None if on_gpu else threads,
-    )
+    dataset = _dataset(ray, folder, run, rows)
     tokens = set()
     try:
         with _quiet_plans():

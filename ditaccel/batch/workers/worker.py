@@ -206,68 +206,90 @@ class Worker:
 
     def _work(self, work: list[tuple[Item, Claim]]) -> None:
         """Make claimed items. Holds the baton when it begins, not when it returns."""
-        dead = [pair for pair in work if pair[1].deaths >= MAX_DEATHS]
-        if dead:
+        if any(claim.deaths >= MAX_DEATHS for _, claim in work):
             self.seam.baton.release()
-            for item, claim in work:
-                if claim.deaths >= MAX_DEATHS:
-                    reason = f"{claim.deaths} workers died while making it (out of memory?)"
-                    self._fail(item, claim, "died", reason)
-                else:
-                    self.claims.release(claim)
-                    self.queue.give_back(item)
+            self._leave_deadly(work)
             return
         began = time.time()
-        made: list[Made] | None = None
+        try:
+            made = self._make([item for item, _ in work])
+        except Interrupted:
+            for _, claim in work:
+                self.claims.release(claim)
+            self.tally.dropped += len(work)
+            return
+        if isinstance(made, list):
+            for (item, claim), one in zip(work, made, strict=True):
+                self._keep(item, claim, one, began, len(work))
+        elif len(work) > 1:
+            # Together they failed: alone the good ones will not.
+            for pair in work:
+                self.seam.baton.acquire()
+                self._work([pair])
+        else:
+            self._failed(work[0], made)
+
+    def _leave_deadly(self, work: list[tuple[Item, Claim]]) -> None:
+        """Give up items over which workers died, and give the others back."""
+        for item, claim in work:
+            if claim.deaths >= MAX_DEATHS:
+                reason = f"{claim.deaths} workers died while making it (out of memory?)"
+                self._fail(item, claim, "died", reason)
+            else:
+                self.claims.release(claim)
+                self.queue.give_back(item)
+
+    def _make(self, items: list[Item]) -> list[Made] | Exception | None:
+        """Call the pipeline, again where calls got in each other's way or memory ran out.
+
+        Returns:
+            What was made, else the error; None where calls kept getting in each other's way.
+
+        Raises:
+            Interrupted: the worker is to stop.
+        """
         trouble: Exception | None = None
         for attempt in range(3):
             if attempt:
                 self.seam.baton.acquire()
             try:
-                made = self.maker.make([item for item, _ in work], alone=attempt > 0)
-                break
+                return self.maker.make(items, alone=attempt > 0)
             except Interrupted:
-                for _, claim in work:
-                    self.claims.release(claim)
-                self.tally.dropped += len(work)
-                return
+                raise
             except Retry:
                 continue
             except Exception as error:
-                trouble = error
                 if not is_out_of_memory(error):
-                    break
+                    return error
                 trouble = error.with_traceback(None)  # its frames hold tensors
                 if attempt:
                     break
             release_memory()
-        if made is None and len(work) > 1:
-            # Together they failed: alone the good ones will not.
-            for pair in work:
-                self.seam.baton.acquire()
-                self._work([pair])
-            return
-        if made is None:
-            self._failed(work[0], trouble)
-            return
-        for (item, claim), one in zip(work, made, strict=True):
-            try:
-                self._finish(item, claim, one, began, len(work))
-            except OSError as error:
-                if error.errno not in _DISK:
-                    self._failed((item, claim), error)
-                    continue
-                self.claims.release(claim)
-                raise UsageError(
-                    f"cannot write to {self.folder.root} ({error.strerror}); make room, then run "
-                    "the same command again: what is done stays done"
-                ) from error
-            except DitaccelError as error:
-                cause = error.__cause__
-                if isinstance(cause, OSError) and cause.errno not in _NAMES:
-                    self.claims.release(claim)
-                    raise
+        return trouble
+
+    def _keep(self, item: Item, claim: Claim, made: Made, began: float, shared: int) -> None:
+        """Write what was made; what goes wrong with one item is that item's failure.
+
+        Raises:
+            UsageError: the disk, which would go wrong for every item.
+        """
+        try:
+            self._finish(item, claim, made, began, shared)
+        except OSError as error:
+            if error.errno not in _DISK:
                 self._failed((item, claim), error)
+                return
+            self.claims.release(claim)
+            raise UsageError(
+                f"cannot write to {self.folder.root} ({error.strerror}); make room, then run "
+                "the same command again: what is done stays done"
+            ) from error
+        except DitaccelError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno not in _NAMES:
+                self.claims.release(claim)
+                raise
+            self._failed((item, claim), error)
 
     def _failed(self, pair: tuple[Item, Claim], error: Exception | None) -> None:
         item, claim = pair
@@ -314,59 +336,34 @@ class Worker:
         return {"bytes": usage * scale, "what": "most that the worker's process held so far"}
 
     def _finish(self, item: Item, claim: Claim, made: Made, began: float, shared: int) -> None:
-        settings, start = self.settings, time.perf_counter()
+        """Write an item's files and publish them, unless somebody else has taken it over."""
+        start = time.perf_counter()
         drafts = self.claims.home / f"{claim.id}.{claim.number}"
         drafts.mkdir()
         try:
             parts = write_files(
                 drafts,
                 item.name,
-                settings.save,
+                self.settings.save,
                 made.frames,
                 made.latents,
                 item.fps,
-                settings.codec,
-                settings.crf,
+                self.settings.codec,
+                self.settings.crf,
             )
             encoded = time.perf_counter() - start
             files = [
                 {**facts, "path": name, "bytes": size_of(draft), "sha256": sha256(draft)}
                 for draft, name, facts in parts
             ]
-            turn = made.turn
-            record = {
-                **item_facts(item),
-                "status": DONE,
-                "files": files,
-                "shape": None if made.frames is None else list(made.frames.shape),
-                "steps": turn.stats or {},
-                "seconds": {
-                    "denoise": turn.denoise_seconds / shared,
-                    "decode": turn.decode_seconds / shared,
-                    "encode": encoded,
-                    "wait": turn.wait_seconds,
-                },
-                "memory": self._memory(),
-                "batch": shared,
-                "began": began,
-                "finished": time.time(),
-                "worker": self.claims.token,
-                "host": socket.gethostname(),
-                "device": self.options.device,
-                "threads": torch.get_num_threads(),
-                "versions": self._versions,
-            }
-            record = json.loads(json.dumps(record, default=str))
+            record = self._record(item, made, files, encoded, began, shared)
             if not self.claims.holds(claim):
                 self.tally.dropped += 1
                 return  # somebody took us for dead, and makes it again
             with self._write:
                 small = None if made.frames is None else thumbnail(made.frames)
-                self.folder.publish(
-                    item,
-                    [(draft, name) for draft, name, _ in parts],
-                    {**record, THUMBNAIL: small},
-                )
+                drafted = [(draft, name) for draft, name, _ in parts]
+                self.folder.publish(item, drafted, {**record, THUMBNAIL: small})
                 self.folder.add_result(self.claims.token, record)
                 self.tally.done += 1
                 for part, seconds in record["seconds"].items():
@@ -375,6 +372,42 @@ class Worker:
             shutil.rmtree(drafts, ignore_errors=True)
         self.claims.release(claim)
         self._on_result(record)
+
+    def _record(
+        self,
+        item: Item,
+        made: Made,
+        files: list[dict[str, Any]],
+        encoded: float,
+        began: float,
+        shared: int,
+    ) -> dict[str, Any]:
+        """The result line of an item that was made, as plain data."""
+        turn = made.turn
+        record: dict[str, Any] = {
+            **item_facts(item),
+            "status": DONE,
+            "files": files,
+            "shape": None if made.frames is None else list(made.frames.shape),
+            "steps": turn.stats or {},
+            "seconds": {
+                "denoise": turn.denoise_seconds / shared,
+                "decode": turn.decode_seconds / shared,
+                "encode": encoded,
+                "wait": turn.wait_seconds,
+            },
+            "memory": self._memory(),
+            "batch": shared,
+            "began": began,
+            "finished": time.time(),
+            "worker": self.claims.token,
+            "host": socket.gethostname(),
+            "device": self.options.device,
+            "threads": torch.get_num_threads(),
+            "versions": self._versions,
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
+        return plain
 
 
 def part_of(items: list[Item], index: int, count: int) -> list[Item]:
