@@ -279,7 +279,7 @@ def test_dry_run_loads_and_writes_nothing(
     path = jobs(5)
     code, printed, _ = generate(path, "--dry-run", "--limit", "4", "--shard", "1/2")
     assert code == 0 and not (tmp_path / "out").exists()
-    assert "items: 5, 0 of them bad" in printed and "2 of them, shard 1/2 (--shard)" in printed
+    assert "items: 5, 0 of them bad" in printed and "2 of them, shard 1/2 (as given)" in printed
     assert "done already" not in printed
     assert "config: balanced, which is adaptive_taylor:" in printed
     spec = "taylorseer:interval=7 & lite_attention:threshold=-3.0"
@@ -302,11 +302,11 @@ def test_json_is_for_machines(generate: Run, jobs: Jobs) -> None:
     [
         (("--config", "nonsense"), "no preset 'nonsense'"),
         (("--save", "mp4"), "makes pictures"),
-        (("--call", "foo=1"), "takes no argument 'foo'"),
+        (("--call", "foo=1"), "--call foo: DiTPipeline takes no such argument"),
         (("--shard", "2/2"), "i/n"),
         (("--name", "{x}"), "unknown field"),
         (("--device", "cuda"), "no GPU"),
-        (("--filter", "colour=red"), "unknown column"),
+        (("--filter", "colour=red"), "--filter 'colour' is not a column"),
     ],
 )
 def test_wrong_commands_are_one_line(
