@@ -194,11 +194,11 @@ def test_errors_name_arguments_and_commands_show_options(monkeypatch, capsys) ->
     error = ConfigError("x: it is no good", "max_input")
     assert str(error) == "max_input x: it is no good" and error.argument == "max_input"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
-    monkeypatch.setattr("ditaccel.batch.command.find_rank", _raising(error))
+    monkeypatch.setattr("ditaccel.batch.command.read_rows", _raising(error))
     assert main(COMMAND_LINES["generate"]) == 2
     assert "error: --max-input x: it is no good\n" in capsys.readouterr().err
     # Not an option of this command: the argument's own name.
-    monkeypatch.setattr("ditaccel.batch.command.find_rank", _raising(UsageError("y", "other")))
+    monkeypatch.setattr("ditaccel.batch.command.read_rows", _raising(UsageError("y", "other")))
     assert main(COMMAND_LINES["generate"]) == 2
     assert "error: other y\n" in capsys.readouterr().err
 
