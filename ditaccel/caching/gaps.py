@@ -10,7 +10,7 @@ gap left in the latents is a known sum, and adding that sum, divided by the comp
 A computed output has seen the error before it was taken out, and has answered to it. What later
 forecasts and interpolations carry on must be free of that answer, else it bends the next gap: with
 noise prediction (`DenoisingStep.feedback`), where the answer is large, that cost more than the
-correction gained over gaps of five steps and more.
+correction gained over gaps of more than three steps.
 """
 
 from __future__ import annotations

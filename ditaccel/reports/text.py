@@ -89,9 +89,9 @@ def _quality(report: ReportData) -> list[str]:
         return []  # which the verdict says
     if report.expected is None:
         return [
-            "Quality: not estimated: the error of these forecasts is not measured (it is with "
-            "correction='auto' or adaptive_taylor, where the scheduler's steps are known and the "
-            "last one is computed)."
+            "Quality: not estimated: the error of these forecasts is not measured "
+            "(correction='auto' measures it where the scheduler's steps are known and the last one "
+            "is computed)."
         ]
     return [
         f"Quality: expect {report.expected}; calibrated on the shipped samples only (error left in "

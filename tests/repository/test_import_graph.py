@@ -40,7 +40,6 @@ MAY_NAME = {
 }
 NAMES_TODAY = {
     "ditaccel/diagnosis/checks.py",
-    "ditaccel/reports/text.py",
 }
 
 # Rooms whose messages still write options.
