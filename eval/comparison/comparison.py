@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +83,14 @@ class Comparison:
         self.measure()
         return self.verify_dense()
 
-    def _done(self, row: RunConfig) -> Callable[[Sample], bool]:
-        return lambda sample: self.store.is_done(row.id, sample.id)
+    def _left(self, row: RunConfig) -> list[int]:
+        """Places of the samples that a row has still to make."""
+        return [i for i, s in enumerate(self.samples) if not self.store.is_done(row.id, s.id)]
 
     def warm_up(self) -> None:
         """One generation per row, not timed: first calls are slow, and memory is looked at."""
         dense = self.configs[0]
-        left = {row.id for row in self.configs if not all(map(self._done(row), self.samples))}
-        pending = [row for row in self.configs if row is dense or row.id in left]
+        pending = [row for row in self.configs if row is dense or self._left(row)]
         zero = 0
         for row in pending:
             kept = KeptTensors()
@@ -123,11 +122,10 @@ class Comparison:
         self.progress.note(plan.time_line(self._seconds_left()))
 
     def _seconds_left(self) -> float:
-        """What is left takes about so long, by the warm-ups so far."""
+        """An estimate of what is left, by the warm-ups so far."""
         left, timed = {}, {}
         for row in self.configs:
-            done = self._done(row)
-            places = [i for i, sample in enumerate(self.samples) if not done(sample)]
+            places = self._left(row)
             left[row.id] = len(places)
             timed[row.id] = sum(i < self.pairs for i in places) if row.role is not Role.DENSE else 0
         return plan.seconds_left(self._warm, left, self.configs[0].id, timed)
