@@ -288,7 +288,7 @@ def test_report_of_attention(tmp_path):
         saved = json.loads(report.to_json())
         assert saved["attention"] == rows
         assert saved["config"]["attention"]["threshold"] == -4.0
-        assert report.last_generation().attention == (log,)
+        assert [each.rows() for each in report.last_generation().attention] == [rows]
         sizes = set()
         for branch in (None, "uncond"):
             with Image.open(log.picture(tmp_path / f"{branch}.png", branch)) as picture:
