@@ -181,7 +181,7 @@ def is_accelerated(pipe: Any) -> bool:
 
 
 def presets(pipe: Any) -> dict[str, AccelerationConfig]:
-    """The presets of a pipeline's family by name, and the config that each stands for.
+    """The presets of a pipeline's family by name, and the config that each is.
 
     ```python
     list(ditaccel.presets(pipe))        # ['safe', 'balanced', 'fast', 'published:taylorseer', …]
@@ -265,7 +265,7 @@ def _with_exchanged(session: Session, parts: Iterable[nn.Module]) -> Report:
     now = {id(unwrapped(part)) for part in parts}
     gone = [n for n, part in session.transformers.items() if id(unwrapped(part)) not in now]
     lines = (
-        f"{name} was exchanged or removed after accelerate(): what stands in its place runs dense; "
+        f"{name} was exchanged or removed after accelerate(): what took its place runs dense; "
         "call ditaccel.accelerate(pipe) again"
         for name in gone
     )

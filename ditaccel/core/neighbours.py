@@ -31,7 +31,7 @@ class OtherCache:
 
 
 class Neighbours:
-    """Looks at what stands on one transformer.
+    """Looks at what else works on one transformer.
 
     Args:
         name: component name.

@@ -160,7 +160,7 @@ class PatchLedger:
         """Put `around` in front of every call of `module`.
 
         Raises:
-            UsageError: something of ours stands there already.
+            UsageError: a patch of ours is there already.
         """
         if patch_of(module) is not None:
             raise UsageError(

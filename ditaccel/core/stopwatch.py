@@ -19,7 +19,7 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.exact = device.type in ("cpu", "cuda")
-        # an event cannot be timed inside of a graph that is being captured
+        # an event cannot be timed inside a graph that is being captured
         self._cuda = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
         self._marks: list[Any] = []
         self.lap()

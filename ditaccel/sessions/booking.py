@@ -76,7 +76,7 @@ class Booking:
 
         Args:
             name: of the transformer.
-            step: where the call stands.
+            step: where the call is.
             call: what the cache made of it.
             cache: of the transformer.
             loop: that the call belongs to.

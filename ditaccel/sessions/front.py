@@ -37,7 +37,7 @@ class Front:
         warn: called with one line, and with what kind it is where it is to be shown once.
 
     Attributes:
-        neighbours: what else stands on the transformer.
+        neighbours: what else works on the transformer.
         whole: whether it is compiled as a whole.
 
     Raises:

@@ -85,7 +85,7 @@ class Methods:
         elif not adapter.blocks:
             raise UnsupportedError(
                 f"{type(transformer).__name__} is of no known family, and no list of two or more "
-                f"blocks of one class stands directly in it{WAY_OUT}"
+                f"blocks of one class is directly in it{WAY_OUT}"
             )
         else:
             self.unlearnt.add(name)

@@ -1,5 +1,6 @@
 """The tracker places calls by name, timestep and scheduler position, never by parity."""
 
+from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 from ditaccel.core._compat import NamedContext
+from ditaccel.core.denoising.schedule import Known, Schedule
 from ditaccel.core.denoising.tracker import DenoisingTracker, Lone
 
 
@@ -359,3 +361,23 @@ def test_flow_matching_is_not_taken_for_preconditioned():
     tracker = DenoisingTracker(pipe)
     step = tracker.observe("transformer", pipe.scheduler.timesteps[0], preconditioned=True)
     assert step.additive and step.latent_scale == 1.0
+
+
+def test_a_schedule_is_frozen_and_is_lost_as_a_whole():
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    assert Schedule.of(None, 1.0).known is Known.NO_SCHEDULER
+    assert Schedule.of(scheduler, 1000.0).known is Known.NOT_SET
+    scheduler.set_timesteps(4)
+    begun = Schedule.of(scheduler, float(scheduler.timesteps[0]))
+    assert (begun.total, begun.known, begun.additive) == (4, Known.FOLLOWED, True)
+    assert begun.at(1, float(scheduler.timesteps[1])) is begun
+    lost = begun.at(1, 3.0)
+    assert (lost.total, lost.known, lost.additive) == (None, Known.OTHER, False)
+    assert lost.sigma(0) is None and begun.sigma(0) == 1.0 and lost.lost() is lost
+    with pytest.raises(FrozenInstanceError):
+        begun.offset = 2
+    scheduler.set_timesteps(4)
+    again = begun.made_again(scheduler, 1)
+    assert again is not None and again.timesteps is scheduler.timesteps
+    scheduler.set_timesteps(5)
+    assert begun.made_again(scheduler, 1) is None

@@ -238,7 +238,7 @@ class Callers:
 
 
 def loop_variable(mark: Mark) -> Any:
-    """The tensor `t` that a loop over timesteps is at, in the frame of a mark or one inside of it.
+    """The tensor `t` that a loop over timesteps is at, in the frame of a mark or one inside it.
 
     An iterator holds the first one of them until the loop is over, which is how its end is seen.
     """

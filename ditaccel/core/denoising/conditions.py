@@ -119,7 +119,7 @@ def _parts(value: Any) -> Iterator[Any]:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """The tensor that a view is one of: views are often made anew at each call."""
+    """The tensor that a view is one of: new views are often made at each call."""
     base = tensor._base
     return tensor if base is None else base
 

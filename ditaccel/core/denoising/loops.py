@@ -217,7 +217,7 @@ class Loops:
         last = run.loop.tracker.last
         if run.stepper is not None or last is None or not self._is_over(run):
             return False
-        # at the same timestep it has begun anew, unless a scheduler says that it has not
+        # at the same timestep it has begun again, unless a scheduler says that it has not
         onward = level_of(timestep) != last or run.loop.tracker.driven_by(caller.scheduler)
         return onward and run.common(run.chain, caller) is not None
 

@@ -10,8 +10,8 @@ class PerLoop(ABC):
     """Base of what carries methods out on a transformer, for one loop at a time.
 
     Attributes:
-        of_a_loop: names of the attributes that belong to a loop; `_fresh` gives them anew.
-        of_a_call: name of the one that stands for the transformer call in progress, None for none.
+        of_a_loop: names of the attributes that belong to a loop; `_fresh` resets them.
+        of_a_call: name of the one that holds the transformer call in progress.
     """
 
     of_a_loop: ClassVar[tuple[str, ...]]

@@ -14,7 +14,7 @@ class LoopState:
     """Gives the methods the state of the loop that calls.
 
     Args:
-        parts: what carries the methods out, by kind and by component name; read anew each time.
+        parts: what carries the methods out, by kind and by component name; read again each time.
 
     Attributes:
         lock: held during a transformer call: there is one at a time.

@@ -50,7 +50,7 @@ class Lone(Enum):
 
 @dataclass(frozen=True)
 class DenoisingStep:
-    """Where a transformer call stands.
+    """Where in its loop a transformer call is.
 
     Attributes:
         generation: number of the denoising loop since `accelerate`, from 0.
@@ -185,7 +185,7 @@ class DenoisingTracker:
         return None if self._course.last is None else self._course.last.progress
 
     def driven_by(self, scheduler: Any) -> bool:
-        """Whether the loop follows a scheduler that was set anew for it."""
+        """Whether the loop follows a scheduler that was set for it."""
         schedule = self._course.schedule
         same = schedule.timesteps is getattr(scheduler, "timesteps", None)
         return same and schedule.known is Known.FOLLOWED and schedule.anew
@@ -232,7 +232,7 @@ class DenoisingTracker:
         return step.preconditioned() if beyond else step
 
     def _step(self, reading: Reading, place: Place, sigma: float | None) -> DenoisingStep:
-        """Where the present call stands; `sigma` is what the pipeline says, if it does."""
+        """Where the present call is; `sigma` is what the pipeline says, if it does."""
         index, schedule = self._course.index, self._course.schedule
         if sigma is None:
             sigma = schedule.sigma(index)
@@ -276,7 +276,7 @@ class DenoisingTracker:
             return course.goes_back(now)
         if now == course.last.progress or course.goes_back(now):
             return True
-        # Some loops make the same timesteps anew at each step.
+        # Some loops set the same timesteps again at each step.
         again = course.schedule.made_again(scheduler, course.index + 1)
         if again is None:
             return True
