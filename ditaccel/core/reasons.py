@@ -57,8 +57,8 @@ _ADVICE = {
 def deciding(causes: Mapping[Reason, int]) -> Reason:
     """The cause that a change can act on, of those of steps that were computed.
 
-    What the place in the loop decided comes last: changing it does not help where something else has
-    decided as well.
+    What the place in the loop decided comes last: changing it does not help where something else
+    has decided as well.
 
     Args:
         causes: number of steps per cause, at least one.
