@@ -54,7 +54,7 @@ class Judge:
         if self._prompts is None:
             self.not_available[ACCURACY] = extractors.JUDGE_HOW
         if unused := sorted(k for k in weights if k not in METRICS or METRICS[k].load is None):
-            raise UsageError(f"--weights {unused[0]}: no metric of this name takes weights")
+            raise UsageError(f"{unused[0]}: no metric of this name takes weights", "weights")
 
     def _missing(self, metric: Metric, weights: Mapping[str, str]) -> str | None:
         """What a metric lacks in this run, as the line that says how to get it."""

@@ -148,7 +148,7 @@ def _sweep(text: str) -> list[tuple[str, tuple[str, ...]]]:
     found = []
     for combination in itertools.product(*choices):
         if "" in [combination[i].strip() for i in swept]:
-            raise ConfigError(f"--config {text!r}: an empty alternative between `|`")
+            raise ConfigError(f"{text!r}: an empty alternative between `|`", "config")
         found.append(("".join(combination), tuple(combination[i] for i in swept)))
     return found
 
@@ -158,17 +158,17 @@ def _options(text: str, where: str) -> tuple[tuple[str, str], ...]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         key, separator, value = item.partition("=")
         if not separator or not _NAME.match(key.strip()) or not value.strip():
-            raise ConfigError(f"--config {where!r}: {item!r} is not option=value")
+            raise ConfigError(f"{where!r}: {item!r} is not option=value", "config")
         options.append((key.strip(), value.strip()))
     names = [key for key, _ in options]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"--config {where!r}: option {twice[0]!r} is given twice")
+        raise ConfigError(f"{where!r}: option {twice[0]!r} is given twice", "config")
     return tuple(options)
 
 
 def _steps(text: str, where: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
-        raise ConfigError(f"--config {where!r}: steps:{text} needs a whole number >= 1")
+        raise ConfigError(f"{where!r}: steps:{text} needs a whole number >= 1", "config")
     return int(text)
 
 
@@ -193,7 +193,7 @@ def parse_config(text: str) -> list[RunConfig]:
     """
     text = text.strip()
     if not text:
-        raise ConfigError(f"--config is empty; expected {FORMS}")
+        raise ConfigError(f"is empty; expected {FORMS}", "config")
     label, spec = _split_label(text)
     files = [Path(part) for part in spec.split("|")]
     if all(file.suffix in (".yaml", ".yml", ".json") for file in files):
@@ -255,14 +255,14 @@ def build(
     for text in texts:
         for row in parse_config(text):
             if row.work.steps is not None and row.work.steps > steps:
-                raise ConfigError(f"--config {text!r}: more steps than the dense run's {steps}")
+                raise ConfigError(f"{text!r}: more steps than the dense run's {steps}", "config")
             if row.role is Role.FEWER_STEPS and row.work.steps == steps:
-                raise ConfigError(f"--config {text!r}: the dense run has {steps} steps already")
+                raise ConfigError(f"{text!r}: the dense run has {steps} steps already", "config")
             if validate is not None:
                 validate(row)
             if row.id in rows and rows[row.id].spec != row.spec:
                 raise ConfigError(
-                    f"--config {text!r} and {rows[row.id].spec!r} would share the name {row.id!r}"
+                    f"{text!r} and {rows[row.id].spec!r} would share the name {row.id!r}", "config"
                 )
             rows.setdefault(row.id, row)
     labels = [row.label for row in rows.values()]

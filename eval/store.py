@@ -59,12 +59,13 @@ class Store:
             # Not removed on close: a lock on a deleted name would guard nothing.
             self._lock = (self.folder / ".lock").open("w")
         except OSError as error:
-            raise UsageError(f"--out {self.folder}: not writable ({error.strerror})") from error
+            raise UsageError(f"{self.folder}: not writable ({error.strerror})", "out") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise UsageError(f"--out {self.folder}: another evaluation is writing there") from error
+            line = f"{self.folder}: another evaluation is writing there"
+            raise UsageError(line, "out") from error
         try:
             self._open(plain(setup))
         except BaseException:
@@ -82,12 +83,13 @@ class Store:
                 changed += [key] if long else differences({key: own}, {key: there})
             if changed:
                 raise UsageError(
-                    f"--out {self.folder} holds the run of another setup (different: "
-                    f"{told(changed)}); choose another folder, or repeat that run's options"
+                    f"{self.folder} holds the run of another setup (different: {told(changed)}); "
+                    "choose another folder, or repeat that run's options",
+                    "out",
                 )
         elif any(self.folder.glob("*.jsonl")):
             raise UsageError(
-                f"--out {self.folder} holds results but no {RUN}: choose another folder"
+                f"{self.folder} holds results but no {RUN}: choose another folder", "out"
             )
         write_json(path, setup)
         for draft in self.folder.rglob(f".*{DRAFT}"):

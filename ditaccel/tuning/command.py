@@ -19,7 +19,7 @@ from ditaccel.io.factory import Opened
 from ditaccel.io.models import Sheet, part_of_prompts, prompts_for, read_sheet
 from ditaccel.io.opening import choose_device, open_pipeline, use_threads
 from ditaccel.tuning.calibration import calibrate
-from ditaccel.tuning.tuner import MOST_PSNR, Target, Tuner, no_saving
+from ditaccel.tuning.tuner import MOST_PSNR, Target, Tuner, calibrated_config, no_saving
 
 EXAMPLE = """\
 examples:
@@ -162,8 +162,7 @@ def _calibrate(
     for name, goal in goals.items():
         error = goal.attention_error or 0.0
         found = calibrate(pipe, calls, target_error=error, seed=seed, progress=_say)
-        label = f"attention within {100 * error:g} %"
-        config = configs.AccelerationConfig(attention=found.config, label=label)
+        config = calibrated_config(found, error)
         mean = sum(found.error) / len(found.error)
         path: Path | None
         if not found.saves:

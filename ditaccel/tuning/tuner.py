@@ -342,6 +342,12 @@ class Tuner:
         return self.at_share(target.computed_share, target.statistic)
 
 
+def calibrated_config(calibration: Calibration, error: float) -> AccelerationConfig:
+    """The config of a calibration, with its target as label."""
+    label = f"attention within {100 * error:g} %"
+    return AccelerationConfig(attention=calibration.config, label=label)
+
+
 def no_saving(calibration: Calibration, error: float) -> str:
     """Say that a calibration found nothing worth skipping."""
     mean = sum(calibration.density) / len(calibration.density)
@@ -398,8 +404,6 @@ def tune(
         )
         if not calibration.saves:
             warn(no_saving(calibration, error))
-        return AccelerationConfig(
-            attention=calibration.config, label=f"attention within {100 * error:g} %"
-        )
+        return calibrated_config(calibration, error)
     calls = as_calls(prompts, call)
     return Tuner(pipe, calls, seed, progress, memory_budget).reach(target).config

@@ -106,10 +106,10 @@ def _folder(folder: Path) -> Extractor:
         except Exception as error:
             # A broken weights file raises a type of its own.
             line = str(error).strip().split("\n")[0][:200]
-            raise UsageError(f"--features {folder} is not a usable {name}: {line}") from error
+            raise UsageError(f"{folder} is not a usable {name}: {line}", "features") from error
         if found is not None:
             return found
-    raise UsageError(f"--features {folder} holds no feature network ({', '.join(FOLDERS)}); {HOW}")
+    raise UsageError(f"{folder} holds no feature network ({', '.join(FOLDERS)}); {HOW}", "features")
 
 
 def _frames_mean(net: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -134,7 +134,7 @@ def _custom(target: str, weights: str) -> Extractor:
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"--features {target}: cannot import it ({error})") from error
+        raise UsageError(f"{target}: cannot import it ({error})", "features") from error
     try:
         net = cls()
         net.load_state_dict(load_weights(weights))
@@ -144,12 +144,13 @@ def _custom(target: str, weights: str) -> Extractor:
     except Exception as error:
         line = str(error).strip().split("\n")[0][:200]
         raise UsageError(
-            f"--features {target}={weights}: the class must be an nn.Module without arguments "
-            f"that these weights fit ({line})"
+            f"{target}={weights}: the class must be an nn.Module without arguments that these "
+            f"weights fit ({line})",
+            "features",
         ) from error
     dim = getattr(net, "num_features", None)
     if not isinstance(dim, int):
-        raise UsageError(f"--features {target}: the class needs an integer `num_features`")
+        raise UsageError(f"{target}: the class needs an integer `num_features`", "features")
     return Extractor(f"{target}={Path(weights).name}", dim, _frames_mean(net))
 
 
@@ -172,4 +173,4 @@ def load_extractor(spec: str) -> Extractor:
     folder = given.path(spec)
     if folder.is_dir():
         return _folder(folder)
-    raise UsageError(f"--features {spec!r} is neither a folder nor a known form: {HOW}")
+    raise UsageError(f"{spec!r} is neither a folder nor a known form: {HOW}", "features")

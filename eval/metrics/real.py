@@ -31,12 +31,12 @@ def load_real(path: str | Path, limit: int | None = None) -> list[np.ndarray]:
     elif path.is_file():
         frames = _npz(path)
         if frames.ndim not in (4, 5):
-            raise UsageError(f"--real {path}: frames must be (N, F, H, W, 3) or (N, H, W, 3)")
+            raise UsageError(f"{path}: frames must be (N, F, H, W, 3) or (N, H, W, 3)", "real")
         found = list(frames[:limit] if limit else frames)
     else:
-        raise UsageError(f"--real {path}: no such file or folder")
+        raise UsageError(f"{path}: no such file or folder", "real")
     if len(found) < 2:
-        raise UsageError(f"--real {path}: {len(found)} sample(s); a distribution needs at least 2")
+        raise UsageError(f"{path}: {len(found)} sample(s); a distribution needs at least 2", "real")
     return [f[None] if f.ndim == 3 else f for f in found]
 
 
@@ -46,9 +46,9 @@ def _npz(path: Path) -> np.ndarray:
             frames: np.ndarray = data["frames"]
     except Exception as error:
         # zipfile, zlib and numpy each have their own idea of a broken file.
-        raise UsageError(f"--real {path}: not an npz with an array `frames`") from error
+        raise UsageError(f"{path}: not an npz with an array `frames`", "real") from error
     if frames.dtype != np.uint8:
-        raise UsageError(f"--real {path}: frames must be uint8, got {frames.dtype}")
+        raise UsageError(f"{path}: frames must be uint8, got {frames.dtype}", "real")
     return frames
 
 
@@ -61,4 +61,4 @@ def _real_file(path: Path) -> np.ndarray:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB"))
     except OSError as error:
-        raise UsageError(f"--real {path}: not a readable picture") from error
+        raise UsageError(f"{path}: not a readable picture", "real") from error

@@ -73,6 +73,19 @@ def test_state_as_json(out: Path, capsys: Any) -> None:
     assert main(["report", str(out), "--json"]) == 0
     state = json.loads(capsys.readouterr().out)
     assert (state["done"], state["failed"], state["left"], state["working"]) == (4, 1, 0, 0)
+    assert state["seconds_per_item"] > 0
+
+
+def test_a_job_of_an_older_version_is_read(out: Path, capsys: Any) -> None:
+    """What it says of its runs has other names; the state is made of the items' own files."""
+    for path in (out / "runs").glob("*.json"):
+        facts = json.loads(path.read_text())
+        facts["seconds_an_item"] = facts.pop("seconds_per_item")
+        path.write_text(json.dumps(facts))
+    assert list((out / "runs").glob("*.json"))
+    assert main(["report", str(out), "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    assert state["done"] == 4 and "seconds_an_item" not in state
 
 
 def test_a_job_at_work_has_a_state(out: Path, capsys: Any) -> None:

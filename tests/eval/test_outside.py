@@ -129,7 +129,7 @@ def test_what_they_need_is_said(outside: Path, model_folder: Path) -> None:
     missing = read_json(out / "summary.json")["not_available"]
     assert missing["bright"] == "give --weights bright=FILE: any number in a text file"
     assert "at least 2 samples" in missing["mean_gap"]
-    with pytest.raises(UsageError, match="--weights ssim: no metric of this name takes weights"):
+    with pytest.raises(UsageError, match="weights ssim: no metric of this name takes weights"):
         evaluate(
             str(model_folder), [], "b", 0, outside / "o", Options(weights={"ssim": "x"}, quiet=True)
         )
