@@ -67,14 +67,14 @@ def test_kubernetes(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     assert spec["completionMode"] == "Indexed" and container["command"] == ["/bin/sh", "-c"]
     assert f"/{spec['completions']}" in shlex.split(script)[-1]
     printed = plan(script, {"JOB_COMPLETION_INDEX": "7"}, tmp_path, monkeypatch, capsys)
-    assert "8 of them, shard 7/8 (--shard)" in printed
+    assert "8 of them, shard 7/8 (as given)" in printed
 
 
 def test_skypilot(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     task = yaml.safe_load((RECIPES / "skypilot.yaml").read_text())
     env = {"SKYPILOT_NODE_RANK": "2", "SKYPILOT_NUM_NODES": str(task["num_nodes"])}
     printed = plan(task["run"], env, tmp_path, monkeypatch, capsys)
-    assert "16 of them, shard 2/4 (--shard)" in printed
+    assert "16 of them, shard 2/4 (as given)" in printed
 
 
 @pytest.mark.parametrize("name", [p.name for p in RECIPES.iterdir() if p.suffix != ".md"])

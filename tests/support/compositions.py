@@ -215,6 +215,10 @@ def lora(family: TinyFamily) -> str:
     put_on(pipe)
     adapted = subject.run()
     assert not torch.equal(adapted, plain)
+    # Merging rounds weights, and random models amplify that along the steps; an adapter that got
+    # lost would differ by `effect`.
+    effect = float((adapted - plain).abs().max())
+    tolerance = max(1e-4, min(1e-3, effect / 10))
     for part in transformers(pipe):
         part.disable_adapters()
     assert torch.equal(subject.run(), plain)
@@ -223,15 +227,15 @@ def lora(family: TinyFamily) -> str:
     assert torch.equal(subject.run(), adapted)
     for part in transformers(pipe):
         part.fuse_lora()
-    _close(subject.run(), adapted, 1e-4)
+    _close(subject.run(), adapted, tolerance)
     for part in transformers(pipe):
         part.unfuse_lora()
-    _close(subject.run(), adapted, 1e-4)
+    _close(subject.run(), adapted, tolerance)
     for part in transformers(pipe):
         part.delete_adapters("default")
-    _close(subject.run(), plain, 1e-4)
+    _close(subject.run(), plain, tolerance)
     ditaccel.restore(pipe)
-    _close(generate(pipe, subject.call), subject.dense, 1e-4)
+    _close(generate(pipe, subject.call), subject.dense, tolerance)
     before = subject.fresh()
     put_on(before)
     ditaccel.accelerate(before, CACHE.skipping)

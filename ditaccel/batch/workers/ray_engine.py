@@ -188,13 +188,11 @@ def run_ray(
         return
     _connect(ray)
     dataset = _dataset(ray, folder, run, rows)
-    tokens = set()
+    others = _workers_of(folder)
     try:
         with _quiet_plans():
             for row in dataset.iter_rows():
-                record = json.loads(row["record"])
-                tokens.add(str(record["worker"]))
-                on_result(record)
+                on_result(json.loads(row["record"]))
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[-1][:300]
         raise UsageError(
@@ -202,14 +200,29 @@ def run_ray(
             "same command again"
         ) from error
     finally:
-        _await_end(tokens, claims.host)
+        _await_end(folder, others, claims.host)
         for log in folder.logs.glob("*.log"):
             if not log.stat().st_size:
                 log.unlink(missing_ok=True)
 
 
-def _await_end(tokens: set[str], host: str) -> None:
-    """Wait for actors of this machine to be gone, as Ray ends them, so that they can be swept."""
+def _workers_of(folder: JobFolder) -> set[str]:
+    """Tokens of the workers that have a folder in a job's folder."""
+    return {home.name for home in folder.workers.iterdir()}
+
+
+def _await_end(folder: JobFolder, others: set[str], host: str) -> None:
+    """Wait for actors of this machine to be gone, as Ray ends them, so that they can be swept.
+
+    Those count as well that never made an item, such as one that replaced a dead actor.
+
+    Args:
+        folder: of the job.
+        others: tokens of workers that were there before the actors.
+        host: of this process.
+    """
     end = time.monotonic() + _LEAVING
-    while any(on_this_host(token, host) for token in tokens) and time.monotonic() < end:
+    while time.monotonic() < end:
+        if not any(on_this_host(token, host) for token in _workers_of(folder) - others):
+            return
         time.sleep(0.1)
