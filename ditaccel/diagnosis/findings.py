@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..caching.budget import size
+
+_WIDTH = 80  # of the text that is printed
+_COLUMN = " " * len("  attention  ")  # to what is said of a transformer
+_SPACE = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,8 @@ class Diagnosis:
         lines += _method_lines(self.methods)
         for name, reason in self.backends.items():
             lines.append(f"Kernel backend {name}: {reason or 'can run'}")
-        lines.append(f"Versions: {', '.join(f'{k} {v}' for k, v in self.versions.items())}")
+        versions = (f"{name}{_SPACE}{version}" for name, version in self.versions.items())
+        lines.append(f"Versions: {', '.join(versions)}")
         if self.ok:
             what = f"with {self.config}" if self.config else "by the methods above"
             lines.append(f"Verdict: this pipeline can be accelerated {what}.")
@@ -123,10 +129,19 @@ class Diagnosis:
             lines.append(f"Verdict: nothing would happen: {why}")
         if self.recommendation:
             lines.append(f"Recommended: {self.recommendation}")
-        return "\n".join(lines)
+        return "\n".join(_wrapped(line) for line in lines)
 
     def __repr__(self) -> str:
         return str(self)
+
+
+def _wrapped(line: str) -> str:
+    """A line as a terminal shows it, with a hanging indent; long names stay whole."""
+    indent = _COLUMN if line.startswith(" ") else " " * 4
+    text = textwrap.fill(
+        line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return text.replace(_SPACE, " ")
 
 
 def _transformer_lines(facts: TransformerFacts) -> list[str]:
