@@ -195,9 +195,10 @@ def run(args: argparse.Namespace) -> int:
         f"{args.head_dim}, tiles {args.q_tile}x{args.k_tile}, medians of {args.repeats}"
     )
     head = ("dtype", "length", "density", "sdpa_ms", "tiles_ms", "marking_ms", "map_ms")
-    print("".join(f"{name:>11}" for name in (*head, "speedup", "linear")))
+    widths = {name: max(len(name), 7) for name in (*head, "speedup", "linear")}
+    print(" ".join(f"{name:>{width}}" for name, width in widths.items()))
     for row in rows:
-        print("".join(f"{row[name]!s:>11}" for name in (*head, "speedup", "linear")))
+        print(" ".join(f"{row[name]!s:>{width}}" for name, width in widths.items()))
     if len(args.density) > 1:
         for dtype in args.dtype:
             for length in args.lengths:

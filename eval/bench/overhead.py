@@ -263,9 +263,7 @@ def run(args: argparse.Namespace) -> int:
     print(machine_line(clock.device))
     print(f"{subject.name}: {len(calls)} transformer calls, {clock.name}")
     rows = measure(pipe, calls, args.rounds, clock, lambda line: print(line, file=sys.stderr))
-    form = (
-        "{method:<26}{step:<10}{dense_ms:>10}{method_ms:>11}{ratio:>8}{wall_ratio:>12}{rounds:>8}"
-    )
+    form = "{method:<24}{step:<9}{dense_ms:>9}{method_ms:>10}{ratio:>8}{wall_ratio:>11}{rounds:>7}"
     print(form.format_map({name: name for name in FIELDS}))
     for row in rows:
         print(form.format_map(row))

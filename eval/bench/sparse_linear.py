@@ -209,11 +209,12 @@ def run(args: argparse.Namespace) -> int:
         f"{args.head_dim}, tiles {args.q_tile}x{args.k_tile}, {args.features} features, medians of "
         f"{args.repeats}"
     )
+    # Many figures of few cases: each case is a column.
     head = ("dtype", "length", "critical", "negligible", *(f"{name}_ms" for name in TIMES))
     head += ("forward_speedup", "backward_speedup", "training_free_speedup", "sdpa_mb", "mb")
-    print("".join(f"{name:>22}" for name in head))
-    for row in rows:
-        print("".join(f"{'' if row[name] is None else row[name]!s:>22}" for name in head))
+    for name in head:
+        cells = ("-" if row[name] is None else row[name] for row in rows)
+        print(f"{name:<21}" + "".join(f" {cell!s:>11}" for cell in cells))
     write_csv(args.out, FIELDS, rows, device)
     short = []
     for row in rows if args.at_least else ():
