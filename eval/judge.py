@@ -63,7 +63,7 @@ class Judge:
         if Need.REFERENCE in metric.needs and not self.real:
             return real.HOW
         if Need.WEIGHTS in metric.needs and metric.key not in weights:
-            return f"give --weights {metric.key}=FILE: {metric.how}"
+            return f"needs weights (option `weights`, {metric.key}=FILE): {metric.how}"
         if metric.package:
             try:
                 importlib.import_module(metric.package)

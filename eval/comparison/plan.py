@@ -46,4 +46,4 @@ def time_line(seconds: float) -> str:
     line = f"about {duration(seconds)} to go"
     if seconds < _LONG:
         return line
-    return f"{line}; --limit N takes fewer prompts (after Ctrl-C the same command resumes)"
+    return f"{line}; a smaller `limit` takes fewer prompts (after Ctrl-C the same run resumes)"

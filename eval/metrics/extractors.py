@@ -19,10 +19,8 @@ from .base import Metric
 from .frames import to_frames
 from .weights import load_weights
 
-HOW = (
-    "give --features FOLDER (a feature network), --features inception=WEIGHTS, or --features "
-    "module:Class=WEIGHTS"
-)
+_FORMS = "a network's folder, inception=WEIGHTS or module:Class=WEIGHTS"
+HOW = f"needs a feature network (option `features`: {_FORMS})"
 JUDGE_HOW = "nothing here judges the prompts of this model: a feature network may bring a judge"
 
 
@@ -87,7 +85,7 @@ FOLDERS: Registry[Callable[[Path], Extractor | None]] = Registry(
 
 
 def register_folder(name: str, opens: Callable[[Path], Extractor | None]) -> None:
-    """Make a kind of folder known to `--features FOLDER`.
+    """Make a kind of folder known to the option `features`.
 
     Args:
         name: of the kind.
@@ -109,7 +107,9 @@ def _folder(folder: Path) -> Extractor:
             raise UsageError(f"{folder} is not a usable {name}: {line}", "features") from error
         if found is not None:
             return found
-    raise UsageError(f"{folder} holds no feature network ({', '.join(FOLDERS)}); {HOW}", "features")
+    raise UsageError(
+        f"{folder} holds no feature network ({', '.join(FOLDERS)}); give {_FORMS}", "features"
+    )
 
 
 def _frames_mean(net: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -173,4 +173,4 @@ def load_extractor(spec: str) -> Extractor:
     folder = given.path(spec)
     if folder.is_dir():
         return _folder(folder)
-    raise UsageError(f"{spec!r} is neither a folder nor a known form: {HOW}", "features")
+    raise UsageError(f"{spec!r} is neither a folder nor a known form: give {_FORMS}", "features")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ditaccel.errors import UsageError
 
 HOW = (
-    "--features inception=FILE needs pt_inception-2015-12-05-6726825d.pth (from the releases of "
-    "mseitzer/pytorch-fid), as .pth or .safetensors"
+    "pt_inception-2015-12-05-6726825d.pth (from the releases of mseitzer/pytorch-fid), as .pth or "
+    ".safetensors"
 )
 _SIZE = 299
 
@@ -193,6 +193,8 @@ class Inception(Architecture):
         wanted = {k: weights.get(k, v if "num_batches" in k else None) for k, v in own.items()}
         missing = [k for k, v in wanted.items() if v is None]
         if missing or any(wanted[k].shape != v.shape for k, v in own.items()):  # type: ignore[union-attr]
-            raise UsageError(f"these are not the FID Inception weights: {HOW}")
+            raise UsageError(
+                f"inception=FILE: not the FID Inception weights; give {HOW}", "features"
+            )
         self.load_state_dict(wanted)
         self.eval()

@@ -9,7 +9,7 @@ import numpy as np
 from ditaccel.errors import UsageError
 from ditaccel.io import given
 
-HOW = "give --real FOLDER_OR_NPZ: real pictures or clips of what the prompts describe"
+HOW = "needs real pictures or clips of what the prompts describe (option `real`: a folder or npz)"
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 

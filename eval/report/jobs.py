@@ -39,7 +39,7 @@ def _tiles(summary: dict[str, Any]) -> Markup:
             words = f"left, about {duration(summary['seconds_left'])}"
         tiles.append(_tile(str(summary["left"]), words))
     if summary.get("not_chosen"):
-        tiles.append(_tile(str(summary["not_chosen"]), "rows not asked for (--limit, --filter)"))
+        tiles.append(_tile(str(summary["not_chosen"]), "rows not asked for (limit, filter)"))
     if summary["seconds_per_item"] is not None:
         tiles.append(_tile(duration(summary["seconds_per_item"]), "of work per item (median)"))
     if summary["hit_rate"] is not None:
@@ -88,7 +88,7 @@ def _failures(lines: Sequence[dict[str, Any]]) -> Markup | None:
         for line in failed
     ]
     head = el("tr", [el("th", name) for name in ("row", "prompt", "kind", "reason")])
-    hint = "Try them again with --retry-failed, after mending rows or making memory free."
+    hint = "After mending rows or making memory free, try them again (option `retry-failed`)."
     table = el("table", el("thead", head), el("tbody", rows))
     return el("div", el("div", table, cls="scroll"), el("p", hint, cls="muted"))
 
@@ -212,7 +212,7 @@ def write_gallery(root: str | Path) -> tuple[Path, list[str], dict[str, Any]]:
     """Write `gallery.html` into a job's folder, which may be at work.
 
     Args:
-        root: what `ditaccel generate --out` wrote.
+        root: the folder that `ditaccel generate` wrote.
 
     Returns:
         The page, the job's state in plain lines, and as plain data.
@@ -222,7 +222,9 @@ def write_gallery(root: str | Path) -> tuple[Path, list[str], dict[str, Any]]:
     """
     folder = JobFolder(root)
     if not folder.exists:
-        raise UsageError(f"{folder.root} holds no job: name a folder of `ditaccel generate --out`")
+        raise UsageError(
+            f"{folder.root} holds no job: name a folder that `ditaccel generate` wrote"
+        )
     items = folder.items()
     chosen = {item.id for item in folder.chosen(items)}
     lines = folder.merged(items)

@@ -111,7 +111,7 @@ def load_evaluation(folder: str | Path) -> Evaluation:
     """Read `run.json`, `results.jsonl` and `summary.json`.
 
     Args:
-        folder: what `ditaccel eval --out` wrote.
+        folder: the folder that `ditaccel eval` wrote.
 
     Raises:
         UsageError: a file is missing, damaged, of another schema, or holds no result.
@@ -119,8 +119,7 @@ def load_evaluation(folder: str | Path) -> Evaluation:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(
-            f"{folder} is not a folder: name one that `ditaccel eval --out` or "
-            "`ditaccel generate --out` wrote"
+            f"{folder} is not a folder: name one that `ditaccel eval` or `ditaccel generate` wrote"
         )
     run = read_run(folder / RUN)
     results = read_all(folder / RESULTS, RESULT)

@@ -108,7 +108,7 @@ def markdown_table(out_dir: str | Path) -> str:
     """The main figures as a GitHub Markdown table.
 
     Args:
-        out_dir: a folder that `ditaccel eval --out` wrote.
+        out_dir: a folder that `ditaccel eval` wrote.
 
     Raises:
         UsageError: the folder's files are missing or damaged.
@@ -120,7 +120,7 @@ def plain_table(out_dir: str | Path) -> str:
     """The few figures that matter, in aligned columns for a terminal.
 
     Args:
-        out_dir: a folder that `ditaccel eval --out` wrote.
+        out_dir: a folder that `ditaccel eval` wrote.
 
     Raises:
         UsageError: the folder's files are missing or damaged.
@@ -132,7 +132,7 @@ def write_pareto_png(out_dir: str | Path, path: str | Path) -> Path:
     """Draw quality against speed as a PNG on white.
 
     Args:
-        out_dir: a folder that `ditaccel eval --out` wrote.
+        out_dir: a folder that `ditaccel eval` wrote.
         path: where the picture goes.
 
     Raises:
@@ -147,7 +147,7 @@ def write_report(out_dir: str | Path) -> Path:
     The page is one file: it loads nothing and can be mailed or archived.
 
     Args:
-        out_dir: a folder that `ditaccel eval --out` wrote; it gets the two files.
+        out_dir: a folder that `ditaccel eval` wrote; it gets the two files.
 
     Returns:
         Path of `report.html`.

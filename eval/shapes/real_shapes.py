@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         frames = real_frames(args.model, args.n, args.seed)
         if args.out.suffix != ".npz" or not args.out.parent.is_dir():
-            raise UsageError(f"--out {args.out}: give a .npz file in a folder that exists")
+            raise UsageError(f"{args.out}: give a .npz file in a folder that exists", "out")
         np.savez_compressed(args.out, frames=frames)
     except DitaccelError as error:
         print(f"ditaccel: error: {error}", file=sys.stderr)

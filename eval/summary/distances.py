@@ -94,6 +94,6 @@ def add_distances(
         if metric.key not in counts:
             missing[metric.key] = (
                 f"a metric of sets needs at least {metric.fewest} samples of each kind, or it "
-                "tells nothing but their number: more --seeds or prompts"
+                "tells nothing but their number: more seeds or prompts"
             )
     return counts, missing

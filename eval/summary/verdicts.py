@@ -61,7 +61,7 @@ class Missing(StrEnum):
         return {
             Missing.NOISY: "no best row: the timing is noisy, so go by the computed shares",
             Missing.OUTSIDE: "no method could be compared with fewer steps at its own speed: "
-            "measure more step counts (--fewer)",
+            "measure more step counts (option `fewer`)",
             Missing.BEATEN: "no method is better than fewer steps at the same time here",
             Missing.NOTHING: "no method was measured",
         }[self]

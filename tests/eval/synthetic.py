@@ -235,5 +235,5 @@ def _write_summary(folder: Path, noise: dict[str, float]) -> None:
     for slug, stats in summary["configs"].items():
         stats |= {"fid_dense": noise[slug] * 0.8, "fid_dense_error": 0.3}
         stats["fid_real"] = 12.0 + noise[slug] * 0.7
-    summary["not_available"] = {"lpips": "needs VGG weights: pass --weights lpips=FILE"}
+    summary["not_available"] = {"lpips": "needs weights (option `weights`, lpips=FILE): VGG"}
     (folder / "summary.json").write_text(json.dumps(summary))

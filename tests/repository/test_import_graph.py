@@ -40,16 +40,6 @@ MAY_NAME = {
 }
 NAMES_TODAY: set[str] = set()
 
-# Rooms whose messages still write options.
-FLAGS_TODAY = (
-    "eval/comparison/plan.py",
-    "eval/judge.py",
-    "eval/metrics/",
-    "eval/report/",
-    "eval/shapes/real_shapes.py",
-    "eval/summary/",
-)
-
 
 def _tracked() -> list[Path]:
     try:
@@ -186,9 +176,9 @@ def test_no_room_below_the_commands_writes_an_option_of_the_command_line() -> No
         if _is_of_the_command_line(path):
             continue
         # A text with spaces: others are arguments of programs, or CSS.
-        messages = [text for text in _texts(path) if " " in text.strip()]
+        messages = [text for text in _texts(path) if " " in text]
         if any(re.search(r"(?<![\w-])--[a-z][\w-]+(?![\w:-])", text) for text in messages):
             found.add(path.relative_to(ROOT).as_posix())
     # Options of another program: `ray start --head`.
     found -= {"ditaccel/batch/workers/ray_engine.py"}
-    assert [path for path in sorted(found) if not path.startswith(FLAGS_TODAY)] == []
+    assert found == set()

@@ -12,7 +12,7 @@ def test_lines() -> None:
     found = size_line(4, 2, 3, 20, "pictures")
     assert found == "4 prompts x 2 seeds x 3 rows: 24 pictures, 20 of them left"
     assert time_line(30) == "about 30 s to go"
-    assert time_line(3 * 3600).startswith("about 3 h 0 min to go; --limit N takes fewer prompts")
+    assert time_line(3 * 3600).startswith("about 3 h 0 min to go; a smaller `limit` takes fewer")
 
 
 def test_every_row_counts_by_its_own_time_and_those_not_yet_known_by_that_of_dense() -> None:

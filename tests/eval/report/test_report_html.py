@@ -117,7 +117,7 @@ def test_table_lists_every_figure_and_how_to_get_the_missing(run: Path) -> None:
     text = _Page(write_report(run).read_text()).text
     for title in ("PSNR mean", "p5", "worst", "pooled", "SSIM", "FLIP", "FID dense", "FID real"):
         assert title in text
-    assert "lpips: n/a. needs VGG weights" in text
+    assert "lpips: n/a. needs weights (option `weights`, lpips=FILE): VGG" in text
     assert "small N (3 samples)" in text
     table = (run / "table.md").read_text()
     assert table == markdown_table(run)
