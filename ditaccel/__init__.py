@@ -12,16 +12,7 @@ ditaccel.restore(pipe)
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .api import (
-    accelerate,
-    accelerated,
-    families,
-    is_accelerated,
-    presets,
-    report,
-    reset,
-    restore,
-)
+from .api import accelerate, accelerated, families, is_accelerated, presets, report, reset, restore
 from .attention.lite_attention import LiteAttentionConfig
 from .attention.sla import SLAConfig
 from .attention.svg2 import SVG2Config

@@ -1,1 +1,1 @@
-"""Attention methods: one file each; `processor.py` is the only one that touches processors."""
+"""Attention methods: one file each. What carries them out is in `engine/`."""

@@ -20,15 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Example, method, require
-from ..kernels import (
-    Marking,
-    TileAttentionOutput,
-    TileMap,
-    keep_keys,
-    pack_mask,
-    unpack_mask,
-)
-from .options import (
+from ..kernels import Marking, TileAttentionOutput, TileMap, keep_keys, pack_mask, unpack_mask
+from .engine.options import (
     Calibrated,
     FixedTileOptions,
     Ranges,
@@ -37,8 +30,8 @@ from .options import (
     touched_tiles,
     whole_tiles,
 )
-from .planner import LayerContext, Plan, State
-from .tile_planner import TilePlanner
+from .engine.planner import LayerContext, Plan, State
+from .engine.tile_planner import TilePlanner
 
 _LOG2_E = 1.4426950408889634
 _SAMPLED = 8  # one query tile in so many tells what a map would keep

@@ -24,11 +24,11 @@ from torch import Tensor
 from ..config import Example, method, require
 from ..kernels import TileMap, TileMoments, Tiling, kmeans, order_by_label
 from ..kernels.segments import segment_sums
-from .options import TileOptions
-from .order import OrderPerHead
-from .planner import LayerContext, Plan, State, TileStats
-from .rest import key_weights, loss_of_means, segment_moments
-from .tile_planner import TilePlanner
+from .engine.options import TileOptions
+from .engine.order import OrderPerHead
+from .engine.planner import LayerContext, Plan, State, TileStats
+from .engine.rest import key_weights, loss_of_means, segment_moments
+from .engine.tile_planner import TilePlanner
 
 # Published: 300 query and 1000 key clusters on 75,600 tokens.
 _Q_TOKENS_PER_CLUSTER = 252

@@ -18,9 +18,9 @@ from ..core.denoising.schedule import Known
 from ..core.denoising.tracker import DenoisingStep
 from ..core.reasons import Reason
 from ..errors import ConfigError
-from .gaps import GapEnd
-from .gate import Gate, StepRules
-from .options import (
+from .engine.gaps import GapEnd
+from .engine.gate import Gate, StepRules
+from .engine.options import (
     BudgetOptions,
     Correction,
     DifferenceOptions,
@@ -28,8 +28,8 @@ from .options import (
     Guidance,
     TargetOptions,
 )
-from .policy import CachePolicy
-from .state import BranchState, Verdict
+from .engine.policy import CachePolicy
+from .engine.state import BranchState, Verdict
 
 # Early steps decide what is drawn: an error of a thousandth there has turned a background from dark
 # to light. So a share of the loop is computed first, however long it is.

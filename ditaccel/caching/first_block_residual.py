@@ -10,10 +10,10 @@ import torch
 
 from ..config import Example, method
 from ..core.denoising.tracker import DenoisingStep
-from .gate import FirstBlockGate, StepRules
-from .options import ForecastOptions, Reduce, check_threshold
-from .policy import CachePolicy
-from .state import BranchState
+from .engine.gate import FirstBlockGate, StepRules
+from .engine.options import ForecastOptions, Reduce, check_threshold
+from .engine.policy import CachePolicy
+from .engine.state import BranchState
 
 
 class FirstBlockResidualGate(FirstBlockGate):

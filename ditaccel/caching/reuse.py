@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config import CacheConfig, Example, method
-from .gate import IntervalGate, StepRules
-from .options import ForecastTarget, check_options
-from .policy import CachePolicy
+from .engine.gate import IntervalGate, StepRules
+from .engine.options import ForecastTarget, check_options
+from .engine.policy import CachePolicy
 
 
 @method("reuse", baseline=True)

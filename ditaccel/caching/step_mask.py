@@ -8,10 +8,10 @@ from ..config import Example, method, require
 from ..core.denoising.tracker import DenoisingStep
 from ..core.reasons import Reason
 from ..errors import ConfigError
-from .gate import Gate, StepRules
-from .options import DifferenceOptions, ForecastTarget, TargetOptions
-from .policy import CachePolicy
-from .state import BranchState, Verdict
+from .engine.gate import Gate, StepRules
+from .engine.options import DifferenceOptions, ForecastTarget, TargetOptions
+from .engine.policy import CachePolicy
+from .engine.state import BranchState, Verdict
 
 
 @dataclass

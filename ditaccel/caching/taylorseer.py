@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ..config import Example, method, require
-from .gate import IntervalGate, StepRules
-from .options import BudgetOptions, DifferenceOptions, TargetOptions
-from .policy import CachePolicy
+from .engine.gate import IntervalGate, StepRules
+from .engine.options import BudgetOptions, DifferenceOptions, TargetOptions
+from .engine.policy import CachePolicy
 
 
 @method("taylorseer", paper="2503.06923")

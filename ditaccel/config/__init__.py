@@ -23,15 +23,7 @@ from .acceleration import (
 )
 from .checks import choice, require
 from .inline import method_spec, parse_options
-from .registry import (
-    KINDS,
-    AttentionConfig,
-    CacheConfig,
-    Example,
-    MethodConfig,
-    method,
-    methods,
-)
+from .registry import KINDS, AttentionConfig, CacheConfig, Example, MethodConfig, method, methods
 from .specs import parse_spec, preset, resolve, spec_of
 
 __all__ = [

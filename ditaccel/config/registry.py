@@ -100,7 +100,7 @@ class AttentionConfig(MethodConfig):
     kind = "attention"
 
     def planner(self) -> Any:
-        """What makes the tile maps, an `attention.planner.Planner`."""
+        """What makes the tile maps, an `attention.engine.planner.Planner`."""
         raise NotImplementedError
 
 

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from .. import config as configs
-from ..attention.options import break_even_of
-from ..attention.planner import Planner
-from ..attention.runtime import find_attention
-from ..caching.blocks import find_blocks
-from ..caching.policy import CachePolicy, too_few_steps
+from ..attention.engine.options import break_even_of
+from ..attention.engine.planner import Planner
+from ..attention.engine.runtime import find_attention
+from ..caching.engine.blocks import find_blocks
+from ..caching.engine.policy import CachePolicy, too_few_steps
 from ..config import AccelerationConfig, AttentionConfig, CacheConfig
 from ..config.completion import completed
 from ..config.option_types import checked_value

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..caching.budget import size
+from ..caching.engine.budget import size
 
 _WIDTH = 80  # of the text that is printed
 _COLUMN = " " * len("  attention  ")  # to what is said of a transformer

@@ -7,10 +7,10 @@ import os
 import torch
 from torch import nn
 
-from ..caching.blocks import find_blocks
-from ..caching.budget import for_followers, full
-from ..caching.policy import CachePolicy
-from ..caching.state import Snapshot
+from ..caching.engine.blocks import find_blocks
+from ..caching.engine.budget import for_followers, full
+from ..caching.engine.policy import CachePolicy
+from ..caching.engine.state import Snapshot
 from ..core.denoising.tracker import DenoisingStep
 from ..core.patching import unwrapped
 from ..pipelines import FamilyAdapter, submodule

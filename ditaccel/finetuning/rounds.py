@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..attention.options import share_of
+from ..attention.engine.options import share_of
 from ..config import require
 from ..core.denoising.tracker import DenoisingStep
 from ..errors import ConfigError

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..attention.planner import DenseReason
+from ..attention.engine.planner import DenseReason
 from ..attention.sla import SLAConfig
 from ..core.transformers import transformers_of
 from ..errors import ConfigError, UsageError

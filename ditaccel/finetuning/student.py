@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention.planner import DenseReason
-from ..attention.runtime import AttentionRuntime, find_attention
+from ..attention.engine.planner import DenseReason
+from ..attention.engine.runtime import AttentionRuntime, find_attention
 from ..attention.sla import SLAConfig
 from ..attention.sla.defaults import TRAINED
 from ..attention.sla.planner import SLAPlanner

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Self
 
-from ..attention.records import AttentionLog
+from ..attention.engine.records import AttentionLog
 from ..core.reasons import Reason, advice, deciding
 from .expectation import MEASURED, Expectation
 

@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..attention.records import AttentionLog
+from ..attention.engine.records import AttentionLog
 from ..core.stopwatch import Stopwatch
 from .data import CallRecord
 from .report import Report

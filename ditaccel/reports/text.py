@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from .. import config as configs
-from ..caching.budget import size
+from ..caching.engine.budget import size
 from .data import CallRecord, ReportData
 
 # What the short form shows at most.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..caching.correction import CORRECTION_OFF
-from ..caching.hooks import BlockCache
-from ..caching.policy import CachePolicy, too_few_steps
+from ..caching.engine.correction import CORRECTION_OFF
+from ..caching.engine.hooks import BlockCache
+from ..caching.engine.policy import CachePolicy, too_few_steps
 from ..core.denoising.leftover import Leftover
 from ..core.denoising.loops import LONE_LINES, Loop
 from ..core.denoising.tracker import DenoisingStep, Lone

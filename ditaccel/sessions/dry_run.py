@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention.processor import ProcessorSeam
-from ..attention.runtime import find_attention
+from ..attention.engine.processor import ProcessorSeam
+from ..attention.engine.runtime import find_attention
 from ..core.calls import as_tensor
 from ..core.patching import PatchLedger
 from ..errors import UnsupportedError

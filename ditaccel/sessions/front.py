@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from ..attention.runtime import AttentionRuntime
-from ..caching.hooks import BlockCache
+from ..attention.engine.runtime import AttentionRuntime
+from ..caching.engine.hooks import BlockCache
 from ..core.neighbours import Neighbours
 from ..core.patching import Around, PatchLedger, compiled_as_a_whole, patch_of, unwrapped
 from ..errors import UnsupportedError

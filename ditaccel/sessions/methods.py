@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attention.planner import Planner
-from ..attention.runtime import AttentionRuntime
-from ..caching.blocks import find_blocks
-from ..caching.budget import tensors_per_branch, unit
-from ..caching.hooks import BlockCache
+from ..attention.engine.planner import Planner
+from ..attention.engine.runtime import AttentionRuntime
+from ..caching.engine.blocks import find_blocks
+from ..caching.engine.budget import tensors_per_branch, unit
+from ..caching.engine.hooks import BlockCache
 from ..config import AccelerationConfig
 from ..core._compat import ranks_of, refuse_split
 from ..core.calls import Arguments

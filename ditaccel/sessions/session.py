@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from ..attention.planner import Planner
-from ..attention.runtime import AttentionRuntime
-from ..caching.hooks import BlockCache
+from ..attention.engine.planner import Planner
+from ..attention.engine.runtime import AttentionRuntime
+from ..caching.engine.hooks import BlockCache
 from ..config import AccelerationConfig, to_dict
 from ..config.completion import completed
 from ..core._compat import ContextListener

@@ -1,6 +1,6 @@
 """Calibrate an attention method against the dense output, per layer and part of the loop.
 
-Which option is chosen, and of which values, the method says (`attention.options.Calibrated`): for
+Which option is chosen, and of which values, the method says (`attention.engine.options.Calibrated`): for
 LiteAttention it is the threshold. The pipeline runs dense. At every attention call each candidate
 computes its own output from its own state, which it has carried along since the generation began,
 and is compared with the dense output of that very call. So the error is that of skipping, over all
@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.attend import attend
-from ..attention.options import Calibrated, break_even_of
-from ..attention.planner import Dense, LayerContext, Planner, State, Watcher
+from ..attention.engine.attend import attend
+from ..attention.engine.options import Calibrated, break_even_of
+from ..attention.engine.planner import Dense, LayerContext, Planner, State, Watcher
 from ..config import method_from_dict, methods, require
 from ..config.option_types import checked_value
 from ..errors import UsageError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..attention.planner import Planner
+from ..attention.engine.planner import Planner
 from ..config import AccelerationConfig
 from ..core.transformers import transformers_of
 from ..errors import UsageError

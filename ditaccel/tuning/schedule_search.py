@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..caching.forecast import newton_weights
-from ..caching.gaps import LONGEST_WITH_FEEDBACK
+from ..caching.engine.forecast import newton_weights
+from ..caching.engine.gaps import LONGEST_WITH_FEEDBACK
 
 Steps = tuple[int, ...]
 

@@ -13,7 +13,7 @@ import torch
 
 from ..api import accelerated
 from ..api import report as report_of
-from ..caching.options import MemoryBudget
+from ..caching.engine.options import MemoryBudget
 from ..caching.step_mask import StepMaskConfig
 from ..config import AccelerationConfig, choice
 from ..config.option_types import checked, checked_value

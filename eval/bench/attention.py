@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from ditaccel.kernels import Marking, TileMap, Tiling, tile_attention
 from torch import Tensor
 
-from ditaccel.attention.planner import LayerContext, Plan, State
+from ditaccel.attention.engine.planner import LayerContext, Plan, State
 from ditaccel.attention.svg2 import SVG2Config, SVG2Planner
 from ditaccel.core.denoising.tracker import DenoisingStep
 from ditaccel.io.arguments import number

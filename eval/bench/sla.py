@@ -30,8 +30,8 @@ from ditaccel.kernels import (
 )
 from torch import Tensor
 
-from ditaccel.attention.attend import attend
-from ditaccel.attention.planner import LayerContext, Plan, State, Watcher
+from ditaccel.attention.engine.attend import attend
+from ditaccel.attention.engine.planner import LayerContext, Plan, State, Watcher
 from ditaccel.attention.sla import SLAConfig
 from ditaccel.errors import UsageError
 from ditaccel.io.arguments import add_steps, number

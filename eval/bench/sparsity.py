@@ -17,7 +17,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from ditaccel.attention.planner import LayerContext, State, Watcher
+from ditaccel.attention.engine.planner import LayerContext, State, Watcher
 from ditaccel.errors import UsageError
 from ditaccel.io.arguments import add_steps, number
 from ditaccel.io.given import whole_argument as whole

@@ -13,7 +13,7 @@ import torch
 from ditaccel.pipelines import FamilyAdapter
 from torch import Tensor, nn
 
-from ditaccel.attention.planner import LayerContext, State, Watcher
+from ditaccel.attention.engine.planner import LayerContext, State, Watcher
 from ditaccel.core.calls import Arguments
 from ditaccel.core.outputs import tensors_of
 

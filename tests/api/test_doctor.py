@@ -14,7 +14,7 @@ from tiny import FAMILIES, family_of, generate, tiny_dit, tiny_wan
 
 import ditaccel
 from ditaccel import cli
-from ditaccel.attention.planner import Watcher
+from ditaccel.attention.engine.planner import Watcher
 from ditaccel.config import methods
 from ditaccel.core import transformers as families
 from ditaccel.core.transformers import family_of as adapter_of

@@ -9,7 +9,7 @@ import torch
 from tiny import generate, tiny_dit, tiny_flux, tiny_wan, tiny_wan22
 
 import ditaccel
-from ditaccel.caching import gate
+from ditaccel.caching.engine import gate
 from ditaccel.config import AccelerationConfig
 from ditaccel.core.reasons import Reason, advice
 from ditaccel.core.stopwatch import Stopwatch

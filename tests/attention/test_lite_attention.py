@@ -8,7 +8,7 @@ import torch
 from ditaccel.kernels import tile_attention
 
 from ditaccel import ConfigError, LiteAttentionConfig
-from ditaccel.attention.planner import Dense, LayerContext
+from ditaccel.attention.engine.planner import Dense, LayerContext
 from ditaccel.core.denoising.tracker import DenoisingStep
 
 TILE = 16

@@ -5,8 +5,8 @@ import torch
 from planners import RecordingPlanner, use
 from tiny import FAMILIES, generate
 
-from ditaccel.attention import masks
-from ditaccel.attention.masks import KeyMask, NotKeyPadding
+from ditaccel.attention.engine import masks
+from ditaccel.attention.engine.masks import KeyMask, NotKeyPadding
 
 KEYS = torch.tensor([[1, 1, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 0, 0]]).bool()
 PAIRS = (KEYS[:, None, :, None] & KEYS[:, None, None, :]).clone()

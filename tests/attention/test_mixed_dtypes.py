@@ -10,9 +10,9 @@ from planners import RecordingPlanner
 from tiny import ATTENTION_FAMILIES, FAMILIES, generate
 
 import ditaccel
-from ditaccel.attention.masks import KeyMask
-from ditaccel.attention.processor import ProcessorSeam
-from ditaccel.attention.runtime import find_attention
+from ditaccel.attention.engine.masks import KeyMask
+from ditaccel.attention.engine.processor import ProcessorSeam
+from ditaccel.attention.engine.runtime import find_attention
 from ditaccel.core.patching import PatchLedger
 from ditaccel.tuning.observe import observed
 
@@ -161,7 +161,7 @@ def test_weights_stored_in_8_bits(name, method):
 
 def test_float64_is_left_as_it_is():
     """Autocast leaves it alone too, and so attention refuses it beside bfloat16."""
-    from ditaccel.attention.processor import _cast
+    from ditaccel.attention.engine.processor import _cast
 
     double = torch.zeros(2, dtype=torch.float64)
     assert _cast(double, torch.bfloat16) is double

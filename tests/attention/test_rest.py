@@ -12,11 +12,11 @@ from tiny import generate, peaked
 
 import ditaccel
 from ditaccel import LiteAttentionConfig, SLAConfig, SVG2Config
-from ditaccel.attention.attend import attend, slower_kernel
-from ditaccel.attention.options import FixedTileOptions
-from ditaccel.attention.order import OrderPerHead, SharedOrder
-from ditaccel.attention.planner import Dense, DenseReason, LayerContext, Plan
-from ditaccel.attention.tile_planner import TilePlanner
+from ditaccel.attention.engine.attend import attend, slower_kernel
+from ditaccel.attention.engine.options import FixedTileOptions
+from ditaccel.attention.engine.order import OrderPerHead, SharedOrder
+from ditaccel.attention.engine.planner import Dense, DenseReason, LayerContext, Plan
+from ditaccel.attention.engine.tile_planner import TilePlanner
 from ditaccel.core.denoising.tracker import DenoisingStep
 from ditaccel.tuning.observe import observed
 
@@ -285,6 +285,6 @@ def test_what_a_plan_launches_follows_from_the_plan(monkeypatch):
     plan = Plan(TileMap.dense(*tilings), "all", rest="moments")
     assert "the Triton kernel cannot run here" in slower_kernel(plan, q, k, v)
     ready = lambda *_, **__: {"triton": None}  # noqa: E731
-    monkeypatch.setattr("ditaccel.attention.attend.tile_attention_backends", ready)
+    monkeypatch.setattr("ditaccel.attention.engine.attend.tile_attention_backends", ready)
     assert "the Triton kernel of moments cannot run here" in slower_kernel(plan, q, k, v)
     assert slower_kernel(Plan(TileMap.dense(*tilings), "all"), q, k, v) == ""

@@ -11,8 +11,8 @@ from planners import RecordingPlanner, use
 from tiny import ATTENTION_FAMILIES, FAMILIES, generate
 
 import ditaccel
-from ditaccel.attention.planner import Plan
-from ditaccel.attention.runtime import find_attention
+from ditaccel.attention.engine.planner import Plan
+from ditaccel.attention.engine.runtime import find_attention
 from ditaccel.tuning.observe import observed
 
 DISPATCHED = [name for name in ATTENTION_FAMILIES if FAMILIES[name].dispatches]

@@ -12,8 +12,8 @@ from tiny import generate, tiny_flux, tiny_wan
 
 import ditaccel
 from ditaccel import ConfigError, SVG2Config
-from ditaccel.attention.attend import attend
-from ditaccel.attention.planner import Dense, LayerContext, Plan
+from ditaccel.attention.engine.attend import attend
+from ditaccel.attention.engine.planner import Dense, LayerContext, Plan
 from ditaccel.attention.svg2 import cluster_mass, kept_clusters
 from ditaccel.core.denoising.tracker import DenoisingStep
 

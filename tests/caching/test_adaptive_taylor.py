@@ -25,8 +25,8 @@ def test_adaptive_gap_follows_the_tolerance():
 def test_step_size_rule(order, error, growth):
     """gap = 0.9 length (tolerance / error)^(1 / (order + 2)), half more at most, worst sample."""
     from ditaccel.caching.adaptive_taylor import StepSizeGate
-    from ditaccel.caching.correction import left_in_latents
-    from ditaccel.caching.gaps import GapEnd
+    from ditaccel.caching.engine.correction import left_in_latents
+    from ditaccel.caching.engine.gaps import GapEnd
     from ditaccel.core.denoising.tracker import DenoisingStep
 
     gate = StepSizeGate(tolerance=0.02, order=order, max_interval=50)

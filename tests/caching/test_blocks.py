@@ -2,7 +2,7 @@
 
 import torch
 
-from ditaccel.caching.blocks import placeholder
+from ditaccel.caching.engine.blocks import placeholder
 
 
 def test_a_placeholder_is_made_once():

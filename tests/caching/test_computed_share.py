@@ -8,7 +8,7 @@ from put_on_later import CHANGES
 from tiny import FAMILIES, generate
 
 import ditaccel
-from ditaccel.caching.blocks import find_blocks
+from ditaccel.caching.engine.blocks import find_blocks
 
 ATTENTION = ("lite_attention", "svg2", "sla")
 SPECS = {

@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMulti
 from tiny import generate, tiny_wan
 
 import ditaccel
-from ditaccel.caching.forecast import History
-from ditaccel.caching.gaps import LONGEST_WITH_FEEDBACK, GapCorrector, GapEnd
+from ditaccel.caching.engine.forecast import History
+from ditaccel.caching.engine.gaps import LONGEST_WITH_FEEDBACK, GapCorrector, GapEnd
 from ditaccel.core.denoising.tracker import DenoisingTracker
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ditaccel.caching.forecast import (
+from ditaccel.caching.engine.forecast import (
     BASES,
     History,
     combine,

@@ -17,10 +17,10 @@ from inspection import Watched, on, traces, unchanged
 from tiny import FAMILIES, generate, tiny_flux, tiny_wan
 
 import ditaccel
-from ditaccel.caching.forecast import relative_l1
-from ditaccel.caching.gate import Gate, StepRules
-from ditaccel.caching.state import Verdict
-from ditaccel.caching.targets import TARGETS, OutputTarget, target
+from ditaccel.caching.engine.forecast import relative_l1
+from ditaccel.caching.engine.gate import Gate, StepRules
+from ditaccel.caching.engine.state import Verdict
+from ditaccel.caching.engine.targets import TARGETS, OutputTarget, target
 from ditaccel.core.outputs import join
 from ditaccel.core.reasons import Reason
 

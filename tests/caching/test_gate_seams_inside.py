@@ -14,8 +14,8 @@ from inspection import ThrownAway, Watched, on, traces, unchanged
 from tiny import FAMILIES, generate, tiny_flux, tiny_wan
 
 import ditaccel
-from ditaccel.caching.gate import FirstBlockGate, Gate
-from ditaccel.caching.state import Verdict
+from ditaccel.caching.engine.gate import FirstBlockGate, Gate
+from ditaccel.caching.engine.state import Verdict
 from ditaccel.core.reasons import Reason
 
 # -- the first F blocks (DBCache) --

@@ -6,8 +6,8 @@ import pytest
 
 import ditaccel
 from ditaccel import config
-from ditaccel.caching.gate import IntervalGate
-from ditaccel.caching.policy import CachePolicy
+from ditaccel.caching.engine.gate import IntervalGate
+from ditaccel.caching.engine.policy import CachePolicy
 
 FORECAST = {"order", "coordinate", "guidance"}
 TARGET = FORECAST | {"target", "basis", "correction"}

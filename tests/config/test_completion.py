@@ -8,7 +8,7 @@ from tiny import tiny_dit, tiny_flux
 
 import ditaccel
 from ditaccel import AdaptiveTaylorConfig, config
-from ditaccel.caching.gate import StepRules
+from ditaccel.caching.engine.gate import StepRules
 
 MEASURED = [name for name, each in adapters().items() if "balanced" in each.presets]
 

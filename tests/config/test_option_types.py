@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import ditaccel
 from ditaccel import config as configs
 from ditaccel.attention.sla.config import FeatureMapName
-from ditaccel.caching.forecast import BASES
-from ditaccel.caching.options import Basis, MemoryBudget
+from ditaccel.caching.engine.forecast import BASES
+from ditaccel.caching.engine.options import Basis, MemoryBudget
 from ditaccel.config.option_types import arms_of, checked, checked_value
 from ditaccel.errors import ConfigError
 

@@ -11,9 +11,9 @@ import ditaccel
 from ditaccel import ConfigError, SLAConfig
 from ditaccel import config as configs
 from ditaccel.attention import svg2
-from ditaccel.attention.attend import attend
-from ditaccel.attention.options import touched_tiles, whole_tiles
-from ditaccel.attention.planner import Dense, DenseReason, LayerContext
+from ditaccel.attention.engine.attend import attend
+from ditaccel.attention.engine.options import touched_tiles, whole_tiles
+from ditaccel.attention.engine.planner import Dense, DenseReason, LayerContext
 from ditaccel.attention.sla.planner import SLAPlanner
 from ditaccel.attention.sla.weights import SLAWeights
 from ditaccel.config.published import published_presets

@@ -17,7 +17,7 @@ from tiny import FAMILIES, generate, tiny_dit, tiny_flux, tiny_wan
 from torch import nn
 
 import ditaccel
-from ditaccel.attention import attend, runtime
+from ditaccel.attention.engine import attend, runtime
 
 LITE = "lite_attention:min_tokens=0,q_tile=16,k_tile=16,break_even=1"
 WAYS = {}
@@ -78,8 +78,8 @@ def a_processor_without_attention():
 def no_module_to_forecast():
     from ditaccel.pipelines import BlockContract
 
-    from ditaccel.caching.blocks import find_blocks
-    from ditaccel.caching.hooks import BlockCache
+    from ditaccel.caching.engine.blocks import find_blocks
+    from ditaccel.caching.engine.hooks import BlockCache
     from ditaccel.core.patching import PatchLedger
 
     blocks = find_blocks(tiny_dit()[0].transformer, (BlockContract("transformer_blocks"),))

@@ -120,7 +120,7 @@ class FakeGroup:
 
 
 def test_sums_and_maxima_of_ranks(monkeypatch):
-    from ditaccel.caching.forecast import relative_l1
+    from ditaccel.caching.engine.forecast import relative_l1
 
     expected, actual = torch.randn(2, 8, 3), torch.randn(2, 8, 3)
     for per_sample in (False, True):

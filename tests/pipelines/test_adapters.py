@@ -12,9 +12,9 @@ from ditaccel.pipelines import adapter_for, adapters, submodule
 from tiny import FAMILIES, families_tested, family_of
 
 from ditaccel import config as configs
-from ditaccel.attention.processor import check_processor
-from ditaccel.attention.runtime import find_attention
-from ditaccel.caching.blocks import find_blocks
+from ditaccel.attention.engine.processor import check_processor
+from ditaccel.attention.engine.runtime import find_attention
+from ditaccel.caching.engine.blocks import find_blocks
 
 
 def test_every_family_has_a_tiny_pipeline_in_these_tests():

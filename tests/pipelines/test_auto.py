@@ -11,7 +11,7 @@ from tiny import FAMILIES, generate, tiny_wan
 from torch import nn
 
 import ditaccel
-from ditaccel.attention.runtime import AttentionRuntime
+from ditaccel.attention.engine.runtime import AttentionRuntime
 from ditaccel.core import transformers as families
 from ditaccel.sessions.session import session_of
 

@@ -9,10 +9,10 @@ from planners import RecordingPlanner
 from tiny import FAMILIES, family_of, generate
 
 import ditaccel
-from ditaccel.attention import masks
-from ditaccel.attention.masks import KeyMask
-from ditaccel.attention.planner import Plan
-from ditaccel.caching.blocks import find_blocks
+from ditaccel.attention.engine import masks
+from ditaccel.attention.engine.masks import KeyMask
+from ditaccel.attention.engine.planner import Plan
+from ditaccel.caching.engine.blocks import find_blocks
 from ditaccel.sessions.session import session_of
 from ditaccel.tuning.observe import observed
 

@@ -10,7 +10,7 @@ from ditaccel.pipelines.grids import from_ids, from_image_shapes
 from planners import RecordingPlanner, use
 from tiny import ATTENTION_FAMILIES, FAMILIES, family_of, generate
 
-from ditaccel.attention.runtime import find_attention
+from ditaccel.attention.engine.runtime import find_attention
 from ditaccel.core.calls import as_tensor
 
 

@@ -9,7 +9,7 @@ from tiny import FAMILIES, VARIANTS, generate, other_prompt
 from tiny.flux2 import klein_kv
 
 import ditaccel
-from ditaccel.attention.planner import Plan
+from ditaccel.attention.engine.planner import Plan
 from ditaccel.tuning.observe import observed
 
 EXACT = ["adaptive_taylor:tolerance=0", "taylorseer:interval=1,granularity=module"]

@@ -12,10 +12,10 @@ from tiny.skyreels_v2 import skyreels_v2_in_turn
 
 import ditaccel
 from ditaccel.caching.adaptive_taylor import StepSizeGate
-from ditaccel.caching.blocks import find_blocks
-from ditaccel.caching.correction import left_in_latents
+from ditaccel.caching.engine.blocks import find_blocks
+from ditaccel.caching.engine.correction import left_in_latents
+from ditaccel.caching.engine.gaps import GapEnd
 from ditaccel.caching.first_block_residual import FirstBlockResidualGate
-from ditaccel.caching.gaps import GapEnd
 from ditaccel.core.denoising.tracker import DenoisingStep
 from ditaccel.core.outputs import join
 from ditaccel.tuning.observe import observed

@@ -76,7 +76,7 @@ def test_cycles_are_found() -> None:
 def test_imports_in_functions_and_for_types_count() -> None:
     graph = import_graph.module_graph()
     assert "ditaccel.pipelines" in graph["ditaccel.config.specs"]  # inside a function
-    assert "ditaccel.core.denoising.tracker" in graph["ditaccel.attention.planner"]
+    assert "ditaccel.core.denoising.tracker" in graph["ditaccel.attention.engine.planner"]
     assert "ditaccel.attention" not in graph["ditaccel.config"]
 
 

@@ -10,8 +10,8 @@ import torch
 from tiny import generate
 
 import ditaccel
-from ditaccel.caching.gate import Gate
-from ditaccel.caching.policy import CachePolicy
+from ditaccel.caching.engine.gate import Gate
+from ditaccel.caching.engine.policy import CachePolicy
 from ditaccel.config import CacheConfig
 
 

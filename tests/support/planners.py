@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ditaccel.attention.planner import Dense, DenseReason, LayerContext, Plan, Planner
+from ditaccel.attention.engine.planner import Dense, DenseReason, LayerContext, Plan, Planner
 from ditaccel.config import AccelerationConfig
 from ditaccel.core.transformers import transformers_of
 from ditaccel.sessions.session import Session

@@ -7,7 +7,7 @@ import torch
 from tiny import generate, tiny_wan
 
 import ditaccel
-from ditaccel.attention.planner import Watcher
+from ditaccel.attention.engine.planner import Watcher
 from ditaccel.tuning.observe import observed
 
 

@@ -15,7 +15,7 @@ from tiny import generate, tiny_dit, tiny_flux, tiny_wan, tiny_wan22
 import ditaccel
 import ditaccel.tuning.recording as recording_room
 from ditaccel import config as configs
-from ditaccel.caching.forecast import newton_weights
+from ditaccel.caching.engine.forecast import newton_weights
 from ditaccel.core.transformers import transformers_of
 from ditaccel.tuning.plan_search import cheapest_good
 from ditaccel.tuning.recording import record

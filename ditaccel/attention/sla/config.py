@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from ...config import Example, method, require
-from ..options import FixedTileOptions
+from ..engine.options import FixedTileOptions
 from .defaults import TRAINED, check_sum
 from .planner import SLAPlanner
 from .weights import SLAWeights

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import TileAttentionOutput, feature_map, sparse_linear_attention
-from ..planner import Plan
+from ..engine.planner import Plan
 
 
 class LinearBranch:

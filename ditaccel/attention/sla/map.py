@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import TileMoments, score_variance
-from ..rest import loss_of_means
+from ..engine.rest import loss_of_means
 
 
 def tile_classes(

@@ -29,11 +29,11 @@ from ...config import require
 from ...core.denoising.tracker import DenoisingStep
 from ...core.patching import PatchLedger
 from ...kernels import TileMap, Tiling, keep_keys, keep_queries, pool_tiles, tile_moments
-from ..attend import attend
-from ..options import FixedTileOptions, share_of
-from ..order import SharedOrder
-from ..planner import LayerContext, Plan, State, TileStats
-from ..tile_planner import TilePlanner
+from ..engine.attend import attend
+from ..engine.options import FixedTileOptions, share_of
+from ..engine.order import SharedOrder
+from ..engine.planner import LayerContext, Plan, State, TileStats
+from ..engine.tile_planner import TilePlanner
 from .cubes import cube_order
 from .defaults import DEFAULTS, PUBLISHED, SHARED, TRAINED, check_sum
 from .linear import LinearBranch

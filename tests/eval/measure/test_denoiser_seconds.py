@@ -13,7 +13,7 @@ from ditaccel.eval.report.page import markdown_table, write_report
 from ditaccel.eval.runs import evaluate
 
 import ditaccel
-from ditaccel.caching.hooks import BlockCache
+from ditaccel.caching.engine.hooks import BlockCache
 from ditaccel.io.files import read_json, read_lines
 
 STEPS = 6

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ditaccel.attention.options import FixedTileOptions
-from ditaccel.attention.tile_planner import TilePlanner
+from ditaccel.attention.engine.options import FixedTileOptions
+from ditaccel.attention.engine.tile_planner import TilePlanner
 from ditaccel.config import Example, method
 
 

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from ditaccel.caching.gate import Gate, StepRules
-from ditaccel.caching.policy import CachePolicy
-from ditaccel.caching.state import Verdict
+from ditaccel.caching.engine.gate import Gate, StepRules
+from ditaccel.caching.engine.policy import CachePolicy
+from ditaccel.caching.engine.state import Verdict
 from ditaccel.config import CacheConfig, Example, method, require
 from ditaccel.core.reasons import Reason
 

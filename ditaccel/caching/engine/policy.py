@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..core.ranks import Ranks
-from ..errors import ConfigError
+from ...core.ranks import Ranks
+from ...errors import ConfigError
 from .gate import Gate, StepRules
 from .state import BranchState
 from .targets import TARGETS, ModuleTarget, Target

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..config import CacheConfig, require
+from ...config import CacheConfig, require
 from .gate import Gate, StepRules
 from .policy import CachePolicy
 

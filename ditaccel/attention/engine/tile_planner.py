@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..kernels import TileMap, Tiling, keep_keys, keep_queries
+from ...kernels import TileMap, Tiling, keep_keys, keep_queries
 from .options import Rest, TileOptions, share_of
 from .planner import Dense, DenseReason, LayerContext, Plan, Planner, State
 

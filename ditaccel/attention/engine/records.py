@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.stopwatch import Stopwatch
-from ..errors import UsageError
-from ..kernels import TileMap
+from ...core.stopwatch import Stopwatch
+from ...errors import UsageError
+from ...kernels import TileMap
 from .planner import DenseReason
 
 # Side of the pictures of tile maps.

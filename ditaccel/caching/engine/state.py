@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..core.denoising.tracker import DenoisingStep
-from ..core.ranks import Ranks
-from ..core.reasons import Reason
-from ..errors import ConfigError
+from ...core.denoising.tracker import DenoisingStep
+from ...core.ranks import Ranks
+from ...core.reasons import Reason
+from ...errors import ConfigError
 from .forecast import History
 from .gaps import GapCorrector
 

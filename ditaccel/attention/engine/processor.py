@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.patching import PatchLedger
-from ..errors import UnsupportedError
+from ...core.patching import PatchLedger
+from ...errors import UnsupportedError
 
 _SEAMS = ("dispatch_attention_fn", "F")
 _OWN = ("_ditaccel_inner", "_ditaccel_layer", "_ditaccel_call", "_ditaccel_number")

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ..core.ranks import Ranks
-from ..errors import ConfigError
+from ...core.ranks import Ranks
+from ...errors import ConfigError
 
 Coefficients = list[float]
 

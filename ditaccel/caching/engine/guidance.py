@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..core.reasons import Reason
-from ..errors import ConfigError
+from ...core.reasons import Reason
+from ...errors import ConfigError
 from .policy import CachePolicy
 from .state import Call, Verdict
 from .targets import Target

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from ..core.denoising.schedule import Known
-from ..core.denoising.tracker import DenoisingStep
-from ..core.outputs import join, split, tensors_of, with_tensors
-from ..errors import ConfigError
+from ...core.denoising.schedule import Known
+from ...core.denoising.tracker import DenoisingStep
+from ...core.outputs import join, split, tensors_of, with_tensors
+from ...errors import ConfigError
 from .gaps import GapEnd
 from .guidance import Guidance, Leader
 from .policy import CachePolicy

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels import inverse_permute, permute
+from ...kernels import inverse_permute, permute
 
 
 class Order(Protocol):

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..core.denoising.per_loop import PerLoop
-from ..core.denoising.tracker import DenoisingStep
-from ..core.patching import PatchLedger
-from ..core.stopwatch import Stopwatch
-from ..errors import UnsupportedError
-from ..pipelines import submodule
-from ..pipelines.grids import Grid
+from ...core.denoising.per_loop import PerLoop
+from ...core.denoising.tracker import DenoisingStep
+from ...core.patching import PatchLedger
+from ...core.stopwatch import Stopwatch
+from ...errors import UnsupportedError
+from ...pipelines import submodule
+from ...pipelines.grids import Grid
 from .attend import attend, slower_kernel
 from .masks import NotKeyPadding
 from .payoff import LayerState, Payoff

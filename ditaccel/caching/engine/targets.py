@@ -12,10 +12,10 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 
-from ..core.outputs import form_of, join, split, tensors_of, with_tensors
-from ..core.patching import PatchLedger, patch_of
-from ..errors import ConfigError, UnsupportedError
-from ..pipelines import submodule
+from ...core.outputs import form_of, join, split, tensors_of, with_tensors
+from ...core.patching import PatchLedger, patch_of
+from ...errors import ConfigError, UnsupportedError
+from ...pipelines import submodule
 from .blocks import Block, Blocks, placeholder
 from .forecast import History
 from .state import Call, nbytes_of

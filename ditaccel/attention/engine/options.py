@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..config import AttentionConfig, require
-from ..kernels import Tiling
+from ...config import AttentionConfig, require
+from ...kernels import Tiling
 
 Ranges = tuple[tuple[int, int], ...]
 Backend = Literal["auto", "triton", "torch", "naive"]

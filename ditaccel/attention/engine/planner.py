@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..core.denoising.tracker import DenoisingStep
-from ..core.patching import PatchLedger
-from ..kernels import Marking, TileAttentionOutput, TileMap, TileMoments
-from ..pipelines.grids import Grid
+from ...core.denoising.tracker import DenoisingStep
+from ...core.patching import PatchLedger
+from ...kernels import Marking, TileAttentionOutput, TileMap, TileMoments
+from ...pipelines.grids import Grid
 from .options import Rest
 from .order import Order
 

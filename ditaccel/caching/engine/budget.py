@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import torch
 
-from ..core.ranks import Ranks
-from ..errors import ConfigError
+from ...core.ranks import Ranks
+from ...errors import ConfigError
 from .blocks import Block
 from .forecast import features_kept
 from .policy import CachePolicy

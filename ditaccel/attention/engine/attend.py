@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import (
+from ...kernels import (
     TileAttentionOutput,
     merge_attention,
     moment_attention_backends,

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from ..core.denoising.tracker import DenoisingStep
-from ..core.outputs import split
-from ..core.reasons import Reason
+from ...core.denoising.tracker import DenoisingStep
+from ...core.outputs import split
+from ...core.reasons import Reason
 from .forecast import relative_l1
 from .gaps import GapEnd
 from .state import BranchState, Verdict

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..core.denoising.tracker import DenoisingStep
-from ..pipelines.grids import Grid
+from ...core.denoising.tracker import DenoisingStep
+from ...pipelines.grids import Grid
 from .masks import MaskBook
 from .payoff import LayerState, Payoff
 from .planner import Dense

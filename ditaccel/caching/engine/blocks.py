@@ -10,11 +10,11 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from ..core.calls import argument_names
-from ..core.outputs import join, split
-from ..core.ranks import Ranks
-from ..errors import UnsupportedError
-from ..pipelines import BlockContract
+from ...core.calls import argument_names
+from ...core.outputs import join, split
+from ...core.ranks import Ranks
+from ...errors import UnsupportedError
+from ...pipelines import BlockContract
 
 
 @dataclass(frozen=True)

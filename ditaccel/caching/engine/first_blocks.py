@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from ..core.calls import argument_names
-from ..core.patching import PatchLedger, patch_of
-from ..errors import UnsupportedError
-from ..pipelines import submodule
+from ...core.calls import argument_names
+from ...core.patching import PatchLedger, patch_of
+from ...errors import UnsupportedError
+from ...pipelines import submodule
 from .blocks import Block, Blocks
 from .policy import CachePolicy
 from .state import Call, nbytes_of

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from ..core.denoising.per_loop import PerLoop
-from ..core.denoising.tracker import DenoisingStep
-from ..core.outputs import all_finite, tensors_of
-from ..core.patching import PatchLedger
-from ..core.ranks import Ranks
-from ..core.reasons import Reason
+from ...core.denoising.per_loop import PerLoop
+from ...core.denoising.tracker import DenoisingStep
+from ...core.outputs import all_finite, tensors_of
+from ...core.patching import PatchLedger
+from ...core.ranks import Ranks
+from ...core.reasons import Reason
 from .blocks import Block, Blocks
 from .budget import Memory
 from .correction import corrected

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels import (
+from ...kernels import (
     TileCentroids,
     TileMap,
     TileMoments,
@@ -22,7 +22,7 @@ from ..kernels import (
     tile_attention,
     tile_moments,
 )
-from ..kernels.segments import segment_sums
+from ...kernels.segments import segment_sums
 from .planner import Plan, TileStats
 
 # Elements of the largest tensors that are held at once.

@@ -1,0 +1,1 @@
+"""What carries attention methods out: planners and plans, masks, the processor, the runtime."""

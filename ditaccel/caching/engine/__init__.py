@@ -1,0 +1,1 @@
+"""What carries caching methods out: gates and forecasts, targets, guidance, memory, hooks."""
