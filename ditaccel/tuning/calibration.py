@@ -1,7 +1,7 @@
 """Calibrate an attention method against the dense output, per layer and part of the loop.
 
-Which option is chosen, and of which values, the method says (`attention.engine.options.Calibrated`): for
-LiteAttention it is the threshold. The pipeline runs dense. At every attention call each candidate
+Which option is chosen, and of which values, the method says (`Calibrated` in
+`attention/engine/options.py`). The pipeline runs dense. At every attention call each candidate
 computes its own output from its own state, which it has carried along since the generation began,
 and is compared with the dense output of that very call. So the error is that of skipping, over all
 steps and for every layer, and does not depend on what other layers skip. (LiteAttention's original
