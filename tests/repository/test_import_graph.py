@@ -1,7 +1,4 @@
-"""The shape of the house: floors, cycles, the size of rooms and functions, and method names.
-
-The lists called `TODAY` hold what is still to be mended. They may shrink and must not grow.
-"""
+"""The shape of the house: floors, cycles, the size of rooms and functions, and method names."""
 
 import ast
 import re
@@ -20,9 +17,6 @@ MEMBERS = {"pipelines", "tests/support/tiny"}
 # What every package has is not something to choose from.
 _NO_ENTRY = {"__init__.py", "__main__.py", "README.md", "py.typed"}
 
-CYCLES_TODAY: set[tuple[str, ...]] = set()
-LONG_TODAY: set[tuple[str, str]] = set()
-FULL_TODAY: set[str] = set()
 # File -> why it may import a method's file or name a method in a text.
 MAY_NAME = {
     "ditaccel/__init__.py": "the public names",
@@ -38,7 +32,6 @@ MAY_NAME = {
     "eval/command.py": "examples in --help",
     "eval/peers/taylorseer.py": "a peer is named like the method it competes with",
 }
-NAMES_TODAY: set[str] = set()
 
 
 def _tracked() -> list[Path]:
@@ -64,7 +57,7 @@ def test_no_arrow_leads_up() -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     found = import_graph.cycles(import_graph.module_graph())
     short = {tuple(m.removeprefix("ditaccel.") for m in group) for group in found}
-    assert short - CYCLES_TODAY == set()
+    assert short == set()
 
 
 def test_cycles_are_found() -> None:
@@ -90,7 +83,7 @@ def test_no_room_has_more_than_19_files_or_rooms() -> None:
         for folder in path.parents[:-1]:
             entries[folder.as_posix()].add(path.relative_to(folder).parts[0])
     rooms = {f for f, names in entries.items() if any(name.endswith(".py") for name in names)}
-    sizes = {room: len(entries[room] - _NO_ENTRY) for room in rooms - MEMBERS - FULL_TODAY}
+    sizes = {room: len(entries[room] - _NO_ENTRY) for room in rooms - MEMBERS}
     assert {room: n for room, n in sizes.items() if n > MAX_ENTRIES} == {}
 
 
@@ -106,7 +99,7 @@ def test_no_function_is_longer_than_60_lines() -> None:
             in_triton = any("triton.jit" in ast.unparse(d) for d in node.decorator_list)
             if lines > MAX_FUNCTION and not in_triton:
                 long[path.as_posix(), node.name] = lines
-    assert {where: n for where, n in long.items() if where not in LONG_TODAY} == {}
+    assert long == {}
 
 
 def _methods() -> dict[str, str]:
@@ -159,7 +152,7 @@ def test_a_method_is_known_by_name_in_its_own_file_only() -> None:
             imported = any(o == home or o.startswith(f"{home}.") for o in _imports(module))
             if named or imported:
                 found.add(where)
-    assert found - MAY_NAME.keys() - NAMES_TODAY == set()
+    assert found - MAY_NAME.keys() == set()
 
 
 def _imports(module: str) -> set[str]:
