@@ -12,7 +12,7 @@ from ..pooling import pool_tiles
 from ..tiling import Tiling
 from . import kmeans
 
-INTERPRETED = (40, 400)
+INTERPRETED = (10, 400)
 
 
 def check(

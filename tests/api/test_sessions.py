@@ -182,7 +182,7 @@ def test_an_exchanged_transformer_is_said_and_the_old_one_is_restored():
     pipe.transformer = other.transformer
     assert torch.equal(generate(pipe, call), dense)
     text = str(ditaccel.report(pipe))
-    assert "transformer was exchanged or removed after accelerate(): what stands" in text
+    assert "transformer was exchanged or removed after accelerate(): what took its place" in text
     with pytest.warns(UserWarning, match="was accelerated already"):
         ditaccel.accelerate(pipe, SLOW)
     assert "exchanged" not in str(ditaccel.report(pipe))

@@ -227,7 +227,7 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     assert cli.main([*command, "--config", "svg2"]) == 2
     assert "is not a config of sla" in capsys.readouterr().err
     assert cli.main([*command, "--skip", "5"]) == 2
-    assert "leaves no prompt" in capsys.readouterr().err
+    assert "--skip 5 leaves none of 2 prompts" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
