@@ -12,6 +12,7 @@ from ditaccel.config.specs import text_of
 from ditaccel.errors import ConfigError
 from ditaccel.io.files import read_json
 from ditaccel.io.given import suggest
+from ditaccel.warning import warn
 
 from . import runs
 from .options import Options
@@ -36,8 +37,17 @@ class Evaluation:
         """Figures of each config by its name: `dense`, `balanced`, `reuse-interval-2`, …."""
         return dict(self.summary["configs"])
 
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why a config could not run, by its name: the first of its samples that failed."""
+        found: dict[str, str] = {}
+        for each in self.summary["failures"]:
+            found.setdefault(each["config"], each["error"])
+        return found
+
     def __str__(self) -> str:
         lines = [str(verdict["text"]) for verdict in self.summary["verdicts"]]
+        lines += [f"failed: {name}: {error}" for name, error in self.failures.items()]
         return "\n".join([*lines, f"results: {self.page or self.folder}"])
 
 
@@ -90,4 +100,7 @@ def evaluate(
         from .report.page import write_report
 
         written = write_report(folder)
-    return Evaluation(folder, read_json(folder / "summary.json"), written)
+    found = Evaluation(folder, read_json(folder / "summary.json"), written)
+    for name, error in found.failures.items():
+        warn(f"{name} failed: {error}")
+    return found

@@ -20,11 +20,13 @@ from ..io.factory import Factory
 from ..io.models import (
     Sheet,
     class_label,
+    folder_of,
     hub_problem,
     is_hub_id,
     line_of,
     quiet_loading,
     read_sheet,
+    sheet_of,
 )
 from ..io.provenance import fingerprint
 from ..pipelines import adapter_for
@@ -213,7 +215,6 @@ def facts_of(pipe: Any) -> Facts:
     transformer = next(iter(denoisers_of(pipe).values()), None)
     kind = "" if transformer is None else type(unwrapped(transformer)).__name__
     adapter = adapter_for(kind)
-    folder = str(getattr(getattr(pipe, "config", None), "_name_or_path", "") or "")
     digest = hashlib.sha256(cls.__name__.encode())
     for name, part in parts.items():
         for key, weight in part.state_dict().items():
@@ -221,13 +222,13 @@ def facts_of(pipe: Any) -> Facts:
             digest.update(f"{name}.{key}:{tuple(weight.shape)}:{float(edge)!r};".encode())
     arguments = _arguments_of(cls)
     return Facts(
-        model=folder or cls.__name__,
+        model=folder_of(pipe) or cls.__name__,
         pipeline=cls.__name__,
         family=adapter.name if adapter else "",
         transformer=kind,
         arguments=arguments,
         labels=dict(getattr(pipe, "labels", None) or {}),
-        sheet=read_sheet(folder) if folder else Sheet(),
+        sheet=sheet_of(pipe),
         fingerprint=digest.hexdigest()[:16],
         starts_from=_starts_from(cls.__name__, arguments),
     )

@@ -98,6 +98,17 @@ def read_sheet(model: str | Path) -> Sheet:
         raise UsageError(f"{path} is damaged ({line_of(error)}); get the sample again") from error
 
 
+def folder_of(pipe: Any) -> str:
+    """Folder or Hub id that a pipeline was loaded from, "" where it was made otherwise."""
+    return str(getattr(getattr(pipe, "config", None), "_name_or_path", "") or "")
+
+
+def sheet_of(pipe: Any) -> Sheet:
+    """The `sample.json` of the folder that a pipeline was loaded from; see `read_sheet`."""
+    folder = folder_of(pipe)
+    return read_sheet(folder) if folder else Sheet()
+
+
 def line_of(error: BaseException) -> str:
     """The first line of an error, short enough to stand in a message."""
     return (str(error).strip() or type(error).__name__).split("\n")[0][:300]

@@ -395,6 +395,8 @@ def tune(
             would skip nothing.
         UnsupportedError: two transformers, or a scheduler that does not add its outputs up.
     """
+    if not isinstance(target, Target):
+        raise ConfigError(f"target is {target!r}; give a Target, such as Target(psnr=35)")
     prompts = listed(prompts)
     seed = checked_value("tune", "seed", int, seed)
     if target.attention_error is not None:

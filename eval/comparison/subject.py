@@ -14,7 +14,7 @@ from ditaccel.errors import UnsupportedError, UsageError
 from ditaccel.io import provenance
 from ditaccel.io.asking import default_call
 from ditaccel.io.factory import Factory, Opened, read_factory
-from ditaccel.io.models import Sheet, read_sheet
+from ditaccel.io.models import Sheet, read_sheet, sheet_of
 from ditaccel.io.opening import open_pipeline
 
 from ..options import Options
@@ -84,7 +84,7 @@ def open_subject(model: str | Path | Any, options: Options) -> Subject:
         opened = open_pipeline(model, options.device, options.dtype, factory)
         subject = Subject(str(model), opened, sheet, factory)
     else:
-        subject = Subject(type(model).__name__, Opened(model), Sheet(), factory)
+        subject = Subject(type(model).__name__, Opened(model), sheet_of(model), factory)
     _refuse_compiled(subject.pipe)
     return subject
 

@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_dit
 
 import ditaccel
-from ditaccel import ReuseConfig, TaylorSeerConfig
+from ditaccel import ReuseConfig, StepMaskConfig, TaylorSeerConfig
 from ditaccel.io.models import load_pipeline
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +105,25 @@ def test_evaluate_gives_figures_and_a_page(pipe, tmp_path):
     assert found.summary == json.loads((found.folder / "summary.json").read_text())
     assert found.page is not None and found.page.exists() and str(found.page) in str(found)
     assert not ditaccel.is_accelerated(pipe)
+
+
+def test_a_loaded_pipeline_is_called_as_its_folder_says_and_a_failed_row_is_told(pipe, tmp_path):
+    own = json.loads((DIT / "sample.json").read_text())["call"]
+    mask = StepMaskConfig(steps=(0, 3, 9), total=10)
+    how = {"steps": 4, "fewer": [], "features": "none", "pairs": 1, "page": False, "quiet": True}
+    with pytest.warns(UserWarning, match="step-mask.* failed: .*10 steps"):
+        found = ditaccel.evaluate(pipe, [mask], names(pipe, 1), 0, tmp_path / "run", **how)
+    call = json.loads((found.folder / "run.json").read_text())["call"]
+    assert own and {**own, "num_inference_steps": 4} == {k: call.get(k) for k in own} | {
+        "num_inference_steps": call["num_inference_steps"]
+    }
+    (name,) = found.failures
+    assert f"failed: {name}: " in str(found) and name not in found.configs
+
+
+def test_tune_asks_for_a_target(pipe):
+    with pytest.raises(ditaccel.ConfigError, match=r"target is 35; give a Target"):
+        ditaccel.tune(pipe, names(pipe, 1), 35)
 
 
 def test_mistakes_of_evaluate_are_one_line(pipe, tmp_path):
