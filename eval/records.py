@@ -76,9 +76,31 @@ _CONFIG = record(
     {"id": _short, "label": _short, "series": _short, "role": _ROLE, "spec": text},
     {"knob": maybe(number()), "sparse": flag},
 )
+
+
+def _word(value: Any, at: str) -> str:
+    """The key of a metric or score."""
+    key = _short(value, at)
+    if not key.isidentifier():
+        raise WrongShape(f"{at} must be a word such as psnr, not {key!r}")
+    return key
+
+
+def _by_word(check: Check) -> Check:
+    """Return a check for an object whose keys are those of metrics or scores."""
+
+    def checked(value: Any, at: str) -> dict[str, Any]:
+        found: dict[str, Any] = table(check)(value, at)
+        for key in found:
+            _word(key, f"a key of {at}")
+        return found
+
+    return checked
+
+
 _METRIC = record(
     {
-        "key": _short,
+        "key": _word,
         "title": text,
         "unit": choice(*Unit),
         "better": choice(*Better),
@@ -136,7 +158,7 @@ def _values(value: Any, at: str) -> dict[str, Any]:
     """What was measured on a sample: any metric's number or flag, and those that all rest on."""
     essential = [metric for metric in metrics() if metric.essential]
     needed = {m.key: _ESSENTIAL.get(Unit(m.unit), number(0)) for m in essential}
-    found: dict[str, Any] = record(needed)(table(_VALUE)(value, at), at)
+    found: dict[str, Any] = record(needed)(_by_word(_VALUE)(value, at), at)
     return found
 
 
@@ -170,7 +192,7 @@ _STATS = record(
     },
     {
         "seconds": maybe(_SPREAD),
-        ACCURACY: table(maybe(number())),
+        ACCURACY: _by_word(maybe(number())),
         "denoiser_speedup": maybe(_SPEEDUPS),
         **{k: maybe(number()) for k in ("efficiency", "denoiser_efficiency", "peak_memory_bytes")},
     },
