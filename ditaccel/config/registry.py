@@ -21,6 +21,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -84,24 +85,24 @@ class MethodConfig:
         return ()
 
 
-class CacheConfig(MethodConfig):
+class CacheConfig(MethodConfig, ABC):
     """Config of a caching method: some steps are forecast from others."""
 
     kind = "cache"
 
+    @abstractmethod
     def policy(self) -> Any:
-        """What the hooks carry out, a `caching.policy.CachePolicy`."""
-        raise NotImplementedError
+        """What the hooks carry out, a `caching.engine.policy.CachePolicy`."""
 
 
-class AttentionConfig(MethodConfig):
+class AttentionConfig(MethodConfig, ABC):
     """Config of an attention method: some tiles of the attention matrix are skipped."""
 
     kind = "attention"
 
+    @abstractmethod
     def planner(self) -> Any:
         """What makes the tile maps, an `attention.engine.planner.Planner`."""
-        raise NotImplementedError
 
 
 T = TypeVar("T", bound=MethodConfig)

@@ -16,7 +16,7 @@ from ditaccel.attention.engine.attend import attend, slower_kernel
 from ditaccel.attention.engine.options import FixedTileOptions
 from ditaccel.attention.engine.order import OrderPerHead, SharedOrder
 from ditaccel.attention.engine.planner import Dense, DenseReason, LayerContext, Plan
-from ditaccel.attention.engine.tile_planner import TilePlanner
+from ditaccel.attention.engine.tile_planner import MaskPlanner
 from ditaccel.core.denoising.tracker import DenoisingStep
 from ditaccel.tuning.observe import observed
 
@@ -140,7 +140,7 @@ class _Checkers(FixedTileOptions):
         return _CheckersPlanner(self)
 
 
-class _CheckersPlanner(TilePlanner):
+class _CheckersPlanner(MaskPlanner):
     serves = None
     made = 0
 

@@ -3,7 +3,7 @@
 A planner looks at the queries and keys of one attention layer at one step and says which tiles to
 compute; afterwards it may learn from what the kernel saw. The runtime (`runtime.py`) calls it, has
 its plan carried out (`attend.py`) and keeps the planner's state, one per layer and guidance branch.
-Most methods need `TilePlanner` (`tile_planner.py`) and give nothing but their map.
+Most methods need `MaskPlanner` (`tile_planner.py`) and give nothing but their map.
 """
 
 from __future__ import annotations

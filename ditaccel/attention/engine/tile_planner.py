@@ -1,4 +1,4 @@
-"""TilePlanner: all that planners of tile maps share, so that a method gives its map alone.
+"""TilePlanner and MaskPlanner: all that planners of tile maps share; a method gives its map alone.
 
 A new attention map is one file::
 
@@ -8,7 +8,7 @@ A new attention map is one file::
         def planner(self) -> TilePlanner:
             return CheckersPlanner(self)
 
-    class CheckersPlanner(TilePlanner):
+    class CheckersPlanner(MaskPlanner):
         def mask(self, q, k, v, scale, context, state):
             rows, columns = (t.tiles for t in self.tilings(q, k, context))
             return (torch.arange(rows)[:, None] + torch.arange(columns)) % 2 == 0
@@ -16,6 +16,7 @@ A new attention map is one file::
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
@@ -28,10 +29,10 @@ _SEEN, _MAP, _MADE = "step seen", "map", "step of the map"  # in a planner's sta
 
 
 class TilePlanner(Planner):
-    """Leaves dense what the options leave dense, and makes plans of a method's masks.
+    """Leaves dense what the options leave dense; a method gives the plan of the other calls.
 
-    A method overrides `mask`; or `sparse`, where more belongs to its map than which fixed tiles to
-    compute (an order of the tokens, tiles that vary in size, marks).
+    Most methods need `MaskPlanner`. A method derives from this class where more belongs to its map
+    than which fixed tiles to compute (an order of the tokens, tiles that vary in size, marks).
 
     Args:
         config: the options.
@@ -39,12 +40,9 @@ class TilePlanner(Planner):
     Attributes:
         rest: what stands for tiles that are not computed.
         max_age: steps that the state may be old (a cache forecasts some steps); then it is cleared.
-        serves: steps that a mask serves; None for all of a generation, where it follows from the
-            size alone.
     """
 
     max_age: int | None = None
-    serves: int | None = 1
 
     def __init__(self, config: TileOptions) -> None:
         self.config: Any = config
@@ -83,27 +81,11 @@ class TilePlanner(Planner):
     def warm_up(self, q: Tensor, k: Tensor, context: LayerContext, state: State) -> None:
         """See a call of the first, dense steps, in a layer that will be sparse; nothing here."""
 
+    @abstractmethod
     def sparse(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
     ) -> Plan:
         """The plan of a call that is not left dense; for the arguments see `Planner.plan`."""
-        index = context.step.index
-        made = state.get(_MADE)
-        if made is None or (self.serves is not None and index - made >= self.serves):
-            tilings = self.tilings(q, k, context)
-            mask = self.mask(q, k, v, scale, context, state)
-            mask = self.with_text(mask[(None,) * (4 - mask.ndim)], context, *tilings)
-            state[_MAP], state[_MADE] = TileMap.from_mask(mask.to(q.device), *tilings), index
-        return Plan(state[_MAP], self.config.method, rest=self.rest)
-
-    def mask(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
-    ) -> Tensor:
-        """The tiles to compute, bool `(B|1, H|1, Tq, Tk)` or `(Tq, Tk)`; text is added to them.
-
-        For the arguments see `Planner.plan`.
-        """
-        raise NotImplementedError(f"{type(self).__name__} needs `mask` or `sparse`")
 
     def tilings(self, q: Tensor, k: Tensor, context: LayerContext) -> tuple[Tiling, Tiling]:
         """Of the queries and of the keys, by the options `q_tile` and `k_tile`."""
@@ -119,3 +101,36 @@ class TilePlanner(Planner):
             return mask
         mask = keep_keys(mask, [context.text], k_tiling)
         return keep_queries(mask, [context.text], q_tiling)
+
+
+class MaskPlanner(TilePlanner):
+    """Makes plans of a method's masks over fixed tiles.
+
+    Attributes:
+        serves: steps that a mask serves; None for all of a generation, where it follows from the
+            size alone.
+    """
+
+    serves: int | None = 1
+
+    def sparse(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> Plan:
+        """See `TilePlanner`."""
+        index = context.step.index
+        made = state.get(_MADE)
+        if made is None or (self.serves is not None and index - made >= self.serves):
+            tilings = self.tilings(q, k, context)
+            mask = self.mask(q, k, v, scale, context, state)
+            mask = self.with_text(mask[(None,) * (4 - mask.ndim)], context, *tilings)
+            state[_MAP], state[_MADE] = TileMap.from_mask(mask.to(q.device), *tilings), index
+        return Plan(state[_MAP], self.config.method, rest=self.rest)
+
+    @abstractmethod
+    def mask(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
+    ) -> Tensor:
+        """The tiles to compute, bool `(B|1, H|1, Tq, Tk)` or `(Tq, Tk)`; text is added to them.
+
+        For the arguments see `Planner.plan`.
+        """

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ditaccel.attention.engine.options import FixedTileOptions
-from ditaccel.attention.engine.tile_planner import TilePlanner
+from ditaccel.attention.engine.tile_planner import MaskPlanner
 from ditaccel.config import Example, method
 
 
@@ -30,7 +30,7 @@ class DiagonalConfig(FixedTileOptions):
         return DiagonalPlanner(self)
 
 
-class DiagonalPlanner(TilePlanner):
+class DiagonalPlanner(MaskPlanner):
     """Makes one map per layer and generation."""
 
     serves = None
