@@ -58,15 +58,24 @@ class NotApplicableError(Exception):
     """Diffusers does not offer this change for the family."""
 
 
+@contextlib.contextmanager
+def _refused_with(kinds: tuple[type[Exception], ...], *words: str) -> Iterator[None]:
+    """Take the refusals that a library words so for "does not offer it", and no other error."""
+    try:
+        yield
+    except kinds as error:
+        if not any(each in str(error) for each in words):
+            raise
+        raise NotApplicableError from error
+
+
 def _enable(make: Callable[[Any], Any]) -> Change:
     def apply(pipe: Any) -> None:
         for part in transformers(pipe):
             if not hasattr(part, "enable_cache"):
                 raise NotApplicableError
-            try:
+            with _refused_with((ValueError,), "not registered"):
                 part.enable_cache(make(pipe))
-            except (ValueError, KeyError, AttributeError, NotImplementedError) as error:
-                raise NotApplicableError from error
             if not _hooked(part):
                 raise NotApplicableError
 
@@ -121,38 +130,30 @@ def _hooks_alone(pipe: Any) -> None:
     from diffusers.hooks.hooks import CacheContext, HookRegistry, _set_cache_context
 
     for part in transformers(pipe):
-        try:
+        with _refused_with((ValueError,), "not registered"):
             apply_first_block_cache(part, FirstBlockCacheConfig(threshold=0.3))
-        except (ValueError, KeyError) as error:
-            raise NotApplicableError from error
         HookRegistry.check_if_exists_or_initialize(part).invalidate_child_registries_cache()
         _set_cache_context(part, CacheContext(name="all"))
 
 
-@contextlib.contextmanager
-def _own_class(pipe: Any) -> Iterator[None]:
+def _own_class(pipe: Any) -> None:
     """cache-dit patches the pipeline's class; this pipeline gets one of its own."""
     kind = type(pipe)
     pipe.__class__ = type(kind.__name__, (kind,), {})
-    try:
-        yield
-    finally:
-        pass
 
 
 def _cache_dit(pipe: Any) -> None:
     import cache_dit
 
-    with _own_class(pipe):
-        try:
-            cache_dit.enable_cache(
-                pipe,
-                cache_config=cache_dit.DBCacheConfig(
-                    max_warmup_steps=1, Fn_compute_blocks=1, residual_diff_threshold=0.5
-                ),
-            )
-        except (ValueError, AssertionError, NotImplementedError) as error:
-            raise NotApplicableError from error
+    refusals = "not officially supported", "not in allowed classes"
+    _own_class(pipe)
+    with _refused_with((ValueError, AssertionError), *refusals):
+        cache_dit.enable_cache(
+            pipe,
+            cache_config=cache_dit.DBCacheConfig(
+                max_warmup_steps=1, Fn_compute_blocks=1, residual_diff_threshold=0.5
+            ),
+        )
 
 
 def _wrapped(pipe: Any) -> None:
