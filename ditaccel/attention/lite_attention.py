@@ -6,7 +6,7 @@ leaves them out and never looks at them. Marking costs a comparison, and no map 
 Paper: arXiv 2511.11062. Beyond it (ours; `published:lite_attention` switches all of it off): state
 per guidance branch, a rotating share of the skipped tiles is tested again, maps that grow old are
 made again, layers that stay nearly dense rest, and thresholds per layer and part of the loop can be
-calibrated against dense outputs (`calibration.py`). State always ends with the generation.
+calibrated against dense outputs (`tuning/calibration.py`). State always ends with the generation.
 """
 
 from __future__ import annotations

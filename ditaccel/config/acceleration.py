@@ -15,7 +15,7 @@ import yaml
 
 from ..errors import ConfigError, UsageError
 from ..io import given
-from ..io.files import write_atomically
+from ..io.files import plain, write_atomically
 from ..io.given import suggest
 from .checks import require
 from .option_types import arms_of, checked
@@ -164,11 +164,6 @@ def to_dict(config: AccelerationConfig) -> dict[str, Any]:
         options = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
         data[part.kind] = {"method": part.method, **{k: plain(v) for k, v in options.items()}}
     return data
-
-
-def plain(value: Any) -> Any:
-    """A value of an option as YAML and JSON hold it: tuples become lists."""
-    return [plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def load(path: str | os.PathLike[str]) -> AccelerationConfig:

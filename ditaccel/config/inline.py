@@ -9,7 +9,7 @@ import yaml
 
 from ..errors import ConfigError
 from ..io import given
-from .acceleration import plain
+from ..io.files import plain
 from .checks import require
 
 

@@ -123,10 +123,15 @@ class ReportData:
         """Block computation done, by that of dense runs; 1.0 before the first call."""
         return self.share_sum / self.total_calls if self.total_calls else 1.0
 
+    @property
+    def newest(self) -> tuple[CallRecord, ...]:
+        """The calls of the newest denoising loop."""
+        last = self.calls[-1].generation if self.calls else 0
+        return tuple(call for call in self.calls if call.generation == last)
+
     def last_generation(self) -> Self:
         """Return the report of the newest denoising loop alone; it shares nothing with this one."""
-        newest = self.calls[-1].generation if self.calls else 0
-        calls = tuple(call for call in self.calls if call.generation == newest)
+        calls = self.newest
         return replace(
             self,
             config=copy.deepcopy(self.config),
@@ -150,7 +155,7 @@ class ReportData:
 
         A step counts once for each cause that one of its branches had.
         """
-        return steps_per_cause(self.last_generation().calls)
+        return steps_per_cause(self.newest)
 
     def verdict(self) -> str:
         """One line in plain words."""

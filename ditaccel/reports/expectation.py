@@ -1,8 +1,8 @@
 """What PSNR to expect against dense, from the error that forecasts were seen to leave.
 
 A computed step that ends a gap shows what the gap's forecasts left in the latents
-(`caching.correction`), and `core.denoising.leftover` sums these errors over a generation. PSNR
-falls with the logarithm of the sum. The three constants come from
+(`caching.engine.correction`), and `core.denoising.leftover` sums these errors over a generation.
+PSNR falls with the logarithm of the sum. The three constants come from
 
     ditaccel bench calibration eval/bench/results/calibration.csv
 

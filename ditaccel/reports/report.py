@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import UsageError
+from ..io.files import plain
 from . import text
 from .data import ReportData
 
@@ -30,7 +31,7 @@ class Report(ReportData):
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data: strings, numbers, lists and mappings."""
-        data: dict[str, Any] = text.plain(asdict(replace(self, attention=())))
+        data: dict[str, Any] = plain(asdict(replace(self, attention=())))
         data["computed_share"] = self.computed_share
         data["attention"] = [row for log in self.attention for row in log.rows()]
         return data

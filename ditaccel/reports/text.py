@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
 from .. import config as configs
 from ..caching.engine.budget import size
@@ -85,7 +84,7 @@ def _memory(report: ReportData) -> str:
 
 def _quality(report: ReportData) -> list[str]:
     """What the newest generation's forecasts cost in quality."""
-    if not report.last_generation().forecasts:
+    if not any(call.action == "forecast" for call in report.newest):
         return []  # which the verdict says
     if report.expected is None:
         return [
@@ -140,7 +139,7 @@ def _rows(calls: Iterable[CallRecord]) -> dict[str, tuple[str, str]]:
 
 def _table(report: ReportData, most: int | None) -> list[str]:
     """The last generation: a hit map per transformer and branch, then the causes."""
-    calls = report.last_generation().calls
+    calls = report.newest
     rows = _rows(calls)
     width = max(map(len, rows))
     branches = f"{len(rows)} branch(es)"
@@ -165,7 +164,7 @@ def html_of(report: ReportData) -> str:
     """The short report as HTML without scripts: text, and the hit map as coloured bars."""
     rows = ""
     if report.calls and "cache" in report.config:
-        found = list(_rows(report.last_generation().calls).items())[:_BRANCHES]
+        found = list(_rows(report.newest).items())[:_BRANCHES]
         rows = "".join(
             f"<tr><td>{escape(name)}</td><td>"
             f"{_bar(signs[: 2 * _SIGNS])}</td><td>{escape(computed)}</td></tr>"
@@ -196,10 +195,3 @@ def _bar(signs: str) -> str:
         f"<svg width='{4 * len(signs)}' height='12' style='background:#d5dbe3'>"
         f"<path d='{steps}' fill='#4c78a8'/></svg>"
     )
-
-
-def plain(value: Any) -> Any:
-    """Plain data of what is in a report: tuples become lists."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -82,7 +83,7 @@ class Booking:
             loop: that the call belongs to.
         """
         verdict = call.verdict
-        if verdict.error is not None and verdict.error != verdict.error:
+        if verdict.error is not None and not math.isfinite(verdict.error):
             self.warn(
                 f"{name} produced non-finite features at step {step.index} ({step.branch}): such "
                 "steps are computed in full; check weights and dtype",

@@ -1,8 +1,8 @@
 """One accelerated pipeline: loops, patches, methods and the report, tied together.
 
 A session stands in front of transformers, whoever calls them. Each denoising loop has its own
-tracker and its own state (`loops.py`); what the methods keep is exchanged when another loop's call
-comes. One transformer call runs at a time: threads wait for each other.
+tracker and its own state (`core/denoising/loops.py`); what the methods keep is exchanged when
+another loop's call comes. One transformer call runs at a time: threads wait for each other.
 """
 
 from __future__ import annotations

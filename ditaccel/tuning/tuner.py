@@ -379,7 +379,7 @@ def tune(
         prompts: a prompt or several, or mappings of call arguments (`{"class_labels": [3]}`).
         target: `Target(psnr=30)`, `Target(psnr=30, statistic="min")` for the worst sample,
             `Target(computed_share=0.25)`, or `Target(attention_error=0.02)`, which calibrates
-            attention instead (`attention.calibration`).
+            attention instead (`tuning.calibration`).
         seed: seed of the first generation.
         progress: called with one line per generation.
         memory_budget: bytes, or text such as `2GB`, for the recorded outputs of one generation;

@@ -300,3 +300,28 @@ def test_a_loop_is_refused_at_its_first_call_in_one_line():
     assert not plain.seen
     plain.remove()
     assert traces(pipe) == clean and torch.equal(generate(pipe, call), dense)
+
+
+# -- a decision that is not a number --
+
+
+@dataclass
+class BrokenGate(Gate):
+    """Measures an error that is not finite."""
+
+    error: float
+
+    def before(self, step, state):
+        return Verdict(False, Reason.NON_FINITE, self.error)
+
+
+@pytest.mark.parametrize("error", [float("nan"), float("inf")])
+def test_an_error_that_is_not_finite_is_warned_of_and_is_null_in_json(error):
+    pipe, call = tiny_wan()
+    with (
+        ditaccel.accelerated(pipe, cache=on(BrokenGate(error), rules=StepRules(warmup=1))),
+        pytest.warns(UserWarning, match="non-finite features at step 1"),
+    ):
+        generate(pipe, call, num_inference_steps=4)
+        found = ditaccel.report(pipe)
+    assert "NaN" not in found.to_json() and "Infinity" not in found.to_json()

@@ -104,8 +104,11 @@ class Payoff:
         A map that is made again each time need not be run for it; one that learns from being run
         (`Plan.marking`) has done so.
         """
+        device = plan.tile_map.counts.device
+        if plan.blind or device.type not in _READABLE:
+            return None
         kept = plan.tile_map.densities().mean()
-        if plan.blind or kept.device.type not in _READABLE or kept <= self._limit(kept.device):
+        if kept <= self._limit(device):
             return None
         return state.begin_pause(step, kept, promised=False)
 

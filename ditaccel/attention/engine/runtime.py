@@ -168,10 +168,8 @@ class AttentionRuntime(PerLoop):
         self, config: Any, step: DenoisingStep, sample: Tensor, named: Mapping[str, Any]
     ) -> Grid | None:
         """Where the tokens lie; looked at once per generation: a rule may wait for a device."""
-        key, known = (step.generation, step.branch, sample.shape), self._loop.grids
+        key, known = (step.branch, sample.shape), self._loop.grids
         if key not in known:
-            if step.generation not in {generation for generation, _, _ in known}:
-                known.clear()
             known[key] = self._adapter.grid(config, tuple(sample.shape), named)
         return known[key]
 

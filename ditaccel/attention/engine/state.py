@@ -23,7 +23,7 @@ class LoopMemory:
         payoff: judges whether maps pay.
         states: of each branch and layer, and of each of the layer's attention calls.
         masks: that were handed over.
-        grids: where the tokens lie, by generation, branch and shape of the latents.
+        grids: where the tokens lie, by branch and shape of the latents.
         off: why the rest of it is dense; empty where it is not.
         reasons: why calls were dense.
         sparse: whether a call was sparse.
@@ -33,7 +33,7 @@ class LoopMemory:
     payoff: Payoff
     states: dict[tuple[str, int, int], LayerState] = field(default_factory=dict)
     masks: MaskBook = field(default_factory=MaskBook)
-    grids: dict[tuple[int, str, torch.Size], Grid | None] = field(default_factory=dict)
+    grids: dict[tuple[str, torch.Size], Grid | None] = field(default_factory=dict)
     off: str = ""
     reasons: set[Dense] = field(default_factory=set)
     sparse: bool = False

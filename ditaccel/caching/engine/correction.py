@@ -91,9 +91,11 @@ def _booked(call: Call, tracked: torch.Tensor, policy: CachePolicy) -> torch.Ten
     end = state.corrector.computed(place, width, tracked, step.feedback, corrects)
     if end is None:
         return None
-    if not call.follows:
+    asks = policy.gate.needs_gaps
+    if not call.follows and (asks or not end.hypothetical):
         left = left_in_latents(step, state, end)
-        policy.gate.gap_ended(state, end, left)
+        if asks:
+            policy.gate.gap_ended(state, end, left)
         call.left = None if end.hypothetical else (left, step.index - end.length)
     return end.correction if corrects else None
 

@@ -45,11 +45,16 @@ class GapEnd:
     feedback: float = 0.0
 
     @property
+    def is_corrected(self) -> bool:
+        """Whether the error can be taken out again."""
+        if self.hypothetical or self.width == 0.0:
+            return False
+        return self.feedback <= 0.0 or self.length <= LONGEST_WITH_FEEDBACK
+
+    @property
     def correction(self) -> torch.Tensor | None:
         """What to add to the computed output so that the error is taken out again."""
-        if self.hypothetical or self.width == 0.0:
-            return None
-        if self.feedback > 0.0 and self.length > LONGEST_WITH_FEEDBACK:
+        if not self.is_corrected:
             return None
         # the computed output has answered to the error already, over its own width
         return self.error * -(1.0 / self.width + self.feedback)
@@ -57,7 +62,7 @@ class GapEnd:
     @property
     def answer(self) -> torch.Tensor | None:
         """What the error did to the computed output, where a correction takes the error out."""
-        if self.correction is None or self.feedback == 0.0:
+        if self.feedback == 0.0 or not self.is_corrected:
             return None
         return self.error * self.feedback
 

@@ -6,7 +6,8 @@ A gate that only one method uses is in the file of that method.
 A decision taken from data makes the CPU wait for the GPU. Per transformer call that is once for the
 gates that compare the first blocks, never for the schedules, and once per computed step for a gate
 that measures gaps; besides, the tracker reads the timestep once per call, `basis="auto"` four
-errors per remembered feature, and a generation its schedule once and one flag at its end.
+errors per remembered feature, and a generation its schedule once and, at the end of each branch,
+one flag and what its gaps left in the latents.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ class BlockCache(PerLoop):
             state.outputs = [each.detach() for each in tensors_of(output, call.streams)]
 
     def _end_generation(self, call: Call) -> None:
-        """State does not outlive the generation; the flag on the device is read once, here."""
+        """State does not outlive the generation; the flag on the device is read here."""
         self._states = {k: s for k, s in self._states.items() if s is not call.state}
         if self._finite is not None and not bool(self._finite):
             self._warn(

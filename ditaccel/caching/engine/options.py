@@ -76,7 +76,7 @@ class TargetOptions(ForecastOptions):
         basis: `taylor`, `newton`, `hermite` or `exponential`; `auto` takes the one with the least
             error on the computed steps so far.
         correction: take out of the latents what the forecasts of a gap were wrong by, once the gap
-            ends (`correction.py`): `auto` where the scheduler allows it, `always`, `never`.
+            ends (`engine/correction.py`): `auto` where the scheduler allows it, `always`, `never`.
     """
 
     target: ForecastTarget = "hidden"
