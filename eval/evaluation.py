@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ditaccel.config.specs import text_of
 from ditaccel.errors import ConfigError
 from ditaccel.io.files import read_json
@@ -94,7 +96,11 @@ def evaluate(
     listed = list(configs) if isinstance(configs, (list, tuple)) else [configs]
     texts = [text_of(each) for each in listed]
     where = os.fspath(model) if isinstance(model, os.PathLike) else model
-    folder = runs.evaluate(where, texts, prompts, seeds, Path(out), Options(**options))
+    threads = torch.get_num_threads()
+    try:
+        folder = runs.evaluate(where, texts, prompts, seeds, Path(out), Options(**options))
+    finally:
+        torch.set_num_threads(threads)
     written = None
     if page:
         from .report.page import write_report

@@ -15,7 +15,7 @@ import torch
 
 from ..api import is_accelerated
 from ..config.specs import text_of
-from ..errors import ConfigError, UsageError
+from ..errors import ConfigError, DitaccelError, UsageError
 from ..io import given
 from ..io.arguments import AUTO
 from ..io.files import read_lines
@@ -91,7 +91,7 @@ def generate(
     loaded = None if isinstance(model, (str, os.PathLike)) else model
     args = _arguments("" if loaded is not None else os.fspath(model), out, options)
     args.config = DENSE if config is None else text_of(config)
-    args.seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
+    args.seeds = given.seeds_of((seeds,) if isinstance(seeds, int) else seeds)
     args.call = dict(call or {})
 
     def note(line: str) -> None:
@@ -120,15 +120,44 @@ def _arguments(
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     args = parser.parse_args(["model", "--jobs", "rows", "--out", os.fspath(out)])
+    actions = {action.dest: action for action in parser._actions}
     known = sorted(set(vars(args)) - {"model", "jobs", "out", "config", "dry_run", "json"})
     for name, value in options.items():
         if name not in known:
             raise ConfigError(f"generate has no option {name!r}{given.suggest(name, known)}")
-        setattr(args, name, tuple(value) if isinstance(value, list) else value)
-    if isinstance(args.save, str):
-        args.save = (args.save,)
+        setattr(args, name, _read(actions[name], name, value))
     args.model = model
     return args
+
+
+def _read(action: argparse.Action, name: str, value: Any) -> Any:
+    """An option's value, checked as the command checks its text.
+
+    Raises:
+        ConfigError: the command would refuse it, too.
+    """
+    if value is None:
+        return action.default
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ConfigError(f"is {value!r}; it must be True or False", name)
+        return value
+    if isinstance(action.default, list):  # an option that may be repeated
+        each = [value] if isinstance(value, str) else list(value)
+        return [_parsed(action, name, str(one)) for one in each]
+    listed = isinstance(value, (list, tuple))
+    return _parsed(action, name, ",".join(map(str, value)) if listed else str(value))
+
+
+def _parsed(action: argparse.Action, name: str, text: str) -> Any:
+    try:
+        found = action.type(text) if callable(action.type) else text
+    except (DitaccelError, argparse.ArgumentTypeError, ValueError) as error:
+        said = str(error).removeprefix(action.option_strings[0]).strip()
+        raise ConfigError(f"is {text!r}: {said}", name) from None
+    if action.choices is not None and found not in action.choices:
+        raise ConfigError(f"is {text!r}; it must be one of: {', '.join(action.choices)}", name)
+    return found
 
 
 def _work_here(args: argparse.Namespace, pipe: Any, options: Mapping[str, Any]) -> None:

@@ -190,20 +190,17 @@ class Training:
     def train(self) -> Finetuned:
         """Train to the end."""
         held_out = self._rounds.held_out()
-        progress = Progress(
-            self._settings.steps, 0, self._quiet or not self._main, "finetune", "steps"
-        )
         resumed = self._resume()
         if not resumed:
             self._before = self._error(held_out)
             self._save()
         now = self._held_out_error(held_out) if resumed else self._before
+        progress = Progress(
+            self._settings.steps, self._step, self._quiet or not self._main, "finetune", "steps"
+        )
         progress.note(
             f"{self._bytes / 1e6:.2f} MB of weights to train; error {self._before:.4f} before, "
             f"{now:.4f} at step {self._step}"
-        )
-        progress = Progress(
-            self._settings.steps, self._step, self._quiet or not self._main, "finetune", "steps"
         )
         try:
             while self._step < self._settings.steps:

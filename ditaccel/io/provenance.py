@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..core.transformers import denoisers_of, known_family
+from ..core.transformers import denoisers_of, known_family, modules_of
 from . import given
 from .models import execution_device
 
@@ -119,6 +119,20 @@ def fingerprint(model: str | Path) -> str:
             if size > _EDGE:
                 file.seek(max(_EDGE, size - _EDGE))
                 digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_of(pipe: Any) -> str:
+    """Hash over a loaded pipeline: its class, and of each weight the shape and the first values.
+
+    Returns:
+        16 hex digits.
+    """
+    digest = hashlib.sha256(type(pipe).__name__.encode())
+    for name, part in modules_of(pipe).items():
+        for key, weight in part.state_dict().items():
+            edge = weight.detach().flatten()[:64].double().sum()
+            digest.update(f"{name}.{key}:{tuple(weight.shape)}:{float(edge)!r};".encode())
     return digest.hexdigest()[:16]
 
 

@@ -46,7 +46,7 @@ def describe(
     setup = {
         "schema": SCHEMA,
         "model": _model_name(subject.name),
-        "fingerprint": provenance.fingerprint(subject.name),
+        "fingerprint": subject.fingerprint,
         "family": subject.family,
         "task": subject.sheet.task,
         "call": {**call, "num_inference_steps": sampler.steps},

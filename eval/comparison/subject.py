@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ditaccel.api import is_accelerated
 from ditaccel.core.patching import is_compiled, unwrapped
 from ditaccel.errors import UnsupportedError, UsageError
 from ditaccel.io import provenance
@@ -32,12 +33,21 @@ class Subject:
         opened: the pipeline, and the arguments that its factory gave.
         sheet: what the model folder says about itself.
         factory: the user's function that made the pipeline, None for the model's own.
+        loaded: whether the pipeline was handed over as such.
     """
 
     name: str
     opened: Opened
     sheet: Sheet
     factory: Factory | None = None
+    loaded: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells the model from others of its name."""
+        if self.loaded:
+            return provenance.fingerprint_of(self.pipe)
+        return provenance.fingerprint(self.name)
 
     @property
     def pipe(self) -> Any:
@@ -84,9 +94,29 @@ def open_subject(model: str | Path | Any, options: Options) -> Subject:
         opened = open_pipeline(model, options.device, options.dtype, factory)
         subject = Subject(str(model), opened, sheet, factory)
     else:
-        subject = Subject(type(model).__name__, Opened(model), sheet_of(model), factory)
+        _refuse_what_is_for_folders(model, options)
+        subject = Subject(type(model).__name__, Opened(model), sheet_of(model), loaded=True)
     _refuse_compiled(subject.pipe)
     return subject
+
+
+def _refuse_what_is_for_folders(pipe: Any, options: Options) -> None:
+    """A loaded pipeline is used as it is, and as its dense self.
+
+    Raises:
+        UsageError: it is accelerated, or an option asks for another device, dtype or pipeline.
+    """
+    for name in ("device", "dtype", "pipeline"):
+        if getattr(options, name) != getattr(Options(), name):
+            raise UsageError(
+                f"{name} is for a model that evaluate loads; a loaded pipeline is used as it is",
+                name,
+            )
+    if is_accelerated(pipe):
+        raise UsageError(
+            "evaluate compares with the dense pipeline, and this one is accelerated; call "
+            "ditaccel.restore(pipe) first"
+        )
 
 
 def _refuse_compiled(pipe: Any) -> None:

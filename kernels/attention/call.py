@@ -13,7 +13,6 @@ from ..tile_map import TileMap
 from ..tiling import Tiling
 
 LOG2_E = math.log2(math.e)
-LN_2 = math.log(2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,7 @@ def builds(arch: int | str) -> Iterator[Build]:
         call = _call(dtype, dim)
         name = f"{DTYPES[dtype]} D{dim}"
         for covariance in (False, True):
-            launch = launch_for(call.k, 64, False, covariance, arch)
+            launch = launch_for(call.k, 64, False, covariance)
             kind = "covariance" if covariance else "tile"
             yield _build(f"moments {kind} {name}", "moments_kernel", call, launch)
         yield _build(f"moments attend {name}", "attend_kernel", call, attend_launch(call, arch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dispatch import arch_of, why_not_triton
+from ..dispatch import why_not_triton
 from ..triton_common import Launch, block_of
 from .call import TileMomentsCall
 from .moments import TileMoments, in_tiles, tile_of
@@ -30,7 +30,7 @@ def mixing_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype == torch.float32 else torch.bfloat16
 
 
-def launch_for(x: Tensor, tile: int, masked: bool, covariance: bool, arch: int | str) -> Launch:
+def launch_for(x: Tensor, tile: int, masked: bool, covariance: bool) -> Launch:
     """Flags and options of the kernel; checked against registers and shared memory, see `..aot`.
 
     Args:
@@ -38,7 +38,6 @@ def launch_for(x: Tensor, tile: int, masked: bool, covariance: bool, arch: int |
         tile: tokens of a tile.
         masked: whether some keys do not count.
         covariance: Cov(v, k) instead of the other moments.
-        arch: of the device, as `arch_of` gives it.
     """
     dim, half = x.shape[3], x.element_size() == 2
     block_d = block_of(dim)
@@ -73,7 +72,7 @@ def run(call: TileMomentsCall) -> TileMoments:
         torch.empty((*shape, k.shape[3]), dtype=torch.float32, device=device) for _ in range(3)
     )
     spread = torch.empty(shape, dtype=torch.float32, device=device)
-    launch = launch_for(k, tile_of(tiling), call.mask is not None, False, arch_of(device))
+    launch = launch_for(k, tile_of(tiling), call.mask is not None, False)
     _run(call, (keys, values, variance, spread, None), 0, shape[0] * shape[1], launch)
     return TileMoments(sizes, keys, values, variance, spread)
 
@@ -89,7 +88,7 @@ def covariances(call: TileMomentsCall, first: int, count: int) -> Tensor:
     k, tile = call.k, tile_of(call.tiling)
     shape = (count, call.tiling.tiles, k.shape[3], k.shape[3])
     out = torch.empty(shape, dtype=mixing_dtype(k), device=k.device)
-    launch = launch_for(k, tile, call.mask is not None, True, arch_of(k.device))
+    launch = launch_for(k, tile, call.mask is not None, True)
     _run(call, (None, None, None, None, out), first, count, launch)
     return out
 

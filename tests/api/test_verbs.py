@@ -67,6 +67,14 @@ def test_what_other_weights_made_is_made_again(tmp_path):
         ({"rows": [3]}, ditaccel.UsageError, "row 1 is of type int"),
         ({"config": "warp"}, ditaccel.ConfigError, "no preset 'warp'"),
         ({"config": TaylorSeerConfig}, ditaccel.ConfigError, "is the class TaylorSeerConfig"),
+        ({"limit": 0}, ditaccel.ConfigError, "limit is '0': "),
+        ({"batch": -2}, ditaccel.ConfigError, "batch is '-2': "),
+        ({"save": ["png", "gif"]}, ditaccel.ConfigError, "save is 'png,gif': 'gif' is not one of"),
+        ({"codec": "vp9"}, ditaccel.ConfigError, "codec is 'vp9'; it must be one of: h264"),
+        ({"fps": "x"}, ditaccel.ConfigError, "fps is 'x': "),
+        ({"filter": "prompt"}, ditaccel.ConfigError, "filter is 'prompt': expected column=pattern"),
+        ({"verify": "yes"}, ditaccel.ConfigError, "verify is 'yes'; it must be True or False"),
+        ({"seeds": [-1]}, ditaccel.DitaccelError, "seed"),
         ({"model": 3}, ditaccel.UsageError, "neither a diffusers pipeline"),
         ({"model": "no/such/model"}, ditaccel.UsageError, "no model folder"),
     ],
@@ -119,6 +127,31 @@ def test_a_loaded_pipeline_is_called_as_its_folder_says_and_a_failed_row_is_told
     }
     (name,) = found.failures
     assert f"failed: {name}: " in str(found) and name not in found.configs
+
+
+@pytest.mark.parametrize("option", [{"device": "cuda:7"}, {"dtype": "bfloat16"}])
+def test_evaluate_takes_a_loaded_pipeline_as_it_is(pipe, tmp_path, option):
+    (name,) = option
+    with pytest.raises(ditaccel.UsageError, match=f"{name} is for a model that evaluate loads"):
+        ditaccel.evaluate(pipe, "fast", names(pipe, 1), 0, tmp_path / "run", **option)
+    with (
+        ditaccel.accelerated(pipe, "reuse:interval=2"),
+        pytest.raises(ditaccel.UsageError, match=r"call ditaccel\.restore\(pipe\) first"),
+    ):
+        ditaccel.evaluate(pipe, "fast", names(pipe, 1), 0, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluations_of_other_weights_do_not_mix(tmp_path):
+    how = {"steps": 3, "fewer": [], "features": "none", "pairs": 1, "page": False, "quiet": True}
+    made, _ = tiny_dit()
+    threads = torch.get_num_threads()
+    ditaccel.evaluate(made, "reuse:interval=2", "1", 0, tmp_path, threads=2, **how)
+    assert torch.get_num_threads() == threads
+    with torch.no_grad():
+        next(made.transformer.parameters()).flatten()[0] += 1.0
+    with pytest.raises(ditaccel.UsageError, match="fingerprint"):
+        ditaccel.evaluate(made, "reuse:interval=2", "1", 0, tmp_path, **how)
 
 
 def test_tune_asks_for_a_target(pipe):

@@ -2,12 +2,11 @@
 
 import ast
 import re
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 
 import import_graph
-import pytest
+from checkout import tracked
 from import_graph import ROOT
 
 MAX_FUNCTION = 60
@@ -32,16 +31,6 @@ MAY_NAME = {
     "eval/command.py": "examples in --help",
     "eval/peers/taylorseer.py": "a peer is named like the method it competes with",
 }
-
-
-def _tracked() -> list[Path]:
-    try:
-        done = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("not a git checkout")
-    return [Path(name) for name in done.stdout.split("\0") if name and (ROOT / name).exists()]
 
 
 def test_every_room_has_a_floor() -> None:
@@ -79,7 +68,7 @@ def test_the_diagram_shows_the_arrows_between_rooms() -> None:
 
 def test_no_room_has_more_than_19_files_or_rooms() -> None:
     entries = defaultdict(set)
-    for path in _tracked():
+    for path in tracked():
         for folder in path.parents[:-1]:
             entries[folder.as_posix()].add(path.relative_to(folder).parts[0])
     rooms = {f for f, names in entries.items() if any(name.endswith(".py") for name in names)}
@@ -89,7 +78,7 @@ def test_no_room_has_more_than_19_files_or_rooms() -> None:
 
 def test_no_function_is_longer_than_60_lines() -> None:
     long = {}
-    for path in _tracked():
+    for path in tracked():
         if path.suffix != ".py":
             continue
         for node in ast.walk(import_graph.tree(ROOT / path)):

@@ -1,35 +1,22 @@
 """Rules about the repository itself: folders, file lengths, packaging lists."""
 
-import subprocess
-from pathlib import Path
-
 import pytest
+from checkout import ROOT, tracked
 
-ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = {"ditaccel", "kernels", "pipelines", "eval", "tests", "samples"}
 SOURCE = (".py", ".html", ".css", ".js")
 MAX_LINES = 500
 
 
-def _tracked() -> list[Path]:
-    try:
-        done = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("not a git checkout")
-    return [Path(name) for name in done.stdout.split("\0") if name and (ROOT / name).exists()]
-
-
 def test_top_level_folders_are_the_six_rooms() -> None:
-    folders = {path.parts[0] for path in _tracked() if len(path.parts) > 1}
+    folders = {path.parts[0] for path in tracked() if len(path.parts) > 1}
     assert {name for name in folders if not name.startswith(".")} <= TOP_LEVEL
 
 
 def test_no_source_file_is_longer_than_500_lines() -> None:
     lengths = {
         str(path): len((ROOT / path).read_text().splitlines())
-        for path in _tracked()
+        for path in tracked()
         if path.suffix in SOURCE
     }
     assert {name: n for name, n in lengths.items() if n > MAX_LINES} == {}
@@ -39,7 +26,7 @@ def test_every_folder_of_a_room_is_a_package() -> None:
     """`setup.py` finds packages by their `__init__.py`; one without would miss in the wheel."""
     folders = {
         path.parent
-        for path in _tracked()
+        for path in tracked()
         if path.suffix == ".py" and path.parts[0] in ("ditaccel", "kernels", "pipelines", "eval")
     }
     assert [str(path) for path in folders if not (ROOT / path / "__init__.py").exists()] == []

@@ -36,9 +36,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__main__",),
 )
-# The registry finds the methods by importing whatever lies in these folders: it names the empty
-# package, and nothing in it.
-DISCOVERY = {("config", "ditaccel.caching"), ("config", "ditaccel.attention")}
 
 Graph = dict[str, set[str]]
 
@@ -81,11 +78,8 @@ def _imports(module: str) -> set[str]:
 
 @cache
 def module_graph() -> Graph:
-    """Module -> the modules that it imports, without the registry's discovery."""
-    return {
-        module: {o for o in _imports(module) if (room_of(module), o) not in DISCOVERY}
-        for module in sources()
-    }
+    """Module -> the modules that it imports; a room that is discovered is named in no import."""
+    return {module: _imports(module) for module in sources()}
 
 
 def room_of(module: str) -> str:
