@@ -93,7 +93,7 @@ def options(kind: str) -> str:
 
 
 @cache
-def _pipelines_of_diffusers() -> Mapping[str, list[str]]:
+def pipelines_of_diffusers() -> Mapping[str, list[str]]:
     """Transformer class -> pipeline classes that take it, as diffusers' source says."""
     spec = importlib.util.find_spec("diffusers")
     assert spec is not None and spec.origin is not None
@@ -108,6 +108,11 @@ def _pipelines_of_diffusers() -> Mapping[str, list[str]]:
                 for kind in re.findall(r"\w+", hint):
                     names = found.setdefault(kind, [])
                     names += [] if name[1] in names else [name[1]]
+    for path in sorted(Path(spec.origin).parent.glob("modular_pipelines/*/modular_pipeline.py")):
+        text = "".join(each.read_text(encoding="utf-8") for each in path.parent.glob("*.py"))
+        names = re.findall(r"^class (\w+ModularPipeline)\b", text, re.MULTILINE)
+        for kind in set(re.findall(r'ComponentSpec\(\s*"transformer\w*", (\w+)\)', text)):
+            found.setdefault(kind, []).extend(names)
     return found
 
 
@@ -125,7 +130,7 @@ def families() -> str:
     where = {"none": "not in it", "front": "in front", "back": "behind"}
     rows = []
     for adapter in pipelines.adapters().values():
-        names = [n for kind in adapter.transformers for n in _pipelines_of_diffusers()[kind]]
+        names = [n for kind in adapter.transformers for n in pipelines_of_diffusers()[kind]]
         rows.append(
             (
                 adapter.name,

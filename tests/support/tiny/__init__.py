@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from tiny.builder import REGISTRY, Tiny, TinyFamily
+from tiny.builder import REGISTRY, Tiny, TinyFamily, offered
 from tiny.dit import tiny_dit
 from tiny.flux import tiny_flux
 from tiny.wan import tiny_wan, tiny_wan22
@@ -28,6 +28,7 @@ __all__ = [
     "families_tested",
     "family_of",
     "generate",
+    "offered",
     "other_prompt",
     "peaked",
     "tiny_dit",
@@ -41,7 +42,7 @@ def _collected() -> dict[str, TinyFamily]:
     """All pipelines that the files of this folder register, by name."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    return dict(sorted(REGISTRY.items()))
+    return {name: tiny for name, tiny in sorted(REGISTRY.items()) if offered(tiny.family)}
 
 
 _ALL = _collected()
@@ -73,7 +74,7 @@ def generate(pipe: Any, call: dict[str, Any], seed: int = 0, **changes: Any) -> 
     """Run a pipeline with a fresh generator; returns its images, frames or latents as a tensor."""
     arguments = {**call, **changes}
     output = pipe(**arguments, generator=torch.Generator().manual_seed(seed))
-    result = output[0]
+    result = output if torch.is_tensor(output) else output[0]  # modular pipelines give one value
     if isinstance(result, list) and torch.is_tensor(result[0]):
         result = result[-1]  # FramePack: what there was after each section
     return torch.as_tensor(result)

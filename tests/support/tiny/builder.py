@@ -75,6 +75,14 @@ def tiny_family(**facts: Any) -> Callable[[Callable[[], Tiny]], Callable[[], Tin
     return register
 
 
+def offered(family: str) -> bool:
+    """Whether the installed diffusers has a transformer of a family: an older one lacks some."""
+    import diffusers
+    from ditaccel.pipelines import adapters
+
+    return not set(adapters()[family].transformers).isdisjoint(dir(diffusers))
+
+
 def embeds_source() -> Callable[..., torch.Tensor]:
     """Seed the weights, and return a source of embeddings."""
     torch.manual_seed(0)
@@ -98,7 +106,23 @@ def pipeline_of(cls: type, transformer: Any, scheduler: Any, **parts: Any) -> An
         for name, parameter in inspect.signature(cls).parameters.items()
         if parameter.default is parameter.empty and parameter.kind != parameter.VAR_KEYWORD
     }
-    pipe = cls(**{**absent, **given})
+    return _ready(cls(**{**absent, **given}))
+
+
+def modular_of(blocks: Any, **parts: Any) -> Any:
+    """A pipeline of diffusers' modular blocks, in evaluation mode and without progress bars.
+
+    Args:
+        blocks: an instance of a class of blocks: the denoising ones are enough, where the call
+            brings along what those before them would give.
+        **parts: components by name.
+    """
+    pipe = blocks.init_pipeline()
+    pipe.update_components(**parts)
+    return _ready(pipe)
+
+
+def _ready(pipe: Any) -> Any:
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
