@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ..config import Example, method, require
 from ..core.denoising.tracker import DenoisingStep
 from ..core.reasons import Reason
 from ..errors import ConfigError
 from .engine.gate import Gate, StepRules
-from .engine.options import DifferenceOptions, ForecastTarget, TargetOptions
+from .engine.options import MOST_ORDER, DifferenceOptions, ForecastTarget, TargetOptions
 from .engine.policy import CachePolicy
 from .engine.state import BranchState, Verdict
 
 
 @dataclass
 class MaskGate(Gate):
-    """An explicit list of computed steps."""
+    """An explicit list of computed steps.
+
+    Args:
+        steps: that are computed.
+        total: steps of the loop that they were chosen for, None for any.
+        orders: computed step -> order of the forecasts between it and the next one.
+        other_orders: the same of the branches that follow.
+    """
 
     steps: frozenset[int]
     total: int | None = None
+    orders: Mapping[int, int] = field(default_factory=dict)
+    other_orders: Mapping[int, int] = field(default_factory=dict)
 
     def check(self, step: DenoisingStep) -> None:
         if self.total is not None and step.total is not None and step.total != self.total:
@@ -30,6 +40,11 @@ class MaskGate(Gate):
 
     def skips_nothing(self, total: int | None) -> bool:
         return total is not None and self.steps.issuperset(range(total))
+
+    def order_at(self, step: DenoisingStep, follows: bool) -> int | None:
+        orders = self.other_orders if follows else self.orders
+        begun = [at for at in orders if at <= step.index]
+        return orders[max(begun)] if begun else None
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         if step.index in self.steps:
@@ -48,6 +63,9 @@ class StepMaskConfig(DifferenceOptions, TargetOptions):
             error when the pipeline is called.
         guidance_steps: with `guidance="difference"`, computed steps of the other branches (of those
             in `steps`), instead of `guidance_interval`.
+        orders: one order per entry of `steps`: that of the forecasts between this computed step and
+            the next, in place of `order`; empty for `order` everywhere.
+        guidance_orders: the same per entry of `guidance_steps`.
 
     All other options are those of `TargetOptions` and `DifferenceOptions`.
     """
@@ -56,6 +74,8 @@ class StepMaskConfig(DifferenceOptions, TargetOptions):
     total: int | None = None
     target: ForecastTarget = "output"
     guidance_steps: tuple[int, ...] | None = None
+    orders: tuple[int, ...] = ()
+    guidance_orders: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +91,10 @@ class StepMaskConfig(DifferenceOptions, TargetOptions):
             self.guidance_steps is None or self.guidance == "difference",
             "guidance_steps needs guidance='difference'",
         )
+        _check_orders("orders", self.orders, "steps", self.steps)
+        _check_orders(
+            "guidance_orders", self.guidance_orders, "guidance_steps", self.guidance_steps or ()
+        )
 
     @classmethod
     def examples(cls) -> tuple[Example, ...]:
@@ -80,5 +104,20 @@ class StepMaskConfig(DifferenceOptions, TargetOptions):
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""
         others = None if self.guidance_steps is None else frozenset(self.guidance_steps)
-        gate = MaskGate(frozenset(self.steps), self.total)
-        return self.cache_policy(gate, StepRules(warmup=1), guidance_steps=others)
+        gate = MaskGate(
+            frozenset(self.steps),
+            self.total,
+            dict(zip(self.steps, self.orders, strict=False)),
+            dict(zip(self.guidance_steps or (), self.guidance_orders, strict=False)),
+        )
+        order = max((self.order, *self.orders, *self.guidance_orders))
+        return self.cache_policy(gate, StepRules(warmup=1), guidance_steps=others, order=order)
+
+
+def _check_orders(name: str, orders: tuple[int, ...], of: str, steps: tuple[int, ...]) -> None:
+    require(
+        not orders or len(orders) == len(steps),
+        f"{name} has {len(orders)} entries, and {of} has {len(steps)}; give one order per step",
+    )
+    wrong = [order for order in orders if not 0 <= order <= MOST_ORDER]
+    require(not wrong, f"{name} holds {wrong}; an order is 0 (reuse) to {MOST_ORDER}")

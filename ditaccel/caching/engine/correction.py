@@ -86,7 +86,8 @@ def _booked(call: Call, tracked: torch.Tensor, policy: CachePolicy) -> torch.Ten
     corrects = policy.correction != "never" and step.additive
     if call.forecasting or not call.remembers:
         # (a difference to a forecast is one too, even where this branch was computed)
-        correction = state.corrector.forecast(place, width, tracked, policy.order)
+        order = policy.order if call.order is None else call.order
+        correction = state.corrector.forecast(place, width, tracked, order)
         return correction if corrects else None
     end = state.corrector.computed(place, width, tracked, step.feedback, corrects)
     if end is None:

@@ -208,12 +208,17 @@ class History:
             before = self._errors.get(basis)
             self._errors[basis] = error if before is None else 0.5 * (before + error)
 
-    def forecast(self, place: float) -> torch.Tensor:
-        """Return the forecast at `place`; the order is limited by the features there are."""
-        return self._forecast(place, self.chosen)
+    def forecast(self, place: float, order: int | None = None) -> torch.Tensor:
+        """Return the forecast at `place`; the order is limited by the features there are.
 
-    def _forecast(self, place: float, basis: str) -> torch.Tensor:
-        order = min(self.order, len(self) - 1)
+        Args:
+            place: where on the trajectory.
+            order: of this forecast, at most that of the history; None for that of the history.
+        """
+        return self._forecast(place, self.chosen, order)
+
+    def _forecast(self, place: float, basis: str, order: int | None = None) -> torch.Tensor:
+        order = min(self.order if order is None else order, self.order, len(self) - 1)
         if basis == "exponential":
             if order >= 1 and len(self) >= 3:
                 return self._exponential(place)

@@ -120,6 +120,15 @@ class Gate:
         """Whether its options ask that nothing is skipped in a loop of `total` steps."""
         return False
 
+    def order_at(self, step: DenoisingStep, follows: bool) -> int | None:
+        """Order of the forecast of a step, at most the policy's; None for the policy's.
+
+        Args:
+            step: the call's place in the loop.
+            follows: whether the call is of a branch that follows the first one.
+        """
+        return None
+
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         """Decide before any block has run (asked where `first_blocks` is 0)."""
         raise TypeError(f"{type(self).__name__} decides after the first blocks")

@@ -130,6 +130,7 @@ class BlockCache(PerLoop):
             call.verdict = policy.rules.verdict(step, state)
             if call.verdict is None and not gate.looks_inside:
                 call.verdict = gate.before(step, state)
+        call.order = gate.order_at(step, call.follows)
         return call
 
     def _state_of(self, branch: str, fingerprint: Any) -> BranchState:

@@ -22,6 +22,8 @@ OnBudget = Literal["refuse", "downgrade"]
 # Bytes, or text such as `500MB` or `2 GiB`.
 Bytes = int | float | str
 
+MOST_ORDER = 6
+
 _SIZE = re.compile(
     r"(?P<number>(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?)\s*(?P<unit>[kmgt]?)(?P<binary>i?)(b|bytes?)?"
 )
@@ -120,7 +122,10 @@ def check_options(config: Any) -> None:
     require(interval >= 1, f"interval is {interval}; it must be 1 or more")
     order = getattr(config, "order", 0)
     require(order >= 0, f"order is {order}; it must be 0 (reuse) or more")
-    require(order <= 6, f"order is {order}; beyond 6 a forecast only amplifies noise")
+    require(
+        order <= MOST_ORDER,
+        f"order is {order}; beyond {MOST_ORDER} a forecast only amplifies noise",
+    )
     warmup = getattr(config, "warmup", 1)
     require(
         warmup is None or warmup > 0, f"warmup is {warmup}; at least 1 step must be computed first"

@@ -207,6 +207,7 @@ class Call:
         tokens: length of the hidden state, without text that is fused with it.
         leader: feature of the first branch, which a difference is taken to.
         follows: whether the first branch decides.
+        order: of its forecast where the gate chooses one for the step, else None.
         alone: whether it has nothing in common with the first branch's call.
         remembers: whether its features may be remembered: of a branch that follows, not always.
         early: whether it is a step of the warm-up that no forecast is made of.
@@ -225,6 +226,7 @@ class Call:
     tokens: int | None = None
     leader: torch.Tensor | None = None
     follows: bool = False
+    order: int | None = None
     alone: bool = False
     remembers: bool = True
     early: bool = False

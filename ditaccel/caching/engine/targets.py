@@ -102,7 +102,7 @@ class Target:
 
     def predict(self, call: Call) -> torch.Tensor:
         """The feature of a step that is not computed."""
-        return call.state.last.forecast(call.place)
+        return call.state.last.forecast(call.place, call.order)
 
     def whole(self, call: Call, feature: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:
         """What a feature stands for.
@@ -255,7 +255,7 @@ class ModuleTarget(Target):
                 return inner(*args, **kwargs)
             visit, state = call.visit(site.name), call.state
             if call.forecasts(site.kind):
-                parts = [h.forecast(call.place) for h in state.modules[visit]]
+                parts = [h.forecast(call.place, call.order) for h in state.modules[visit]]
                 return parts[0] if len(parts) == 1 else tuple(parts)
             output = inner(*args, **kwargs)
             if call.forecasting:
