@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .response import Probe, Probed, Response
 from .schedulers import GivenSigmas, in_use, is_additive, is_flow, sigmas_of
 
 
@@ -65,6 +66,7 @@ class Schedule:
         single_stage: whether a step calls the transformer once (not Heun's).
         sure: whether the loop begins where the schedule does, or where the scheduler was told to.
         anew: whether the scheduler tells its position, and had not moved when the loop began.
+        probe: gives the response, None where the loop does not follow the schedule.
     """
 
     known: Known = Known.NO_SCHEDULER
@@ -79,6 +81,7 @@ class Schedule:
     single_stage: bool = True
     sure: bool = False
     anew: bool = False
+    probe: Probe | None = None
 
     @classmethod
     def of(cls, scheduler: Any, first: float) -> Schedule:
@@ -113,6 +116,19 @@ class Schedule:
         return None if self.offset is None else len(self.values) - self.offset
 
     @property
+    def response(self) -> Response | None:
+        """How the latents answer to the outputs; None where that is not known, or not linear.
+
+        The scheduler is probed when somebody asks for the first time.
+        """
+        return None if self.probe is None else self.probe.response
+
+    @property
+    def probed(self) -> Probed | None:
+        """What probing shows of the scheduler, None where the loop does not follow one."""
+        return None if self.probe is None else self.probe.probed
+
+    @property
     def highest_sigma(self) -> float:
         """The highest noise level, 0 where there are none."""
         return max(self.sigmas, default=0.0)
@@ -142,7 +158,7 @@ class Schedule:
         if self.offset is None and self.known is not Known.FOLLOWED:
             return self
         known = Known.OTHER if self.known is Known.FOLLOWED else self.known
-        return replace(self, offset=None, additive=False, known=known)
+        return replace(self, offset=None, additive=False, probe=None, known=known)
 
     def runs_reversed(self, index: int, level: float) -> bool:
         """Whether a loop that began at the schedule's end goes back through it."""
@@ -198,6 +214,7 @@ class Schedule:
             direction=direction,
             sure=begin is not None or offset == 0,
             additive=offset is not None and is_additive(scheduler),
+            probe=None if offset is None else Probe.of(scheduler, offset),
         )
 
     def _matches(self, now: float, scheduler: Any, begin: int | None) -> list[_Match]:

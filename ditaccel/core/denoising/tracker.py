@@ -20,6 +20,7 @@ from typing import Any
 from .._compat import NamedContext
 from .branches import Branches, Place
 from .conditions import Traits
+from .response import Response
 from .schedule import Known, Schedule
 from .schedulers import position
 from .timesteps import Reading, read
@@ -70,6 +71,7 @@ class DenoisingStep:
             it is one.
         latent_scale: size of the latents to which that scale applies, by what the transformer is
             given: 1 for flow matching, sqrt(1 + sigma^2) for noise prediction.
+        schedule: of the loop; call number `index` of its response is this step's.
     """
 
     generation: int
@@ -84,6 +86,12 @@ class DenoisingStep:
     known: Known = Known.FOLLOWED
     window: Hashable = None
     lone: Lone | None = None
+    schedule: Schedule | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def response(self) -> Response | None:
+        """`Schedule.response`: how the loop's latents answer to the outputs."""
+        return None if self.schedule is None else self.schedule.response
 
     @property
     def feedback(self) -> float:
@@ -103,7 +111,7 @@ class DenoisingStep:
         `sqrt(1 + sigma^2)`, on top of how latents grow.
         """
         scale = 1.0 if self.sigma is None else 1.0 + self.sigma**2
-        return replace(self, additive=False, latent_scale=scale)
+        return replace(self, additive=False, latent_scale=scale, schedule=None)
 
     @property
     def is_last(self) -> bool:
@@ -249,6 +257,7 @@ class DenoisingTracker:
             known=schedule.known,
             window=place.window,
             lone=self._lone(reading),
+            schedule=schedule,
         )
 
     def _total(self) -> int | None:
