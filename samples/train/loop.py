@@ -200,7 +200,13 @@ class Run:
             optimiser.param_groups[0]["lr"] = rate * factor
 
     def train(
-        self, loss_of: Loss, minutes: float, *, anneal: bool = False, warmup: int = 100
+        self,
+        loss_of: Loss,
+        minutes: float,
+        *,
+        anneal: bool = False,
+        warmup: int = 100,
+        until: int | None = None,
     ) -> None:
         """Train for `minutes` of wall-clock time, then save; also saves once a minute.
 
@@ -209,18 +215,25 @@ class Run:
         Args:
             loss_of: gives the loss for (model, step, generator).
             minutes: length of this session, pauses not counted.
-            anneal: let the learning rate fall to 5 % over this session.
+            anneal: let the learning rate fall to 5 % over this session, or up to `until`.
             warmup: steps of rising learning rate at the very beginning.
+            until: train up to this step in place of `minutes`.
         """
         start, saved, shown = time.time(), time.time(), 0.0
+
+        def progress() -> float:
+            if until is None:
+                return (time.time() - start) / (minutes * 60)
+            return (self.step - self.started) / max(until - self.started, 1)
+
         bar = tqdm(desc=self.folder.name, initial=self.step, unit="step", mininterval=10)
         with _asked_to_stop() as stop:
-            while (spent := time.time() - start) < minutes * 60 and not stop.is_set():
+            while (done := progress()) < 1 and not stop.is_set():
                 start += _wait_while_paused()
                 began = time.time()
                 factor = min(1.0, (self.step - self.started + 1) / warmup)
                 if anneal:
-                    factor *= 1 - 0.95 * spent / (minutes * 60)
+                    factor *= 1 - 0.95 * done
                 loss = self._learn(loss_of, factor)
                 self.seconds += time.time() - began
                 shown = loss if not shown else 0.98 * shown + 0.02 * loss

@@ -1,14 +1,15 @@
 """Train one sample model: `python samples/train/train.py MODEL --minutes M`.
 
 Every call goes on where the last one stopped. Order for a start from nothing: features, image-vae,
-video-vae, then dit, flux and wan; scenes-vae, its pool (scenes_pool.py), then scenes-flux. Set
-SHAPES_PAUSE_FILE to a path to make the loop wait while that file exists, and SAMPLES_RUNS to a
-folder that shall hold all states in place of `runs/`.
+video-vae, then dit, flux and wan; wan22-high and wan22-low, which start from wan; scenes-vae, its
+pool (scenes_pool.py), then scenes-flux. Set SHAPES_PAUSE_FILE to a path to make the loop wait while
+that file exists, and SAMPLES_RUNS to a folder that shall hold all states in place of `runs/`.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,6 +83,15 @@ def _wan() -> tuple:
     )
 
 
+def _expert(half: str) -> tuple:
+    from experts import build_expert, expert_loss, from_wan
+
+    run = Run(
+        f"wan22-{half}", build_expert(), from_wan, rate=6e-4, muon=True, muon_factor=2.0, decay=0.99
+    )
+    return run, expert_loss(Pool("wan", two_share=0.75), high=half == "high")
+
+
 def _scenes_vae() -> tuple:
     from scenes.vae import build_vae, vae_loss
 
@@ -121,6 +131,8 @@ MODELS = {
     "dit": _dit,
     "flux": _flux,
     "wan": _wan,
+    "wan22-high": partial(_expert, "high"),
+    "wan22-low": partial(_expert, "low"),
     "scenes-vae": _scenes_vae,
     "scenes-flux": _scenes_flux,
     "scenes-video-vae": _scenes_video_vae,
@@ -132,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--steps", type=int, help="stop at this step, however long it takes")
     parser.add_argument("--anneal", action="store_true", help="let the learning rate fall to 5 %%")
     parser.add_argument("--decoder-only", action="store_true", help="leave latents as they are")
     parser.add_argument("--threads", type=int, default=2)
@@ -141,7 +154,7 @@ def main() -> None:
     run, loss = MODELS[arguments.model]()
     if arguments.decoder_only:
         _freeze_encoder(run)
-    run.train(loss, arguments.minutes, anneal=arguments.anneal)
+    run.train(loss, arguments.minutes, anneal=arguments.anneal, until=arguments.steps)
 
 
 if __name__ == "__main__":
