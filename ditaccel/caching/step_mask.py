@@ -37,6 +37,12 @@ class MaskGate(Gate):
                 f"the step mask was made for {self.total} steps, this run has {step.total}; "
                 f"call the pipeline with num_inference_steps={self.total}"
             )
+        for part in step.parts:
+            if self.steps.isdisjoint(part):
+                raise ConfigError(
+                    f"the step mask computes none of the steps {part[0]} to {part[-1]}, which "
+                    "another transformer makes: name at least one of them (best the first)"
+                )
 
     def skips_nothing(self, total: int | None) -> bool:
         return total is not None and self.steps.issuperset(range(total))
@@ -111,7 +117,8 @@ class StepMaskConfig(DifferenceOptions, TargetOptions):
             dict(zip(self.guidance_steps or (), self.guidance_orders, strict=False)),
         )
         order = max((self.order, *self.orders, *self.guidance_orders))
-        return self.cache_policy(gate, StepRules(warmup=1), guidance_steps=others, order=order)
+        rules = StepRules(warmup=1, exact=True)
+        return self.cache_policy(gate, rules, guidance_steps=others, order=order)
 
 
 def _check_orders(name: str, orders: tuple[int, ...], of: str, steps: tuple[int, ...]) -> None:

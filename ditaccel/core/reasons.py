@@ -14,6 +14,8 @@ class Reason(StrEnum):
 
     WARM_UP = "warm-up"
     LAST_STEPS = "last step"
+    FIRST_OF_EXPERT = "first steps of another transformer"
+    LAST_OF_EXPERT = "last step before another transformer"
     NO_HISTORY = "no history yet"
     LONG_GAP = "too many forecasts in a row"
     SCHEDULED = "scheduled"
@@ -35,9 +37,15 @@ class Reason(StrEnum):
     @property
     def forced(self) -> bool:
         """Whether the place in the loop decided, and nothing that was seen."""
-        return self in (Reason.WARM_UP, Reason.LAST_STEPS)
+        return self in _FORCED
 
 
+_FORCED = (
+    Reason.WARM_UP,
+    Reason.LAST_STEPS,
+    Reason.FIRST_OF_EXPERT,
+    Reason.LAST_OF_EXPERT,
+)
 _ADVICE = {
     Reason.WARM_UP: "use more steps, or a smaller warmup",
     Reason.LAST_STEPS: "use more steps, or a smaller final",

@@ -66,6 +66,7 @@ def _head(report: ReportData, whole: bool = False) -> list[str]:
         own = ", ".join(f"{k}={v}" for k, v in report.filled.items())
         lines.append(f"  (not given, so {report.family}'s own: {own})")
     lines.append(report.verdict())
+    lines += _by_transformer(report)
     lines += _time(report)
     if report.calls and "cache" in report.config:
         lines.append(_memory(report))
@@ -73,6 +74,21 @@ def _head(report: ReportData, whole: bool = False) -> list[str]:
             lines.append(f"Gap correction: {report.correction}.")
         lines += _quality(report)
     return lines
+
+
+def _by_transformer(report: ReportData) -> list[str]:
+    """What each of several transformers did in the last generation (the experts of Wan 2.2)."""
+    parts: dict[str, list[CallRecord]] = {}
+    for call in report.newest:
+        parts.setdefault(call.transformer, []).append(call)
+    if len(parts) < 2 or "cache" not in report.config:
+        return []
+    shares = (
+        f"{name} {100 * sum(c.share for c in calls) / len(calls):.0f} % in "
+        f"{len({c.step for c in calls})} steps"
+        for name, calls in parts.items()
+    )
+    return [f"Computation by transformer: {', '.join(shares)}."]
 
 
 def _memory(report: ReportData) -> str:

@@ -36,9 +36,11 @@ class StepRules:
     Attributes:
         warmup: first steps of a generation that are computed, at least.
         warmup_share: the same as a share of the loop's steps, where their number is known.
-        final: last steps that are computed.
+        final: last steps that are computed: of the loop, and of each transformer's part of it, so
+            that no forecast is left unmeasured where another transformer takes over.
         max_consecutive: forecasts in a row at most, None for no limit.
         needed: computed steps that a forecast needs.
+        exact: whether exactly the steps that the gate names are to be computed.
     """
 
     warmup: int = 1
@@ -46,6 +48,7 @@ class StepRules:
     max_consecutive: int | None = None
     needed: int = 1
     warmup_share: float = 0.0
+    exact: bool = False
 
     def first(self, total: int | None) -> int:
         """First steps that are computed in a loop of so many."""
@@ -53,14 +56,25 @@ class StepRules:
         share = 0 if total is None else math.ceil(round(self.warmup_share * total, 6))
         return max(self.warmup, share)
 
+    def needed_later(self, order: int) -> int:
+        """Computed steps that a forecast of this order needs in the part of a second transformer.
+
+        There is no warm-up there, which gives the first part all that the order asks for.
+        """
+        return self.needed if self.exact else max(self.needed, order + 1)
+
     def verdict(self, step: DenoisingStep, state: BranchState) -> Verdict | None:
         """Return what the rules decide, or None to ask the gate."""
         if step.index < self.first(step.total):
             return COMPUTE_WARMUP
         if step.total is not None and step.index >= step.total - self.final:
             return COMPUTE_LAST
+        if step.end is not None and step.index >= step.end - self.final:
+            return Verdict(False, Reason.LAST_OF_EXPERT)
+        if step.first and len(state.last) < self.needed_later(state.last.order):
+            return Verdict(False, Reason.FIRST_OF_EXPERT)
         if len(state.last) < self.needed:
-            # a second transformer, or a branch that guidance switched on late
+            # a branch that guidance switched on late
             return Verdict(False, Reason.NO_HISTORY)
         since = step.index - state.last_index  # not the branch's calls: guidance may have paused
         if self.max_consecutive is not None and since > self.max_consecutive:

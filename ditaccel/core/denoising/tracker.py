@@ -15,11 +15,13 @@ import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 from .._compat import NamedContext
 from .branches import Branches, Place
 from .conditions import Traits
+from .experts import switch_of
 from .response import Response
 from .schedule import Known, Schedule
 from .schedulers import position
@@ -72,6 +74,9 @@ class DenoisingStep:
         latent_scale: size of the latents to which that scale applies, by what the transformer is
             given: 1 for flow matching, sqrt(1 + sigma^2) for noise prediction.
         schedule: of the loop; call number `index` of its response is this step's.
+        first: step of the loop at which the part of the transformer that is called begins: 0, but
+            for the second expert of Wan 2.2.
+        end: step behind that part, as far as it is known beforehand.
     """
 
     generation: int
@@ -87,6 +92,17 @@ class DenoisingStep:
     window: Hashable = None
     lone: Lone | None = None
     schedule: Schedule | None = field(default=None, repr=False, compare=False)
+    first: int = 0
+    end: int | None = None
+
+    @property
+    def parts(self) -> tuple[range, ...]:
+        """Steps of each transformer that makes a part of the loop; empty where one makes all."""
+        last = self.total if self.end is None else self.end
+        if self.total is None or last is None or (self.first == 0 and last == self.total):
+            return ()
+        bounds = [0, self.first, last, self.total]
+        return tuple(range(a, b) for a, b in pairwise(bounds) if a < b)
 
     @property
     def response(self) -> Response | None:
@@ -130,6 +146,8 @@ class _Course:
         index: of the present step, -1 before the first.
         position: of the scheduler at the last call.
         last: the timestep of the last call, None before the first.
+        switch: step at which a second transformer takes over, None where that is not known.
+        begun: transformer -> step of its first call.
     """
 
     schedule: Schedule = field(default_factory=Schedule)
@@ -138,6 +156,14 @@ class _Course:
     index: int = -1
     position: int | None = None
     last: Reading | None = None
+    switch: int | None = None
+    begun: dict[str, int] = field(default_factory=dict)
+
+    def part_of(self, transformer: str, total: int | None) -> tuple[int, int | None]:
+        """First step of a transformer's part of the loop, and the step behind it if known."""
+        first = self.begun.setdefault(transformer, self.index)
+        switch = self.switch
+        return first, switch if switch is not None and self.index < switch else total
 
     def goes_back(self, now: float) -> bool:
         """Whether a timestep lies before the last one, so that another loop begins."""
@@ -234,23 +260,28 @@ class DenoisingTracker:
             course.begin_step(reading)
         course.last, course.position = reading, where
         place = course.branches.place(transformer, name, traits)
-        step = self._step(reading, place, None if context is None else context.sigma)
+        sigma = None if context is None else context.sigma
+        step = self._step(transformer, reading, place, sigma)
         # noise levels of flow matching end at 1
         beyond = preconditioned and course.schedule.highest_sigma > 1.0
         return step.preconditioned() if beyond else step
 
-    def _step(self, reading: Reading, place: Place, sigma: float | None) -> DenoisingStep:
+    def _step(
+        self, transformer: str, reading: Reading, place: Place, sigma: float | None
+    ) -> DenoisingStep:
         """Where the present call is; `sigma` is what the pipeline says, if it does."""
         index, schedule = self._course.index, self._course.schedule
         if sigma is None:
             sigma = schedule.sigma(index)
+        total = self._total()
+        first, end = self._course.part_of(transformer, total)
         return DenoisingStep(
             generation=self.generation,
             index=index,
             branch=place.branch,
             timestep=reading.level,
             sigma=sigma,
-            total=self._total(),
+            total=total,
             sigma_next=schedule.sigma(index + 1) if schedule.single_stage else None,
             additive=schedule.additive,
             latent_scale=1.0 if schedule.flow or sigma is None else math.hypot(1.0, sigma),
@@ -258,6 +289,8 @@ class DenoisingTracker:
             window=place.window,
             lone=self._lone(reading),
             schedule=schedule,
+            first=first,
+            end=end,
         )
 
     def _total(self) -> int | None:
@@ -303,4 +336,5 @@ class DenoisingTracker:
         self._start = reading.level
         self.generation = self._next()
         schedule = Schedule.of(scheduler, reading.level)
-        self._course = _Course(schedule, direction=schedule.direction)
+        switch = switch_of(self._pipe(), schedule.values[schedule.offset or 0 :])
+        self._course = _Course(schedule, direction=schedule.direction, switch=switch)
