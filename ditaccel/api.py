@@ -16,7 +16,7 @@ from .config.published import published_presets
 from .config.specs import Setting
 from .core.denoising.schedulers import followed_by_hand
 from .core.patching import unwrapped
-from .core.transformers import modules_of, transformers_of
+from .core.transformers import modules_of, transformers_of, with_checkpoint
 from .errors import ConfigError, UsageError
 from .pipelines import FamilyAdapter, adapters
 from .reports.report import Report
@@ -122,7 +122,8 @@ def _planned(
         raise UsageError(
             f"scheduler= and sigmas= are for a bare transformer; {type(pipe).__name__} has its own"
         )
-    chosen = _chosen(family, config, cache, attention, options)
+    known = with_checkpoint(pipe, transformers, family)
+    chosen = _chosen(known, config, cache, attention, options)
     return _Plan(transformers, chosen, adapter, followed)
 
 
@@ -188,14 +189,17 @@ def presets(pipe: Any) -> dict[str, AccelerationConfig]:
     print(ditaccel.presets(pipe)["fast"].cache)
     ```
 
-    `published:METHOD` are the settings that a method's authors used for the family.
+    `published:METHOD` are the settings that a method's authors used for the family; schedules that
+    were published for the very checkpoint are there too (`published:budcache-13`). Nobody has
+    measured these here.
 
     Raises:
         UnsupportedError: the pipeline has no transformer.
         UsageError: it is not a pipeline.
     """
-    _, adapter = transformers_of(pipe)
-    names = [*adapter.presets, *published_presets(adapter.name)]
+    transformers, adapter = transformers_of(pipe)
+    adapter = with_checkpoint(pipe, transformers, adapter)
+    names = [*adapter.presets, *published_presets(adapter)]
     return {name: configs.preset(name, adapter) for name in names}
 
 

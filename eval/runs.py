@@ -59,7 +59,7 @@ def evaluate(
         raise UsageError("nothing to generate: give at least one prompt and one seed")
     subject = open_subject(model, options)
     sampler = subject.sampler(options, prompts)
-    rows = Rows(sampler, subject.family)
+    rows = Rows(sampler, subject.for_presets)
     chosen = rows.told(specs.build(texts, sampler.steps, options.fewer, rows.validate))
     judge = Judge(options, subject.sheet, subject.pipe if sampler.by_class else None)
     setup = describe(subject, sampler, chosen, prompts, seeds, judge, options.pairs)

@@ -148,6 +148,9 @@ class FamilyAdapter:
             taken out again.
         guidance: `sequential` (one call per branch) or `batched` (branches side by side).
         provisional: made by `auto.recognise`: a dry run must show how the blocks work.
+        checkpoint: of one pipeline, and not of the family: key of the published checkpoint that it
+            holds (`schedules.recognised`), empty where it holds none of them, None where nobody
+            has looked.
     """
 
     name: str
@@ -167,6 +170,7 @@ class FamilyAdapter:
     preconditioned: bool = False
     guidance: Literal["sequential", "batched"] = "sequential"
     provisional: bool = False
+    checkpoint: str | None = None
 
     @property
     def samples(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from ..io.models import (
 from ..io.provenance import fingerprint, fingerprint_of
 from ..pipelines import adapter_for
 from ..pipelines.adapter import FamilyAdapter, adaptive_presets
+from ..pipelines.schedules import recognised
 from ..warning import warn
 
 DENSE = "none"
@@ -83,9 +84,21 @@ class Facts:
     def _adapter(self) -> FamilyAdapter:
         """The family's, or what stands for it until the transformer is loaded and recognised."""
         name = f"unknown ({self.transformer})"
-        return adapter_for(self.transformer) or FamilyAdapter(
+        adapter = adapter_for(self.transformer) or FamilyAdapter(
             name, (self.transformer,), blocks=(), presets=adaptive_presets(), provisional=True
         )
+        return replace(adapter, checkpoint=self._checkpoint(adapter.name))
+
+    def _checkpoint(self, family: str) -> str:
+        """The published checkpoint that the model is, by its name and its files."""
+        folder = given.path(self.model)
+        config = folder / "transformer" / "config.json"
+        try:
+            values = dict(given.parse_json(config.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            values = {}  # it is not here yet: its name decides
+        number = 2 if (folder / "transformer_2").exists() else 1
+        return recognised(family, self.model, values, self.pipeline, number, folder.exists())
 
     def resolve(self, config: str) -> dict[str, Any] | None:
         """A config's text as plain data; None for `none`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..config import Example, method, require
@@ -15,6 +15,23 @@ from .engine.policy import CachePolicy
 from .engine.state import BranchState, Verdict
 
 
+def resampled(steps: Iterable[int], total: int, new: int) -> frozenset[int]:
+    """Computed steps of a loop of another length, at the noise levels where they were.
+
+    A pipeline spaces loops of any length by one rule, so that equal shares of two loops are at
+    (about) equal noise levels; each computed step becomes the one of the nearest level, and the
+    last one stays the last. Steps that fall together are computed once.
+
+    Args:
+        steps: indices of the computed steps.
+        total: steps of the loop that they were made for.
+        new: steps of the other loop.
+    """
+    return frozenset(
+        new - 1 if step == total - 1 else min(new - 1, round(step * new / total)) for step in steps
+    )
+
+
 @dataclass
 class MaskGate(Gate):
     """An explicit list of computed steps.
@@ -24,28 +41,41 @@ class MaskGate(Gate):
         total: steps of the loop that they were chosen for, None for any.
         orders: computed step -> order of the forecasts between it and the next one.
         other_orders: the same of the branches that follow.
+        resample: see `StepMaskConfig`.
     """
 
     steps: frozenset[int]
     total: int | None = None
     orders: Mapping[int, int] = field(default_factory=dict)
     other_orders: Mapping[int, int] = field(default_factory=dict)
+    resample: bool = False
+
+    by_place = True
 
     def check(self, step: DenoisingStep) -> None:
-        if self.total is not None and step.total is not None and step.total != self.total:
+        if not self.resample and self.total is not None and step.total not in (None, self.total):
             raise ConfigError(
-                f"the step mask was made for {self.total} steps, this run has {step.total}; "
-                f"call the pipeline with num_inference_steps={self.total}"
+                f"the step mask was made for {self.total} steps, this run has {step.total}; call "
+                f"the pipeline with num_inference_steps={self.total}, or move the mask to the noise "
+                "levels of this run with the option resample=true"
             )
+        computed = self.computed(step.total)
         for part in step.parts:
-            if self.steps.isdisjoint(part):
+            if computed.isdisjoint(part):
                 raise ConfigError(
                     f"the step mask computes none of the steps {part[0]} to {part[-1]}, which "
                     "another transformer makes: name at least one of them (best the first)"
                 )
 
+    def computed(self, total: int | None) -> frozenset[int]:
+        """The steps that are computed in a loop of `total`."""
+        if self.resample and total is not None and self.total not in (None, total):
+            assert self.total is not None
+            return resampled(self.steps, self.total, total)
+        return self.steps
+
     def skips_nothing(self, total: int | None) -> bool:
-        return total is not None and self.steps.issuperset(range(total))
+        return total is not None and self.computed(total).issuperset(range(total))
 
     def order_at(self, step: DenoisingStep, follows: bool) -> int | None:
         orders = self.other_orders if follows else self.orders
@@ -53,7 +83,7 @@ class MaskGate(Gate):
         return orders[max(begun)] if begun else None
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
-        if step.index in self.steps:
+        if step.index in self.computed(step.total):
             return Verdict(False, Reason.IN_MASK)
         return Verdict(True, Reason.NOT_IN_MASK)
 
@@ -66,7 +96,9 @@ class StepMaskConfig(DifferenceOptions, TargetOptions):
     Args:
         steps: indices of the computed steps, counted from 0; must hold 0.
         total: steps of the loop that the mask was made for; None for any. Another number is an
-            error when the pipeline is called.
+            error when the pipeline is called, unless `resample` is on.
+        resample: in a loop of another number of steps, compute the steps at the noise levels where
+            the named ones were (`resampled`); needs `total`.
         guidance_steps: with `guidance="difference"`, computed steps of the other branches (of those
             in `steps`), instead of `guidance_interval`.
         orders: one order per entry of `steps`: that of the forecasts between this computed step and
@@ -78,6 +110,7 @@ class StepMaskConfig(DifferenceOptions, TargetOptions):
 
     steps: tuple[int, ...] = (0,)
     total: int | None = None
+    resample: bool = False
     target: ForecastTarget = "output"
     guidance_steps: tuple[int, ...] | None = None
     orders: tuple[int, ...] = ()
@@ -91,8 +124,16 @@ class StepMaskConfig(DifferenceOptions, TargetOptions):
         )
         beyond = [s for s in self.steps if self.total is not None and s >= self.total]
         require(not beyond, f"steps holds {beyond}, but total is {self.total}")
+        require(
+            not self.resample or self.total is not None,
+            "resample needs total, the number of steps that the mask was made for",
+        )
         stray = sorted(set(self.guidance_steps or ()) - set(self.steps))
         require(not stray, f"guidance_steps holds {stray}, which are not in steps")
+        require(
+            not self.resample or (self.guidance_steps is None and not self.orders),
+            "resample moves steps alone; leave guidance_steps and orders out",
+        )
         require(
             self.guidance_steps is None or self.guidance == "difference",
             "guidance_steps needs guidance='difference'",
@@ -115,6 +156,7 @@ class StepMaskConfig(DifferenceOptions, TargetOptions):
             self.total,
             dict(zip(self.steps, self.orders, strict=False)),
             dict(zip(self.guidance_steps or (), self.guidance_orders, strict=False)),
+            self.resample,
         )
         order = max((self.order, *self.orders, *self.guidance_orders))
         rules = StepRules(warmup=1, exact=True)

@@ -3,6 +3,8 @@
 Each config class carries its own settings as data (`published`, family -> options, `""` for
 families that its authors did not name), so a method stays one file. They reproduce the decisions
 of the authors' code; what the class adds beyond it is switched off there.
+
+`published:NAME` may also be a schedule that was published for one checkpoint (`schedules.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from .acceleration import AccelerationConfig, method_from_dict
 from .completion import completed
 from .inline import parse_options
 from .registry import MethodConfig, methods
+from .schedules import is_schedule, schedule_presets, scheduled, schedules_of
 
 if TYPE_CHECKING:
     from ..pipelines import FamilyAdapter
@@ -30,8 +33,15 @@ def settings(cls: type[MethodConfig], family: str) -> Mapping[str, Any] | None:
     return cls.published.get(family, cls.published.get(""))
 
 
-def published_presets(family: str) -> list[str]:
-    """Names of a family's published presets, such as `published:taylorseer`."""
+def published_presets(family: str | FamilyAdapter) -> list[str]:
+    """Names of published presets, such as `published:taylorseer`.
+
+    Args:
+        family: a family's name; its adapter, if it knows the checkpoint, gives the schedules that
+            were published for that one as well.
+    """
+    if not isinstance(family, str):
+        return [*published_presets(family.name), *schedule_presets(family)]
     names = [f"{PREFIX}:{name}" for name, cls in methods().items() if settings(cls, family)]
     bare = settings(methods()[_BARE], family)
     return [PREFIX, *names] if bare else names
@@ -43,23 +53,28 @@ def is_published(text: str) -> bool:
 
 
 def published(text: str, adapter: FamilyAdapter) -> AccelerationConfig:
-    """Read `published:METHOD` or `published:METHOD:option=value,…` for a family.
+    """Read `published:NAME` or `published:NAME:option=value,…` for a family.
 
     Args:
-        text: the bare word `published` stands for `published:confidence_gated_taylor`.
+        text: names a method or a schedule; the bare word `published` stands for
+            `published:confidence_gated_taylor`.
         adapter: the family.
 
     Raises:
-        ConfigError: the authors of that method give no settings for this family.
+        ConfigError: the authors of that method give no settings for this family, or the schedule
+            is for another checkpoint.
     """
     _, _, rest = text.partition(":")
     name, _, changes = rest.partition(":")
     name = name.strip() or _BARE
+    if is_schedule(name):
+        return scheduled(name, parse_options(changes, text), adapter)
     cls = methods().get(name)
-    known = [p.partition(":")[2] or _BARE for p in published_presets(adapter.name)]
+    known = [p.partition(":")[2] or _BARE for p in published_presets(adapter)]
     known = list(dict.fromkeys(known))
     if cls is None:
-        raise ConfigError(f"{text!r}: unknown method {name!r}{suggest(name, methods())}")
+        names = [*methods(), *schedules_of(adapter)]
+        raise ConfigError(f"{text!r}: unknown method or schedule {name!r}{suggest(name, names)}")
     options = settings(cls, adapter.name)
     if options is None:
         raise ConfigError(

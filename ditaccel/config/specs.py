@@ -82,7 +82,7 @@ def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
     family = adapter.name
     data = adapter.presets.get(name)
     if data is None:
-        known = [*adapter.presets, *published_presets(family), *methods()]
+        known = [*adapter.presets, *published_presets(adapter), *methods()]
         raise ConfigError(
             f"{family} has no preset {name!r}{suggest(name, known)} (or give the path of a config "
             "file)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from ..errors import ConfigError, UnsupportedError, UsageError
 from ..pipelines import FamilyAdapter, adapter_for, adapters
 from ..pipelines.auto import NotRecognisedError, recognise
+from ..pipelines.schedules import recognised
 from .patching import unwrapped
 
 
@@ -94,6 +97,31 @@ def transformers_of(
             f"{', '.join(adapters())}, and others whose component is called 'transformer'"
         )
     return found, family_of(next(iter(found.values())))
+
+
+def with_checkpoint(
+    pipe: Any, transformers: dict[str, nn.Module], adapter: FamilyAdapter
+) -> FamilyAdapter:
+    """The adapter of a pipeline, which knows which published checkpoint the pipeline holds.
+
+    Args:
+        pipe: a pipeline, or a bare transformer.
+        transformers: of it, by component name.
+        adapter: of their family.
+    """
+    first = unwrapped(next(iter(transformers.values())))
+    config = getattr(first, "config", None) or {}
+    names = (getattr(getattr(part, "config", None), "_name_or_path", "") for part in (pipe, first))
+    name = str(next(filter(None, names), "") or "")
+    found = recognised(
+        adapter.name,
+        name,
+        config,
+        pipeline="" if isinstance(pipe, nn.Module) else type(pipe).__name__,
+        transformers=len(transformers),
+        is_folder=bool(name) and Path(name).exists(),
+    )
+    return replace(adapter, checkpoint=found)
 
 
 def _described(

@@ -29,13 +29,14 @@ from ..config.option_types import checked_value
 from ..config.published import published_presets
 from ..core.denoising.tracker import DenoisingStep, DenoisingTracker
 from ..core.patching import unwrapped
-from ..core.transformers import modules_of, transformers_of
+from ..core.transformers import modules_of, transformers_of, with_checkpoint
 from ..errors import DitaccelError, UnsupportedError
 from ..pipelines import FamilyAdapter
 from ..sessions.open_sessions import sessions_on, suspended
 from ..sessions.session import Session
 from .findings import Diagnosis, MethodVerdict, TransformerFacts
 from .memory_estimate import cache_bytes, memory_here
+from .published import published_for
 from .sizes import CallSize, call_size, text_of
 
 # Tokens of a 1024 x 1024 picture in patches of 16, and of 81 frames at 832 x 480 (Wan).
@@ -218,8 +219,10 @@ def _diagnosis(
     found = Diagnosis(type(pipe).__name__, versions=versions())
     try:
         transformers, adapter = transformers_of(pipe)
+        adapter = with_checkpoint(pipe, transformers, adapter)
         found.family = adapter.name
-        found.presets = [*adapter.presets, *published_presets(adapter.name)]
+        found.presets = [*adapter.presets, *published_presets(adapter)]
+        found.checkpoint, found.schedules = published_for(adapter)
         first = next(iter(transformers.values()))
         size = call_size(pipe, unwrapped(first), adapter, call)
         count = tokens or (None if size is None else size.tokens)

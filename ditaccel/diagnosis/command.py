@@ -6,6 +6,7 @@ import argparse
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -139,6 +140,7 @@ def hollow_pipeline(model: str | Path, dtype: torch.dtype = torch.bfloat16) -> A
             parts[name] = _scheduler(kind, folder / name)
     pipe = type(str(listed.get("_class_name", "Pipeline")), (), {})()
     pipe.components, pipe.scheduler = parts, parts.get("scheduler")
+    pipe.config = SimpleNamespace(_name_or_path=str(folder))
     pipe.vae = _vae(listed.get("vae"), folder / "vae", dtype)
     return pipe
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..caching.engine.budget import size
+from .published import PublishedSource
 
 _WIDTH = 80  # of the text that is printed
 _COLUMN = " " * len("  attention  ")  # to what is said of a transformer
@@ -82,7 +83,9 @@ class Diagnosis:
         scheduler: facts of the scheduler by name.
         config: the config that was asked about.
         methods: which apply.
-        presets: names of the family's presets.
+        presets: names of the family's presets, and of schedules published for the checkpoint.
+        checkpoint: name of the published checkpoint that this is, empty for none that is known.
+        schedules: what was published for it.
         recommendation: what to call, and why; empty where nothing can be accelerated.
         backends: backend of the tile kernel -> why it cannot run here, None where it can.
         versions: package -> version.
@@ -96,6 +99,8 @@ class Diagnosis:
     config: str = ""
     methods: list[MethodVerdict] = field(default_factory=list)
     presets: list[str] = field(default_factory=list)
+    checkpoint: str = ""
+    schedules: list[PublishedSource] = field(default_factory=list)
     recommendation: str = ""
     backends: dict[str, str | None] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -114,8 +119,12 @@ class Diagnosis:
         for facts in self.transformers:
             lines += _transformer_lines(facts)
         lines += [f"Scheduler: {k}: {v}" for k, v in self.scheduler.items()]
+        apart = {name for each in self.schedules for name in each.names}
         if self.presets:
-            lines.append(f"Presets: {', '.join(self.presets)}")
+            lines.append(f"Presets: {', '.join(p for p in self.presets if p not in apart)}")
+        if self.schedules:
+            lines.append(f"Schedules published for {self.checkpoint} (none was measured here):")
+            lines += [f"  {each}" for each in self.schedules]
         lines += _method_lines(self.methods)
         for name, reason in self.backends.items():
             lines.append(f"Kernel backend {name}: {reason or 'can run'}")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ditaccel.pipelines import FamilyAdapter
+
 from ditaccel import api
 from ditaccel.errors import DitaccelError, UnsupportedError
 from ditaccel.io.models import execution_device
@@ -63,7 +65,7 @@ class Rows:
         family: for presets.
     """
 
-    def __init__(self, sampler: Sampler, family: str) -> None:
+    def __init__(self, sampler: Sampler, family: str | FamilyAdapter) -> None:
         self._sampler, self._family = sampler, family
         self._prepared: dict[tuple[Any, ...], Any] = {}
         self._full: dict[str, float] = {}

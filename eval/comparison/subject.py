@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ditaccel.pipelines import FamilyAdapter, adapters
 
 from ditaccel.api import is_accelerated
 from ditaccel.core.patching import is_compiled, unwrapped
+from ditaccel.core.transformers import denoisers_of, with_checkpoint
 from ditaccel.errors import UnsupportedError, UsageError
 from ditaccel.io import provenance
 from ditaccel.io.asking import default_call
@@ -58,6 +60,14 @@ class Subject:
     def family(self) -> str:
         """Family of its transformer, "" where it is unknown."""
         return self.sheet.family or provenance.family_of(self.pipe)
+
+    @property
+    def for_presets(self) -> str | FamilyAdapter:
+        """The family, and which published checkpoint of it this is; its name if it is not known."""
+        adapter, parts = adapters().get(self.family), denoisers_of(self.pipe)
+        if adapter is None or not parts:
+            return self.family
+        return with_checkpoint(self.pipe, parts, adapter)
 
     def sampler(self, options: Options, prompts: Sequence[str]) -> Sampler:
         """What calls the pipeline for every row.

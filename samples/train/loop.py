@@ -59,7 +59,7 @@ def plain_attention() -> Iterator[None]:
         F.scaled_dot_product_attention = fused
 
 
-def _compile_blocks(model: nn.Module) -> None:
+def compile_blocks(model: nn.Module) -> None:
     """Compile every block of the denoisers: 1.4 to 1.8 times faster steps on a CPU."""
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and name.endswith("blocks"):
@@ -148,7 +148,7 @@ class Run:
             prepare(self.model)
         self.decay = decay
         if compiled:
-            _compile_blocks(self.model)
+            compile_blocks(self.model)
         self.optimisers = _optimisers(self.model, rate, muon, rate * muon_factor)
         self.rates = [o.param_groups[0]["lr"] for o in self.optimisers]
         self.ema = {k: v.detach().clone() for k, v in self.model.state_dict().items()}

@@ -1,9 +1,10 @@
 """Train one sample model: `python samples/train/train.py MODEL --minutes M`.
 
 Every call goes on where the last one stopped. Order for a start from nothing: features, image-vae,
-video-vae, then dit, flux and wan; wan22-high and wan22-low, which start from wan; scenes-vae, its
-pool (scenes_pool.py), then scenes-flux. Set SHAPES_PAUSE_FILE to a path to make the loop wait while
-that file exists, and SAMPLES_RUNS to a folder that shall hold all states in place of `runs/`.
+video-vae, then dit, flux and wan; wan22-high and wan22-low, which start from wan; flux-few, from
+the trajectories of few_steps.py; scenes-vae, its pool (scenes_pool.py), then scenes-flux. Set
+SHAPES_PAUSE_FILE to a path to make the loop wait while that file exists, and SAMPLES_RUNS to a
+folder that shall hold all states in place of `runs/`.
 """
 
 from __future__ import annotations
@@ -63,6 +64,13 @@ def _flux() -> tuple:
 
     run = Run("flux", build_flux(), prepare, decay=0.997, **DENOISER)
     return run, flux_loss(Pool("flux", two_share=0.75 if run.step > 6000 else None), 64)
+
+
+def _flux_few() -> tuple:
+    from few_steps import few_loss, student
+
+    run = Run("flux-few", student(), **{**DENOISER, "rate": 3e-4}, decay=0.99)
+    return run, few_loss(64)
 
 
 def _wan() -> tuple:
@@ -130,6 +138,7 @@ MODELS = {
     "video-vae": _video_vae,
     "dit": _dit,
     "flux": _flux,
+    "flux-few": _flux_few,
     "wan": _wan,
     "wan22-high": partial(_expert, "high"),
     "wan22-low": partial(_expert, "low"),

@@ -1,5 +1,6 @@
 """The step mask is followed, and checked against the run."""
 
+import diffusers
 import pytest
 import torch
 from inspection import computed
@@ -7,6 +8,8 @@ from tiny import generate, tiny_flux
 
 import ditaccel
 from ditaccel.caching.engine.forecast import History
+from ditaccel.caching.engine.policy import computed_steps
+from ditaccel.caching.step_mask import resampled
 
 
 def test_step_mask_is_followed_and_checked():
@@ -68,3 +71,46 @@ def test_orders_are_forecasts_of_that_order():
 def test_wrong_orders_are_refused(options, message):
     with pytest.raises(ditaccel.ConfigError, match=message):
         ditaccel.StepMaskConfig(steps=(0, 1, 4), **options)
+
+
+@pytest.mark.parametrize("new", [20, 28, 40, 100])
+@pytest.mark.parametrize("kind", ["euler", "unipc"])
+def test_resampled_steps_are_at_the_nearest_noise_levels(kind, new):
+    steps, total = (0, 1, 2, 3, 4, 6, 11, 15, 21, 29, 39, 45, 49), 50
+    old, levels = noise_levels(kind, total), noise_levels(kind, new)
+    nearest = {min(range(new), key=lambda i: abs(levels[i] - old[s])) for s in steps[:-1]}
+    found = resampled(steps, total, new)
+    assert {0, new - 1} <= found and len(found) <= len(steps)
+    # a level that lies between two may be rounded the other way
+    assert all(min(abs(f - n) for n in nearest) <= 1 for f in found - {new - 1})
+    assert len(found & nearest) >= 0.7 * len(nearest)
+    assert resampled(steps, total, total) == frozenset(steps)
+
+
+def noise_levels(kind, steps):
+    if kind == "euler":  # as FluxPipeline sets it
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
+    else:
+        scheduler = diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+        )
+        scheduler.set_timesteps(steps)
+    return scheduler.sigmas.tolist()
+
+
+def test_what_resampling_needs_is_checked():
+    with pytest.raises(ditaccel.ConfigError, match="resample needs total"):
+        ditaccel.StepMaskConfig(steps=(0, 2), resample=True)
+    with pytest.raises(ditaccel.ConfigError, match="resample moves steps alone"):
+        ditaccel.StepMaskConfig(
+            steps=(0, 2), total=4, resample=True, guidance="difference", guidance_steps=(0,)
+        )
+
+
+def test_steps_are_known_before_a_run_where_their_place_decides():
+    mask = ditaccel.StepMaskConfig(steps=(0, 3), total=6).policy()
+    assert computed_steps(mask, 6) == (0, 3)
+    interval = ditaccel.TaylorSeerConfig(interval=3, warmup=2, final=1).policy()
+    assert computed_steps(interval, 9) == (0, 1, 4, 7, 8)
+    assert computed_steps(ditaccel.AdaptiveTaylorConfig(tolerance=0.01).policy(), 9) is None

@@ -91,6 +91,9 @@ class Gate:
     Attributes:
         first_blocks: blocks that run before it decides (`after_blocks`); 0: it decides `before`
             the first one.
+        by_place: whether the place in the loop alone decides: `before` reads nothing but the step's
+            `index` and `total`, and `state.last_index`. Its steps are then known before a run
+            (`policy.computed_steps`).
         needs_modulated: `state.modulated` is the modulated input of the first block, `(B, L, C)`,
             on every call: what its adaptive norm gives (`BlockContract.modulation`). `before` is
             then called right before the first block.
@@ -106,6 +109,7 @@ class Gate:
     """
 
     first_blocks: int = 0
+    by_place: bool = False
     needs_modulated: bool = False
     needs_samples: bool = False
     needs_gaps: bool = False
@@ -184,6 +188,8 @@ class IntervalGate(Gate):
     """One computed step, then `interval - 1` forecasts."""
 
     interval: int
+
+    by_place = True
 
     def skips_nothing(self, total: int | None) -> bool:
         return self.interval == 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
+from ...core.denoising.tracker import DenoisingStep
 from ...core.ranks import Ranks
 from ...errors import ConfigError
 from .gate import Gate, StepRules
@@ -96,6 +99,31 @@ class CachePolicy:
         """
         memory = self.gate.memory()
         return BranchState(self.order, self.basis, self.first_order, self.coordinate, memory, ranks)
+
+
+def computed_steps(policy: CachePolicy, total: int) -> tuple[int, ...] | None:
+    """The steps that a policy computes in a loop, where its gate decides by their place alone.
+
+    Args:
+        policy: of a method.
+        total: steps of the loop.
+
+    Returns:
+        Their indices, from 0; None where what is seen in the run decides.
+    """
+    if not policy.gate.by_place:
+        return None
+    state, found = policy.branch_state(), []
+    for index in range(total):
+        step = DenoisingStep(0, index, "", float(total - index), total=total)
+        verdict = policy.rules.verdict(step, state) or policy.gate.before(step, state)
+        if verdict.forecast:
+            continue
+        found.append(index)
+        state.last_index = index
+        if index >= policy.remembers_from:
+            state.last.push(float(index), torch.zeros(1))
+    return tuple(found)
 
 
 def too_few_steps(method: str, policy: CachePolicy, total: int | None) -> str | None:

@@ -1,0 +1,70 @@
+"""Which schedules were published for the checkpoint at hand, by whom, and under which licence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from ..pipelines import FamilyAdapter
+from ..pipelines.schedules import STAND_INS, PublishedSchedule, checkpoints, schedules_for
+
+
+@dataclass(frozen=True)
+class PublishedSource:
+    """The schedules of one source for one checkpoint.
+
+    Attributes:
+        names: of the presets, such as `published:budcache-13`.
+        steps: of the loop that they are for.
+        payload: what a skipped step reuses.
+        source: paper or address.
+        licence: of the source.
+        note: what is different here, empty where nothing is.
+    """
+
+    names: list[str]
+    steps: int
+    payload: str
+    source: str
+    licence: str
+    note: str = ""
+
+    def __str__(self) -> str:
+        note = f"; {self.note}" if self.note else ""
+        payload = self.payload.replace("_", " ")
+        return (
+            f"{', '.join(self.names)}: of {self.steps} steps, payload {payload}{note} "
+            f"({self.source}; {self.licence})"
+        )
+
+
+def published_for(adapter: FamilyAdapter) -> tuple[str, list[PublishedSource]]:
+    """Name of the checkpoint that an adapter knows, and what was published for it.
+
+    Args:
+        adapter: of a pipeline (`with_checkpoint`).
+
+    Returns:
+        An empty name and no schedules where the pipeline holds none of the known checkpoints.
+    """
+    if not adapter.checkpoint:
+        return "", []
+
+    def source(each: PublishedSchedule) -> tuple[str, int]:
+        return each.source, each.steps
+
+    found = []
+    for _, group in groupby(schedules_for(adapter.checkpoint).values(), source):
+        several = list(group)
+        first = several[0]
+        found.append(
+            PublishedSource(
+                [f"published:{each.name}" for each in several],
+                first.steps,
+                first.payload,
+                first.source,
+                first.licence,
+                STAND_INS.get(first.payload, ""),
+            )
+        )
+    return checkpoints()[adapter.checkpoint].title, found
