@@ -56,8 +56,8 @@ class MaskGate(Gate):
         if not self.resample and self.total is not None and step.total not in (None, self.total):
             raise ConfigError(
                 f"the step mask was made for {self.total} steps, this run has {step.total}; call "
-                f"the pipeline with num_inference_steps={self.total}, or move the mask to the noise "
-                "levels of this run with the option resample=true"
+                f"the pipeline with num_inference_steps={self.total}, or move the mask to the "
+                "noise levels of this run with the option resample=true"
             )
         computed = self.computed(step.total)
         for part in step.parts:
