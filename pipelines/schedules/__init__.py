@@ -101,10 +101,11 @@ def checkpoints() -> Mapping[str, Checkpoint]:
     """The checkpoints that schedules are published for, by key."""
     listed = dict(_files())[_CHECKPOINTS]
     lists = ("ids", "other", "pipelines")
-    return {
-        key: Checkpoint(key, **{k: tuple(v) if k in lists else v for k, v in entry.items()})
-        for key, entry in listed.items()
-    }
+    found = {}
+    for key, entry in listed.items():
+        values: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in entry.items()}
+        found[key] = Checkpoint(key, **values)
+    return found
 
 
 @cache
