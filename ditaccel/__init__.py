@@ -19,6 +19,8 @@ from .attention.svg2 import SVG2Config
 from .caching.adaptive_taylor import AdaptiveTaylorConfig
 from .caching.confidence_gated_taylor import ConfidenceGatedTaylorConfig
 from .caching.first_block_residual import FirstBlockResidualConfig
+from .caching.fora import FORAConfig
+from .caching.pab import PABConfig
 from .caching.reuse import ReuseConfig
 from .caching.step_mask import StepMaskConfig
 from .caching.taylorseer import TaylorSeerConfig
@@ -54,10 +56,12 @@ __all__ = [
     "Diagnosis",
     "DitaccelError",
     "Evaluation",
+    "FORAConfig",
     "FamilyAdapter",
     "FirstBlockResidualConfig",
     "Generated",
     "LiteAttentionConfig",
+    "PABConfig",
     "Report",
     "ReuseConfig",
     "SLAConfig",
