@@ -141,6 +141,9 @@ class FamilyAdapter:
         base: method -> options that this family's configs have where nothing else is said
             (`completion.completed`).
         timestep: argument of the transformer that carries the timestep.
+        timestep_of: the step's timestep, from the arguments of a call by name, where `timestep`
+            also holds those of tokens at other noise levels; None where it holds one for each
+            sample.
         sample: argument of the transformer that carries the latents.
         second_stream: argument that carries a second stream of latents, which it returns as second.
         preconditioned: whether, at noise levels beyond 1, latents are mixed into the output (EDM),
@@ -165,6 +168,7 @@ class FamilyAdapter:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     timestep: str = "timestep"
+    timestep_of: Callable[[Mapping[str, Any]], Any] | None = None
     sample: str = "hidden_states"
     second_stream: str | None = None
     preconditioned: bool = False
@@ -176,6 +180,11 @@ class FamilyAdapter:
     def samples(self) -> tuple[str, ...]:
         """Arguments that carry latents."""
         return (self.sample,) if self.second_stream is None else (self.sample, self.second_stream)
+
+    def timestep_in(self, named: Mapping[str, Any]) -> Any:
+        """The timestep of a call, from its arguments by name; None where it was not given."""
+        given = named.get(self.timestep)
+        return given if given is None or self.timestep_of is None else self.timestep_of(named)
 
     def grid(self, config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid | None:
         """Frames, rows and columns of the image or video tokens; None where that is not known.

@@ -151,7 +151,7 @@ class Teacher:
             arguments = self._arguments[name]
 
             def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-                timestep = arguments.get(self._adapter.timestep, args, kwargs)
+                timestep = self._adapter.timestep_in(arguments.named(args, kwargs))
                 step = tracker.observe(name, timestep, listener.current())
                 if first_only and step.index > 0:
                     raise _Enough

@@ -142,18 +142,14 @@ class Corridor:
         if name in methods.caches:
             methods.caches[name].check_compiled()
 
-    def _argument(self, key: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        value = self._arguments.get(key, args, kwargs)
-        if value is None:
-            raise UsageError(f"{self._name} was called without {key!r}; the tracker needs it")
-        return value
-
     def _seen(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Seen:
         adapter, named = self._adapter, self._arguments.named(args, kwargs)
-        timestep = self._argument(adapter.timestep, args, kwargs)
-        given = [self._argument(key, args, kwargs) for key in adapter.samples]
+        for key in (adapter.timestep, *adapter.samples):
+            if named.get(key) is None:
+                raise UsageError(f"{self._name} was called without {key!r}; the tracker needs it")
+        given = [named[key] for key in adapter.samples]
         return _Seen(
-            timestep=timestep,
+            timestep=adapter.timestep_in(named),
             samples=[as_tensor(sample) for sample in given],
             conditioned=has_conditions(given[0]),
             named=named,

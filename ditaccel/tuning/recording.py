@@ -200,7 +200,7 @@ def record(
 
     def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
         output = inner(*args, **kwargs)
-        timestep = arguments.get(adapter.timestep, args, kwargs)
+        timestep = adapter.timestep_in(arguments.named(args, kwargs))
         place = tracker.observe(name, timestep, listener.current(), adapter.preconditioned)
         recorder.called(place, tensors_of(output)[0])
         return output

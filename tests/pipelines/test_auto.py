@@ -64,11 +64,14 @@ TWO_OUTPUTS = [n for n, f in FAMILIES.items() if adapters()[f.family].second_str
 
 @pytest.mark.parametrize("name", TWO_OUTPUTS)
 def test_two_outputs_are_not_taken_for_one(name, unknown):
-    """A second stream of latents cannot be told from what may stay as it is (LTX 2's sound)."""
+    """A second stream of latents cannot be told from what may stay as it is (LTX 2's sound).
+
+    MiniMax-H3's sound has noise levels of its own, which look like those of other samples.
+    """
     pipe, call = FAMILIES[name]()
     dense = generate(pipe, call)
     accelerated(pipe, "adaptive_taylor:tolerance=1e9")
-    with pytest.warns(UserWarning, match="returns more than latents"):
+    with pytest.warns(UserWarning, match="returns more than latents|different timesteps"):
         assert torch.equal(generate(pipe, call), dense)
     assert ditaccel.report(pipe).forecasts == 0
 

@@ -67,7 +67,9 @@ def test_token_count_and_text_side_are_the_real_ones(name):
         expected[slice(*context.text)] = False
     if adapter.extra_tokens is not None:
         shapes = {k: tuple(v.shape) for k, v in kwargs.items() if torch.is_tensor(v)}
-        expected[: adapter.extra_tokens(pipe.transformer.config, shapes)] = False
+        start = context.text[1] if adapter.text == "front" else 0
+        extra = adapter.extra_tokens(pipe.transformer.config, shapes)
+        expected[start : start + extra] = False
     assert torch.equal(moved, expected)
     assert (context.text is not None) == (adapter.text != "none")
     tokens = adapter.tokens(pipe.transformer.config, tuple(latents.shape))
@@ -83,8 +85,9 @@ def test_token_count_follows_the_size(name):
     assert tokens == FAMILIES[name].resized_tokens
 
 
-# One frame at a time (latte), padded (hidream, z_image), sound, frames of other sizes (framepack).
-WITHOUT_GRID = {"framepack", "hidream", "latte", "stable_audio", "z_image"}
+# One frame at a time (latte), padded (hidream, z_image), sound, alone or beside the video
+# (minimax_h3), frames of other sizes (framepack).
+WITHOUT_GRID = {"framepack", "hidream", "latte", "minimax_h3", "stable_audio", "z_image"}
 
 
 @pytest.mark.parametrize("name", ATTENTION_FAMILIES)

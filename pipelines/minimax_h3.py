@@ -1,0 +1,40 @@
+"""MiniMax-H3 (text, images or references to video with sound): one sequence, guidance distilled.
+
+Order of the tokens: text, given pictures, sound, video. Video, sound and given pictures are at
+noise levels of their own in one call; the step is that of the video, whose tokens are the last.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .adapter import (
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    adaptive_presets,
+    packed_tokens,
+)
+
+
+def _video_timestep(named: Mapping[str, Any]) -> Any:
+    """Of the distinct timesteps in a call, that of its last token."""
+    return named["timestep"][named["timestep_indices"][-1]]
+
+
+def _sound_tokens(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Tokens of the sound, which stand between text and video."""
+    return shapes["audio_hidden_states"][1]
+
+
+ADAPTER = FamilyAdapter(
+    name="minimax_h3",
+    transformers=("MiniMaxH3Transformer3DModel",),
+    blocks=(BlockContract("transformer_blocks", forecast_modules=("attn", "ff")),),
+    attention=(AttentionContract("transformer_blocks", "attn"),),
+    tokens=packed_tokens,
+    extra_tokens=_sound_tokens,
+    text="front",
+    timestep_of=_video_timestep,
+    second_stream="audio_hidden_states",
+    presets=adaptive_presets(),
+)
