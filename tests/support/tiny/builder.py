@@ -90,6 +90,18 @@ def embeds_source() -> Callable[..., torch.Tensor]:
     return lambda *shape: torch.randn(*shape, generator=generator)
 
 
+def filled(module: torch.nn.Module) -> None:
+    """Give weights that begin with zeros, or that nobody fills, random values.
+
+    Args:
+        module: whose parameters are looked at.
+    """
+    with torch.no_grad():
+        for weight in module.parameters():
+            if not bool(weight.any()) or not bool(torch.isfinite(weight).all()):
+                weight.normal_(std=0.2)
+
+
 def modular_of(blocks: Any, **parts: Any) -> Any:
     """A modular pipeline in evaluation mode, without progress bars.
 
