@@ -132,8 +132,10 @@ class FamilyAdapter:
         tokens: number of image or video tokens, from the transformer's config and the shape of
             the latents it is given (stacked, where they come as a list); needed where text tokens
             are in the same sequence.
-        extra_tokens: number of tokens of given frames in front of those of the latents, from the
-            transformer's config and the shapes of its arguments; None where there are none.
+        extra_tokens: number of tokens beside those of the latents that are not text (of given
+            frames or images, of sound), from the transformer's config and the arguments of its
+            call by name; None where there are none. It may give None for a call in which it is
+            not known where text is: attention then stays dense.
         grid_rule: the grid of the image or video tokens (a rule of `grids`), None where it is not
             known; latents that `patch_tokens` cuts into patches need none.
         text: where text tokens are in the sequence: `none`, `front` or `back`.
@@ -146,6 +148,11 @@ class FamilyAdapter:
             sample.
         sample: argument of the transformer that carries the latents.
         second_stream: argument that carries a second stream of latents, which it returns as second.
+        call_kind: argument of the transformer that tells calls of another kind apart, whose tokens
+            are others (the first one fills a cache of keys and values, later ones read it):
+            nothing is forecast from one kind to the other. "" where all are alike.
+        side_by_side: whether several transformers of a pipeline are called at every step, one for
+            each guidance branch; else each has steps of its own (Wan 2.2).
         preconditioned: whether, at noise levels beyond 1, latents are mixed into the output (EDM),
             by the pipeline or by its scheduler; the error of a forecast is then weighted, but not
             taken out again.
@@ -162,7 +169,7 @@ class FamilyAdapter:
     attention: tuple[AttentionContract, ...] = ()
     no_attention_because: str = ""
     tokens: Callable[[Any, tuple[int, ...]], int] | None = None
-    extra_tokens: Callable[[Any, Mapping[str, tuple[int, ...]]], int] | None = None
+    extra_tokens: Callable[[Any, Mapping[str, Any]], int | None] | None = None
     grid_rule: GridRule | None = None
     text: TextSide = "none"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -171,6 +178,8 @@ class FamilyAdapter:
     timestep_of: Callable[[Mapping[str, Any]], Any] | None = None
     sample: str = "hidden_states"
     second_stream: str | None = None
+    call_kind: str = ""
+    side_by_side: bool = False
     preconditioned: bool = False
     guidance: Literal["sequential", "batched"] = "sequential"
     provisional: bool = False

@@ -15,12 +15,12 @@ _PATCHES = {
 }
 
 
-def _past_tokens(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Tokens of the past."""
+def _past_tokens(config: Any, named: Mapping[str, Any]) -> int:
+    """Tokens of the past, in front of those of the latents."""
+    given = {name: named[name].shape[2:] for name in _PATCHES if named.get(name) is not None}
     return sum(
-        prod(-(-size // step) for size, step in zip(shapes[name][2:], patch, strict=True))
-        for name, patch in _PATCHES.items()
-        if name in shapes
+        prod(-(-size // step) for size, step in zip(shape, _PATCHES[name], strict=True))
+        for name, shape in given.items()
     )
 
 

@@ -21,9 +21,9 @@ def _video_timestep(named: Mapping[str, Any]) -> Any:
     return named["timestep"][named["timestep_indices"][-1]]
 
 
-def _sound_tokens(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Tokens of the sound, which stand between text and video."""
-    return shapes["audio_hidden_states"][1]
+def _sound_tokens(config: Any, named: Mapping[str, Any]) -> int:
+    """Tokens of the sound, between text and video."""
+    return named["audio_hidden_states"].shape[1]
 
 
 ADAPTER = FamilyAdapter(

@@ -114,7 +114,8 @@ class Corridor:
             if attention is not None:
                 attention.begin(step, seen.samples[0], seen.conditioned, seen.named)
             if cache is not None:
-                call = cache.begin(step, seen.samples, seen.wants_dict)
+                kind = seen.named.get(self._adapter.call_kind)
+                call = cache.begin(step, seen.samples, seen.wants_dict, kind)
                 output = cache.replayed(call)  # None unless nothing of the transformer must run
             if output is None:
                 output = inner(*args, **kwargs)
@@ -173,7 +174,7 @@ class Corridor:
             )
             if step.generation != loop.generation:
                 self._begin_generation(step, loop)
-            if loop.active != self._name:
+            if loop.active != self._name and not adapter.side_by_side:
                 # Wan 2.2 has moved on to its other transformer for good
                 self._state.clear(loop.active)
                 loop.active = self._name

@@ -146,9 +146,14 @@ class AttentionRuntime(PerLoop):
         adapter, named = self._adapter, named or {}
         config = getattr(self._transformer, "config", None)
         tokens = None if adapter.tokens is None else adapter.tokens(config, sample.shape)
-        if tokens is not None and adapter.extra_tokens is not None:
-            shapes = {k: tuple(v.shape) for k, v in named.items() if isinstance(v, Tensor)}
-            tokens += adapter.extra_tokens(config, shapes)
+        if tokens is not None and adapter.extra_tokens is not None and not self._loop.off:
+            extra = adapter.extra_tokens(config, named)
+            tokens = None if extra is None else tokens + extra
+            if extra is None:
+                self._turn_off(
+                    "where the text of this batch is in its sequences is not known (prompts of two "
+                    "lengths?); attention stays dense"
+                )
         self._now = CallInProgress(step, tokens, self._grid(config, step, sample, named))
         if not self._loop.off:
             self._planner.begin(self._name, step)

@@ -104,7 +104,11 @@ class BlockCache(PerLoop):
     # -- one call of the transformer --
 
     def begin(
-        self, step: DenoisingStep, samples: Sequence[torch.Tensor], return_dict: bool = True
+        self,
+        step: DenoisingStep,
+        samples: Sequence[torch.Tensor],
+        return_dict: bool = True,
+        kind: Any = None,
     ) -> Call:
         """Decide, as far as that goes before the first block.
 
@@ -112,13 +116,14 @@ class BlockCache(PerLoop):
             step: the call's place in the loop.
             samples: the latents that the transformer is given, one tensor or more.
             return_dict: as the transformer was asked.
+            kind: what tells calls apart that have nothing in common but the branch.
 
         Raises:
             ConfigError: the gate cannot work in this loop.
         """
         policy, gate = self.policy, self.policy.gate
         self.memory.device = samples[0].device
-        fingerprint = tuple((tuple(s.shape), s.dtype, s.device) for s in samples)
+        fingerprint = (kind, *((tuple(s.shape), s.dtype, s.device) for s in samples))
         state = self._state_of(step.branch, fingerprint)
         gate.check(step)
         if policy.watches_gaps or gate.needs_samples:

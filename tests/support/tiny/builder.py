@@ -102,22 +102,6 @@ def filled(module: torch.nn.Module) -> None:
                 weight.normal_(std=0.2)
 
 
-def modular_of(blocks: Any, **parts: Any) -> Any:
-    """A modular pipeline in evaluation mode, without progress bars.
-
-    Args:
-        blocks: of diffusers, which know the class of their pipeline.
-        **parts: its components.
-    """
-    pipe = blocks.init_pipeline()
-    pipe.update_components(**parts)
-    for part in parts.values():
-        if isinstance(part, torch.nn.Module):
-            part.eval()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def pipeline_of(cls: type, transformer: Any, scheduler: Any, **parts: Any) -> Any:
     """A pipeline in evaluation mode, without progress bars.
 
