@@ -134,8 +134,9 @@ class FamilyAdapter:
             are in the same sequence.
         extra_tokens: number of tokens beside those of the latents that are not text (of given
             frames or images, of sound), from the transformer's config and the arguments of its
-            call by name; None where there are none. It may give None for a call in which it is
-            not known where text is: attention then stays dense.
+            call by name; less than 0 where text comes in the latents; None where there are none.
+            It may give None for a call in which it is not known where text is: attention then
+            stays dense.
         grid_rule: the grid of the image or video tokens (a rule of `grids`), None where it is not
             known; latents that `patch_tokens` cuts into patches need none.
         text: where text tokens are in the sequence: `none`, `front` or `back`.

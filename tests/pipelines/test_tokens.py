@@ -34,6 +34,14 @@ def first_call(pipe, call, **changes):
     return seen
 
 
+def own_tokens(pipe, adapter, kwargs):
+    """Tokens of the latents in a call, without text that comes in them."""
+    config = pipe.transformer.config
+    tokens = adapter.tokens(config, tuple(as_tensor(kwargs[adapter.sample]).shape))
+    extra = 0 if adapter.extra_tokens is None else adapter.extra_tokens(config, kwargs)
+    return tokens + min(extra, 0)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_arguments_are_the_ones_that_carry_latents_and_timestep(name):
     pipe, call = FAMILIES[name]()
@@ -71,17 +79,15 @@ def test_token_count_and_text_side_are_the_real_ones(name):
         expected[start : start + extra] = False
     assert torch.equal(moved, expected)
     assert (context.text is not None) == (adapter.text != "none")
-    tokens = adapter.tokens(pipe.transformer.config, tuple(latents.shape))
-    assert int(expected.sum()) == tokens >= 100
+    assert int(expected.sum()) == own_tokens(pipe, adapter, kwargs) >= 100
 
 
 @pytest.mark.parametrize("name", ATTENTION_FAMILIES)
 def test_token_count_follows_the_size(name):
     pipe, call = FAMILIES[name]()
     adapter = adapters()[family_of(name)]
-    sample = as_tensor(first_call(pipe, call, **FAMILIES[name].resized)[adapter.sample])
-    tokens = adapter.tokens(pipe.transformer.config, tuple(sample.shape))
-    assert tokens == FAMILIES[name].resized_tokens
+    kwargs = first_call(pipe, call, **FAMILIES[name].resized)
+    assert own_tokens(pipe, adapter, kwargs) == FAMILIES[name].resized_tokens
 
 
 # One frame at a time (latte), padded (hidream, z_image), sound, alone or beside the video

@@ -75,9 +75,10 @@ def relative_rmse(result: torch.Tensor, expected: torch.Tensor) -> float:
     return float(error / expected.double().square().mean().sqrt())
 
 
-# Arguments of pipelines that take fewer steps than they are asked for, and how many more to ask
-# for: a start in the middle of the schedule, and MiniMax-H3, which counts noise levels.
-_MORE = {"strength": 2, "text_token_tags": 1}
+# Arguments of pipelines of whose steps fewer are of use, and how many more to ask for: a start in
+# the middle of the schedule; MiniMax-H3 counts noise levels, and the first step of Qwen-Image 2.1
+# has other tokens than the rest.
+_MORE = {"strength": 2, "text_token_tags": 1, "use_kv_cache": 1}
 
 
 def short(call: Mapping[str, Any], steps: int = 5) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def qwen_image21() -> Tiny:
         "negative_prompt_embeds": embeds(1, 8, 16),
         "negative_prompt_embeds_mask": torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0]]).bool(),
         "true_cfg_scale": 3.0,
+        "use_kv_cache": True,
         "height": 192,
         "width": 160,
         "num_inference_steps": 7,
