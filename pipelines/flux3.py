@@ -27,6 +27,7 @@ def _grid(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid
     """From `img_ids` `(L, 4)`, whose rows and columns are counted in halves."""
     return from_ids(config, shape, {"img_ids": 2 * named["img_ids"]})
 
+
 ADAPTER = FamilyAdapter(
     name="flux3",
     transformers=("Flux3Transformer2DModel",),

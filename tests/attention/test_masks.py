@@ -89,10 +89,10 @@ def test_pairs_of_tokens_are_compared_once_a_layer_and_generation(compared, monk
     """HunyuanVideo 1.5 makes a mask of all pairs in every block."""
     made, shapes, plain = [], set(), KeyMask.__init__
 
-    def look(self, mask):
+    def look(self, mask, *where):
         made.append(mask.shape)
         shapes.add(tuple(mask.shape))
-        plain(self, mask)
+        plain(self, mask, *where)
 
     monkeypatch.setattr(KeyMask, "__init__", look)
     pipe, call = FAMILIES["hunyuan_video15"]()
@@ -112,6 +112,22 @@ def test_pairs_of_tokens_are_compared_once_a_layer_and_generation(compared, monk
         rows = [n for n in compared if n <= 3 * batch * length]
         assert len(rows) == len(branches) * layers * (len(steps) - 1)
         assert len(compared) == len(whole) + len(rows)
+
+
+def test_text_that_no_image_token_sees_is_padding_whatever_it_sees(parts):
+    """As Ideogram 4 pads: two tokens that see each other, in front of text and image."""
+    segments = torch.tensor([[0, 0, 1, 1, 1, 1, 1]])
+    mask = segments[:, None, :, None] == segments[:, None, None]
+    with pytest.raises(NotKeyPadding, match="differs between queries"):
+        KeyMask(mask)
+    found = KeyMask(mask, slice(3, 7))
+    assert torch.equal(found.keys, segments == 1) and found.covers(mask.clone())
+    for image in (slice(0, 4), slice(1, 7)):  # images of two sequences in one
+        with pytest.raises(NotKeyPadding, match="differs between queries"):
+            KeyMask(mask, image)
+    mask[..., 2, 0] = True  # text that the image sees, and that sees the padding
+    with pytest.raises(NotKeyPadding, match="differs between queries"):
+        KeyMask(mask, slice(3, 7))
 
 
 def test_a_mask_of_nothing_is_none(parts):

@@ -26,12 +26,15 @@ class KeyMask:
     Args:
         mask: bool or additive, broadcast to `(B, H, L, L)`. Looking at it waits for the device.
             Anything else (a `BlockMask`) is a sparse attention of the model's own.
+        image: where tokens of the latents are, None where that is not known. Text that none of
+            them sees is padding, whatever it sees itself (Ideogram 4 makes it a sequence apart):
+            its outputs reach no token of the latents, in any layer with this mask.
 
     Raises:
         NotKeyPadding: rows of real tokens differ, or a bias is added.
     """
 
-    def __init__(self, mask: Any) -> None:
+    def __init__(self, mask: Any, image: slice | None = None) -> None:
         if not isinstance(mask, Tensor):
             raise NotKeyPadding(f"it has a {type(mask).__name__}, a sparse attention of its own")
         self._source: Tensor | None = mask
@@ -59,6 +62,9 @@ class KeyMask:
                 raise NotKeyPadding("its mask differs between heads")
             mask = mask[:, :1]
         keys = mask.any(dim=-2)[:, 0]
+        if image is not None and mask.shape[-2] == mask.shape[-1]:
+            seen = mask[:, 0, image][:, 0]
+            keys = torch.where(seen[:, image].all(), seen, keys)
         if mask.shape[-2] != 1:
             # rows of padding tokens may see less: nobody reads them
             rows = keys if mask.shape[-2] == keys.shape[-1] else torch.ones_like(mask[:, 0, :, 0])
@@ -134,10 +140,18 @@ class MaskBook:
         """Whether a mask of this layer was refused before."""
         return (branch, layer) in self._refused
 
-    def key_mask(self, branch: str, layer: int, mask: Tensor) -> Tensor | None:
+    def key_mask(
+        self, branch: str, layer: int, mask: Tensor, image: slice | None = None
+    ) -> Tensor | None:
         """A mask as `(B, L)`, True for keys that take part; None where all do.
 
         Of masks of all pairs of tokens, each layer's is looked at in full once.
+
+        Args:
+            branch: of the call.
+            layer: index of the attention layer.
+            mask: as attention was given it.
+            image: where tokens of the latents are, None where that is not known.
 
         Raises:
             NotKeyPadding: it says more; `refused` says so from now on.
@@ -146,7 +160,7 @@ class MaskBook:
         known = self._newest.get(branch)
         if known is None or not known.covers(mask, trusted=where in self._padding):
             try:
-                known = self._newest[branch] = KeyMask(mask)
+                known = self._newest[branch] = KeyMask(mask, image)
             except NotKeyPadding:
                 self._refused.add(where)
                 raise

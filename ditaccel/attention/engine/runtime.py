@@ -291,7 +291,8 @@ class AttentionRuntime(PerLoop):
             if self._loop.masks.refused(branch, call.layer):
                 return Dense(DenseReason.MASK)  # looking at it again would wait for the device
             try:
-                key_mask = self._loop.masks.key_mask(branch, call.layer, call.mask)
+                image = self._image(call.q.shape[2], now.tokens)
+                key_mask = self._loop.masks.key_mask(branch, call.layer, call.mask, image)
             except NotKeyPadding as error:
                 first = self._first_with.setdefault(str(error), self._modules[call.layer].name)
                 self._warn(f"{first} (and layers like it): {error}; attention stays dense")
@@ -357,6 +358,13 @@ class AttentionRuntime(PerLoop):
         if side == "none" or tokens is None or tokens >= length:
             return None
         return (0, length - tokens) if side == "front" else (tokens, length)
+
+    def _image(self, length: int, tokens: int | None) -> slice | None:
+        """Where tokens of the latents are, where text is in the sequence too."""
+        text = self._text(length, tokens)
+        if text is None:
+            return None
+        return slice(text[1], length) if text[0] == 0 else slice(0, text[0])
 
     def _run(
         self, plan: Plan, call: LayerCall, key_mask: Tensor | None, state: LayerState

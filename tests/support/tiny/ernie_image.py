@@ -27,9 +27,7 @@ def ernie_image() -> Tiny:
         rope_axes_dim=(4, 6, 6),
     )
     filled(transformer)
-    pipe = pipeline_of(
-        ErnieImagePipeline, transformer, FlowMatchEulerDiscreteScheduler(shift=3.0)
-    )
+    pipe = pipeline_of(ErnieImagePipeline, transformer, FlowMatchEulerDiscreteScheduler(shift=3.0))
     return pipe, {
         "prompt_embeds": [embeds(6, 16)],
         "negative_prompt_embeds": [embeds(4, 16)],

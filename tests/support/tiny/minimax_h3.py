@@ -42,7 +42,7 @@ def _minimax_h3(blocks: Any, part: str = "transformer") -> Tiny:
 
 @tiny_family(resized={"height": 96}, resized_tokens=37 * 3 * 2)
 def minimax_h3() -> Tiny:
-    """Text to video: a schedule of 8 noise levels has 7 steps, and sound has a schedule of its own."""
+    """Text to video: 8 noise levels make 7 steps, and sound has a schedule of its own."""
     from diffusers.modular_pipelines.minimax_h3.modular_blocks_minimax_h3 import (
         MiniMaxH3CoreDenoiseStep,
     )

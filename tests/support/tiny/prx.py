@@ -49,5 +49,5 @@ def prx() -> Tiny:
 
 @tiny_family(variant=True, tokens=121, steps=7)
 def prx_pixel() -> Tiny:
-    """`PRXPixelPipeline`: the transformer predicts the picture, and the pipeline a velocity of it."""
+    """`PRXPixelPipeline`: predicts the picture, of which the pipeline makes a velocity."""
     return _prx("PRXPixelPipeline", 3, height=22, width=22)
