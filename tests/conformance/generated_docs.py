@@ -111,7 +111,8 @@ def pipelines_of_diffusers() -> Mapping[str, list[str]]:
     for path in sorted(Path(spec.origin).parent.glob("modular_pipelines/*/modular_pipeline.py")):
         text = "".join(each.read_text(encoding="utf-8") for each in path.parent.glob("*.py"))
         names = re.findall(r"^class (\w+ModularPipeline)\b", text, re.MULTILINE)
-        for kind in set(re.findall(r'ComponentSpec\(\s*"transformer\w*", (\w+)\)', text)):
+        part = r'ComponentSpec\(\s*(?:"transformer\w*"|self\.transformer_name), (\w+)\)'
+        for kind in set(re.findall(part, text)):
             found.setdefault(kind, []).extend(names)
     return found
 
