@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_renamed(parser, "--lpips-weights", "FILE is --weights lpips=FILE now")
     options.add_running(parser)
+    options.add_scheduler(parser)
     add(
         "--pairs",
         type=whole("--pairs", 1),
@@ -135,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         dtype=args.dtype,
         pipeline=args.pipeline,
+        scheduler=args.scheduler,
         threads=args.threads,
         pairs=args.pairs,
         quiet=args.quiet,

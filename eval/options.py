@@ -27,6 +27,8 @@ class Options:
         dtype: `float32`, `float16` or `bfloat16`; None takes float32 on a CPU, else the model's.
         pipeline: `module:function` or `file.py:function` that makes the pipeline of a model (see
             `ditaccel.io.factory.Factory`); None loads the model's own.
+        scheduler: short name of another scheduler with the model's own noise levels (see
+            `ditaccel.io.schedulers`); None keeps the model's own.
         threads: CPU threads, None leaves torch's setting.
         pairs: samples that are timed: each row has a dense run of its own there, which
             about doubles what they cost. Quality is measured on all samples.
@@ -46,6 +48,7 @@ class Options:
     device: str = AUTO
     dtype: str | None = None
     pipeline: str | None = None
+    scheduler: str | None = None
     threads: int | None = None
     pairs: int = 8
     quiet: bool = False

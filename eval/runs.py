@@ -62,7 +62,7 @@ def evaluate(
     rows = Rows(sampler, subject.for_presets)
     chosen = rows.told(specs.build(texts, sampler.steps, options.fewer, rows.validate))
     judge = Judge(options, subject.sheet, subject.pipe if sampler.by_class else None)
-    setup = describe(subject, sampler, chosen, prompts, seeds, judge, options.pairs)
+    setup = describe(subject, sampler, chosen, prompts, seeds, judge, options)
     samples = make_samples(prompts, seeds)
     with Store(out, setup) as store:
         left = sum(not store.is_done(row.id, s.id) for row in chosen for s in samples)

@@ -34,6 +34,7 @@ IDENTITY = (
     "versions",
     "dtype",
     "pipeline",
+    "scheduler",
 )
 
 

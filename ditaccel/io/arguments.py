@@ -306,6 +306,16 @@ def add_pipeline(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_scheduler(parser: argparse.ArgumentParser) -> None:
+    """Declare `--scheduler`."""
+    parser.add_argument(
+        "--scheduler",
+        metavar="NAME",
+        help="another scheduler with the model's own noise levels: euler, ddim, unipc, unipc3, "
+        "dpm++2m, dpm++3m, heun (default: the model's own)",
+    )
+
+
 def add_running(parser: argparse.ArgumentParser, dtype_default: str = "") -> None:
     """Declare where and in what a pipeline runs: `--device --dtype --pipeline --threads`."""
     add_device(parser)

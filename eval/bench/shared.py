@@ -19,6 +19,7 @@ from ditaccel.io.factory import Opened
 from ditaccel.io.given import whole_argument as whole
 from ditaccel.io.models import line_of, prompts_for, read_sheet
 from ditaccel.io.opening import choose_device, open_pipeline, use_threads
+from ditaccel.io.schedulers import put_scheduler
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def add_model(
     Args:
         parser: of the benchmark.
         limit: default of `--limit`; None does not declare it.
-        threads: whether `--threads` is one for the whole benchmark.
+        threads: whether the benchmark runs in this process: with one `--threads`, and with
+            `--scheduler`.
     """
     options.add_model(parser)
     options.add_prompts(parser)
@@ -55,6 +57,7 @@ def add_model(
     options.add_dtype(parser)
     options.add_pipeline(parser)
     if threads:
+        options.add_scheduler(parser)
         options.add_threads(parser)
 
 
@@ -135,7 +138,9 @@ def open_subject(args: argparse.Namespace, prompts: int = 1, **changes: Any) -> 
 def open_model(args: argparse.Namespace) -> Opened:
     """Load the pipeline, with the threads that were asked for."""
     use_threads(args.threads, choose_device(args.device))
-    return open_pipeline(args.model, args.device, args.dtype, args.pipeline)
+    opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
+    put_scheduler(opened.pipe, args.scheduler)
+    return opened
 
 
 def run_dense(subject: Subject, index: int) -> None:

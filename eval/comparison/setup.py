@@ -14,6 +14,7 @@ from ditaccel.io import given, provenance
 
 from ..judge import Judge
 from ..measure.memory import CPU_MEANING, CUDA_MEANING
+from ..options import Options
 from ..peers.base import PEERS
 from ..records import SCHEMA
 from ..specs import RunConfig
@@ -28,7 +29,7 @@ def describe(
     prompts: Sequence[str],
     seeds: Sequence[int],
     judge: Judge,
-    pairs: int,
+    options: Options,
 ) -> dict[str, Any]:
     """The content of `run.json`.
 
@@ -39,7 +40,7 @@ def describe(
         prompts: of the samples.
         seeds: of the samples.
         judge: of the run.
-        pairs: samples that are timed.
+        options: of the run.
     """
     device = provenance.device_of(subject.pipe)
     call = {name: argument(value) for name, value in sampler.call.items()}
@@ -63,10 +64,12 @@ def describe(
         "features": judge.features,
         "metrics": [metric.to_dict() for metric in judge.metrics],
         "memory": CUDA_MEANING if device["type"] == "cuda" else CPU_MEANING,
-        "pairs": pairs,
+        "pairs": options.pairs,
     }
     if subject.factory is not None:
         setup["pipeline"] = subject.factory.identity
+    if options.scheduler is not None:
+        setup["scheduler"] = options.scheduler
     return setup
 
 

@@ -19,6 +19,7 @@ from ditaccel.io.asking import default_call
 from ditaccel.io.factory import Factory, Opened, read_factory
 from ditaccel.io.models import Sheet, read_sheet, sheet_of
 from ditaccel.io.opening import open_pipeline
+from ditaccel.io.schedulers import put_scheduler
 
 from ..options import Options
 from .sampler import Sampler
@@ -102,6 +103,7 @@ def open_subject(model: str | Path | Any, options: Options) -> Subject:
     if isinstance(model, (str, Path)):
         sheet = read_sheet(model)
         opened = open_pipeline(model, options.device, options.dtype, factory)
+        put_scheduler(opened.pipe, options.scheduler)
         subject = Subject(str(model), opened, sheet, factory)
     else:
         _refuse_what_is_for_folders(model, options)
@@ -114,9 +116,10 @@ def _refuse_what_is_for_folders(pipe: Any, options: Options) -> None:
     """A loaded pipeline is used as it is, and as its dense self.
 
     Raises:
-        UsageError: it is accelerated, or an option asks for another device, dtype or pipeline.
+        UsageError: it is accelerated, or an option asks for another device, dtype, pipeline or
+            scheduler.
     """
-    for name in ("device", "dtype", "pipeline"):
+    for name in ("device", "dtype", "pipeline", "scheduler"):
         if getattr(options, name) != getattr(Options(), name):
             raise UsageError(
                 f"{name} is for a model that evaluate loads; a loaded pipeline is used as it is",

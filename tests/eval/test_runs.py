@@ -22,7 +22,7 @@ from ditaccel.eval.specs import build
 from ditaccel.eval.store import load_frames
 from ditaccel.eval.summary.summarise import summarise
 
-from ditaccel.errors import ConfigError, UsageError
+from ditaccel.errors import ConfigError, UnsupportedError, UsageError
 from ditaccel.io import provenance
 from ditaccel.io.asking import default_call
 from ditaccel.io.files import read_json, read_lines
@@ -418,3 +418,12 @@ def test_sampler_arguments(pipelines) -> None:
     flux = Sampler(pipe, default_call(pipe, Sheet(negative_prompt="ugly")), 7)
     assert flux.arguments("a cat", 0, 4)["prompt"] == "a cat"
     assert flux.arguments("a cat", 0, 4)["negative_prompt"] == "ugly"
+
+
+def test_runs_with_different_schedulers_never_mix(finished, model_folder) -> None:
+    other = replace(OPTIONS, scheduler="euler")
+    with pytest.raises(UsageError, match="another setup"):
+        evaluate(str(model_folder), CONFIGS, PROMPTS, [0, 1], finished, other)
+    unknown = replace(OPTIONS, scheduler="nosuch")
+    with pytest.raises(UnsupportedError, match="no scheduler 'nosuch'"):
+        evaluate(str(model_folder), [], PROMPTS, [0], finished, unknown)

@@ -1,0 +1,79 @@
+"""Another scheduler for a pipeline, by the short name that people use (`--scheduler unipc`)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.denoising.schedulers import is_flow
+from ..errors import UnsupportedError
+from .given import suggest
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A scheduler of diffusers.
+
+    Attributes:
+        noise: its class for models that predict noise, empty where there is none.
+        flow: its class for flow-matching models, empty where there is none.
+        options: of both.
+    """
+
+    noise: str
+    flow: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_DPM = "DPMSolverMultistepScheduler"
+_PLUS = {"algorithm_type": "dpmsolver++"}
+SCHEDULERS: Mapping[str, Choice] = {
+    "euler": Choice("EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler"),
+    "ddim": Choice("DDIMScheduler", ""),
+    "unipc": Choice("UniPCMultistepScheduler", "UniPCMultistepScheduler", {"solver_order": 2}),
+    "unipc3": Choice("UniPCMultistepScheduler", "UniPCMultistepScheduler", {"solver_order": 3}),
+    "dpm++2m": Choice(_DPM, _DPM, {"solver_order": 2, **_PLUS}),
+    "dpm++3m": Choice(_DPM, _DPM, {"solver_order": 3, **_PLUS}),
+    "heun": Choice("HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+}
+
+
+def put_scheduler(pipe: Any, name: str | None) -> None:
+    """Give a pipeline another scheduler, which keeps the noise levels that the model knows.
+
+    Args:
+        pipe: the pipeline.
+        name: of `SCHEDULERS`; None changes nothing.
+
+    Raises:
+        UnsupportedError: there is no such scheduler, or not for models of this kind.
+    """
+    if name is None:
+        return
+    if name not in SCHEDULERS:
+        raise UnsupportedError(
+            f"there is no scheduler {name!r}{suggest(name, list(SCHEDULERS))}; known: "
+            f"{', '.join(SCHEDULERS)} (any other one: --pipeline)"
+        )
+    pipe.scheduler = _like(pipe.scheduler, name)
+
+
+def _like(scheduler: Any, name: str) -> Any:
+    """A scheduler with the noise levels of another one."""
+    import diffusers
+
+    choice, flow = SCHEDULERS[name], is_flow(scheduler)
+    kind = getattr(diffusers, choice.flow if flow else choice.noise, None)
+    if kind is None:
+        models = "flow-matching models" if flow else "models that predict noise"
+        raise UnsupportedError(f"diffusers has no scheduler {name} for {models}")
+    options = {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+    if flow:
+        shift = options.pop("flow_shift", None) or options.pop("shift", None) or 1.0
+        # both spellings: flow-matching schedulers have the one, multistep ones the other
+        options |= {"shift": shift, "flow_shift": shift}
+        options |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    taken = inspect.signature(kind.__init__).parameters
+    return kind(**{k: v for k, v in {**options, **choice.options}.items() if k in taken})
