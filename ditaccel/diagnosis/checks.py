@@ -27,6 +27,7 @@ from ..config import AccelerationConfig, AttentionConfig, CacheConfig
 from ..config.completion import completed
 from ..config.option_types import checked_value
 from ..config.published import published_presets
+from ..core.denoising.experts import boundary_of
 from ..core.denoising.tracker import DenoisingStep, DenoisingTracker
 from ..core.patching import unwrapped
 from ..core.transformers import modules_of, transformers_of, with_checkpoint
@@ -101,12 +102,13 @@ def _attention(
             yield container, path, getattr(each.module, "processor", None)
 
 
-def first_step(scheduler: Any, steps: int | None = None) -> DenoisingStep | None:
+def first_step(scheduler: Any, steps: int | None = None, pipe: Any = None) -> DenoisingStep | None:
     """The first step of a loop of this scheduler; None where it cannot be set up.
 
     Args:
         scheduler: of the pipeline; it is left alone.
         steps: of the loop; where they are not known, its length is not either.
+        pipe: the pipeline, where it may have two experts.
     """
     scheduler = copy.deepcopy(scheduler)
     options = getattr(scheduler, "config", None) or {}
@@ -116,7 +118,9 @@ def first_step(scheduler: Any, steps: int | None = None) -> DenoisingStep | None
     except Exception:
         # schedulers raise many types where a pipeline would hand more over
         return None
-    holder = type("Holder", (), {"scheduler": scheduler})()
+    shared = ("config", "transformer", "transformer_2")
+    parts = {name: getattr(pipe, name, None) for name in shared}
+    holder = type("Holder", (), {**parts, "scheduler": scheduler})()
     step = DenoisingTracker(holder).observe("transformer", scheduler.timesteps[0])
     return step if steps is not None else dataclasses.replace(step, total=None)
 
@@ -129,6 +133,14 @@ def _scheduler_facts(scheduler: Any, step: DenoisingStep | None) -> dict[str, st
     facts["noise levels"] = "known" if step.sigma is not None else "none that ditaccel can read"
     facts["gap correction"] = "on" if step.additive else "off: it keeps earlier outputs, or clips"
     return facts
+
+
+def _experts(boundary: float, step: DenoisingStep | None) -> str:
+    """Which of two transformers makes which steps."""
+    which = f"transformer makes the steps down to timestep {boundary:g}"
+    if step is not None and step.parts:
+        which = f"transformer makes the first {step.end} of {step.total} steps"
+    return f"{which}, transformer_2 the others; forecasts never reach across"
 
 
 def _objection(policy: CachePolicy, step: DenoisingStep | None) -> str:
@@ -232,9 +244,12 @@ def _diagnosis(
         return found
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scheduler = getattr(pipe, "scheduler", None)
-    step = None if scheduler is None else first_step(scheduler, steps)
+    step = None if scheduler is None else first_step(scheduler, steps, pipe)
     if scheduler is not None:
         found.scheduler = _scheduler_facts(scheduler, step)
+    boundary = boundary_of(pipe)
+    if boundary is not None:
+        found.scheduler["experts"] = _experts(boundary, step)
     chosen = None
     if config is not None:
         chosen = (

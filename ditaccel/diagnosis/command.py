@@ -139,8 +139,10 @@ def hollow_pipeline(model: str | Path, dtype: torch.dtype = torch.bfloat16) -> A
         elif name == "scheduler":
             parts[name] = _scheduler(kind, folder / name)
     pipe = type(str(listed.get("_class_name", "Pipeline")), (), {})()
+    vars(pipe).update(parts)
     pipe.components, pipe.scheduler = parts, parts.get("scheduler")
-    pipe.config = SimpleNamespace(_name_or_path=str(folder))
+    own = {key: value for key, value in listed.items() if not isinstance(value, list)}
+    pipe.config = SimpleNamespace(**own | {"_name_or_path": str(folder)})
     pipe.vae = _vae(listed.get("vae"), folder / "vae", dtype)
     return pipe
 

@@ -347,3 +347,16 @@ def test_the_tokens_of_a_size_are_those_that_attention_gets(name):
             assert lengths == {size.tokens}
             call |= size.reaching(size.tokens + 1) or {}
     assert call.get("height", 96) == 96  # pipelines want sizes in sixteens
+
+
+def test_both_experts_of_wan_22_are_told(tmp_path):
+    from tiny import tiny_wan22
+
+    pipe, _ = tiny_wan22(layers=2)
+    told = ditaccel.doctor(pipe, "balanced", steps=16).scheduler["experts"]
+    assert told.startswith("transformer makes the first 13 of 16 steps, transformer_2 the others")
+    assert "down to timestep 500" in ditaccel.doctor(pipe, "balanced").scheduler["experts"]
+    mask = ditaccel.doctor(pipe, "step_mask:steps=[0,3,5],total=16", steps=16)
+    assert "none of the steps 13 to 15" in mask.problem and not mask.ok
+    pipe.register_to_config(boundary_ratio=None)
+    assert "experts" not in ditaccel.doctor(pipe, "balanced").scheduler

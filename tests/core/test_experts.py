@@ -25,7 +25,7 @@ def pipe_with(boundary, timesteps=(900.0, 700.0, 500.0, 300.0), second=True):
     )
     return Pipe(
         scheduler=scheduler,
-        config={"boundary_ratio": boundary},
+        config=SimpleNamespace(boundary_ratio=boundary),
         transformer=object(),
         transformer_2=object() if second else None,
     )

@@ -6,7 +6,7 @@ below which `transformer_2` makes the steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -17,9 +17,8 @@ def boundary_of(pipe: Any) -> float | None:
         pipe: a pipeline, or None.
     """
     both = all(getattr(pipe, name, None) is not None for name in ("transformer", "transformer_2"))
-    config = getattr(pipe, "config", None)
-    ratio = config.get("boundary_ratio") if isinstance(config, Mapping) and both else None
-    if not isinstance(ratio, (int, float)):
+    ratio = getattr(getattr(pipe, "config", None), "boundary_ratio", None)
+    if not both or not isinstance(ratio, (int, float)):
         return None
     options = getattr(getattr(pipe, "scheduler", None), "config", None) or {}
     return float(ratio) * options.get("num_train_timesteps", 1000)
