@@ -6,6 +6,7 @@ meant), so that a config compares, hashes and is written to a file like any othe
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -48,7 +49,7 @@ def checked(owner: str = "", but: tuple[str, ...] = ()) -> Callable[[T], T]:
             if args and by_name:
                 raise ConfigError(
                     f"{kind.__name__} takes its options by name, as in "
-                    f"{kind.__name__}({fields[0].name}={shown(args[0])})"
+                    f"{kind.__name__}({_by_name(kind, fields[0].name, args[0])})"
                 )
             made(self, *args, **kwargs)
             if own is None:
@@ -66,6 +67,17 @@ def checked(owner: str = "", but: tuple[str, ...] = ()) -> Callable[[T], T]:
         return cls
 
     return wrap
+
+
+def _by_name(kind: Any, name: str, value: Any) -> str:
+    """An option as it is to be written, for a value that was given by position."""
+    hint = typing.get_type_hints(kind)[name]
+    if isinstance(value, str) and _plain(hint, value) is _WRONG:
+        with contextlib.suppress(ValueError):  # a number in quotes
+            value = float(value)
+    if _plain(hint, value) is _WRONG:
+        return f"{name}=..."
+    return f"{name}={shown(value) if not isinstance(value, float) else format(value, 'g')}"
 
 
 def check_fields(config: Any, owner: str, but: tuple[str, ...] = ()) -> None:

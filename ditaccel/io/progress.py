@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 _LINE_SECONDS = 15.0
@@ -30,6 +31,7 @@ class Progress:
         quiet: show nothing.
         name: what lines begin with.
         unit: what is counted, in the plural.
+        say: takes the lines, in place of a bar or of the terminal.
     """
 
     def __init__(
@@ -39,12 +41,13 @@ class Progress:
         quiet: bool = False,
         name: str = "eval",
         unit: str = "generations",
+        say: Callable[[str], None] | None = None,
     ) -> None:
-        self._name, self._unit = name, unit
+        self._name, self._unit, self._say = name, unit, say
         self._total, self._first, self._done, self._quiet = total, done, done, quiet
         self._start = self._shown = time.monotonic()
         self._bar: Any = None
-        if not quiet and sys.stderr.isatty():
+        if not quiet and say is None and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=done, unit=f" {unit}", dynamic_ncols=True)
@@ -57,7 +60,9 @@ class Progress:
         """Say a line beside the bar."""
         if self._quiet:
             return
-        if self._bar is not None:
+        if self._say is not None:
+            self._say(text)
+        elif self._bar is not None:
             self._bar.write(f"{self._name}: {text}", file=sys.stderr)
         else:
             print(f"{self._name}: {text}", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """`tune`: search the steps worth computing, or the thresholds of an attention method."""
 
-from .tuner import Target, tune
+from .target import Target
+from .tuner import tune
 
 __all__ = ["Target", "tune"]

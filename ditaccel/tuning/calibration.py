@@ -27,6 +27,7 @@ from ..config.option_types import checked_value
 from ..errors import UsageError
 from ..io.asking import check_call
 from ..io.prompts import Prompt, as_calls
+from ..pipelines import FamilyAdapter
 from .observe import observed
 
 
@@ -110,9 +111,10 @@ def _measure(
     parts: int,
     seed: int,
     progress: Callable[[str], None],
+    adapter: FamilyAdapter | None,
 ) -> _Recorder:
     recorder = _Recorder(candidates, parts)
-    with observed(pipe, recorder):
+    with observed(pipe, recorder, adapter):
         for i, call in enumerate(calls):
             progress(f"dense run {i + 1} of {len(calls)}, {len(candidates)} value(s) per layer")
             pipe(**call, generator=torch.Generator().manual_seed(seed + i))
@@ -187,6 +189,7 @@ def calibrate(
     parts: int = 4,
     seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
+    adapter: FamilyAdapter | None = None,
     **call: Any,
 ) -> Calibration:
     """Choose the calibrated option of an attention method for every layer and part of the loop.
@@ -204,6 +207,7 @@ def calibrate(
         parts: equal parts of the denoising loop with a value of their own.
         seed: seed of the first generation.
         progress: called with one line per generation.
+        adapter: of the transformers; by default that of their family.
         **call: arguments of every pipeline call, e.g. `num_inference_steps=50, height=480`.
 
     Returns:
@@ -222,9 +226,9 @@ def calibrate(
     for one in calls:
         check_call(pipe, one, "calibrate")
     candidates = {c: replace(base, **{option.option: c}) for c in option.candidates}
-    seen = _measure(pipe, calls, candidates, parts, seed, progress)
+    seen = _measure(pipe, calls, candidates, parts, seed, progress, adapter)
     chosen = replace(base, **{option.per_layer: _choose(seen, option, parts, target_error)})
-    held = _measure(pipe, calls, {0.0: chosen}, 1, seed, progress)
+    held = _measure(pipe, calls, {0.0: chosen}, 1, seed, progress, adapter)
     layers = range(held.layers)
     return Calibration(
         chosen,

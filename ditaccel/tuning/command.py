@@ -16,15 +16,20 @@ from ditaccel.io import given
 from ditaccel.io.arguments import listed, number
 from ditaccel.io.asking import asked, calls_of, default_call
 from ditaccel.io.factory import Opened
+from ditaccel.io.given import whole_argument
 from ditaccel.io.models import Sheet, part_of_prompts, prompts_for, read_sheet
 from ditaccel.io.opening import choose_device, open_pipeline, use_threads
 from ditaccel.tuning.calibration import calibrate
-from ditaccel.tuning.tuner import MOST_PSNR, Target, Tuner, calibrated_config, no_saving
+from ditaccel.tuning.quality import MOST_PSNR, STATISTICS
+from ditaccel.tuning.target import Target
+from ditaccel.tuning.tuner import PAIRS, Tuner, calibrated_config, no_saving, paired
 
 EXAMPLE = """\
 examples:
   ditaccel tune samples/models/shapes-wan --psnr 35 --out wan-35db.yaml
   ditaccel tune samples/models/shapes-flux --share 0.2,0.3 --out tuned/
+  ditaccel tune samples/models/shapes-flux --share 0.2 --refine 100 --resume refined.jsonl \\
+    --out refined.yaml
 
 then: ditaccel.accelerate(pipe, "wan-35db.yaml")
 A file is valid for the step count that it was made with. With several targets
@@ -51,19 +56,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--statistic",
-        choices=("mean", "min"),
+        choices=STATISTICS,
         default="mean",
-        help="compare the mean PSNR of the prompts with --psnr, or the worst one (default mean)",
+        help="what is compared with --psnr: the mean PSNR of the samples, the 10th percentile "
+        "(p10), or the worst one (default mean)",
     )
     options.add_out(parser, "config file; with several targets, a folder", "PATH")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options.add_prompts(parser)
     options.add_skip(parser, "all but as many as --limit")
-    options.add_limit(parser, 4)
+    options.add_limit(parser, PAIRS)
+    parser.add_argument(
+        "--pairs",
+        type=whole_argument("--pairs", 1),
+        metavar="N",
+        help="prompt-seed pairs to learn from: the prompts in turn, each time with another seed "
+        f"(default {PAIRS}, or one per prompt if there are more)",
+    )
     options.add_seed(parser, 1000)
     options.add_steps(parser)
     options.add_call(parser)
     options.add_running(parser)
+    parser.add_argument(
+        "--refine",
+        type=whole_argument("--refine", 0),
+        default=0,
+        metavar="N",
+        help="try N plans around the best one, in closed loop (default 0; 100 is a good start)",
+    )
+    parser.add_argument(
+        "--anneal", action="store_true", help="let --refine accept worse plans on the way"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=number("--minutes", 0, 1e6, open_ends=True),
+        metavar="N",
+        help="after so many minutes --refine tries no further plan",
+    )
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        help="remember in FILE what was run; after a kill the same command continues",
+    )
     parser.add_argument(
         "--memory",
         default="4GB",
@@ -175,23 +210,24 @@ def _calibrate(
         print(f"{name:<24}{density:>9.3f}{mean:>9.4f}  {path or '-'}")
 
 
-def _search(tuner: Tuner, goals: dict[str, Target], files: _Files) -> None:
+def _search(
+    tuner: Tuner, goals: dict[str, Target], files: _Files, refine: int, anneal: bool
+) -> None:
     print(f"{'target':<14}{'computed':>9}{'PSNR':>9}{'worst':>9}  file")
     for name, goal in goals.items():
         with warnings.catch_warnings():
             # reported below, with what becomes of the file
             warnings.filterwarnings("ignore", message=".*no plan that was run reaches")
-            found = tuner.reach(goal)
+            found = tuner.reach(goal, refine, anneal)
         path: Path | None
         if found.reaches(goal):
             path = files.write(name, found.config)
         else:
             level = found.level(goal.statistic)
-            of = "" if goal.statistic == "mean" else " for the worst sample"
             path = files.miss(
                 name,
-                f"no plan that was run reaches {goal.psnr:g} dB{of}; the best of "
-                f"{len(tuner.runs)} has {level:.1f} dB",
+                f"no plan that was run reaches {goal.asked}; the best of {len(tuner.runs)} has "
+                f"{level:.1f} dB",
                 found.config,
             )
         levels = f"{found.psnr:>6.1f} dB{found.psnr_min:>6.1f} dB"
@@ -221,7 +257,16 @@ def run(args: argparse.Namespace) -> int:
         if args.attention_error:
             _calibrate(opened.pipe, calls, goals, args.seed, files)
         else:
-            _search(Tuner(opened.pipe, calls, args.seed, _say, args.memory), goals, files)
+            tuner = Tuner(
+                opened.pipe,
+                paired(calls, args.pairs),
+                args.seed,
+                _say,
+                args.memory,
+                minutes=args.minutes,
+                resume=args.resume,
+            )
+            _search(tuner, goals, files, args.refine, args.anneal)
     for line in files.missed:
         print(f"ditaccel: not reached: {line}", file=sys.stderr)
     return 1 if files.missed else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -100,16 +100,18 @@ class Recording:
         first: the same of the first branch's outputs, None unless every step called the
             transformer for two branches and the scheduler got something of the same shape.
         difference: the same of the second branch's outputs less the first one's.
-        along: sum of products of `guided - first` with that difference.
-        length: sum of squares of that difference.
+        along: per step, sum of products of `guided - first` with that difference, `(S,)`.
+        length: per step, sum of squares of that difference, `(S,)`.
+        names: of the transformer that computed each step.
     """
 
     steps: tuple[DenoisingStep, ...]
     guided: np.ndarray
     first: np.ndarray | None = None
     difference: np.ndarray | None = None
-    along: float = 0.0
-    length: float = 0.0
+    along: np.ndarray | None = None
+    length: np.ndarray | None = None
+    names: tuple[str, ...] = ()
 
 
 class _Recorder:
@@ -117,14 +119,16 @@ class _Recorder:
 
     def __init__(self, budget: int) -> None:
         self.steps: list[DenoisingStep] = []
+        self.names: list[str] = []
         self._store = OutputStore(budget)
         self._calls: dict[str, torch.Tensor] = {}
         self._branches: list[str] | None = None
         self._paired = True
 
-    def called(self, place: DenoisingStep, output: torch.Tensor) -> None:
+    def called(self, name: str, place: DenoisingStep, output: torch.Tensor) -> None:
         if not self.steps or self.steps[-1].index != place.index:
             self.steps.append(place)
+            self.names.append(name)
         if self._paired:
             # pipelines may guide in place
             self._calls[place.branch] = output.detach().clone()
@@ -147,7 +151,7 @@ class _Recorder:
     def reduced(self) -> Recording:
         batch, count, values = self._store.shape("guided")
         guided, first, difference = (torch.zeros(batch, count, count).double() for _ in range(3))
-        along = length = 0.0
+        along, length = torch.zeros(count).double(), torch.zeros(count).double()
         for start in range(0, values, _COLUMNS):
             part = (start, start + _COLUMNS)
             seen = self._store.columns("guided", *part)
@@ -158,18 +162,18 @@ class _Recorder:
             first += base @ base.mT / values
             apart = self._store.columns("other", *part) - base
             difference += apart @ apart.mT / values
-            along += float(((seen - base) * apart).sum())
-            length += float((apart * apart).sum())
-        steps = tuple(self.steps)
+            along += ((seen - base) * apart).sum((0, 2))
+            length += (apart * apart).sum((0, 2))
+        steps, names = tuple(self.steps), tuple(self.names)
         if not self._paired:
-            return Recording(steps, guided.numpy())
-        return Recording(steps, guided.numpy(), first.numpy(), difference.numpy(), along, length)
+            return Recording(steps, guided.numpy(), names=names)
+        pair = first.numpy(), difference.numpy(), along.numpy(), length.numpy()
+        return Recording(steps, guided.numpy(), *pair, names)
 
 
 def record(
     pipe: Any,
-    name: str,
-    transformer: nn.Module,
+    transformers: Mapping[str, nn.Module],
     adapter: FamilyAdapter,
     run: Callable[[], T],
     budget: int,
@@ -178,9 +182,8 @@ def record(
 
     Args:
         pipe: the pipeline.
-        name: component name of its transformer.
-        transformer: the transformer.
-        adapter: its family.
+        transformers: component name -> transformer, of one loop.
+        adapter: their family.
         run: calls the pipeline once.
         budget: bytes of outputs to hold in memory at a time; the rest goes to a temporary file.
 
@@ -193,17 +196,21 @@ def record(
     if budget < 0:
         raise UsageError(f"memory_budget is {budget}; it must be 0 bytes or more")
     recorder, tracker, ledger = _Recorder(budget), DenoisingTracker(pipe), PatchLedger(object())
-    listener, arguments = ContextListener(unwrapped(transformer)), Arguments(transformer)
-    ledger.on_undo(listener.detach)
     scheduler = pipe.scheduler
     step, before = scheduler.step, vars(scheduler).get("step")
 
-    def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        output = inner(*args, **kwargs)
-        timestep = adapter.timestep_in(arguments.named(args, kwargs))
-        place = tracker.observe(name, timestep, listener.current(), adapter.preconditioned)
-        recorder.called(place, tensors_of(output)[0])
-        return output
+    def watch(name: str, transformer: nn.Module) -> None:
+        listener, arguments = ContextListener(unwrapped(transformer)), Arguments(transformer)
+        ledger.on_undo(listener.detach)
+
+        def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+            output = inner(*args, **kwargs)
+            timestep = adapter.timestep_in(arguments.named(args, kwargs))
+            place = tracker.observe(name, timestep, listener.current(), adapter.preconditioned)
+            recorder.called(name, place, tensors_of(output)[0])
+            return output
+
+        ledger.intercept(transformer, around)
 
     def watched(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         recorder.stepped(model_output)
@@ -216,7 +223,8 @@ def record(
             scheduler.step = before
 
     try:
-        ledger.intercept(transformer, around)
+        for name, transformer in transformers.items():
+            watch(name, transformer)
         ledger.on_undo(put_back)
         scheduler.step = watched
         result = run()

@@ -1,43 +1,63 @@
 """Which steps to compute? Dynamic programming over the steps of recorded dense runs.
 
-The latents of an additive scheduler are a sum of outputs, so what a gap of forecasts does to them
-is known from a dense run: the error it leaves before correction (which the computed step at its end
-still sees) and the error that stays after correction. Both are linear in the recorded outputs, so
-that their sizes follow from one Gram matrix, whatever the size of the latents. The cheapest set of
-K computed steps is then a shortest path (compare LeMiCa, arXiv 2511.00090, whose graph weighs
-reused features instead).
+Where the scheduler is linear, all latents are weighted sums of outputs (`core.denoising.response`),
+so what a gap of forecasts does to them is known from a dense run: the error it leaves before
+correction, which the computed step at its end still sees, and the error in the last latents that
+stays after correction. Both are linear in the recorded outputs, so that their sizes follow from one
+Gram matrix, whatever the size of the latents. The cheapest set of K computed steps is then a
+shortest path (compare LeMiCa, arXiv 2511.00090, whose graph weighs reused features instead).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..caching.engine.forecast import newton_weights
 from ..caching.engine.gaps import LONGEST_WITH_FEEDBACK
+from .masks import Mask, Steps
 
-Steps = tuple[int, ...]
+# Computed steps that a forecast of order 1 needs: so many are computed first, in every transformer.
+NEEDED = 2
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Recorded outputs of one quantity over a denoising loop.
+    """Recorded outputs of one quantity over a denoising loop of S steps.
 
     Attributes:
         gram: mean inner products of the outputs of steps i and j, `(S, S)`.
-        widths: `sigma_next - sigma` of each step, `(S,)`.
+        response: `(S + 1, S)`; row j: change of the latents before step j (S: of the last ones) per
+            change of each output (`core.denoising.response.Response.latents`).
         scales: `DenoisingStep.latent_scale` of each step, `(S,)`.
+        switches: first steps of further transformers, across which nothing is forecast.
     """
 
     gram: np.ndarray
-    widths: np.ndarray
+    response: np.ndarray
     scales: np.ndarray
+    switches: tuple[int, ...] = field(default=())
+
+    @property
+    def steps(self) -> int:
+        """Steps of the loop."""
+        return len(self.gram)
+
+    def expert(self, step: int) -> int:
+        """Which transformer computes a step, counted from 0."""
+        return sum(step >= switch for switch in self.switches)
+
+    def forced(self, warmup: int) -> frozenset[int]:
+        """Steps that every plan computes: the first ones, of each transformer, and the last one."""
+        first = {s for at in self.switches for s in range(at, at + NEEDED)}
+        every = {*range(max(warmup, 1)), *first, self.steps - 1}
+        return frozenset(step for step in every if step < self.steps)
 
 
 class GapCosts:
-    """What a gap of forecasts costs: squared error in the latents, by their size.
+    """What a gap of forecasts costs: squared error in the latents.
 
     Args:
         trajectory: recorded outputs.
@@ -50,7 +70,7 @@ class GapCosts:
         self._t = trajectory
         self._unseen = unseen
         self.longest = longest
-        self.steps = len(trajectory.widths)
+        self.steps = trajectory.steps
         self._known: dict[tuple[int, int, int], float] = {}
 
     def __call__(self, before: int, start: int, end: int) -> float:
@@ -61,49 +81,57 @@ class GapCosts:
             start: computed step at which the gap begins.
             end: computed step at which it ends.
         """
-        key = (before, start, end)
+        key = (self.remembered(before, start), start, end)
         if key not in self._known:
             self._known[key] = self._cost(*key) if end > start + 1 else 0.0
         return self._known[key]
 
+    def remembered(self, before: int, start: int) -> int:
+        """`before`, or -1 where another transformer computed it: histories end at the switch."""
+        return before if self._t.expert(before) == self._t.expert(start) else -1
+
     def _cost(self, before: int, start: int, end: int) -> float:
+        t = self._t
         past = [start] if before < 0 else [start, before]
-        extrapolation = np.zeros(self.steps)
-        interpolation = np.zeros(self.steps)
+        seen, left = np.zeros(self.steps), np.zeros(self.steps)
+        # a step that moves nothing cannot carry a correction, another transformer's output says
+        # nothing of the gap, and noise prediction answers to the error of a long one
+        answers = t.scales[end] != 1.0 and end - start > LONGEST_WITH_FEEDBACK
+        moves = t.response[-1, end] != 0.0 and t.expert(start) == t.expert(end)
+        nodes = [end, *past] if moves and not answers else past
         for i in range(start + 1, end):
-            width = self._t.widths[i]
-            for error, nodes in ((extrapolation, past), (interpolation, [end, *past])):
-                weights = newton_weights([float(n) for n in nodes], float(i), len(nodes) - 1)
-                error[nodes] += width * np.asarray(weights)
-                error[i] -= width
-        seen = extrapolation @ self._t.gram @ extrapolation
-        # a step of width 0 cannot carry a correction, and noise prediction none of a long gap
-        answers = self._t.scales[end] != 1.0 and end - start > LONGEST_WITH_FEEDBACK
-        kept = extrapolation if self._t.widths[end] == 0.0 or answers else interpolation
-        left = kept @ self._t.gram @ kept
-        return float(max(left, 0.0) + self._unseen * max(seen, 0.0)) / self._t.scales[end] ** 2
+            weights = newton_weights([float(n) for n in past], float(i), len(past) - 1)
+            seen[past] += t.response[end, i] * np.asarray(weights)
+            seen[i] -= t.response[end, i]
+            weights = newton_weights([float(n) for n in nodes], float(i), len(nodes) - 1)
+            left[nodes] += t.response[-1, i] * np.asarray(weights)
+            left[i] -= t.response[-1, i]
+        errors = [max(float(error @ t.gram @ error), 0.0) for error in (left, seen)]
+        return errors[0] + self._unseen * errors[1]
 
 
 def best_steps(
-    costs: GapCosts, allowed: Sequence[int], warmup: int
+    costs: GapCosts, allowed: Sequence[int], forced: frozenset[int]
 ) -> dict[int, tuple[float, Steps]]:
     """Return, for every number of computed steps, the least cost and the steps that have it.
 
     Args:
         costs: of the gaps.
         allowed: steps that may be computed, in order; the first and last always are.
-        warmup: number of first steps of `allowed` that are computed in any case.
+        forced: those of them that are computed in any case.
     """
     places = list(allowed)
-    fixed = places[: max(warmup, 1)]
-    total = 0.0
-    for i in range(1, len(fixed)):
-        total += costs(fixed[i - 2] if i > 1 else -1, fixed[i - 1], fixed[i])
-    state = (fixed[-2] if len(fixed) > 1 else -1, fixed[-1])
-    reached: dict[tuple[int, int], tuple[float, Steps]] = {state: (total, tuple(fixed))}
+    reached: dict[tuple[int, int], tuple[float, Steps]] = {(-1, places[0]): (0.0, (places[0],))}
     found: dict[int, tuple[float, Steps]] = {}
     last = places[-1]
-    within = {at: [p for p in places if at < p <= at + costs.longest] for at in places}
+    within = {
+        at: [
+            p
+            for p in places
+            if at < p <= at + costs.longest and not any(at < f < p for f in forced)
+        ]
+        for at in places
+    }
     while reached:
         done = [value for (_, at), value in reached.items() if at == last]
         if done:
@@ -135,16 +163,19 @@ class Plan:
     share: float
     cost: float
 
+    @property
+    def mask(self) -> Mask:
+        """What it computes."""
+        return Mask(self.steps, self.others)
 
-def plans(
-    first: Trajectory, difference: Trajectory | None, weight: float, warmup: int
-) -> list[Plan]:
+
+def plans(first: Trajectory, difference: Trajectory | None, warmup: int) -> list[Plan]:
     """Return the plans that no other plan beats in both share and cost, the cheapest first.
 
     Args:
-        first: outputs of the first branch (or the guided output, where there is one call a step).
-        difference: the other branch's outputs less the first one's, None for one call a step.
-        weight: factor of the difference in the guided output.
+        first: outputs of the first branch (or the guided output, where there is one call per step).
+        difference: the other branch's outputs less the first one's, with a response that holds its
+            weight in the guided output; None for one call per step.
         warmup: first steps that are computed in any case.
     """
     costs = GapCosts(first)
@@ -152,17 +183,18 @@ def plans(
     found = []
     # Longer gaps for the difference: it moves slowly.
     other_costs = GapCosts(difference, longest=2 * costs.longest) if difference else None
-    for count, (cost, path) in best_steps(costs, range(steps), warmup).items():
+    forced = first.forced(warmup)
+    for count, (cost, path) in best_steps(costs, range(steps), forced).items():
         if other_costs is None:
             if count < steps:  # all of them would be the dense run
                 found.append(Plan(path, None, count / steps, cost))
             continue
         if count > 0.6 * steps and (steps - count) % 2:
             continue  # there plans differ little, and each takes as long to find as all short ones
-        for others, (extra, nodes) in best_steps(other_costs, path, warmup).items():
+        for others, (extra, nodes) in best_steps(other_costs, path, forced).items():
             share = (count + others) / (2 * steps)
             if share < 1.0:
-                found.append(Plan(path, nodes, share, cost + weight**2 * extra))
+                found.append(Plan(path, nodes, share, cost + extra))
     front: list[Plan] = []
     for plan in sorted(found, key=lambda p: (p.share, p.cost)):
         if not front or plan.cost < front[-1].cost:

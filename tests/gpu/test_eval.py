@@ -76,13 +76,12 @@ def test_tune(placed, device):
 
 
 def test_recorded_products_are_those_of_the_cpu(placed, device):
-    from ditaccel.api import _transformers
+    from ditaccel.core.transformers import transformers_of
 
     found = []
     for build in (tiny_wan, lambda: placed(tiny_wan)):
         pipe, call = build()
-        transformers, adapter = _transformers(pipe)
-        ((name, transformer),) = transformers.items()
+        transformers, adapter = transformers_of(pipe)
         run = lambda pipe=pipe, call=call: generate(pipe, call)  # noqa: E731
-        found.append(record(pipe, name, transformer, adapter, run, budget=2000)[1])
+        found.append(record(pipe, transformers, adapter, run, budget=2000)[1])
     np.testing.assert_allclose(found[0].first, found[1].first, rtol=1e-2, atol=1e-4)

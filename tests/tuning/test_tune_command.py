@@ -60,10 +60,12 @@ def test_mistakes_are_one_line(additive, arguments, message, capsys):
     assert error.startswith(("ditaccel: error:", "ditaccel tune: error:")) and message in error
 
 
-def test_a_scheduler_that_does_not_add_up_is_refused(model_folder, tmp_path, capsys):
+def test_a_scheduler_that_clips_is_refused(model_folder, tmp_path, capsys):
     arguments = ["tune", str(model_folder), "--share", "0.5", "--out", str(tmp_path / "a.yaml")]
     assert main(arguments) == 2
-    assert "use adaptive_taylor" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert "clips or thresholds; use a method without a schedule" in lines[-1]
+    assert len([line for line in lines if "dense run" in line]) == 1, "known after the first run"
     assert not (tmp_path / "a.yaml").exists()
 
 

@@ -1,0 +1,44 @@
+"""How near a generation is to dense, in dB, and what many of them come to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import UsageError
+
+STATISTICS = ("mean", "p10", "min")
+MOST_PSNR = 99.0
+
+
+def level_of(levels: Sequence[float], statistic: str) -> float:
+    """What the levels of several samples come to: their mean, 10th percentile or minimum."""
+    if statistic == "p10":
+        return float(np.percentile(levels, 10))
+    return min(levels) if statistic == "min" else float(np.mean(levels))
+
+
+def frames_of(output: Any) -> np.ndarray:
+    """Decoded output as uint8, `(B, …)`: what people see, and a quarter of the memory."""
+    value = output.frames if hasattr(output, "frames") else output.images
+    array = np.asarray(value)
+    if not np.isfinite(array).all():
+        raise UsageError("a generation came out with NaN or infinity; check weights and dtype")
+    return np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)
+
+
+def psnrs(result: np.ndarray, dense: np.ndarray) -> list[float]:
+    """PSNR of each sample in dB."""
+    levels = []
+    for ours, theirs in zip(result, dense, strict=True):
+        # frame by frame: a clip in float64 would be gigabytes
+        squares = [
+            np.square(a.astype(np.int32) - b).sum() for a, b in zip(ours, theirs, strict=True)
+        ]
+        error = float(sum(squares)) / theirs.size
+        levels.append(
+            MOST_PSNR if error == 0 else min(MOST_PSNR, 10 * float(np.log10(255.0**2 / error)))
+        )
+    return levels

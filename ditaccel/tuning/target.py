@@ -1,0 +1,103 @@
+"""What a tuned config must reach, and what one gave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import AccelerationConfig, choice
+from ..config.option_types import checked
+from ..errors import ConfigError
+from .masks import Mask
+from .quality import MOST_PSNR, STATISTICS, level_of
+
+
+@checked()
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What a tuned config must reach; give one of the three.
+
+    Attributes:
+        psnr: PSNR to the dense output in dB, on the prompts given; the fastest config found that
+            reaches it is taken.
+        computed_share: share of the transformer calls that may be computed, between 0 and 1; the
+            best config found that keeps to it is taken.
+        attention_error: relative L1 error of every attention layer's output against the dense one;
+            LiteAttention's thresholds per layer and part of the loop are chosen to keep to it, and
+            no step is forecast.
+        statistic: what has to reach `psnr`, or decides which config is best: the `mean` of the
+            samples, `p10`, which nine tenths of them reach, or `min`, the worst one. A few samples
+            say little about the worst of many: leave a margin.
+    """
+
+    psnr: float | None = None
+    computed_share: float | None = None
+    statistic: str = "mean"
+    attention_error: float | None = None
+
+    def __post_init__(self) -> None:
+        choice("statistic", self.statistic, STATISTICS)
+        given = (self.psnr, self.computed_share, self.attention_error)
+        if sum(value is not None for value in given) != 1:
+            raise ConfigError(
+                "a Target is Target(psnr=30), Target(computed_share=0.25) or "
+                "Target(attention_error=0.02)"
+            )
+        if self.attention_error is not None and not 0 < self.attention_error < 1:
+            raise ConfigError(
+                f"attention_error is {self.attention_error}; give a relative error below 1"
+            )
+        if self.psnr is not None and not 0 < self.psnr < MOST_PSNR:
+            raise ConfigError(f"psnr is {self.psnr}; give decibels between 0 and {MOST_PSNR:g}")
+        if self.computed_share is not None and not 0 < self.computed_share < 1:
+            raise ConfigError(f"computed_share is {self.computed_share}; give a part of 1")
+
+    @property
+    def asked(self) -> str:
+        """The level of a target of steps, in words."""
+        of = {"mean": "", "p10": " for nine tenths of the samples", "min": " for the worst sample"}
+        return f"{self.psnr:g} dB{of[self.statistic]}"
+
+
+@dataclass(frozen=True)
+class TuningRun:
+    """One closed-loop check of a plan: its config, and what it gave on the prompts.
+
+    Attributes:
+        config: made of the plan.
+        computed_share: share of the transformer calls that were computed.
+        levels: PSNR of every sample in dB.
+        mask: that was run.
+    """
+
+    config: AccelerationConfig
+    computed_share: float
+    levels: tuple[float, ...]
+    mask: Mask
+
+    @property
+    def line(self) -> str:
+        """What it gave, in a line."""
+        return (
+            f"{self.config.label}: share {self.computed_share:.3f}, {self.psnr:.1f} dB, worst "
+            f"{self.psnr_min:.1f} dB"
+        )
+
+    @property
+    def psnr(self) -> float:
+        """Mean PSNR of the samples in dB."""
+        return self.level("mean")
+
+    @property
+    def psnr_min(self) -> float:
+        """PSNR of the worst sample in dB."""
+        return self.level("min")
+
+    def level(self, statistic: str) -> float:
+        """PSNR in dB: `mean`, `p10` or `min` of the samples."""
+        return level_of(self.levels, statistic)
+
+    def reaches(self, target: Target) -> bool:
+        """Whether it holds what a target of steps asks for."""
+        if target.psnr is not None:
+            return self.level(target.statistic) >= target.psnr
+        return self.computed_share <= (target.computed_share or 0.0) + 1e-9

@@ -1,0 +1,243 @@
+"""`tune` on real (tiny) pipelines: schedulers, two transformers, refinement, options."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from tiny import generate, tiny_dit, tiny_wan, tiny_wan22
+from tiny.parts import wan_vae
+
+import ditaccel
+from ditaccel import Target
+from ditaccel import config as configs
+from ditaccel.caching.engine.forecast import newton_weights
+from ditaccel.core.denoising.response import Probe, euler
+from ditaccel.core.transformers import transformers_of
+from ditaccel.tuning.recording import record
+from ditaccel.tuning.schedule_search import GapCosts, Trajectory, best_steps
+from ditaccel.tuning.trajectories import trajectories_of
+from ditaccel.tuning.tuner import Tuner, paired
+
+CALLS = [{"class_labels": [3]}, {"class_labels": [5]}]
+SHIFTED = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 5.0}
+
+
+def decoded(pipe, call):
+    """A tiny Wan that decodes, and a call for `tune`."""
+    pipe.register_modules(vae=wan_vae())
+    return pipe, {k: v for k, v in call.items() if k != "output_type"}
+
+
+def dit(**options):
+    return tiny_dit(scheduler=DDIMScheduler(clip_sample=False), **options)[0]
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        UniPCMultistepScheduler(solver_order=2, **SHIFTED),
+        UniPCMultistepScheduler(solver_order=3, **SHIFTED),
+        DPMSolverMultistepScheduler(**SHIFTED),
+        FlowMatchEulerDiscreteScheduler(shift=5.0),
+    ],
+    ids=["unipc2", "unipc3", "dpm++2m", "euler"],
+)
+def test_any_deterministic_scheduler_is_tuned(scheduler):
+    pipe, call = decoded(*tiny_wan(layers=2, scheduler=scheduler))
+    config = ditaccel.tune(pipe, [call], Target(computed_share=0.6), pairs=1)
+    assert config.cache.total == 8 and 2 <= len(config.cache.steps) <= 7
+
+
+def test_the_last_step_but_one_of_unipc_counts_double():
+    """At order 2 its output moves the end by 1.98 times as much as under Euler."""
+    scheduler = UniPCMultistepScheduler(solver_order=2, **SHIFTED)
+    scheduler.set_timesteps(20)
+    multistep = Probe.of(scheduler, 0).response
+    sigmas = scheduler.sigmas.double().numpy()
+    assert multistep is not None
+    assert multistep.end(18) / (sigmas[19] - sigmas[18]) == pytest.approx(1.98, abs=0.06)
+    random = np.random.default_rng(0)
+    time = np.linspace(0, 1, 20)[:, None]
+    outputs = np.sin(3 * time * random.normal(size=60)) + random.normal(size=60) * time**2
+    gram = outputs @ outputs.T / 60
+    costs = [
+        GapCosts(Trajectory(gram, r.latents[:, :-1], np.ones(20)), unseen=0.0)(16, 17, 19)
+        for r in (multistep, euler(sigmas, flow=True))
+    ]
+    assert costs[0] / costs[1] == pytest.approx(1.98**2, rel=0.06)
+
+
+def test_a_gap_costs_nothing_where_outputs_are_a_line():
+    """The known optimum: forecasts of order 1 are exact there, so the fewest steps cost nothing."""
+    time = np.arange(9.0)[:, None]
+    outputs = 1.0 + time * np.linspace(-1, 1, 7)
+    response = np.tril(np.ones((10, 9)), -1)
+    t = Trajectory(outputs @ outputs.T, response, np.ones(9))
+    cost, steps = best_steps(GapCosts(t), range(9), t.forced(2))[3]
+    assert steps == (0, 1, 8) and cost == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_gap_ends_where_another_transformer_takes_over():
+    random = np.random.default_rng(0)
+    outputs = random.normal(size=(10, 30)).cumsum(0)
+    response = np.tril(random.uniform(0.5, 1.0, (11, 10)), -1)
+    t = Trajectory(outputs @ outputs.T / 30, response, np.ones(10), switches=(6,))
+    assert t.forced(1) == {0, 6, 7, 9}
+    costs = GapCosts(t, unseen=0.25)
+    left, seen = np.zeros(30), np.zeros(30)
+    for i in (4, 5):  # the output of step 6 is of another transformer: nothing is interpolated
+        weights = newton_weights([3.0, 2.0], float(i), 1)
+        error = weights[0] * outputs[3] + weights[1] * outputs[2] - outputs[i]
+        left, seen = left + response[-1, i] * error, seen + response[6, i] * error
+    assert costs(2, 3, 6) == pytest.approx(np.mean(left**2) + 0.25 * np.mean(seen**2))
+    # nor is anything extrapolated from before the switch
+    assert costs(5, 6, 9) == costs(-1, 6, 9) != costs(5, 4, 9)
+    for _, steps in best_steps(costs, range(10), t.forced(1)).values():
+        assert {0, 6, 7, 9} <= set(steps)
+
+
+def test_two_transformers_are_recorded_each_with_its_own_guidance():
+    pipe, call = tiny_wan22(layers=1)
+    call = {**call, "guidance_scale": 5.0, "guidance_scale_2": 3.0}
+    transformers, adapter = transformers_of(pipe)
+    _, recording = record(pipe, transformers, adapter, lambda: generate(pipe, call), 10**9)
+    names = [n for i, n in enumerate(recording.names) if i == 0 or n != recording.names[i - 1]]
+    assert names == ["transformer", "transformer_2"]
+    first, difference = trajectories_of([recording])
+    (switch,) = first.switches
+    weights = difference.response[-1] / first.response[-1]
+    np.testing.assert_allclose(weights[:switch], 1 - 5.0, rtol=1e-3)
+    np.testing.assert_allclose(weights[switch:], 1 - 3.0, rtol=1e-3)
+
+
+def test_two_transformers_are_tuned():
+    pipe, call = decoded(*tiny_wan22(layers=2))
+    tuner = Tuner(pipe, [call])
+    (switch,) = tuner._first.switches
+    run = tuner.reach(Target(computed_share=0.6), refine=4)
+    for computed in (run.mask.steps, run.mask.others):
+        assert {0, switch, switch + 1, 11} <= set(computed)
+    assert run.computed_share == pytest.approx(run.mask.calls / 24), "nothing else was computed"
+
+
+def test_refining_gains_at_the_same_number_of_calls_and_is_never_worse():
+    lines = []
+    tuner = Tuner(dit(), [{**c, "num_inference_steps": 11} for c in CALLS], progress=lines.append)
+    target = Target(computed_share=0.4)
+    plain = tuner.reach(target)
+    climbed, annealed = tuner.reach(target, 16), tuner.reach(target, 16, anneal=True)
+    for refined in (climbed, annealed):
+        assert refined.psnr >= plain.psnr and refined.computed_share <= 0.4
+    assert climbed.psnr > plain.psnr + 0.1
+    assert any(line.startswith("refined by +") for line in lines)
+    assert plain in tuner.runs
+
+
+def test_refining_towards_a_level_drops_steps():
+    tuner = Tuner(dit(), [{**c, "num_inference_steps": 11} for c in CALLS])
+    wanted = tuner.reach(Target(computed_share=0.5)).psnr - 1e-6
+    plain = tuner.reach(Target(psnr=wanted))
+    refined = tuner.reach(Target(psnr=wanted), refine=25)
+    assert refined.psnr >= wanted and refined.computed_share <= plain.computed_share
+
+
+def test_a_killed_search_continues_from_its_file(tmp_path):
+    class Killed(Exception):
+        pass
+
+    def tuned(runs):
+        """Tune, and be killed after so many generations; returns how many were run."""
+        pipe, count = dit(), 0
+        inner = pipe.scheduler.set_timesteps
+
+        def counted(*args, **kwargs):
+            nonlocal count
+            if count == runs:
+                raise Killed
+            count += 1
+            return inner(*args, **kwargs)
+
+        pipe.scheduler.set_timesteps = counted
+        options = {"refine": 12, "pairs": 2, "steps": 10, "resume": tmp_path / "run.jsonl"}
+        try:
+            config = ditaccel.tune(pipe, CALLS, Target(computed_share=0.5), **options)
+        except Killed:
+            config = None
+        return config, count
+
+    killed, _ = tuned(15)
+    assert killed is None and len((tmp_path / "run.jsonl").read_text().splitlines()) > 3
+    continued, rest = tuned(None)
+    there = (tmp_path / "run.jsonl").read_text()
+    again, none = tuned(None)
+    assert none == 2 < rest, "only the dense runs are made again"
+    assert again == continued and (tmp_path / "run.jsonl").read_text() == there
+    (tmp_path / "run.jsonl").unlink()
+    assert tuned(None)[0] == continued
+
+
+def test_orders_of_a_refined_plan_are_saved(tmp_path):
+    config = ditaccel.StepMaskConfig(steps=(0, 1, 5, 9), orders=(1, 0, 2, 1), total=10)
+    configs.dump(ditaccel.AccelerationConfig(cache=config), tmp_path / "a.yaml")
+    assert configs.load(tmp_path / "a.yaml").cache == config
+
+
+def test_pairs_are_the_prompts_in_turn():
+    assert paired([1, 2, 3], None) == [1, 2, 3, 1, 2, 3, 1, 2]
+    assert paired([1, 2, 3], 2) == [1, 2]
+    assert len(paired(list(range(20)), None)) == 20 and paired([], None) == []
+
+
+def test_steps_are_spelled_in_one_way_and_an_adapter_reaches_tune():
+    pipe = dit()
+    adapter = transformers_of(pipe)[1]
+    asked = []
+
+    class Watched(type(pipe)):
+        def __call__(self, *args, **kwargs):
+            asked.append(kwargs["num_inference_steps"])
+            return super().__call__(*args, **kwargs)
+
+    pipe.__class__ = Watched
+    target = Target(computed_share=0.5)
+    config = ditaccel.tune(pipe, CALLS, target, steps=9, pairs=2, adapter=adapter)
+    assert config.cache.total == 9 and set(asked) == {9}
+    with pytest.raises(ditaccel.ConfigError, match="steps is 9, and num_inference_steps is 8"):
+        ditaccel.tune(pipe, CALLS, target, steps=9, num_inference_steps=8)
+    with pytest.raises(ditaccel.ConfigError, match=r"adapter is of type str; give a .*FamilyAd"):
+        ditaccel.tune(pipe, CALLS, target, steps=9, adapter="dit")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pairs": 0}, "pairs is 0; it must be 1 or more"),
+        ({"refine": -1}, "refine is -1; it must be 0 or more"),
+        ({"refine": 1.5}, "refine is 1.5; it must be a whole number"),
+        ({"minutes": -2}, "minutes is -2.0; it must be 0 or more"),
+    ],
+)
+def test_options_out_of_range_are_named(options, message):
+    with pytest.raises(ditaccel.ConfigError, match=message):
+        ditaccel.tune(dit(), CALLS, Target(psnr=30), **options)
+
+
+@pytest.mark.parametrize(("value", "hint"), [("35", "psnr=35"), (35.5, "psnr=35.5")])
+def test_the_hint_of_a_target_by_position_can_be_followed(value, hint):
+    with pytest.raises(ditaccel.ConfigError, match=rf"as in Target\({hint}\)"):
+        Target(value)
+    with pytest.raises(ditaccel.ConfigError, match=r"as in Target\(psnr=\.\.\.\)"):
+        Target("good")
+
+
+def test_a_scheduler_that_draws_noise_is_refused():
+    pipe, _ = tiny_dit(scheduler=EulerAncestralDiscreteScheduler())
+    with pytest.raises(ditaccel.UnsupportedError, match="this one draws noise; use a method"):
+        ditaccel.tune(pipe, CALLS, Target(psnr=30), steps=6)
