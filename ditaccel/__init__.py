@@ -30,7 +30,7 @@ from .errors import ConfigError, DitaccelError, UnsupportedError, UsageError
 from .finetuning import finetune
 from .pipelines import AttentionContract, BlockContract, FamilyAdapter, register_family
 from .reports.report import Report
-from .tuning import Target, tune
+from .tuning import Refine, Target, tune
 
 if TYPE_CHECKING:
     from .batch.generate import Generated, generate
@@ -62,6 +62,7 @@ __all__ = [
     "Generated",
     "LiteAttentionConfig",
     "PABConfig",
+    "Refine",
     "Report",
     "ReuseConfig",
     "SLAConfig",

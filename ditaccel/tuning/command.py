@@ -21,6 +21,7 @@ from ditaccel.io.models import Sheet, part_of_prompts, prompts_for, read_sheet
 from ditaccel.io.opening import choose_device, open_pipeline, use_threads
 from ditaccel.tuning.calibration import calibrate
 from ditaccel.tuning.quality import MOST_PSNR, STATISTICS
+from ditaccel.tuning.refine import Refine
 from ditaccel.tuning.target import Target
 from ditaccel.tuning.tuner import PAIRS, Tuner, calibrated_config, no_saving, paired
 
@@ -77,6 +78,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_steps(parser)
     options.add_call(parser)
     options.add_running(parser)
+    _add_refining(parser)
+    parser.add_argument(
+        "--memory",
+        default="4GB",
+        metavar="SIZE",
+        help="memory for the outputs of one generation; the rest goes to a file (default 4GB)",
+    )
+
+
+def _add_refining(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--refine",
         type=whole_argument("--refine", 0),
@@ -98,12 +109,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="remember in FILE what was run; after a kill the same command continues",
-    )
-    parser.add_argument(
-        "--memory",
-        default="4GB",
-        metavar="SIZE",
-        help="memory for the outputs of one generation; the rest goes to a file (default 4GB)",
     )
 
 
@@ -210,15 +215,13 @@ def _calibrate(
         print(f"{name:<24}{density:>9.3f}{mean:>9.4f}  {path or '-'}")
 
 
-def _search(
-    tuner: Tuner, goals: dict[str, Target], files: _Files, refine: int, anneal: bool
-) -> None:
+def _search(tuner: Tuner, goals: dict[str, Target], files: _Files) -> None:
     print(f"{'target':<14}{'computed':>9}{'PSNR':>9}{'worst':>9}  file")
     for name, goal in goals.items():
         with warnings.catch_warnings():
             # reported below, with what becomes of the file
             warnings.filterwarnings("ignore", message=".*no plan that was run reaches")
-            found = tuner.reach(goal, refine, anneal)
+            found = tuner.reach(goal)
         path: Path | None
         if found.reaches(goal):
             path = files.write(name, found.config)
@@ -257,16 +260,12 @@ def run(args: argparse.Namespace) -> int:
         if args.attention_error:
             _calibrate(opened.pipe, calls, goals, args.seed, files)
         else:
-            tuner = Tuner(
-                opened.pipe,
-                paired(calls, args.pairs),
-                args.seed,
-                _say,
-                args.memory,
-                minutes=args.minutes,
-                resume=args.resume,
+            refine = Refine(
+                trials=args.refine, anneal=args.anneal, minutes=args.minutes, resume=args.resume
             )
-            _search(tuner, goals, files, args.refine, args.anneal)
+            calls = paired(calls, args.pairs)
+            tuner = Tuner(opened.pipe, calls, args.seed, _say, args.memory, refine)
+            _search(tuner, goals, files)
     for line in files.missed:
         print(f"ditaccel: not reached: {line}", file=sys.stderr)
     return 1 if files.missed else 0

@@ -11,8 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from random import Random
 
+from ..config import require
+from ..config.option_types import checked
 from .masks import Mask, Moves
 from .trials import Trial, Trials
 
@@ -20,6 +23,34 @@ from .trials import Trial, Trials
 _GAIN = 0.01
 # Temperatures of annealing, in dB: of the first trial and of the last.
 _HOT, _COLD = 1.0, 0.02
+
+
+@checked()
+@dataclass(frozen=True, kw_only=True)
+class Refine:
+    """How `tune` refines the best plan.
+
+    Attributes:
+        trials: plans to try, each on up to all prompt-seed pairs; 0 for none.
+        anneal: accept worse plans on the way (simulated annealing).
+        minutes: counted from the beginning of `tune`; after so many no further plan is tried.
+        resume: a file that remembers what was run: after a kill the same call continues.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    trials: int = 100
+    anneal: bool = False
+    minutes: float | None = None
+    resume: str | PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        require(self.trials >= 0, f"refine is {self.trials}; it must be 0 or more")
+        require(
+            self.minutes is None or self.minutes > 0,
+            f"minutes is {self.minutes}; it must be more than 0",
+        )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from os import PathLike
 from random import Random
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 from ..api import accelerated
 from ..api import report as report_of
 from ..caching.engine.options import MemoryBudget
-from ..config import AccelerationConfig, choice
+from ..config import AccelerationConfig, choice, require
 from ..config.option_types import checked_value
 from ..core._compat import refuse_split
 from ..core.transformers import transformers_of
@@ -33,7 +32,7 @@ from .masks import Mask, Moves
 from .plan_search import best_within, cheapest_good
 from .quality import STATISTICS, frames_of, psnrs
 from .recording import Recording, record
-from .refine import Goal, Refinement
+from .refine import Goal, Refine, Refinement
 from .schedule_search import Plan, plans
 from .target import Target, TuningRun
 from .trajectories import response_of, trajectories_of
@@ -45,11 +44,12 @@ _WARMUPS = (3, 1)
 _MARGIN = 1.0
 # Prompt-seed pairs where fewer prompts are given.
 PAIRS = 8
+NOT_REFINED = Refine(trials=0)
 # Seconds of a run from which on it is said what follows.
 _LONG = 20.0
 
 
-def paired(calls: Sequence[Mapping[str, Any]], pairs: int | None) -> list[Mapping[str, Any]]:
+def paired(calls: Sequence[dict[str, Any]], pairs: int | None) -> list[dict[str, Any]]:
     """Calls of so many prompt-seed pairs: the prompts in turn, each time with another seed.
 
     Args:
@@ -105,9 +105,8 @@ class Tuner:
         progress: called with one line per generation.
         memory_budget: bytes, or text such as `2GB`, for the outputs of one generation; what exceeds
             it is spooled to a temporary file.
+        refine: how far the best plans are refined.
         adapter: of the transformers; by default that of their family.
-        minutes: after so many no further mask is refined, None for no limit.
-        resume: file that remembers what was run, so that a search that was killed continues.
 
     Raises:
         ConfigError: too few steps to skip any, or an unreadable budget.
@@ -123,12 +122,10 @@ class Tuner:
         seed: int = 0,
         progress: Callable[[str], None] = lambda line: None,
         memory_budget: int | str = "4GB",
-        *,
+        refine: Refine = NOT_REFINED,
         adapter: FamilyAdapter | None = None,
-        minutes: float | None = None,
-        resume: str | PathLike[str] | None = None,
     ) -> None:
-        self._until = None if minutes is None else time.monotonic() + 60.0 * minutes
+        self._refine, self._began = refine, time.monotonic()
         transformers, family = _tunable(pipe, calls, adapter)
         budget = MemoryBudget.parse(memory_budget)
         assert budget is not None
@@ -157,9 +154,9 @@ class Tuner:
             raise ConfigError(f"{self.total} steps leave nothing to skip; use more steps")
         self._calls_of_dense = self.total * (1 if difference is None else 2)
         journal = None
-        if resume is not None:
+        if refine.resume is not None:
             name = search_name(pipe, self._calls, seed, self.total)
-            journal = Journal(given.output_file(resume, "resume"), name)
+            journal = Journal(given.output_file(refine.resume, "resume"), name)
         self._known: dict[Mask, Trial] = {}
         self._shares: dict[Mask, float] = {}
         self._trials = partial(
@@ -260,27 +257,22 @@ class Tuner:
                 "the calls computed"
             )
 
-    def reach(self, target: Target, refine: int = 0, anneal: bool = False) -> TuningRun:
-        """Return the checked plan that serves a target best.
-
-        Args:
-            target: of steps.
-            refine: masks that are tried from there on (`refine.py`).
-            anneal: whether worse ones may be accepted on the way.
-        """
+    def reach(self, target: Target) -> TuningRun:
+        """Return the checked plan that serves a target of steps best, refined."""
         if target.psnr is not None:
             best = self._nearest(target.psnr, target.statistic)
         else:
             assert target.computed_share is not None
             best = self.at_share(target.computed_share, target.statistic)
-        if refine:
-            best = self._refined(best, target, refine, anneal)
+        if self._refine.trials:
+            best = self._refined(best, target)
         if target.psnr is not None:
             self._warn_of_missed(target, best)
         return best
 
-    def _refined(self, start: TuningRun, target: Target, count: int, anneal: bool) -> TuningRun:
+    def _refined(self, start: TuningRun, target: Target) -> TuningRun:
         """Try masks around the best plan."""
+        count, minutes = self._refine.trials, self._refine.minutes
         if target.psnr is not None:
             goal = Goal(psnr=target.psnr)
         else:
@@ -294,10 +286,11 @@ class Tuner:
             goal,
             Random(self._seed),
             told=lambda level, calls: bar.step(f"{level:.1f} dB with {calls} calls"),
-            over=lambda: self._until is not None and time.monotonic() > self._until,
+            over=lambda: minutes is not None and time.monotonic() > self._began + 60 * minutes,
         )
         try:
-            best = self._as_run((search.anneal if anneal else search.climb)(start.mask, count))
+            way = search.anneal if self._refine.anneal else search.climb
+            best = self._as_run(way(start.mask, count))
         finally:
             bar.close()
         gain = best.level(target.statistic) - start.level(target.statistic)
@@ -331,10 +324,7 @@ def tune(
     *,
     steps: int | None = None,
     pairs: int | None = None,
-    refine: int = 0,
-    anneal: bool = False,
-    minutes: float | None = None,
-    resume: str | PathLike[str] | None = None,
+    refine: int | Refine = 0,
     adapter: FamilyAdapter | None = None,
     seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
@@ -344,24 +334,18 @@ def tune(
     """Search the steps to compute for a pipeline, its scheduler and its step count.
 
     One dense generation per prompt-seed pair is recorded; dynamic programming finds the computed
-    steps that leave the least error in the latents (`schedule_search`); a few generations check the
-    result against the target. With `refine`, changes of the plan are tried in closed loop
-    (`refine.py`). Save the config with `ditaccel.config.dump`, or run it with `accelerate`.
+    steps that leave the least error in the latents; a few generations check the result against the
+    target, and more of them refine it. Save the config with `ditaccel.config.dump`.
 
     Args:
         pipe: an unaccelerated pipeline, with one transformer or two that take over from each other.
         prompts: a prompt or several, or mappings of call arguments (`{"class_labels": [3]}`).
-        target: `Target(psnr=30)`, `Target(psnr=30, statistic="p10")` for nine tenths of the
-            samples, `Target(computed_share=0.25)`, or `Target(attention_error=0.02)`, which
-            calibrates attention instead (`tuning.calibration`).
-        steps: scheduler steps (`num_inference_steps` of the pipeline call); by default those that
-            the pipeline takes by itself.
-        pairs: prompt-seed pairs to learn from: the prompts in turn, each time with another seed.
-            By default 8, or one per prompt if there are more prompts.
-        refine: plans to try around the best one, each on up to all pairs, 0 for none.
-        anneal: let `refine` accept worse plans on the way (simulated annealing).
-        minutes: after so many no further plan is tried by `refine`.
-        resume: a file that remembers what was run: after a kill the same call continues.
+        target: such as `Target(psnr=30, statistic="p10")` or `Target(computed_share=0.25)`; with
+            `Target(attention_error=0.02)` attention is calibrated instead (`tuning.calibration`).
+        steps: scheduler steps; by default those that the pipeline takes by itself.
+        pairs: prompt-seed pairs to learn from, the prompts in turn, each time with another seed; by
+            default 8, or one per prompt if there are more.
+        refine: plans to try around the best one, or a `Refine` (annealing, time limit, resume).
         adapter: what ditaccel must know of a model of your own, as in `accelerate`.
         seed: seed of the first generation.
         progress: called with one line per generation.
@@ -377,38 +361,36 @@ def tune(
             PSNR out of reach is a warning, and the best plan is returned; so is a calibration that
             would skip nothing.
         UnsupportedError: a scheduler that draws noise or clips.
-        UsageError: `resume` is a file of another search.
+        UsageError: `Refine.resume` is a file of another search.
     """
     if not isinstance(target, Target):
         raise ConfigError(f"target is {target!r}; give a Target, such as Target(psnr=35)")
-    prompts = listed(prompts)
     seed = checked_value("tune", "seed", int, seed)
-    calls = as_calls(prompts, _with_steps(call, steps))
+    calls = as_calls(listed(prompts), _with_steps(call, steps))
     if target.attention_error is not None:
-        error = target.attention_error
-        calibration = calibrate(
-            pipe, calls, target_error=error, seed=seed, progress=progress, adapter=adapter
-        )
-        if not calibration.saves:
-            warn(no_saving(calibration, error))
-        return calibrated_config(calibration, error)
-    wanted = {"pairs": (pairs, 1), "refine": (refine, 0), "minutes": (minutes, 0)}
-    for name, (value, least) in wanted.items():
-        hint = float | None if name == "minutes" else int | None
-        value = checked_value("tune", name, hint, value)
-        if value is not None and value < least:
-            raise ConfigError(f"tune: {name} is {value}; it must be {least} or more")
-    tuner = Tuner(
-        pipe,
-        paired(calls, pairs),
-        seed,
-        progress,
-        memory_budget,
-        adapter=adapter,
-        minutes=minutes,
-        resume=resume,
+        return _calibrated(pipe, calls, target.attention_error, seed, progress, adapter)
+    pairs = checked_value("tune", "pairs", int | None, pairs)
+    require(pairs is None or pairs >= 1, f"tune: pairs is {pairs}; it must be 1 or more")
+    if not isinstance(refine, Refine):
+        refine = Refine(trials=checked_value("tune", "refine", int, refine))
+    calls = paired(calls, pairs)
+    return Tuner(pipe, calls, seed, progress, memory_budget, refine, adapter).reach(target).config
+
+
+def _calibrated(
+    pipe: Any,
+    calls: Sequence[Mapping[str, Any]],
+    error: float,
+    seed: int,
+    progress: Callable[[str], None],
+    adapter: FamilyAdapter | None,
+) -> AccelerationConfig:
+    found = calibrate(
+        pipe, calls, target_error=error, seed=seed, progress=progress, adapter=adapter
     )
-    return tuner.reach(target, refine, anneal).config
+    if not found.saves:
+        warn(no_saving(found, error))
+    return calibrated_config(found, error)
 
 
 def _with_steps(call: Mapping[str, Any], steps: int | None) -> dict[str, Any]:

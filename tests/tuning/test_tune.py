@@ -15,7 +15,7 @@ from tiny import generate, tiny_dit, tiny_wan, tiny_wan22
 from tiny.parts import wan_vae
 
 import ditaccel
-from ditaccel import Target
+from ditaccel import Refine, Target
 from ditaccel import config as configs
 from ditaccel.caching.engine.forecast import newton_weights
 from ditaccel.core.denoising.response import Probe, euler
@@ -119,33 +119,36 @@ def test_two_transformers_are_recorded_each_with_its_own_guidance():
 
 def test_two_transformers_are_tuned():
     pipe, call = decoded(*tiny_wan22(layers=2))
-    tuner = Tuner(pipe, [call])
+    tuner = Tuner(pipe, [call], refine=Refine(trials=4))
     (switch,) = tuner._first.switches
-    run = tuner.reach(Target(computed_share=0.6), refine=4)
+    run = tuner.reach(Target(computed_share=0.6))
     for computed in (run.mask.steps, run.mask.others):
         assert {0, switch, switch + 1, 11} <= set(computed)
     assert run.computed_share == pytest.approx(run.mask.calls / 24), "nothing else was computed"
 
 
+def refined(lines=None, **options):
+    calls = [{**c, "num_inference_steps": 11} for c in CALLS]
+    say = (lambda line: None) if lines is None else lines.append
+    return Tuner(dit(), calls, progress=say, refine=Refine(**options))
+
+
 def test_refining_gains_at_the_same_number_of_calls_and_is_never_worse():
-    lines = []
-    tuner = Tuner(dit(), [{**c, "num_inference_steps": 11} for c in CALLS], progress=lines.append)
-    target = Target(computed_share=0.4)
-    plain = tuner.reach(target)
-    climbed, annealed = tuner.reach(target, 16), tuner.reach(target, 16, anneal=True)
-    for refined in (climbed, annealed):
-        assert refined.psnr >= plain.psnr and refined.computed_share <= 0.4
-    assert climbed.psnr > plain.psnr + 0.1
-    assert any(line.startswith("refined by +") for line in lines)
-    assert plain in tuner.runs
+    lines, target = [], Target(computed_share=0.4)
+    plain = refined(trials=0).reach(target)
+    for anneal in (False, True):
+        tuner = refined(lines, trials=16, anneal=anneal)
+        run = tuner.reach(target)
+        assert run.psnr > plain.psnr + 0.1 and run.computed_share <= 0.4
+        assert lines[-1].startswith("refined by +") and plain in tuner.runs
+    assert refined(trials=500, minutes=1e-9).reach(target) == plain
 
 
 def test_refining_towards_a_level_drops_steps():
-    tuner = Tuner(dit(), [{**c, "num_inference_steps": 11} for c in CALLS])
-    wanted = tuner.reach(Target(computed_share=0.5)).psnr - 1e-6
-    plain = tuner.reach(Target(psnr=wanted))
-    refined = tuner.reach(Target(psnr=wanted), refine=25)
-    assert refined.psnr >= wanted and refined.computed_share <= plain.computed_share
+    wanted = refined(trials=0).reach(Target(computed_share=0.5)).psnr - 1e-6
+    plain = refined(trials=0).reach(Target(psnr=wanted))
+    run = refined(trials=25).reach(Target(psnr=wanted))
+    assert run.psnr >= wanted and run.computed_share <= plain.computed_share
 
 
 def test_a_killed_search_continues_from_its_file(tmp_path):
@@ -165,7 +168,8 @@ def test_a_killed_search_continues_from_its_file(tmp_path):
             return inner(*args, **kwargs)
 
         pipe.scheduler.set_timesteps = counted
-        options = {"refine": 12, "pairs": 2, "steps": 10, "resume": tmp_path / "run.jsonl"}
+        refine = Refine(trials=12, resume=tmp_path / "run.jsonl")
+        options = {"refine": refine, "pairs": 2, "steps": 10}
         try:
             config = ditaccel.tune(pipe, CALLS, Target(computed_share=0.5), **options)
         except Killed:
@@ -221,12 +225,13 @@ def test_steps_are_spelled_in_one_way_and_an_adapter_reaches_tune():
         ({"pairs": 0}, "pairs is 0; it must be 1 or more"),
         ({"refine": -1}, "refine is -1; it must be 0 or more"),
         ({"refine": 1.5}, "refine is 1.5; it must be a whole number"),
-        ({"minutes": -2}, "minutes is -2.0; it must be 0 or more"),
     ],
 )
 def test_options_out_of_range_are_named(options, message):
     with pytest.raises(ditaccel.ConfigError, match=message):
         ditaccel.tune(dit(), CALLS, Target(psnr=30), **options)
+    with pytest.raises(ditaccel.ConfigError, match=r"minutes is -2\.0; it must be more than 0"):
+        Refine(minutes=-2)
 
 
 @pytest.mark.parametrize(("value", "hint"), [("35", "psnr=35"), (35.5, "psnr=35.5")])
