@@ -12,7 +12,7 @@ from ..errors import UnsupportedError
 from .recording import Recording
 from .schedule_search import Trajectory
 
-_OTHERWISE = "use a method without a schedule, such as adaptive_taylor"
+_OTHERWISE = "use a preset, such as 'balanced', which needs no schedule"
 
 
 def trajectories_of(recordings: Sequence[Recording]) -> tuple[Trajectory, Trajectory | None]:

@@ -23,7 +23,7 @@ MAY_NAME = {
     "ditaccel/finetuning/command.py": "the method that it trains, and examples in --help",
     "ditaccel/finetuning/run.py": "trains one method",
     "ditaccel/finetuning/student.py": "trains one method",
-    "ditaccel/tuning/tuner.py": "what tune searches is a step mask",
+    "ditaccel/tuning/masks.py": "what tune searches is a step mask",
     "eval/bench/attention.py": "times the clustering of one method",
     "eval/bench/overhead.py": "the configs that are timed by default",
     "eval/bench/sla.py": "times one method",

@@ -244,5 +244,5 @@ def test_the_hint_of_a_target_by_position_can_be_followed(value, hint):
 
 def test_a_scheduler_that_draws_noise_is_refused():
     pipe, _ = tiny_dit(scheduler=EulerAncestralDiscreteScheduler())
-    with pytest.raises(ditaccel.UnsupportedError, match="this one draws noise; use a method"):
+    with pytest.raises(ditaccel.UnsupportedError, match="this one draws noise; use a preset"):
         ditaccel.tune(pipe, CALLS, Target(psnr=30), steps=6)

@@ -64,7 +64,7 @@ def test_a_scheduler_that_clips_is_refused(model_folder, tmp_path, capsys):
     arguments = ["tune", str(model_folder), "--share", "0.5", "--out", str(tmp_path / "a.yaml")]
     assert main(arguments) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert "clips or thresholds; use a method without a schedule" in lines[-1]
+    assert "clips or thresholds; use a preset" in lines[-1]
     assert len([line for line in lines if "dense run" in line]) == 1, "known after the first run"
     assert not (tmp_path / "a.yaml").exists()
 
