@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tiny.builder import Tiny, embeds_source, pipeline_of, tiny_family
-from tiny.parts import VIDEO, noise_frames
+from tiny.parts import VIDEO, cogvideox_vae, noise_frames
 
 
 def _transformer(**options: Any) -> Any:
@@ -67,19 +67,13 @@ def cogvideox15() -> Tiny:
 
 
 def _parts(in_channels: int) -> dict[str, Any]:
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler
+    from diffusers import CogVideoXDDIMScheduler
 
-    transformer = _transformer(in_channels=in_channels)
-    vae = AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 4,
-        up_block_types=("CogVideoXUpBlock3D",) * 4,
-        block_out_channels=(4, 4, 4, 4),
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=2,
-        temporal_compression_ratio=4,
-    )
-    return {"vae": vae, "transformer": transformer, "scheduler": CogVideoXDDIMScheduler()}
+    return {
+        "vae": cogvideox_vae(),
+        "transformer": _transformer(in_channels=in_channels),
+        "scheduler": CogVideoXDDIMScheduler(),
+    }
 
 
 @tiny_family(variant=True, tokens=126, steps=7)

@@ -69,6 +69,21 @@ def wan_vae() -> Any:
     )
 
 
+def cogvideox_vae() -> Any:
+    """CogVideoX's VAE, which its relatives use too."""
+    from diffusers import AutoencoderKLCogVideoX
+
+    return AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 4,
+        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        temporal_compression_ratio=4,
+    )
+
+
 def flux_vae(channels: int = 4) -> Any:
     """An image VAE that does not scale."""
     from diffusers import AutoencoderKL
