@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -162,3 +163,34 @@ def with_image(pipe: Any, call: dict[str, Any], cls: Any, **parts: Any) -> Tiny:
     """
     (image,) = noise_frames(1, call["width"], call["height"])
     return pipeline_of(cls, **{**pipe.components, **parts}), {**call, "image": image}
+
+
+def words_as_numbers(texts: list[str] | str, **options: Any) -> Any:
+    """In place of a tokenizer: a number for each word, rows of equal length with their mask."""
+    rows = [[3 + sum(map(ord, word)) % 60 for word in text.split()] for text in _listed(texts)]
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    mask = torch.arange(length) < torch.tensor([[len(row)] for row in rows])
+    return SimpleNamespace(input_ids=ids, attention_mask=mask.long())
+
+
+def _listed(texts: list[str] | str) -> list[str]:
+    return [texts] if isinstance(texts, str) else texts
+
+
+class WordEmbeddings(torch.nn.Module):
+    """In place of a text encoder: an embedding for each number."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(64, channels)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        """The embeddings of words, without context."""
+        return self.embedding
+
+    def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
+        """Embeddings of numbers."""
+        return SimpleNamespace(last_hidden_state=self.embedding(input_ids))
