@@ -145,14 +145,16 @@ class Corridor:
 
     def _seen(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Seen:
         adapter, named = self._adapter, self._arguments.named(args, kwargs)
-        for key in (adapter.timestep, *adapter.samples):
+        for key in (adapter.timestep, adapter.sample):
             if named.get(key) is None:
                 raise UsageError(f"{self._name} was called without {key!r}; the tracker needs it")
-        given = [named[key] for key in adapter.samples]
+        first = named[adapter.sample]
+        second = named.get(adapter.second_stream)  # (a video may be made without its sound)
+        given = [first] if second is None else [first, second]
         return _Seen(
             timestep=adapter.timestep_in(named),
             samples=[as_tensor(sample) for sample in given],
-            conditioned=has_conditions(given[0]),
+            conditioned=has_conditions(first),
             named=named,
             wants_dict=named.get("return_dict", True),
         )

@@ -36,8 +36,9 @@ class Block:
         return args[self.positions[name]]
 
     def streams_in(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        """The streams that a call is given."""
-        return [self.argument(name, args, kwargs) for name in self.contract.streams]
+        """The streams that a call is given: a video may come without its sound."""
+        given = (self.argument(name, args, kwargs) for name in self.contract.streams)
+        return [stream for stream in given if stream is not None]
 
     def hidden_in(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], tokens: int | None = None
@@ -49,7 +50,8 @@ class Block:
         """The hidden state that came out; `tokens` as in `hidden_in`."""
         if not isinstance(output, Tensor):
             found = dict(zip(self.contract.returns, output, strict=False))
-            output = join([found[n] for n in ("hidden", "second_stream") if n in found])
+            streams = (found.get(name) for name in ("hidden", "second_stream"))
+            output = join([stream for stream in streams if stream is not None])
         return self._image(output, tokens)
 
     def _image(self, joint: Tensor, tokens: int | None) -> Tensor:
@@ -74,7 +76,8 @@ class Block:
         if contract.returns == ("hidden",):
             return streams[0]
         # a hint has the shape of the stream it comes from, and goes where nothing reads it
-        found = {"hidden": streams[0], "second_stream": streams[-1], "hint": streams[0]}
+        found = {"hidden": streams[0], "hint": streams[0]}
+        found["second_stream"] = streams[1] if len(streams) == 2 else None
         if contract.encoder is not None:
             found["encoder"] = self.argument(contract.encoder, args, kwargs)
         return tuple(found[name] for name in contract.returns)

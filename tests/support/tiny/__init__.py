@@ -74,6 +74,8 @@ def generate(pipe: Any, call: dict[str, Any], seed: int = 0, **changes: Any) -> 
     """Run a pipeline with a fresh generator; returns its images, frames or latents as a tensor."""
     arguments = {**call, **changes}
     output = pipe(**arguments, generator=torch.Generator().manual_seed(seed))
+    if isinstance(output, list):  # windows of a modular pipeline
+        return torch.cat(output, -1)
     result = output if torch.is_tensor(output) else output[0]  # modular pipelines give one value
     if isinstance(result, list) and torch.is_tensor(result[0]):
         result = result[-1]  # FramePack: what there was after each section

@@ -20,7 +20,11 @@ LAYERS = {
 @tiny_family(resized={"audio_duration": 5.0}, resized_tokens=63)
 def ace_step() -> Tiny:
     """`AceStepPipeline`: 125 tokens, in the first and third layer with a window of 41."""
-    from diffusers import AceStepPipeline, AceStepTransformer1DModel, FlowMatchEulerDiscreteScheduler
+    from diffusers import (
+        AceStepPipeline,
+        AceStepTransformer1DModel,
+        FlowMatchEulerDiscreteScheduler,
+    )
     from diffusers.pipelines.ace_step import AceStepConditionEncoder
 
     embeds = embeds_source()

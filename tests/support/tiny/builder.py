@@ -131,6 +131,8 @@ def modular_of(blocks: Any, **parts: Any) -> Any:
     """
     pipe = blocks.init_pipeline()
     pipe.update_components(**parts)
+    if hasattr(pipe._blocks, "set_progress_bar_config"):  # (a pipeline tells the blocks inside)
+        pipe._blocks.set_progress_bar_config(disable=True)
     return _ready(pipe)
 
 

@@ -16,7 +16,9 @@ from tiny.parts import VIDEO, cogvideox_vae, noise_frames
 def consisid() -> Tiny:
     """`ConsisIDPipeline` at 2 x 7 x 9 tokens: the face is looked at behind every other block."""
     from diffusers import CogVideoXDDIMScheduler, ConsisIDTransformer3DModel
-    from diffusers.pipelines.consisid.pipeline_consisid import ConsisIDPipeline  # (else wants OpenCV)
+    from diffusers.pipelines.consisid.pipeline_consisid import (
+        ConsisIDPipeline,
+    )  # (else wants OpenCV)
 
     embeds = embeds_source()
     transformer = ConsisIDTransformer3DModel(

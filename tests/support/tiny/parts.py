@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from tiny.builder import Tiny, embeds_source, pipeline_of
 
@@ -167,21 +168,37 @@ def with_image(pipe: Any, call: dict[str, Any], cls: Any, **parts: Any) -> Tiny:
 
 def words_as_numbers(texts: list[str] | str, **options: Any) -> Any:
     """In place of a tokenizer: a number for each word, rows of equal length with their mask."""
+    from transformers import BatchEncoding
+
     rows = [[3 + sum(map(ord, word)) % 60 for word in text.split()] for text in _listed(texts)]
     length = max(map(len, rows))
     ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
     mask = torch.arange(length) < torch.tensor([[len(row)] for row in rows])
-    return SimpleNamespace(input_ids=ids, attention_mask=mask.long())
+    return BatchEncoding({"input_ids": ids, "attention_mask": mask.long()})
 
 
 def _listed(texts: list[str] | str) -> list[str]:
     return [texts] if isinstance(texts, str) else texts
 
 
-class WordEmbeddings(torch.nn.Module):
-    """In place of a text encoder: an embedding for each number."""
+class Stub(torch.nn.Module):
+    """In place of a part that a tiny pipeline has no use for, but asks about.
+
+    Args:
+        **config: what its config tells.
+    """
 
     device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, **config: Any) -> None:
+        from diffusers.configuration_utils import FrozenDict
+
+        super().__init__()
+        self.config = FrozenDict(config)
+
+
+class WordEmbeddings(Stub):
+    """In place of a text encoder: an embedding for each number."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -194,3 +211,34 @@ class WordEmbeddings(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, **options: Any) -> Any:
         """Embeddings of numbers."""
         return SimpleNamespace(last_hidden_state=self.embedding(input_ids))
+
+
+class Averages(Stub):
+    """In place of a VAE of four channels: the mean of pixels side by side, of every fourth frame.
+
+    Args:
+        factor: pixels in a row and in a column of each latent.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__(
+            scaling_factor=1.0,
+            scale_factor_spatial=factor,
+            scale_factor_temporal=4,
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        )
+        self.spatial_compression_ratio, self.temporal_compression_ratio = factor, 4
+
+    def encode(self, video: torch.Tensor, return_dict: bool = True) -> Any:
+        """Latents `(B, 4, 1 + F, H, W)`, of which the fourth channel is the mean of the others."""
+        means = F.avg_pool3d(video[:, :, ::4], (1, *[self.spatial_compression_ratio] * 2))
+        latents = torch.cat([means, means.mean(1, keepdim=True)], 1)
+        given = SimpleNamespace(mode=lambda: latents, sample=lambda generator=None: latents)
+        return SimpleNamespace(latent_dist=given) if return_dict else (given,)
+
+    def decode(self, latents: torch.Tensor, return_dict: bool = True) -> Any:
+        """Pixels `(B, 3, 1 + 4 F, H, W)`."""
+        factor = self.spatial_compression_ratio
+        frames = latents[:, :3].repeat_interleave(4, 2)[:, :, 3:]
+        return (frames.repeat_interleave(factor, 3).repeat_interleave(factor, 4),)
