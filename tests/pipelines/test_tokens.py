@@ -90,9 +90,12 @@ def test_token_count_follows_the_size(name):
     assert own_tokens(pipe, adapter, kwargs) == FAMILIES[name].resized_tokens
 
 
-# One frame at a time (latte), padded (hidream, z_image), sound, alone or beside the video
-# (minimax_h3), frames of other sizes (framepack).
-WITHOUT_GRID = {"framepack", "hidream", "latte", "minimax_h3", "stable_audio", "z_image"}
+# One frame at a time (latte), padded (hidream, z_image), frames of other sizes (framepack), images
+# of other sizes (joyimage_plus), sound beside the video (minimax_h3), and sound alone.
+SOUND = {"ace_step", "longcat_audio_dit", "minimax_music3", "stable_audio", "stable_audio3"}
+WITHOUT_GRID = {"framepack", "hidream", "joyimage_plus", "latte", "minimax_h3", "z_image"} | SOUND
+# An image that is edited, in one grid with the one that is made.
+IMAGES_AS_FRAMES = {"joyimage"}
 
 
 @pytest.mark.parametrize("name", ATTENTION_FAMILIES)
@@ -108,7 +111,7 @@ def test_the_grid_of_the_tokens_is_the_one_of_the_picture(name):
         assert bool(fits) == (name not in WITHOUT_GRID)
         if fits and "height" in size:
             assert context.grid[1] * size["width"] == context.grid[2] * size["height"]
-            assert (context.grid[0] > 1) == ("num_frames" in size)
+            assert (context.grid[0] > 1) == ("num_frames" in size or name in IMAGES_AS_FRAMES)
 
 
 def test_ids_that_are_no_plain_grid_give_none():

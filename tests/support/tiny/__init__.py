@@ -93,9 +93,12 @@ def other_prompt(call: Mapping[str, Any]) -> dict[str, Any]:
             return [other(part) for part in value]
         return value
 
-    changed = {name: other(value) if "embeds" in name else value for name, value in call.items()}
+    words = ("embeds", "hiddens")
+    changed = {n: other(v) if any(w in n for w in words) else v for n, v in call.items()}
     if call.get("prompt") is not None:
         changed["prompt"] = "a blue square"
+    if not any("prompt" in name for name in call) and "video" in call:
+        changed["video"] = call["video"][::-1]
     if "class_labels" in call:
         changed["class_labels"] = [label + 2 for label in call["class_labels"]]
     return changed

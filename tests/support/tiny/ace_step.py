@@ -19,7 +19,17 @@ LAYERS = {
 
 @tiny_family(resized={"audio_duration": 5.0}, resized_tokens=63)
 def ace_step() -> Tiny:
-    """`AceStepPipeline`: 125 tokens, in the first and third layer with a window of 41."""
+    """`AceStepPipeline`: 125 tokens, all of which every layer looks at."""
+    return _ace_step(layer_types=["full_attention"] * 4)
+
+
+@tiny_family(variant=True, tokens=125, steps=8)
+def ace_step_windows() -> Tiny:
+    """The same with a window of 41 tokens in the first and third layer, as released models have."""
+    return _ace_step()
+
+
+def _ace_step(**options: Any) -> Tiny:
     from diffusers import (
         AceStepPipeline,
         AceStepTransformer1DModel,
@@ -42,7 +52,7 @@ def ace_step() -> Tiny:
         text_encoder=WordEmbeddings(16),
         condition_encoder=condition_encoder,
         transformer=AceStepTransformer1DModel(
-            **LAYERS, num_hidden_layers=4, in_channels=12, audio_acoustic_hidden_dim=4
+            **LAYERS, num_hidden_layers=4, in_channels=12, audio_acoustic_hidden_dim=4, **options
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
     )

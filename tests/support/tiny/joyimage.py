@@ -17,7 +17,7 @@ TRANSFORMER = {
     "num_attention_heads": 2,
     "text_dim": 16,
     "mlp_width_ratio": 2.0,
-    "num_layers": 4,
+    "num_layers": 3,
     "rope_dim_list": [4, 6, 6],
 }
 

@@ -27,7 +27,7 @@ def kandinsky6() -> Tiny:
         model_dim=32,
         ff_dim=64,
         num_text_blocks=1,
-        num_visual_blocks=4,
+        num_visual_blocks=3,
         axes_dims=(4, 6, 6),
         in_audio_dim=4,
         out_audio_dim=4,

@@ -8,7 +8,7 @@ from tiny.parts import Averages, noise_frames
 
 @tiny_family()
 def kandinsky6_sr() -> Tiny:
-    """`Kandinsky6SRPipeline`: two tiles, one after the other, of 2 x 8 x 8 tokens each."""
+    """`Kandinsky6SRPipeline`: one tile of 2 x 8 x 8 tokens."""
     from diffusers import (
         FlowMatchEulerDiscreteScheduler,
         Kandinsky6SRPipeline,
@@ -33,8 +33,14 @@ def kandinsky6_sr() -> Tiny:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
     )
     return pipe, {
-        "video": noise_frames(5, 48, 32),
+        "video": noise_frames(5, 32, 32),
         "resolution_scale": 2,
         "num_inference_steps": 8,
         "output_type": "pt",
     }
+
+
+def two_tiles() -> Tiny:
+    """The same with two tiles, one after the other."""
+    pipe, call = kandinsky6_sr()
+    return pipe, {**call, "video": noise_frames(5, 48, 32)}
