@@ -149,7 +149,7 @@ class Corridor:
             if named.get(key) is None:
                 raise UsageError(f"{self._name} was called without {key!r}; the tracker needs it")
         first = named[adapter.sample]
-        second = named.get(adapter.second_stream)  # (a video may be made without its sound)
+        second = named.get(adapter.second_stream or "")  # (a video may come without its sound)
         given = [first] if second is None else [first, second]
         return _Seen(
             timestep=adapter.timestep_in(named),

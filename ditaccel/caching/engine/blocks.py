@@ -76,8 +76,8 @@ class Block:
         if contract.returns == ("hidden",):
             return streams[0]
         # a hint has the shape of the stream it comes from, and goes where nothing reads it
-        found = {"hidden": streams[0], "hint": streams[0]}
-        found["second_stream"] = streams[1] if len(streams) == 2 else None
+        second = streams[1] if len(streams) == 2 else None
+        found: dict[str, Any] = {"hidden": streams[0], "second_stream": second, "hint": streams[0]}
         if contract.encoder is not None:
             found["encoder"] = self.argument(contract.encoder, args, kwargs)
         return tuple(found[name] for name in contract.returns)
