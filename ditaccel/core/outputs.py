@@ -38,18 +38,22 @@ def _listed(tensor: Tensor, like: Any) -> Any:
 
 
 def form_of(output: Any, count: int = 1) -> Callable[[Sequence[Tensor]], Any] | None:
-    """How to make such an output of `count` samples; None where it holds more than them."""
+    """How to make such an output of `count` samples; None where it holds more than them.
+
+    A tuple may have places for more, in which nothing is.
+    """
     if isinstance(output, Tensor):
         return lambda tensors: tensors[0]
-    if len(output) != count:
-        return None
     kind = type(output)
     names = None if isinstance(output, tuple) else list(output.keys())
+    behind = () if names is not None else output[count:]
+    if len(output) - len(behind) != count or any(each is not None for each in behind):
+        return None
     listed: list[Any] = [[] if isinstance(output[i], (list, tuple)) else None for i in range(count)]
 
     def form(tensors: Sequence[Tensor]) -> Any:
         parts = [_listed(tensor, like) for tensor, like in zip(tensors, listed, strict=True)]
-        return tuple(parts) if names is None else kind(**dict(zip(names, parts, strict=True)))
+        return (*parts, *behind) if names is None else kind(**dict(zip(names, parts, strict=True)))
 
     return form
 

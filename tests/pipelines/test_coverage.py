@@ -28,7 +28,6 @@ NO_FAMILY = {
     **dict.fromkeys(
         (
             "AnyFlowFARTransformer3DModel",
-            "Cosmos3OmniTransformer",
             "SanaWMLTX2RefinerTransformer3DModel",
             "SanaWMTransformer3DModel",
             "WanAnimate2Transformer3DModel",
