@@ -28,6 +28,10 @@ COMMANDS = {
         "show what would be accelerated, what would not, and why",
     ),
     "eval": ("ditaccel.eval.command", "measure speed and quality of configs against dense runs"),
+    "export": (
+        "ditaccel.export.command",
+        "write the computed steps of a config for cache-dit, diffusers or others",
+    ),
     "finetune": ("ditaccel.finetuning.command", "train an adapter for sparse-linear attention"),
     "generate": ("ditaccel.batch.command", "generate the pictures or videos of a job file"),
     "report": (

@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..io.given import suggest
 from .acceleration import AccelerationConfig, method_from_dict
 from .completion import completed
+from .inline import parse_options
 
 if TYPE_CHECKING:
     from ..pipelines import FamilyAdapter
@@ -36,6 +37,36 @@ def schedules_of(adapter: FamilyAdapter) -> list[str]:
     families = {key: each.family for key, each in checkpoints().items()}
     named = (s.name for s in schedules() if families.get(s.checkpoint) in (adapter.name, None))
     return list(dict.fromkeys(named))
+
+
+def family_of_schedule(text: str) -> FamilyAdapter | None:
+    """The family of a text such as `published:gph-9`, where it names one without a model.
+
+    Args:
+        text: of a config.
+
+    Returns:
+        None for other texts.
+
+    Raises:
+        ConfigError: the schedule is for several checkpoints, and the text says none of them.
+    """
+    from ..pipelines import adapters
+    from ..pipelines.schedules import ANY, checkpoints, schedules
+
+    prefix, _, rest = text.partition(":")
+    name, _, changes = rest.partition(":")
+    keys = [each.checkpoint for each in schedules() if each.name == name]
+    if prefix + ":" != _PREFIX or not keys:
+        return None
+    known = checkpoints()
+    key = parse_options(changes, text).get(_OPTION, keys[0] if len(keys) == 1 else None)
+    if key == ANY:
+        return next(iter(adapters().values()))  # it is the same for all
+    if key not in known:
+        named = " or ".join(f"{_OPTION}={each}" for each in keys)
+        raise ConfigError(f"{text}: say which checkpoint is meant ({named}), or give the model")
+    return adapters()[known[key].family]
 
 
 def schedule_presets(adapter: FamilyAdapter) -> list[str]:

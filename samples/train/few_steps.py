@@ -141,7 +141,7 @@ def few_loss(batch: int) -> Callable:
         chunk = list(opened.values())
         picks = torch.randint(len(chunk) * CHUNK, (batch,), generator=generator).tolist()
         rows = [(chunk[p // CHUNK], p % CHUNK) for p in picks]
-        nodes = torch.stack([c["nodes"][:, i] for c, i in rows]).float()
+        nodes = torch.stack([c["nodes"][:, i].float() for c, i in rows])
         return nodes, [c["texts"][i] for c, i in rows]
 
     def loss(model: FluxTransformer2DModel, step: int, generator: torch.Generator) -> Tensor:

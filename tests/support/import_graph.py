@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("sessions",),
     ("api",),
     ("batch", "diagnosis", "finetuning", "tuning"),
+    ("export",),
     ("eval",),
     ("ditaccel",),
     ("cli",),

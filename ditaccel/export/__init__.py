@@ -1,0 +1,1 @@
+"""Schedules for other engines: which steps are computed, in the form that each of them reads."""
