@@ -95,7 +95,7 @@ def test_every_command_that_loads_a_pipeline_takes_a_factory_and_a_device() -> N
     for bench in ("overhead", "sparsity", "sla", "batch"):
         found = _parser("bench").parse_args(["bench", bench, "m", "--pipeline", "a:b"])
         assert found.pipeline == "a:b" and found.device == "auto", bench
-    assert set(needed) | {"bench", "report"} == set(COMMANDS)
+    assert set(needed) | {"bench", "export", "report"} == set(COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,7 @@ COMMANDS = {
     "finetune": ["{model}", "--out", "{out}"],
     "generate": ["{model}", "--jobs", "{jobs}", "--out", "{out}"],
     "doctor": ["{model}"],
+    "export": ["published:scm-8", "--to", "json", "--model", "{model}", "--out", "{out}"],
     "report": ["{out}"],
 }
 
