@@ -27,9 +27,16 @@ from .warning import warn
 P = TypeVar("P")
 
 
+class _Default(str):
+    """The default of `config`, told apart from the same text given by hand."""
+
+
+BALANCED = _Default("balanced")
+
+
 def accelerate(
     pipe: P,
-    config: Setting = None,
+    config: Setting = BALANCED,
     *more: Setting,
     cache: Any = None,
     attention: Any = None,
@@ -55,7 +62,8 @@ def accelerate(
             recognised from its signature and block lists, with a warning.
         config: a preset name (`"balanced"` when nothing is given), the path of a config file, an
             inline spec such as `"taylorseer:interval=3"`, the config of a method, an
-            `AccelerationConfig`, or a list of these.
+            `AccelerationConfig`, or a list of these. None, `"none"` and `"dense"` mean a dense run
+            everywhere, and are refused here.
         *more: further ones, as in such a list: one caching and one attention method go together.
         cache: config of a caching method, e.g. `TaylorSeerConfig(interval=3)`; replaces the one in
             `config`, and needs no `config`.
@@ -130,10 +138,16 @@ def _planned(
 def _chosen(
     adapter: FamilyAdapter, config: Setting, cache: Any, attention: Any, options: Mapping[str, Any]
 ) -> AccelerationConfig:
-    if config is None and (cache is not None or attention is not None):
+    by_name = cache is not None or attention is not None
+    if by_name and (config is None or config is BALANCED):
         chosen = AccelerationConfig()
+    elif config is None:
+        raise ConfigError(
+            "config is None, which means a dense run, so there is nothing to accelerate; leave it "
+            "out for the preset 'balanced', or take off what is on with ditaccel.restore(pipe)"
+        )
     else:
-        chosen = configs.resolve("balanced" if config is None else config, adapter)
+        chosen = configs.resolve(str(config) if config is BALANCED else config, adapter)
     if cache is not None:
         chosen = replace(chosen, cache=cache)
     if attention is not None:
@@ -280,7 +294,7 @@ def _with_exchanged(session: Session, parts: Iterable[nn.Module]) -> Report:
 @contextmanager
 def accelerated(
     pipe: P,
-    config: Setting = None,
+    config: Setting = BALANCED,
     *more: Setting,
     cache: Any = None,
     attention: Any = None,

@@ -76,7 +76,12 @@ class _Parser(argparse.ArgumentParser):
     """Reports a mistake in one line: the usage of a command with 25 options would bury it.
 
     Paths (`type=Path`) and plain texts of every command are checked by `given`.
+
+    Attributes:
+        chosen: of the command that was given, None where none is known.
     """
+
+    chosen: _Parser | None = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -89,7 +94,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {line} (`{self.prog} --help` lists the options)\n")
 
 
-def _parser(command: str | None) -> argparse.ArgumentParser:
+def _parser(command: str | None) -> _Parser:
     parser = _Parser(
         prog="ditaccel", description="Faster diffusion transformers, honestly measured."
     )
@@ -99,6 +104,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         subparser = subparsers.add_parser(name, help=text, description=text)
         if name == command:
             importlib.import_module(module).add_arguments(subparser)
+            parser.chosen = subparser
     return parser
 
 
@@ -141,7 +147,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = next((a for a in arguments if not a.startswith("-")), None)
     args = argparse.Namespace()
     try:
-        args = _parser(command).parse_args(arguments)
+        parser = _parser(command)
+        args, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            (parser.chosen or parser).error(f"unrecognized arguments: {' '.join(unknown)}")
         _check(args)
         with plain_warnings():
             return int(importlib.import_module(COMMANDS[args.command][0]).run(args))

@@ -12,6 +12,7 @@ from typing import Any
 from .. import config as configs
 from ..config import AccelerationConfig
 from ..config.completion import completed
+from ..config.specs import DENSE as DENSE_TEXTS
 from ..core.patching import unwrapped
 from ..core.transformers import denoisers_of
 from ..errors import ConfigError, UnsupportedError, UsageError
@@ -107,7 +108,7 @@ class Facts:
             ConfigError: no such preset, file or option.
             UnsupportedError: the model has no transformer.
         """
-        if config == DENSE:
+        if config in DENSE_TEXTS:
             return None
         if not self.transformer:
             raise UnsupportedError(

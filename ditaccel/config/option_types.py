@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, Union
 
 from ..errors import ConfigError
-from ..io.given import shown
+from ..io.given import shown, suggest
 
 T = TypeVar("T", bound=type)
 _WRONG = object()
@@ -51,6 +51,10 @@ def checked(owner: str = "", but: tuple[str, ...] = ()) -> Callable[[T], T]:
                     f"{kind.__name__} takes its options by name, as in "
                     f"{kind.__name__}({_by_name(kind, fields[0].name, args[0])})"
                 )
+            names = [field.name for field in fields]
+            unknown = next((key for key in kwargs if key not in names), None)
+            if unknown is not None:
+                raise ConfigError(f"{name} has no option {unknown!r}{suggest(unknown, names)}")
             made(self, *args, **kwargs)
             if own is None:
                 check_fields(self, name, but)

@@ -208,9 +208,33 @@ def check_kind(kind: str, value: Any) -> None:
     """
     if value is None or (getattr(value, "kind", "") == kind and "method" in vars(type(value))):
         return
-    known = ", ".join(c.__name__ for c in methods().values() if c.kind == kind)
+    raise ConfigError(_wrong_kind(kind, value))
+
+
+def _wrong_kind(kind: str, value: Any) -> str:
+    """Why a value is not a config of a method of this kind, and what to write."""
+    name = type(value).__name__
+    if isinstance(value, str):
+        return (
+            f"{kind}={value!r} is a text; give the text itself as the config, as in accelerate("
+            f"pipe, {value!r}), or the config of a method, as in {kind}={_example(kind)}"
+        )
+    if isinstance(value, type) and issubclass(value, MethodConfig):
+        return f"{kind}= is the class {value.__name__} itself; give an instance: {value.__name__}()"
+    if isinstance(value, MethodConfig):
+        if "method" not in vars(type(value)):
+            return (
+                f"{name} is not registered as a method: write @method('a_name') and "
+                "@dataclass(frozen=True) above the class (ditaccel.config.method)"
+            )
+        return f"{name} is the config of an {value.kind} method: write {value.kind}={name}(…)"
     what = "a caching" if kind == "cache" else "an attention"
-    raise ConfigError(
-        f"{kind}= is of type {type(value).__name__}, which is not a config of {what} method; give "
+    known = ", ".join(c.__name__ for c in methods().values() if c.kind == kind)
+    return (
+        f"{kind}= is of type {name}, which is not a config of {what} method; give an instance of "
         f"one of: {known}"
     )
+
+
+def _example(kind: str) -> str:
+    return next(f"{c.__name__}()" for c in methods().values() if c.kind == kind)

@@ -20,6 +20,8 @@ from .registry import MethodConfig, methods
 if TYPE_CHECKING:
     from ..pipelines import FamilyAdapter
 
+# Texts for a dense run, where a command or a batch job takes one.
+DENSE = ("none", "dense")
 # Whatever says how to accelerate a pipeline: a text, a path, a config of one method or of all, or
 # a list of these.
 Setting = Any
@@ -157,10 +159,26 @@ def _resolved_text(text: str | os.PathLike[str], family: str | FamilyAdapter) ->
     name = os.fspath(text)
     if name.endswith((".yaml", ".yml", ".json")) or isinstance(text, os.PathLike):
         return load(name)
+    if name.strip() in DENSE:
+        raise ConfigError(
+            f"{name!r} means a dense run, so there is nothing to accelerate; leave accelerate out, "
+            "or take off what is on with ditaccel.restore(pipe)"
+        )
     _refuse_rows_of_eval(name)
+    if os.path.isfile(name) and not _is_name(name, family):
+        return load(name)  # saved without a suffix
     if ":" in name or "&" in name or name in methods():
         return parse_spec(name, family)
     return preset(name, family)
+
+
+def _is_name(text: str, family: str | FamilyAdapter) -> bool:
+    """Whether a text names a method or a preset."""
+    from ..pipelines import adapters
+
+    adapter = adapters().get(family) if isinstance(family, str) else family
+    named = text in methods() or text in (adapter.presets if adapter is not None else ())
+    return named or is_published(text)
 
 
 def text_of(setting: Setting) -> str:

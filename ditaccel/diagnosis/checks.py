@@ -19,11 +19,11 @@ from torch import nn
 
 from .. import config as configs
 from ..attention.engine.options import break_even_of
-from ..attention.engine.planner import Planner
+from ..attention.engine.planner import Planner, planner_of
 from ..attention.engine.runtime import find_attention
 from ..caching.engine.blocks import find_blocks
-from ..caching.engine.policy import CachePolicy, too_few_steps
-from ..config import AccelerationConfig, AttentionConfig, CacheConfig
+from ..caching.engine.policy import CachePolicy, policy_of, too_few_steps
+from ..config import AccelerationConfig, AttentionConfig, CacheConfig, MethodConfig
 from ..config.completion import completed
 from ..config.option_types import checked_value
 from ..config.published import published_presets
@@ -62,7 +62,7 @@ def _width(transformer: nn.Module) -> int | None:
 
 
 def _facts(
-    name: str, transformer: nn.Module, adapter: FamilyAdapter, tokens: int | None
+    name: str, transformer: nn.Module, adapter: FamilyAdapter, tokens: int | None, text: int
 ) -> TransformerFacts:
     transformer = unwrapped(transformer)
     lists = {b.container: list(getattr(transformer, b.container, ())) for b in adapter.blocks}
@@ -83,6 +83,7 @@ def _facts(
         width=_width(transformer),
         tokens=tokens or _TOKENS["video" if video else "image"],
         dtype=str(getattr(transformer, "dtype", torch.float32)).removeprefix("torch."),
+        text_tokens=text if adapter.text != "none" else 0,
     )
 
 
@@ -238,7 +239,8 @@ def _diagnosis(
         first = next(iter(transformers.values()))
         size = call_size(pipe, unwrapped(first), adapter, call)
         count = tokens or (None if size is None else size.tokens)
-        found.transformers = [_facts(n, t, adapter, count) for n, t in transformers.items()]
+        text = text_of(pipe, call)
+        found.transformers = [_facts(n, t, adapter, count, text) for n, t in transformers.items()]
     except UnsupportedError as error:
         found.problem = str(error)
         return found
@@ -258,8 +260,10 @@ def _diagnosis(
         chosen, _ = completed(chosen, adapter)
         found.config = chosen.label or " & ".join(m.method for m in chosen.methods)
     examiner = _Examiner(pipe, transformers, adapter, device, step, tokens, steps, size, call)
-    tried = chosen.methods if chosen is not None else [cls() for cls in configs.methods().values()]
-    found.methods = [examiner.verdict(each, found.transformers[0]) for each in tried]
+    tried: list[tuple[Any, Any]] = [(cls, None) for cls in configs.methods().values()]
+    if chosen is not None:
+        tried = [(type(each), each) for each in chosen.methods]
+    found.methods = [examiner.verdict(*each, found.transformers[0]) for each in tried]
     if chosen is not None:
         found.problem = next((m.reason for m in found.methods if m.reason), "")
         if not found.problem and all(m.idle for m in found.methods):
@@ -297,26 +301,40 @@ class _Examiner:
     size: CallSize | None
     call: Mapping[str, Any] | None
 
-    def verdict(self, method: Any, facts: TransformerFacts) -> MethodVerdict:
+    def verdict(
+        self, cls: type[MethodConfig], method: Any, facts: TransformerFacts
+    ) -> MethodVerdict:
         """Whether a method would work, and at what cost.
 
         Args:
-            method: its config.
+            cls: its class.
+            method: its config, None for one with its own defaults.
             facts: of the first transformer.
+
+        Returns:
+            The verdict; a method from outside that fails, however it does, breaks no other.
         """
+        try:
+            return self._verdict(cls() if method is None else method, facts)
+        except Exception as error:
+            own = isinstance(error, DitaccelError)
+            reason = str(error) if own else f"its class fails ({type(error).__name__}: {error})"
+            return MethodVerdict(cls.method, cls.kind, reason)
+
+    def _verdict(self, method: Any, facts: TransformerFacts) -> MethodVerdict:
         setting, _ = completed(AccelerationConfig.of(method), self.adapter)
         (method,) = setting.methods
         found = MethodVerdict(method.method, method.kind, try_on(self.transformers, setting))
         dry = self.adapter.provisional
         if isinstance(method, CacheConfig):
-            policy = method.policy()
+            policy = policy_of(method)
             found = self._with_cache(found, policy, facts)
             dry = dry and not policy.outside
         if dry:
             note = "if a dry run at the first call shows how its blocks work"
             found = dataclasses.replace(found, note=note)
         if isinstance(method, AttentionConfig):
-            found = self._with_attention(found, method.planner())
+            found = self._with_attention(found, planner_of(method))
         return found
 
     def _with_cache(

@@ -59,6 +59,8 @@ class TransformerFacts:
         width: channels of a token, None where the config does not tell.
         tokens: for which memory is estimated.
         dtype: for which memory is estimated.
+        text_tokens: in the same sequence or beside it, for which memory is estimated; 0 where there
+            are none, or where the pipeline does not tell.
     """
 
     component: str
@@ -69,6 +71,7 @@ class TransformerFacts:
     width: int | None
     tokens: int
     dtype: str = "float32"
+    text_tokens: int = 0
 
 
 @dataclass(repr=False)
@@ -163,7 +166,8 @@ def _transformer_lines(facts: TransformerFacts) -> list[str]:
         "back": "image or video tokens, then text",
     }.get(facts.text, "where text stands is seen in a dry run")
     width = f"{facts.width} channels" if facts.width else "unknown width"
-    size = f"{facts.tokens} tokens in {facts.dtype}, two branches"
+    beside = f" and {facts.text_tokens} of text" if facts.text_tokens else ""
+    size = f"{facts.tokens} tokens{beside} in {facts.dtype}, two branches"
     return [*lines, f"  tokens     {text}; {width}; memory below is for {size}"]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from ..caching.engine.policy import CachePolicy, computed_steps
+from ..caching.engine.policy import CachePolicy, computed_steps, policy_of
 from ..config import AccelerationConfig, CacheConfig
 from ..errors import ConfigError
 
@@ -68,7 +68,7 @@ def schedule_of(
     cache = config.cache
     if cache is None:
         raise ConfigError("this config has no caching method, so it has no schedule to export")
-    policy = cache.policy()
+    policy = policy_of(cache)
     steps = steps or getattr(cache, "total", None)
     if not policy.gate.by_place:
         raise ConfigError(

@@ -147,6 +147,8 @@ def prompts_for(model: str | Path, sheet: Sheet, file: str | Path | None = None)
         UsageError: there are none, or the file cannot be read.
     """
     source = file or sheet.prompts
+    if source is None and not given.path(model).exists() and not is_hub_id(str(model)):
+        raise UsageError(f"no model folder at {model}, and it is not a Hub id (owner/name) either")
     if source is None:
         line = f"is missing: {model} has no prompts of its own; name a file, one prompt per line"
         raise UsageError(line, "prompts")

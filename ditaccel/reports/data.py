@@ -89,6 +89,7 @@ class ReportData:
         correction: what became of `correction="auto"`, empty where it was not asked for.
         left: error that the newest generation's forecasts were seen to leave in the latents
             (`expectation`), by their size; None where that is not known.
+        refused: why the newest call was refused, empty where it was not.
         warnings: lines that were shown.
         assumed: what was taken for granted, or learnt, of a transformer of no known family.
         attention: the log of each transformer whose attention is replaced.
@@ -108,6 +109,7 @@ class ReportData:
     tensors: str = "hidden states"
     correction: str = ""
     left: float | None = None
+    refused: str = ""
     warnings: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
     attention: tuple[AttentionLog, ...] = ()
@@ -159,6 +161,8 @@ class ReportData:
 
     def verdict(self) -> str:
         """One line in plain words."""
+        if self.refused:
+            return f"The newest run was refused: {self.refused}"
         if not self.total_calls:
             return (
                 "No transformer call was seen: run the pipeline first. If you did, its transformer "

@@ -34,6 +34,7 @@ class Journal:
     tensors: str = "hidden states"
     correction: str = ""
     left: float | None = None
+    refused: str = ""
     warnings: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
     attention: list[AttentionLog] = field(default_factory=list)
@@ -42,6 +43,7 @@ class Journal:
     def add(self, record: CallRecord) -> None:
         """Book one call."""
         self.calls.append(record)
+        self.refused = ""
         self.total_calls += 1
         self.forecasts += record.action == "forecast"
         self.share_sum += record.share
@@ -88,6 +90,7 @@ class Journal:
             tensors=self.tensors,
             correction=self.correction,
             left=self.left,
+            refused=self.refused,
             warnings=tuple(self.warnings),
             assumed=tuple(self.assumed),
             attention=tuple(log.copy() for log in self.attention),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..errors import UsageError
 from ..io.files import plain
 from . import text
-from .data import ReportData
+from .data import CallRecord, ReportData
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,7 +55,8 @@ class Report(ReportData):
                 "to_pandas() needs pandas, which is not installed: pip install pandas, or use "
                 "to_dict()"
             ) from None
-        return pandas.DataFrame([asdict(call) | {"cause": call.cause.value} for call in self.calls])
+        rows = [asdict(call) | {"cause": call.cause.value} for call in self.calls]
+        return pandas.DataFrame(rows, columns=[field.name for field in fields(CallRecord)])
 
     def details(self) -> str:
         """The report in full: every layer, assumption and warning."""

@@ -85,10 +85,14 @@ def _by_transformer(report: ReportData) -> list[str]:
         return []
     shares = (
         f"{name} {100 * sum(c.share for c in calls) / len(calls):.0f} % in "
-        f"{len({c.step for c in calls})} steps"
+        f"{_counted(len({c.step for c in calls}), 'step')}"
         for name, calls in parts.items()
     )
     return [f"Computation by transformer: {', '.join(shares)}."]
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}" + ("" if number == 1 else "s")
 
 
 def _memory(report: ReportData) -> str:

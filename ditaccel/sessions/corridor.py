@@ -15,7 +15,7 @@ from ..core.denoising.state import LoopState
 from ..core.denoising.tracker import DenoisingStep, Lone
 from ..core.patching import PatchLedger
 from ..core.stopwatch import Stopwatch
-from ..errors import UsageError
+from ..errors import DitaccelError, UsageError
 from ..pipelines import FamilyAdapter
 from .booking import Booking
 from .front import Front
@@ -88,8 +88,12 @@ class Corridor:
             if nested:
                 return inner(*args, **kwargs)
             watch = Stopwatch.at((*args, *kwargs.values()))
-            self._prepare(inner, args, kwargs)
-            return self._passed(inner, args, kwargs, context, watch)
+            try:
+                self._prepare(inner, args, kwargs)
+                return self._passed(inner, args, kwargs, context, watch)
+            except DitaccelError as error:
+                self._booking.journal.refused = str(error)
+                raise
 
     def _passed(
         self,

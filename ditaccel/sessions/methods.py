@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attention.engine.planner import Planner
+from ..attention.engine.planner import Planner, planner_of
 from ..attention.engine.runtime import AttentionRuntime
 from ..caching.engine.blocks import find_blocks
 from ..caching.engine.budget import tensors_per_branch, unit
 from ..caching.engine.hooks import BlockCache
+from ..caching.engine.policy import policy_of
 from ..config import AccelerationConfig
 from ..core._compat import ranks_of, refuse_split
 from ..core.calls import Arguments
@@ -60,7 +61,7 @@ class Methods:
     def outside(self) -> bool:
         """Whether nothing inside the transformers is needed."""
         cache = self._config.cache
-        return not self._attends and cache is not None and cache.policy().outside
+        return not self._attends and cache is not None and policy_of(cache).outside
 
     def install(
         self, name: str, transformer: nn.Module, adapter: FamilyAdapter, front: Front
@@ -150,7 +151,7 @@ class Methods:
         blocks: bool = True,
     ) -> None:
         if self._config.cache is not None:
-            policy = self._config.cache.policy()
+            policy = policy_of(self._config.cache)
             found = find_blocks(transformer, adapter.blocks) if blocks else []
             why = partial(front.neighbours.why_left_out, [block.module for block in found])
             cache = self.caches[name] = BlockCache(found, policy, self._warn, why)
@@ -158,7 +159,7 @@ class Methods:
             self._journal.tensors = unit(policy)
             cache.install(self._ledger)
         config = self._config.attention
-        planner = self._planner or (None if config is None else config.planner())
+        planner = self._planner or (None if config is None else planner_of(config))
         if planner is not None:
             runtime = AttentionRuntime(name, transformer, adapter, planner, self._warn)
             self.attention[name] = runtime

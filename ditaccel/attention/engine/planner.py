@@ -17,8 +17,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ...config import AttentionConfig
 from ...core.denoising.tracker import DenoisingStep
 from ...core.patching import PatchLedger
+from ...errors import ConfigError, DitaccelError
 from ...kernels import Marking, TileAttentionOutput, TileMap, TileMoments
 from ...pipelines.grids import Grid
 from .options import Rest
@@ -275,3 +277,25 @@ class Watcher(Planner):
         """Look, and leave the call dense."""
         self.look(q, k, v, scale, context, state)
         return Dense(DenseReason.WATCHED)
+
+
+def planner_of(config: AttentionConfig) -> Planner:
+    """The planner of a method's config.
+
+    Raises:
+        ConfigError: its `planner()` raises something, or returns something else.
+    """
+    name = type(config).__name__
+    try:
+        made = config.planner()
+    except DitaccelError:
+        raise
+    except Exception as error:
+        # a method from outside may raise anything
+        raise ConfigError(f"{name}.planner() failed ({type(error).__name__}: {error})") from error
+    if not isinstance(made, Planner):
+        raise ConfigError(
+            f"{name}.planner() returned a value of type {type(made).__name__}; it must return a "
+            "Planner"
+        )
+    return made

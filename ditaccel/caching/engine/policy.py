@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...config import CacheConfig
 from ...core.denoising.tracker import DenoisingStep
 from ...core.ranks import Ranks
-from ...errors import ConfigError
+from ...errors import ConfigError, DitaccelError
 from .gate import Gate, StepRules
 from .state import BranchState
 from .targets import TARGETS, ModuleTarget, Target
@@ -99,6 +100,28 @@ class CachePolicy:
         """
         memory = self.gate.memory()
         return BranchState(self.order, self.basis, self.first_order, self.coordinate, memory, ranks)
+
+
+def policy_of(config: CacheConfig) -> CachePolicy:
+    """The policy of a method's config.
+
+    Raises:
+        ConfigError: its `policy()` raises something, or returns something else.
+    """
+    name = type(config).__name__
+    try:
+        made = config.policy()
+    except DitaccelError:
+        raise
+    except Exception as error:
+        # a method from outside may raise anything
+        raise ConfigError(f"{name}.policy() failed ({type(error).__name__}: {error})") from error
+    if not isinstance(made, CachePolicy):
+        raise ConfigError(
+            f"{name}.policy() returned a value of type {type(made).__name__}; it must return a "
+            "CachePolicy (self.cache_policy(gate, rules) makes one)"
+        )
+    return made
 
 
 def computed_steps(policy: CachePolicy, total: int) -> tuple[int, ...] | None:
