@@ -181,10 +181,10 @@ def _one(spec: str, label: str | None, series: str, swept: tuple[str, ...]) -> R
     steps = row.work.steps  # raises where the text is wrong
     if role is not Role.FEWER_STEPS:
         return row
-    return replace(row, label=label or _steps(steps), knob=float(steps or 0))
+    return replace(row, label=label or _step_label(steps), knob=float(steps or 0))
 
 
-def _steps(number: int | None) -> str:
+def _step_label(number: int | None) -> str:
     return "1 step" if number == 1 else f"{number} steps"
 
 

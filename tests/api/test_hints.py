@@ -3,14 +3,14 @@
 import dataclasses
 
 import pytest
-from ditaccel.caching.engine.gate import IntervalGate, StepRules
-from ditaccel.config import CacheConfig, registry
 from ditaccel.eval.specs import parse_config
 from tiny import generate, tiny_flux
 
 import ditaccel
 from ditaccel import ConfigError, cli
 from ditaccel import config as configs
+from ditaccel.caching.engine.gate import IntervalGate, StepRules
+from ditaccel.config import CacheConfig, registry
 from ditaccel.reports.data import CallRecord
 
 
@@ -93,7 +93,6 @@ def test_dense_means_the_same_everywhere(dense):
 
 
 def test_a_config_saved_without_a_suffix_can_be_loaded(tmp_path):
-    pipe, _ = tiny_flux()
     path = tmp_path / "mine"
     made = configs.AccelerationConfig(cache=ditaccel.ReuseConfig(interval=2))
     made.save(path)

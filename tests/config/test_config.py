@@ -184,7 +184,7 @@ def test_unknown_presets_and_families_are_named():
 
 
 def test_a_config_of_no_method_is_refused():
-    with pytest.raises(ConfigError, match="not a config of a caching method"):
+    with pytest.raises(ConfigError, match="is a text; give the text itself"):
         AccelerationConfig(cache="taylorseer")
 
 
