@@ -60,7 +60,7 @@ def family_of_schedule(text: str) -> FamilyAdapter | None:
     if prefix + ":" != _PREFIX or not keys:
         return None
     known = checkpoints()
-    key = parse_options(changes, text).get(_OPTION, keys[0] if len(keys) == 1 else None)
+    key = str(parse_options(changes, text).get(_OPTION, keys[0] if len(keys) == 1 else ""))
     if key == ANY:
         return next(iter(adapters().values()))  # it is the same for all
     if key not in known:
