@@ -17,7 +17,7 @@ from diffusers import (
 )
 from layout import Layout, hidden_states, latent_times
 from loop import device
-from pools import Pool
+from pools import Pool, Trajectories, flux_levels, flux_positions, flux_texts
 from text import (
     WIDTH,
     Binding,
@@ -206,6 +206,43 @@ def flux_loss(pool: Pool, batch: int, shift: float = 1.5) -> Callable:
             ).sample
         auxiliary = _auxiliary(model, embeds, token_ids, hidden[0], scenes, torch.zeros(1), texts)
         return F.mse_loss(output.float(), target) + auxiliary
+
+    return loss
+
+
+def build_few() -> FluxTransformer2DModel:
+    """The student of shapes-flux: its teacher's transformer, to begin with."""
+    return FluxTransformer2DModel.from_pretrained(Trajectories.TEACHER / "transformer").train()
+
+
+def few_loss(trajectories: Trajectories, batch: int, two_share: float = 0.3) -> Callable:
+    """Trajectory distillation: the velocity that leads from a node to the next in one Euler step.
+
+    Guidance is in the teacher's way, so that the student needs one call per step. A share of the
+    examples leads over two nodes, from the nodes of a loop of half as many steps: one model serves
+    both. Text encoders and autoencoder stay the teacher's.
+    """
+    pipe, steps = trajectories.teacher(), trajectories.STEPS
+    level = flux_levels(steps, pipe.scheduler.config.shift)
+    del pipe.transformer
+
+    def loss(model: FluxTransformer2DModel, step: int, generator: torch.Generator) -> Tensor:
+        if step % 50 == 0:
+            trajectories.look()
+        nodes, texts = trajectories.batch(batch, generator)
+        start = torch.randint(steps, (batch,), generator=generator)
+        two = torch.rand(batch, generator=generator) < two_share
+        start = torch.where(two, start // 2 * 2, start)
+        end, rows = start + 1 + two, torch.arange(batch)
+        here, there = nodes[rows, start], nodes[rows, end]
+        target = (there - here) / (level[end] - level[start])[:, None, None]
+        output = model(
+            hidden_states=here.to(device()),
+            timestep=level[start].to(device()),
+            img_ids=flux_positions(),
+            **flux_texts(pipe, texts),
+        ).sample
+        return F.mse_loss(output.float(), target.to(device()))
 
     return loss
 

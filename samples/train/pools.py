@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from data import Scenes, captions, held_out, render, sample_scenes
-from loop import RUNS, autocast, averaged, device
+from diffusers import FluxPipeline
+from loop import RUNS, autocast, averaged, compile_blocks, device, plain_attention
+from text import TOKENS
 from torch import Tensor
 from tqdm import tqdm
 from vae import build_image_vae, build_video_vae
@@ -111,13 +114,120 @@ def extend(name: str, count: int) -> None:
         torch.save({"latents": torch.cat(latents), "scenes": asdict(scenes)}, path)
 
 
+class Trajectories:
+    """Ways from noise to picture that shapes-flux takes with its guidance, at the nodes of a loop.
+
+    What flux-few is distilled from: latents (nodes, N, tokens, channels) and captions. They may be
+    recorded while the training runs: every call of `look` takes up new ones.
+    """
+
+    STEPS = 8
+    TEACHER = Path(__file__).resolve().parents[1] / "models" / "shapes-flux"
+    _CHUNK = 128
+    _GUIDANCE = 4.0
+    _SUBSTEPS = 3  # of the teacher, between two nodes
+    _TWO_OBJECTS = 0.6
+
+    def __init__(self) -> None:
+        self._opened: dict[Path, dict] = {}
+        self.look()
+
+    def look(self) -> None:
+        """Open what was recorded since."""
+        for path in _files("flux-few"):
+            if path not in self._opened:
+                self._opened[path] = torch.load(path, weights_only=True)
+
+    def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Random ones (n, nodes, tokens, channels) in float32, and their captions."""
+        chunks = list(self._opened.values())
+        picks = torch.randint(len(chunks) * self._CHUNK, (n,), generator=generator).tolist()
+        rows = [(chunks[p // self._CHUNK], p % self._CHUNK) for p in picks]
+        nodes = torch.stack([chunk["nodes"][:, i].float() for chunk, i in rows])
+        return nodes, [chunk["texts"][i] for chunk, i in rows]
+
+    @classmethod
+    def teacher(cls) -> FluxPipeline:
+        """The pipeline that is distilled."""
+        return FluxPipeline.from_pretrained(cls.TEACHER).to(device())
+
+    @classmethod
+    @torch.no_grad()
+    def solve(cls, pipe: FluxPipeline, texts: list[str], noise: Tensor) -> Tensor:
+        """Latents at the nodes; Adams-Bashforth of order 2 on the guided velocity."""
+        said, empty = flux_texts(pipe, texts), flux_texts(pipe, [""] * len(texts))
+        both = {k: v if k == "txt_ids" else torch.cat([said[k], empty[k]]) for k, v in said.items()}
+        level = flux_levels(cls.STEPS * cls._SUBSTEPS, pipe.scheduler.config.shift).tolist()
+        latents, nodes, last = noise, [noise], None
+        for i, (now, then) in enumerate(pairwise(level)):
+            with autocast(), plain_attention():
+                output = pipe.transformer(
+                    hidden_states=torch.cat([latents, latents]),
+                    timestep=torch.full((2 * len(texts),), now, device=device()),
+                    img_ids=flux_positions(),
+                    **both,
+                ).sample.float()
+            asked, free = output.chunk(2)
+            velocity = free + cls._GUIDANCE * (asked - free)
+            step, mean = then - now, velocity
+            if last is not None:
+                mean = velocity + step / (2 * last[1]) * (velocity - last[0])
+            latents, last = latents + step * mean, (velocity, step)
+            if (i + 1) % cls._SUBSTEPS == 0:
+                nodes.append(latents)
+        return torch.stack(nodes)
+
+    @classmethod
+    def record(cls, count: int) -> None:
+        """Grow them to at least `count`; chunk numbers seed the data."""
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        pipe = cls.teacher()
+        compile_blocks(pipe.transformer)
+        for number in tqdm(range(len(_files("flux-few")), -(-count // cls._CHUNK))):
+            generator = torch.Generator().manual_seed(50_000 + number)
+            texts: list[str] = []
+            while len(texts) < cls._CHUNK:
+                share = cls._TWO_OBJECTS
+                scenes = sample_scenes(cls._CHUNK, generator, two_share=share, snap=True)
+                texts += [text for text in captions(scenes, generator) if not held_out(text)]
+            texts = texts[: cls._CHUNK]
+            noise = torch.randn(cls._CHUNK, 64, 16, generator=generator).to(device())
+            nodes = cls.solve(pipe, texts, noise).half().cpu()
+            path = FOLDER / f"flux-few-{number:04d}.pt"
+            torch.save({"nodes": nodes, "texts": texts}, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
+
+
+def flux_levels(steps: int, shift: float) -> Tensor:
+    """Noise levels (steps + 1,) of the loop that `FluxPipeline` runs, the last one 0."""
+    even = torch.linspace(1, 0, steps + 1)
+    return shift * even / (1 + (shift - 1) * even)
+
+
+def flux_positions() -> Tensor:
+    """Rotary positions of the image tokens of shapes-flux."""
+    return FluxPipeline._prepare_latent_image_ids(1, 8, 8, device(), torch.float32)
+
+
+@torch.no_grad()
+def flux_texts(pipe: FluxPipeline, texts: list[str]) -> dict[str, Tensor]:
+    """The arguments of the transformer that say what to draw."""
+    embeds, pooled, ids = pipe.encode_prompt(
+        texts, texts, device=device(), max_sequence_length=TOKENS
+    )
+    return {"encoder_hidden_states": embeds, "pooled_projections": pooled, "txt_ids": ids}
+
+
 if __name__ == "__main__":
     import argparse
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=_CHUNK)
+    parser.add_argument("name", choices=[*_CHUNK, "flux-few"])
     parser.add_argument("count", type=int)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    extend(arguments.name, arguments.count)
+    if arguments.name == "flux-few":
+        Trajectories.record(arguments.count)
+    else:
+        extend(arguments.name, arguments.count)

@@ -2,7 +2,7 @@
 
 Every call goes on where the last one stopped. Order for a start from nothing: features, image-vae,
 video-vae, then dit, flux and wan; wan22-high and wan22-low, which start from wan; flux-few, from
-the trajectories of few_steps.py; scenes-vae, its pool (scenes_pool.py), then scenes-flux. Set
+its pool of trajectories; scenes-vae, its pool (scenes_pool.py), then scenes-flux. Set
 SHAPES_PAUSE_FILE to a path to make the loop wait while that file exists, and SAMPLES_RUNS to a
 folder that shall hold all states in place of `runs/`.
 """
@@ -14,10 +14,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from denoisers import build_dit, build_flux, build_wan, dit_loss, flux_loss, wan_loss
+from denoisers import (
+    build_dit,
+    build_few,
+    build_flux,
+    build_wan,
+    dit_loss,
+    few_loss,
+    flux_loss,
+    wan_loss,
+)
 from judge_task import build_features, feature_loss
 from loop import Run
-from pools import Pool
+from pools import Pool, Trajectories
 from text import teach_binding
 from torch import nn
 from vae import build_image_vae, build_video_vae, vae_loss
@@ -67,10 +76,8 @@ def _flux() -> tuple:
 
 
 def _flux_few() -> tuple:
-    from few_steps import few_loss, student
-
-    run = Run("flux-few", student(), **{**DENOISER, "rate": 3e-4}, decay=0.99)
-    return run, few_loss(64)
+    run = Run("flux-few", build_few(), **{**DENOISER, "rate": 3e-4}, decay=0.99)
+    return run, few_loss(Trajectories(), 64)
 
 
 def _wan() -> tuple:
