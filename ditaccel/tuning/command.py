@@ -59,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--statistic",
         choices=STATISTICS,
         default="mean",
-        help="what is compared with --psnr: the mean PSNR of the samples, the 10th percentile "
-        "(p10), or the worst one (default mean)",
+        help="what is compared with --psnr: the mean PSNR of the samples less its standard error, "
+        "the 10th percentile (p10), or the worst one (default mean)",
     )
     options.add_out(parser, "config file; with several targets, a folder", "PATH")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -226,11 +226,10 @@ def _search(tuner: Tuner, goals: dict[str, Target], files: _Files) -> None:
         if found.reaches(goal):
             path = files.write(name, found.config)
         else:
-            level = found.level(goal.statistic)
             path = files.miss(
                 name,
                 f"no plan that was run reaches {goal.asked}; the best of {len(tuner.runs)} has "
-                f"{level:.1f} dB",
+                f"{found.shown(goal.statistic)}",
                 found.config,
             )
         levels = f"{found.psnr:>6.1f} dB{found.psnr_min:>6.1f} dB"

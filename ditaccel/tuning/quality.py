@@ -20,6 +20,23 @@ def level_of(levels: Sequence[float], statistic: str) -> float:
     return min(levels) if statistic == "min" else float(np.mean(levels))
 
 
+def doubt_of(levels: Sequence[float], statistic: str) -> float:
+    """Standard error of the mean of several samples; 0 for other statistics and for one sample.
+
+    Whether a sample comes out alike or with something else drawn is often either or (45 dB or
+    20 dB), so a mean of a few samples says little about the mean of others: on shapes-flux with
+    50 steps plans that had 37 dB on 8 prompts had 31 dB on 24 others.
+    """
+    if statistic != "mean" or len(levels) < 2:
+        return 0.0
+    return float(np.std(levels, ddof=1)) / len(levels) ** 0.5
+
+
+def surely(levels: Sequence[float], statistic: str) -> float:
+    """What a level is compared with a target by: less its standard error."""
+    return level_of(levels, statistic) - doubt_of(levels, statistic)
+
+
 def frames_of(output: Any) -> np.ndarray:
     """Decoded output as uint8, `(B, …)`: what people see, and a quarter of the memory."""
     value = output.frames if hasattr(output, "frames") else output.images

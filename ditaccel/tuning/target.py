@@ -8,7 +8,7 @@ from ..config import AccelerationConfig, choice
 from ..config.option_types import checked
 from ..errors import ConfigError
 from .masks import Mask
-from .quality import MOST_PSNR, STATISTICS, level_of
+from .quality import MOST_PSNR, STATISTICS, doubt_of, level_of, surely
 
 
 @checked()
@@ -17,8 +17,8 @@ class Target:
     """What a tuned config must reach; give one of the three.
 
     Attributes:
-        psnr: PSNR to the dense output in dB, on the prompts given; the fastest config found that
-            reaches it is taken.
+        psnr: PSNR to the dense output in dB; the fastest config found that reaches it on the
+            prompts given is taken, a mean by at least its standard error.
         computed_share: share of the transformer calls that may be computed, between 0 and 1; the
             best config found that keeps to it is taken.
         attention_error: relative L1 error of every attention layer's output against the dense one;
@@ -96,8 +96,13 @@ class TuningRun:
         """PSNR in dB: `mean`, `p10` or `min` of the samples."""
         return level_of(self.levels, statistic)
 
+    def shown(self, statistic: str) -> str:
+        """That level in words, with the standard error that a target is compared without."""
+        doubt = doubt_of(self.levels, statistic)
+        return f"{self.level(statistic):.1f}" + (f" ± {doubt:.1f}" if doubt else "") + " dB"
+
     def reaches(self, target: Target) -> bool:
         """Whether it holds what a target of steps asks for."""
         if target.psnr is not None:
-            return self.level(target.statistic) >= target.psnr
+            return surely(self.levels, target.statistic) >= target.psnr
         return self.computed_share <= (target.computed_share or 0.0) + 1e-9

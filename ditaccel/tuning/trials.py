@@ -177,6 +177,7 @@ class Trials:
         run: runs a mask on one pair after the other.
         samples: levels that a complete run gives.
         statistic: `mean`, `p10` or `min`: by what masks are compared.
+        measure: makes one level of those of the samples, by the statistic.
         known: what was run so far, of other searches too; what is run is added to it.
         journal: where trials are remembered over a kill, None for nowhere.
     """
@@ -186,10 +187,12 @@ class Trials:
         run: Run,
         samples: int,
         statistic: str,
+        measure: Callable[[Sequence[float], str], float] = level_of,
         known: dict[Mask, Trial] | None = None,
         journal: Journal | None = None,
     ) -> None:
-        self._run, self._samples, self.statistic = run, samples, statistic
+        self._run, self._samples = run, samples
+        self.statistic, self._measure = statistic, measure
         self._journal = journal
         self._known = {} if known is None else known
         self._scatter = Scatter()
@@ -199,7 +202,7 @@ class Trials:
 
     def level(self, trial: Trial) -> float:
         """What masks are compared by, in dB."""
-        return level_of(trial.levels, self.statistic)
+        return self._measure(trial.levels, self.statistic)
 
     def tried(self, mask: Mask, to_beat: Sequence[float] | None = None) -> Trial:
         """Run a mask, or remember what it gave.

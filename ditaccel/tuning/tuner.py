@@ -30,7 +30,7 @@ from ..warning import warn
 from .calibration import Calibration, calibrate
 from .masks import Mask, Moves
 from .plan_search import best_within, cheapest_good
-from .quality import STATISTICS, frames_of, psnrs
+from .quality import STATISTICS, frames_of, level_of, psnrs, surely
 from .recording import Recording, record
 from .refine import Goal, Refine, Refinement
 from .schedule_search import Plan, plans
@@ -235,26 +235,27 @@ class Tuner:
 
         Args:
             psnr: in dB.
-            statistic: which of the samples' PSNR has to reach it: `mean`, `p10` or `min`.
+            statistic: which of the samples' PSNR has to reach it: the `mean` less its standard
+                error, `p10` or `min`.
         """
         best = self._nearest(psnr, statistic)
         self._warn_of_missed(Target(psnr=psnr, statistic=statistic), best)
         return best
 
     def _nearest(self, psnr: float, statistic: str) -> TuningRun:
-        choice("statistic", statistic, STATISTICS)
+        target = Target(psnr=psnr, statistic=statistic)
         found = cheapest_good(
-            self.plans, self.check, lambda: self.runs, lambda run: run.level(statistic) >= psnr
+            self.plans, self.check, lambda: self.runs, lambda run: run.reaches(target)
         )
-        return found or max(self.runs, key=lambda run: run.level(statistic))
+        return found or max(self.runs, key=lambda run: surely(run.levels, statistic))
 
     @staticmethod
     def _warn_of_missed(target: Target, best: TuningRun) -> None:
         if not best.reaches(target):
             warn(
                 f"no plan that was run reaches {target.asked}; the best has "
-                f"{best.level(target.statistic):.1f} dB, with {100 * best.computed_share:.0f} % of "
-                "the calls computed"
+                f"{best.shown(target.statistic)}, with {100 * best.computed_share:.0f} % of the "
+                "calls computed"
             )
 
     def reach(self, target: Target) -> TuningRun:
@@ -281,7 +282,7 @@ class Tuner:
         warmup = next(w for w in _WARMUPS if set(range(w)) <= set(start.mask.steps))
         bar = Progress(count, name="tune", unit="plans", say=self._progress)
         search = Refinement(
-            self._trials(target.statistic),
+            self._trials(target.statistic, surely if target.psnr is not None else level_of),
             Moves(self.total, self._first.forced(warmup)),
             goal,
             Random(self._seed),

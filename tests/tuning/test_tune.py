@@ -20,8 +20,10 @@ from ditaccel import config as configs
 from ditaccel.caching.engine.forecast import newton_weights
 from ditaccel.core.denoising.response import Probe, euler
 from ditaccel.core.transformers import transformers_of
+from ditaccel.tuning.masks import Mask
 from ditaccel.tuning.recording import record
 from ditaccel.tuning.schedule_search import GapCosts, Trajectory, best_steps
+from ditaccel.tuning.target import TuningRun
 from ditaccel.tuning.trajectories import trajectories_of
 from ditaccel.tuning.tuner import Tuner, paired
 
@@ -191,6 +193,22 @@ def test_orders_of_a_refined_plan_are_saved(tmp_path):
     config = ditaccel.StepMaskConfig(steps=(0, 1, 5, 9), orders=(1, 0, 2, 1), total=10)
     configs.dump(ditaccel.AccelerationConfig(cache=config), tmp_path / "a.yaml")
     assert configs.load(tmp_path / "a.yaml").cache == config
+
+
+def test_a_mean_reaches_a_target_by_its_standard_error():
+    """Of samples that come out alike or not, a mean of a few says little about others."""
+    mask = Mask((0, 1, 5))
+
+    def run(*levels):
+        return TuningRun(mask.config(9), 0.5, levels, mask)
+
+    assert run(36.0, 38.0).reaches(Target(psnr=36))  # 37 +- 1
+    assert not run(36.0, 38.0).reaches(Target(psnr=36.1))
+    assert not run(45.0, 45.0, 20.0, 38.0).reaches(Target(psnr=35))  # 37 +- 5.9
+    assert run(45.0, 45.0, 20.0, 38.0).shown("mean") == "37.0 ± 5.9 dB"
+    assert run(36.0).reaches(Target(psnr=36)) and run(36.0).shown("mean") == "36.0 dB"
+    assert run(36.0, 38.0).reaches(Target(psnr=36, statistic="min"))
+    assert run(*[40.0] * 9, 20.0).reaches(Target(psnr=37, statistic="p10"))
 
 
 def test_pairs_are_the_prompts_in_turn():
