@@ -17,7 +17,7 @@ from ..config import Example, method, require
 from ..core.denoising.schedule import Known
 from ..core.denoising.tracker import DenoisingStep
 from ..core.reasons import Reason
-from ..errors import ConfigError
+from .engine.correction import why_not
 from .engine.gaps import GapEnd
 from .engine.gate import Gate, StepRules
 from .engine.options import (
@@ -36,14 +36,8 @@ from .engine.state import BranchState, Verdict
 BASE_WARMUP = 0.35
 BASE_GUIDANCE = "independent"
 _LEAST = 3  # steps that such a share stands for, at least
-_NO_WIDTH = {
-    Known.NO_SCHEDULER: "no scheduler is in sight: the transformer is called in a loop that has "
-    "none among its variables",
-    Known.NOT_SET: "the scheduler in sight is not in use (set_timesteps was not called)",
-    Known.OTHER: "this loop runs at other timesteps than its scheduler's, or gives each frame its "
-    "own",
-    Known.FOLLOWED: "this scheduler has none, or takes its steps in stages (Heun)",
-}
+# Distance of computed steps where errors cannot be measured: the least that skips something.
+_BLIND = 2
 # Most that a gap may grow at once. ODE solvers often allow twice, which overshot on the samples
 # where tolerances were large.
 GROWTH = 1.5
@@ -83,15 +77,20 @@ class StepSizeGate(Gate):
     def skips_nothing(self, total: int | None) -> bool:
         return self.tolerance == 0.0 or self.max_interval == 1
 
-    def check(self, step: DenoisingStep) -> None:
-        if not step.is_last and (step.sigma is None or step.sigma_next is None):
-            raise ConfigError(
-                f"adaptive_taylor weights errors by noise levels, and {_NO_WIDTH[step.known]}; use "
-                "a caching method that decides without them"
-            )
+    def falls_back(self, step: DenoisingStep) -> str:
+        if self.skips_nothing(step.total) or step.tangent is not None:
+            return ""
+        followed = step.known is Known.FOLLOWED
+        advice = "another scheduler" if followed else "scheduler= or sigmas= in accelerate"
+        return (
+            f"adaptive_taylor cannot measure what forecasts leave in the latents: {why_not(step)}; "
+            f"every second step is computed instead, and {advice} would let it measure"
+        )
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         gap, error = state.memory.gap, state.memory.error
+        if step.tangent is None and not self.skips_nothing(step.total):
+            gap = _BLIND
         if step.index - state.last_index >= gap:
             return Verdict(False, Reason.GAP_REACHED, error, f"gap of {gap} reached")
         return Verdict(True, Reason.WITHIN_GAP, error, f"within the gap of {gap}")

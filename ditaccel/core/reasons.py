@@ -17,6 +17,7 @@ class Reason(StrEnum):
     FIRST_OF_EXPERT = "first steps of another transformer"
     LAST_OF_EXPERT = "last step before another transformer"
     NO_HISTORY = "no history yet"
+    WITH_ITS_STEP = "as the first stage of its step"
     LONG_GAP = "too many forecasts in a row"
     SCHEDULED = "scheduled"
     BETWEEN = "between computed steps"

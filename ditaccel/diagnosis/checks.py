@@ -22,6 +22,7 @@ from ..attention.engine.options import break_even_of
 from ..attention.engine.planner import Planner, planner_of
 from ..attention.engine.runtime import find_attention
 from ..caching.engine.blocks import find_blocks
+from ..caching.engine.correction import check_correction, why_not
 from ..caching.engine.policy import CachePolicy, policy_of, too_few_steps
 from ..config import AccelerationConfig, AttentionConfig, CacheConfig, MethodConfig
 from ..config.completion import completed
@@ -132,7 +133,8 @@ def _scheduler_facts(scheduler: Any, step: DenoisingStep | None) -> dict[str, st
         facts["noise levels"] = "not looked at: it cannot be set up without its pipeline"
         return facts
     facts["noise levels"] = "known" if step.sigma is not None else "none that ditaccel can read"
-    facts["gap correction"] = "on" if step.additive else "off: it keeps earlier outputs, or clips"
+    why = why_not(step)
+    facts["gap correction"] = f"off: {why}" if why else "on"
     return facts
 
 
@@ -151,9 +153,10 @@ def _objection(policy: CachePolicy, step: DenoisingStep | None) -> str:
     try:
         policy.branch_state().place(step)
         policy.gate.check(step)
+        check_correction(policy, step)
     except DitaccelError as error:
         return str(error)
-    return ""
+    return policy.gate.falls_back(step)
 
 
 def try_on(transformers: dict[str, nn.Module], config: AccelerationConfig) -> str:

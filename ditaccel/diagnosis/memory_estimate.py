@@ -69,7 +69,7 @@ def cache_bytes(
         else _modules(transformer, adapter, tokens, text) * (width or 0) * size,
         output=numbers * size,
         numbers=numbers,
-        feedback=step is not None and step.additive and step.feedback > 0.0,
+        feedback=step is not None and step.response is not None and step.feedback > 0.0,
         streams=len(adapter.samples),
     )
     if adapter.guidance == "sequential":

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..caching.engine.correction import CORRECTION_OFF
+from ..caching.engine.correction import why_not
 from ..caching.engine.hooks import BlockCache
 from ..caching.engine.policy import CachePolicy, too_few_steps
 from ..core.denoising.leftover import Leftover
@@ -55,10 +55,11 @@ class Booking:
     def begin_cache(self, step: DenoisingStep, policy: CachePolicy) -> None:
         """Note what caching can do in the generation that begins with this step."""
         if policy.correction == "auto":
-            self.journal.correction = "on" if step.additive else CORRECTION_OFF[step.known]
-        line = too_few_steps(self._method, policy, step.total)
-        if line is not None:
-            self.warn(line)
+            why = why_not(step)
+            self.journal.correction = f"off: {why}" if why else "on"
+        for line in (too_few_steps(self._method, policy, step.total), policy.gate.falls_back(step)):
+            if line:
+                self.warn(line)
 
     def lone(self, name: str, why: Lone, step: DenoisingStep | None = None) -> None:
         """Warn of a call that is of no denoising loop, and book it where its step is known."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...core.denoising.response import Probed
 from ...core.denoising.schedule import Known
 from ...core.denoising.tracker import DenoisingStep
 from ...core.outputs import join, split, tensors_of, with_tensors
@@ -16,17 +17,39 @@ from .guidance import Guidance, Leader
 from .policy import CachePolicy
 from .state import BranchState, Call
 
-# What the report says where nothing is corrected.
-CORRECTION_OFF = {
-    Known.NO_SCHEDULER: "off: no scheduler is in sight",
-    Known.NOT_SET: "off: the scheduler in sight is not in use (set_timesteps was not called)",
-    Known.OTHER: "off: the calls are at other timesteps than the scheduler's",
-    Known.FOLLOWED: "off: this scheduler keeps earlier outputs, clips, or is not known",
+# Why nothing can be corrected, as the report and errors have it.
+_NOT_FOLLOWED = {
+    Known.NO_SCHEDULER: "no scheduler is in sight",
+    Known.NOT_SET: "the scheduler in sight is not in use (set_timesteps was not called)",
+    Known.OTHER: "the calls are at other timesteps than the scheduler's",
+    Known.FOLLOWED: "its timesteps are set again at each step",
 }
-_NOT_ADDITIVE = (
-    "correction='always' needs a scheduler that adds its outputs up (flow-matching Euler, Euler, "
-    "DDIM without clipping); use correction='auto' or 'never'"
-)
+_NOT_LINEAR = {
+    Probed.STOCHASTIC: "this scheduler draws noise in its steps",
+    Probed.NONLINEAR: "this scheduler clips or thresholds the latents",
+    Probed.FAILED: "this scheduler cannot be stepped as pipelines step theirs",
+}
+
+
+def why_not(step: DenoisingStep) -> str:
+    """Why nothing is corrected in a loop; empty where it can be."""
+    if step.response is not None:
+        return ""
+    probed = None if step.schedule is None else step.schedule.probed
+    return _NOT_FOLLOWED[step.known] if probed is None else _NOT_LINEAR[probed]
+
+
+def check_correction(policy: CachePolicy, step: DenoisingStep) -> None:
+    """Refuse a loop in which nothing can be corrected where the policy insists on it.
+
+    Raises:
+        ConfigError: it does, and the scheduler is not linear, or not in sight.
+    """
+    if policy.correction == "always" and step.index == 0 and why_not(step):
+        raise ConfigError(
+            f"correction='always' needs a deterministic scheduler, and {why_not(step)}; use "
+            "correction='auto' or 'never'"
+        )
 
 
 def corrected(
@@ -43,15 +66,9 @@ def corrected(
 
     Returns:
         The output, or one of the same form that brings the latents where exact outputs would.
-
-    Raises:
-        ConfigError: the scheduler does not add outputs up, and the policy insists on it.
     """
     step, state = call.step, call.state
-    has_width = step.sigma is not None and step.sigma_next is not None
-    if policy.correction == "always" and not (has_width and step.additive):
-        raise ConfigError(_NOT_ADDITIVE)
-    if not (policy.watches_gaps and has_width):
+    if not policy.watches_gaps or step.tangent is None:
         return output
     tensors = tensors_of(output, call.streams)
     state.shapes = [tensor.shape for tensor in tensors]
@@ -81,32 +98,39 @@ def _correction(
 def _booked(call: Call, tracked: torch.Tensor, policy: CachePolicy) -> torch.Tensor | None:
     """Book what is followed, an output or its difference to the leader's; return its correction."""
     step, state = call.step, call.state
-    assert step.sigma is not None and step.sigma_next is not None
-    place, width = float(step.index), step.sigma_next - step.sigma
-    corrects = policy.correction != "never" and step.additive
+    assert step.tangent is not None
+    place, weight = step.place, step.tangent.end(step.index)
+    corrects = policy.correction != "never" and step.response is not None
     if call.forecasting or not call.remembers:
         # (a difference to a forecast is one too, even where this branch was computed)
         order = policy.order if call.order is None else call.order
-        correction = state.corrector.forecast(place, width, tracked, order)
+        correction = state.corrector.forecast(place, weight, tracked, order)
         return correction if corrects else None
-    end = state.corrector.computed(place, width, tracked, step.feedback, corrects)
+    end = state.corrector.computed(place, weight, tracked, step.feedback, corrects)
     if end is None:
         return None
     asks = policy.gate.needs_gaps
     if not call.follows and (asks or not end.hypothetical):
-        left = left_in_latents(step, state, end)
+        left = left_in_latents(state, end, step.tangent.share(step.index))
         if asks:
             policy.gate.gap_ended(state, end, left)
         call.left = None if end.hypothetical else (left, step.index - end.length)
     return end.correction if corrects else None
 
 
-def left_in_latents(step: DenoisingStep, state: BranchState, end: GapEnd) -> torch.Tensor:
-    """Error of a gap relative to the latents: mean absolute values, worst sample, 0-d."""
+def left_in_latents(state: BranchState, end: GapEnd, share: float = 1.0) -> torch.Tensor:
+    """Error of a gap relative to the latents: mean absolute values, worst sample, 0-d.
+
+    Args:
+        state: of the branch.
+        end: of the gap.
+        share: how large an error of the last latents is in what the transformer is given now
+            (`Response.share`).
+    """
     errors = split(end.error, state.shapes)
     relative = [_relative_size(e, s) for e, s in zip(errors, state.samples, strict=True)]
     # the worst sample decides, and of a video and its sound the worse one
-    worst = torch.stack(relative).max() / step.latent_scale
+    worst = torch.stack(relative).max() * abs(share)
     return worst if state.ranks is None else state.ranks.largest(worst)
 
 

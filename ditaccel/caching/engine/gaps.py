@@ -2,10 +2,15 @@
 
 A forecast extrapolates; once the next step is computed, the same gap can be interpolated, which is
 several times more exact (Adams-Moulton against Adams-Bashforth: Hairer, Norsett, Wanner, Solving
-Ordinary Differential Equations I, section III.1). Schedulers such as DDIM and flow-matching Euler
-add `(sigma_next - sigma) * output` to the (rescaled) latents in every step, so the error that the
-gap left in the latents is a known sum, and adding that sum, divided by the computed step's own
-`sigma_next - sigma`, to the computed output takes it out again. No block runs for that.
+Ordinary Differential Equations I, section III.1). The last latents of a loop are a weighted sum of
+all outputs (`core.denoising.response`), so the error that the gap leaves there is a known sum, and
+adding that sum, divided by the computed step's own weight, to the computed output takes it out
+again. No block runs for that.
+
+Why the last latents, and not the next: a multistep scheduler remembers the forecast outputs, and no
+single vector takes their error out of all latents that follow. Out of the next ones it would leave
+more than half of it in the end; out of the last ones, it is out as soon as the memory has passed,
+which is before the transformer sees the latents again where the next steps are forecast.
 
 A computed output has seen the error before it was taken out, and has answered to it. What later
 forecasts and interpolations carry on must be free of that answer, else it bends the next gap: with
@@ -24,6 +29,9 @@ from .forecast import combine, newton_weights
 # Distance of computed steps up to which an error is taken out of outputs that have answered to it.
 # Measured with noise prediction on DDIM: a gain at 2 and 3, a loss from 4 on.
 LONGEST_WITH_FEEDBACK = 3
+# Weight of a computed output, by the gap's, down to which it can carry the gap's error: a smaller
+# one would have to be moved by many times that error.
+LEAST_WEIGHT = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,23 +39,25 @@ class GapEnd:
     """What a computed step shows about the gap before it.
 
     Attributes:
-        error: what the forecasts of the gap left in the latents, `(B, …)`, by their rescaling.
-        width: `sigma_next - sigma` of the computed step.
+        error: what the forecasts of the gap leave in the last latents, `(B, …)`.
+        weight: of the computed step's output in the last latents (`Response.end`).
         length: distance of the two computed steps, in steps.
         hypothetical: nothing was forecast; `error` is what one forecast would have left.
         feedback: `DenoisingStep.feedback` of the computed step.
+        largest: weight of a forecast of the gap, by its size.
     """
 
     error: torch.Tensor
-    width: float
+    weight: float
     length: int
     hypothetical: bool
     feedback: float = 0.0
+    largest: float = 0.0
 
     @property
     def is_corrected(self) -> bool:
         """Whether the error can be taken out again."""
-        if self.hypothetical or self.width == 0.0:
+        if self.hypothetical or abs(self.weight) <= LEAST_WEIGHT * self.largest:
             return False
         return self.feedback <= 0.0 or self.length <= LONGEST_WITH_FEEDBACK
 
@@ -56,8 +66,8 @@ class GapEnd:
         """What to add to the computed output so that the error is taken out again."""
         if not self.is_corrected:
             return None
-        # the computed output has answered to the error already, over its own width
-        return self.error * -(1.0 / self.width + self.feedback)
+        # the computed output has answered to the error already, over its own weight
+        return self.error * -(1.0 / self.weight + self.feedback)
 
     @property
     def answer(self) -> torch.Tensor | None:
@@ -89,22 +99,22 @@ class GapCorrector:
         return sum(v.numel() * v.element_size() for v in held if v is not None)
 
     def forecast(
-        self, place: float, width: float, output: torch.Tensor, order: int = 1
+        self, place: float, weight: float, output: torch.Tensor, order: int = 1
     ) -> torch.Tensor | None:
         """Book the output of a forecast step; return what to add to it, None for nothing.
 
         Args:
             place: index of the step.
-            width: `sigma_next - sigma` of the step.
+            weight: of the output in the last latents (`Response.end`).
             output: what the transformer returned, `(B, …)`.
             order: order of the forecast; beyond 1 it is taken for 1.
         """
         freed = self._freed(place, order)
-        part = output.detach().float() * width
+        part = output.detach().float() * weight
         if freed is not None:
-            part.add_(freed, alpha=width)
+            part.add_(freed, alpha=weight)
         self._sum = part if self._sum is None else self._sum.add_(part)
-        self._gap.append((place, width))
+        self._gap.append((place, weight))
         return freed
 
     def _freed(self, place: float, order: int) -> torch.Tensor | None:
@@ -117,7 +127,7 @@ class GapCorrector:
     def computed(
         self,
         place: float,
-        width: float,
+        weight: float,
         output: torch.Tensor,
         feedback: float = 0.0,
         corrects: bool = True,
@@ -126,13 +136,13 @@ class GapCorrector:
 
         Args:
             place: index of the step.
-            width: `sigma_next - sigma` of the step.
+            weight: of the output in the last latents (`Response.end`).
             output: what the transformer returned, `(B, …)`.
             feedback: `DenoisingStep.feedback` of the step: how far the error in the latents has
                 moved the output, which is then no clean end of the gap.
             corrects: whether the caller takes the error out; else the answer to it is right.
         """
-        end = self._end(place, width, output, feedback)
+        end = self._end(place, weight, output, feedback)
         answer = end.answer if corrects and end is not None else None
         kept = output.detach().clone() if answer is None else output.detach() - answer
         self._nodes.insert(0, (place, kept.to(output.dtype)))
@@ -142,7 +152,7 @@ class GapCorrector:
         return end
 
     def _end(
-        self, place: float, width: float, output: torch.Tensor, feedback: float
+        self, place: float, weight: float, output: torch.Tensor, feedback: float
     ) -> GapEnd | None:
         if not self._nodes:
             return None
@@ -152,14 +162,15 @@ class GapCorrector:
             if len(places) < 2:
                 return None
             guess = combine(values, newton_weights(places, place, 1))
-            return GapEnd((guess - output) * width, width, 2, True)
+            return GapEnd((guess - output) * weight, weight, 2, True)
         values.insert(0, output.detach().float())
         places.insert(0, place)
         weights = [0.0] * len(places)
-        for gap_place, gap_width in self._gap:
+        for gap_place, gap_weight in self._gap:
             row = newton_weights(places, gap_place, len(places) - 1)
-            weights = [w + gap_width * r for w, r in zip(weights, row, strict=True)]
+            weights = [w + gap_weight * r for w, r in zip(weights, row, strict=True)]
         error = self._sum - combine(values, weights)
         # Moved by feedback * error, the newest output makes the error look larger by this much.
         error = error / max(1.0 - feedback * weights[0], 1.0)
-        return GapEnd(error, width, round(place - places[1]), False, feedback)
+        largest = max(abs(w) for _, w in self._gap)
+        return GapEnd(error, weight, round(place - places[1]), False, feedback, largest)

@@ -76,6 +76,9 @@ class StepRules:
         if len(state.last) < self.needed:
             # a branch that guidance switched on late
             return Verdict(False, Reason.NO_HISTORY)
+        if step.stage and not self.exact:
+            # a whole step is computed, or none of it
+            return Verdict(state.last_index < step.index - 1, Reason.WITH_ITS_STEP)
         since = step.index - state.last_index  # not the branch's calls: guidance may have paused
         if self.max_consecutive is not None and since > self.max_consecutive:
             return Verdict(False, Reason.LONG_GAP)
@@ -133,6 +136,10 @@ class Gate:
         Raises:
             ConfigError: one line that says why, and what to do.
         """
+
+    def falls_back(self, step: DenoisingStep) -> str:
+        """One line that says what it does instead where it cannot work as it should, else empty."""
+        return ""
 
     def skips_nothing(self, total: int | None) -> bool:
         """Whether its options ask that nothing is skipped in a loop of `total` steps."""

@@ -19,8 +19,9 @@ from ...core.ranks import Ranks
 from ...core.reasons import Reason
 from .blocks import Block, Blocks
 from .budget import Memory
-from .correction import corrected
+from .correction import check_correction, corrected
 from .first_blocks import FirstBlocks
+from .gate import COMPUTE_LAST
 from .guidance import guidance_of
 from .policy import CachePolicy
 from .state import BranchState, Call, Verdict, nbytes_of
@@ -126,6 +127,7 @@ class BlockCache(PerLoop):
         fingerprint = (kind, *((tuple(s.shape), s.dtype, s.device) for s in samples))
         state = self._state_of(step.branch, fingerprint)
         gate.check(step)
+        check_correction(policy, step)
         if policy.watches_gaps or gate.needs_samples:
             state.samples = [sample.detach() for sample in samples]
         self._call = call = Call(step, state, None, len(samples), return_dict, fingerprint)
@@ -133,6 +135,8 @@ class BlockCache(PerLoop):
         call.verdict = self.guidance.verdict(call, policy)
         if not call.follows:
             call.verdict = policy.rules.verdict(step, state)
+            if call.verdict is None and policy.guards(step):
+                call.verdict = COMPUTE_LAST
             if call.verdict is None and not gate.looks_inside:
                 call.verdict = gate.before(step, state)
         call.order = gate.order_at(step, call.follows)

@@ -92,6 +92,15 @@ class CachePolicy:
         """Whether outputs are followed from gap to gap, for their correction or for the gate."""
         return self.correction != "never" or self.gate.needs_gaps
 
+    def guards(self, step: DenoisingStep) -> bool:
+        """Whether a step is computed because of its weight in the end.
+
+        Multistep solvers end with a step of order one, and the output before it counts double.
+        """
+        if not self.watches_gaps or self.rules.exact or step.index + 2 != step.total:
+            return False
+        return step.tangent is not None and step.tangent.keeps_outputs
+
     def branch_state(self, ranks: Ranks | None = None) -> BranchState:
         """Nothing remembered yet of a guidance branch.
 

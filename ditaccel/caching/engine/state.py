@@ -83,7 +83,8 @@ class Snapshot:
         """Take note of what the transformer returned on a step."""
         self.output, self.numbers = nbytes_of(sample), sample.numel()
         self.streams = streams
-        self.feedback = self.feedback or (step.additive and step.feedback > 0.0)
+        linear = step.response is not None
+        self.feedback = self.feedback or (linear and step.feedback > 0.0)
 
 
 class BranchState:
@@ -173,7 +174,7 @@ class BranchState:
     def place(self, step: DenoisingStep) -> float:
         """Return where on the forecasts' coordinate a step lies."""
         if self.coordinate == "index":
-            return float(step.index)
+            return step.place
         if self.coordinate == "timestep":
             return step.timestep
         if step.sigma is None:

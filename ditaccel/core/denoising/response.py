@@ -25,6 +25,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ from .schedulers import GivenSigmas, is_scheduler
 
 # Responses that are remembered; one of 50 steps takes 20 kB.
 _KEPT = 16
-_KNOWN: OrderedDict[tuple[Any, ...], tuple[Probed, Response | None]] = OrderedDict()
+_KNOWN: OrderedDict[tuple[Any, ...], Found] = OrderedDict()
 _LOCK = threading.Lock()
 
 # Random outputs are of this size, so that whatever clips at 1 does clip.
@@ -43,6 +44,10 @@ _SIZE = 3.0
 # in float32 whatever they are given. Seen of linear ones: a fifth of a unit in the last place per
 # call; of others: 5000 and more.
 _ROUNDING = 8.0 * torch.finfo(torch.float32).eps
+
+
+# Changes that are too small to be clipped, and large by the rounding of float32.
+_SMALL = 1e-2
 
 
 class Probed(Enum):
@@ -103,10 +108,26 @@ class Response:
         """Weight of the initial latents in those before call j."""
         return float(self.latents[j, -1])
 
+    def share(self, j: int) -> float:
+        """How large an error that is 1 in the last latents is in the model input of call j.
+
+        The outputs held fixed: 1 under flow matching, `1 / sqrt(1 + sigma^2)` under noise
+        prediction.
+        """
+        first, last = self.initial(j), self.initial(self.calls)
+        carried = first / last if abs(last) > 1e-6 * abs(first) else 1.0
+        return carried * float(self.input_scale[j])
+
     def moved(self, start: int, end: int) -> np.ndarray:
         """Weights, `(C + 1,)`, of the change of the latents from before call `start` to `end`."""
         moved: np.ndarray = self.latents[end] - self.latents[start]
         return moved
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether steps leave latents as they are, but for what they add, and so does the input."""
+        same = np.allclose(self.latents[:, -1], 1.0, atol=1e-4)
+        return same and np.allclose(self.input_scale, 1.0, atol=1e-4)
 
     @property
     def keeps_outputs(self) -> bool:
@@ -137,6 +158,60 @@ def euler(sigmas: Any, flow: bool) -> Response:
     return Response(table, scale)
 
 
+@lru_cache(_KEPT)
+def predicts_noise(response: Response, sigmas: tuple[float, ...]) -> bool:
+    """Whether outputs are noise, by what becomes of the latents while no noise is taken out.
+
+    Args:
+        response: of the loop.
+        sigmas: noise levels before each call, and after the last one.
+    """
+    if len(sigmas) != response.calls + 1 or (max(sigmas) <= 1.0 and response.is_plain):
+        return False
+    # such latents are data + sigma * noise, or the same by sqrt(1 + sigma^2)
+    shares = np.array([response.share(j) for j in range(response.calls)])
+    grown = shares * np.hypot(1.0, np.asarray(sigmas[:-1]))
+    return bool(np.allclose(grown, grown[-1], rtol=1e-2))
+
+
+@lru_cache(_KEPT)
+def preconditioned(response: Response, sigmas: tuple[float, ...]) -> Response:
+    """The response to raw outputs where a pipeline mixes latents into them (EDM, as Cosmos 2 does).
+
+    With `t = sigma / (1 + sigma)` such a pipeline gives the transformer `(1 - t) x`, and the
+    scheduler `(x - ((1 - t) x - t F)) / sigma = (x + F) / (1 + sigma)` for its output F.
+
+    Args:
+        response: to what the scheduler is given.
+        sigmas: noise levels before each call, or more.
+    """
+    count, levels = response.calls, np.asarray(sigmas[: response.calls])
+    table, given = np.zeros_like(response.latents), np.zeros((count, count + 1))
+    for j in range(count + 1):
+        table[j] = response.latents[j, :j] @ given[:j]
+        table[j, -1] += response.latents[j, -1]
+        if j < count:
+            given[j] = table[j]
+            given[j, j] += 1.0
+            given[j] /= 1.0 + levels[j]
+    return Response(table, response.input_scale / (1.0 + levels))
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was found of a scheduler.
+
+    Attributes:
+        probed: its kind.
+        tangent: how its latents answer to small changes of outputs, while the noise that it draws
+            stays as it is and nothing more or less is clipped: the response itself where it is
+            linear. It serves to measure errors, not to correct them.
+    """
+
+    probed: Probed
+    tangent: Response | None = None
+
+
 @dataclass(eq=False)
 class Probe:
     """A scheduler as it was when a loop began, to be probed as soon as somebody asks.
@@ -148,7 +223,7 @@ class Probe:
 
     scheduler: Any
     offset: int
-    _found: tuple[Probed, Response | None] | None = field(default=None, repr=False)
+    _found: Found | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, scheduler: Any, offset: int) -> Probe:
@@ -158,24 +233,30 @@ class Probe:
         try:
             return cls(_copied(scheduler, {}), offset)
         except Exception:  # of whatever type: not every object can be copied
-            return cls(None, offset, (Probed.FAILED, None))
+            return cls(None, offset, Found(Probed.FAILED))
 
     @property
     def probed(self) -> Probed:
         """What probing has shown."""
-        return self._result()[0]
+        return self._result().probed
 
     @property
     def response(self) -> Response | None:
         """The response, None unless the scheduler is linear."""
-        return self._result()[1]
+        found = self._result()
+        return found.tangent if found.probed is Probed.LINEAR else None
 
-    def _result(self) -> tuple[Probed, Response | None]:
+    @property
+    def tangent(self) -> Response | None:
+        """The response to small changes, None where the scheduler cannot be probed."""
+        return self._result().tangent
+
+    def _result(self) -> Found:
         if self._found is not None:
             return self._found
         if isinstance(self.scheduler, GivenSigmas):
             given = self.scheduler
-            self._found = (Probed.LINEAR, euler(given.sigmas[self.offset :], given.flow))
+            self._found = Found(Probed.LINEAR, euler(given.sigmas[self.offset :], given.flow))
             return self._found
         key = self._key()
         with _LOCK:
@@ -260,14 +341,41 @@ def _part(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(value, memo)
 
 
-def _measured(scheduler: Any, offset: int) -> tuple[Probed, Response | None]:
-    """Step a copy of a scheduler through a loop; the copy is used up."""
-    times = scheduler.timesteps[offset:]
-    size = len(times) + 1
+def _measured(scheduler: Any, offset: int) -> Found:
+    """Step copies of a scheduler through a loop."""
+    size = len(scheduler.timesteps[offset:]) + 1
     draw = torch.Generator().manual_seed(size)
     random = _SIZE * torch.randn(size, size, generator=draw).double()
-    inputs = torch.stack([torch.eye(size).double(), random, random], 1)
-    rows, scales = [inputs[-1]], []
+    unit = torch.eye(size).double()
+    rows, scales = _stepped(scheduler, offset, torch.stack([unit, random, random], 1))
+    table, first, second = rows.unbind(1)
+    most = _ROUNDING * size * (table.abs() @ random.abs())
+    noisy = bool(((first - second).abs() > most).any())
+    if len(rows) == size and bool(torch.isfinite(table).all()):
+        if not noisy and bool(((table @ random - first).abs() <= most).all()):
+            return Found(Probed.LINEAR, Response(table.numpy(), scales))
+        small = _SMALL * torch.stack([unit, 0 * unit], 1)
+        inputs = small.unbind(1)
+        moved, still = (_stepped(scheduler, offset, each[:, None])[0][:, 0] for each in inputs)
+        tangent = Response(((moved - still) / _SMALL).numpy(), scales)
+        return Found(Probed.STOCHASTIC if noisy else Probed.NONLINEAR, tangent)
+    return Found(Probed.STOCHASTIC if noisy else Probed.FAILED)
+
+
+def _stepped(scheduler: Any, offset: int, inputs: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+    """Run a loop on a copy of a scheduler.
+
+    Args:
+        scheduler: is left as it is.
+        offset: where in its timesteps the loop begins.
+        inputs: outputs of all calls and, last, the initial latents, `(C + 1, B, C + 1)`.
+
+    Returns:
+        The latents, `(C + 1, B, C + 1)`, fewer where the scheduler did not make it to the end, and
+        the scales of the model's inputs.
+    """
+    scheduler, draw = _copied(scheduler, {}), torch.Generator().manual_seed(0)
+    rows, scales, times = [inputs[-1]], [], scheduler.timesteps[offset:]
     try:
         with torch.inference_mode(), torch.device("cpu"):
             for latents, scale in _run(scheduler, times, inputs[:, :, None, None], draw):
@@ -275,15 +383,7 @@ def _measured(scheduler: Any, offset: int) -> tuple[Probed, Response | None]:
                 scales.append(scale)
     except Exception:  # of whatever type: a scheduler that wants something else of its caller
         pass
-    table, first, second = torch.stack(rows, 1)
-    most = _ROUNDING * size * (table.abs() @ random.abs())
-    if bool(((first - second).abs() > most).any()):
-        return Probed.STOCHASTIC, None
-    if len(rows) < size or not bool(torch.isfinite(table).all() and np.isfinite(scales).all()):
-        return Probed.FAILED, None
-    if bool(((table @ random - first).abs() > most).any()):
-        return Probed.NONLINEAR, None
-    return Probed.LINEAR, Response(table.numpy(), np.array(scales))
+    return torch.stack(rows), np.array(scales)
 
 
 def _own_numbers(parameters: Any) -> contextlib.AbstractContextManager[None]:
@@ -301,11 +401,11 @@ def _run(
     Args:
         scheduler: to step.
         times: its timesteps.
-        inputs: outputs of all calls and, last, the initial latents, `(C + 1, 3, 1, 1, C + 1)`.
+        inputs: outputs of all calls and, last, the initial latents, `(C + 1, B, 1, 1, C + 1)`.
         draw: random numbers for `step`.
 
     Yields:
-        The latents after each call, `(3, 1, 1, C + 1)`, and the scale of its model input.
+        The latents after each call, `(B, 1, 1, C + 1)`, and the scale of its model input.
     """
     latents, before = inputs[-1], None
     parameters = inspect.signature(scheduler.step).parameters

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .response import Probe, Probed, Response
-from .schedulers import GivenSigmas, in_use, is_additive, is_flow, sigmas_of
+from .response import Probe, Probed, Response, preconditioned, predicts_noise
+from .schedulers import GivenSigmas, in_use, sigmas_of
 
 
 class Known(Enum):
@@ -61,11 +61,12 @@ class Schedule:
         offset: where in the schedule the loop begins, None where it does not follow it.
         readings: what the transformer's timesteps may be of the scheduler's.
         direction: 1 or -1 where timesteps, as the transformer gets them, rise or fall; else 0.
-        additive: `DenoisingStep.additive`.
-        flow: whether sigma runs from 1 to 0 and the latents keep their size.
-        single_stage: whether a step calls the transformer once (not Heun's).
+        stages: transformer calls of a step: 2 for Heun's and its kin.
         sure: whether the loop begins where the schedule does, or where the scheduler was told to.
         anew: whether the scheduler tells its position, and had not moved when the loop began.
+        given: whether noise levels were given instead of a scheduler.
+        mixes: whether the family's pipelines, at noise levels beyond 1, may mix the latents into
+            the output (`FamilyAdapter.preconditioned`).
         probe: gives the response, None where the loop does not follow the schedule.
     """
 
@@ -76,20 +77,21 @@ class Schedule:
     offset: int | None = None
     readings: tuple[_Match, ...] = ()
     direction: int = 0
-    additive: bool = False
-    flow: bool = False
-    single_stage: bool = True
+    stages: int = 1
     sure: bool = False
     anew: bool = False
+    given: bool = False
+    mixes: bool = False
     probe: Probe | None = None
 
     @classmethod
-    def of(cls, scheduler: Any, first: float) -> Schedule:
+    def of(cls, scheduler: Any, first: float, mixes: bool = False) -> Schedule:
         """The schedule of a loop that begins now.
 
         Args:
             scheduler: of the pipeline that calls, None where there is none in sight.
             first: the first timestep that the transformer got.
+            mixes: see the attribute.
         """
         if scheduler is None:
             return cls()
@@ -97,8 +99,9 @@ class Schedule:
         found = cls(
             known=Known.OTHER,
             timesteps=timesteps,
-            flow=is_flow(scheduler),
-            single_stage=getattr(scheduler, "order", 1) == 1,
+            stages=max(int(getattr(scheduler, "order", 1)), 1),
+            given=isinstance(scheduler, GivenSigmas),
+            mixes=mixes,
             anew=getattr(scheduler, "_step_index", 0) is None,
         )
         if not isinstance(timesteps, torch.Tensor) or timesteps.ndim != 1:
@@ -121,12 +124,40 @@ class Schedule:
 
         The scheduler is probed when somebody asks for the first time.
         """
-        return None if self.probe is None else self.probe.response
+        linear = self.probe is not None and self.probe.probed is Probed.LINEAR
+        return self.tangent if linear else None
+
+    @property
+    def tangent(self) -> Response | None:
+        """The response to small changes of outputs, also of a scheduler that is not linear.
+
+        It serves to measure errors. None where the schedule or the scheduler is not known.
+        """
+        found = None if self.probe is None else self.probe.tangent
+        if found is None or not self.mixes or self.highest_sigma <= 1.0 or not found.is_plain:
+            return found
+        return preconditioned(found, self._levels())
 
     @property
     def probed(self) -> Probed | None:
         """What probing shows of the scheduler, None where the loop does not follow one."""
         return None if self.probe is None else self.probe.probed
+
+    def _levels(self) -> tuple[float, ...]:
+        """Noise levels before each step of the loop, and after the last one."""
+        return self.sigmas[self.offset or 0 : len(self.values) + 1]
+
+    def feedback(self, index: int) -> float:
+        """Change of the output per change of the latents, for data of unit variance.
+
+        The latents are `data + sigma * noise` here. Noise prediction: `sigma / (1 + sigma^2)`,
+        which the long gaps at high noise feel. Flow matching: at most one, and gaps are short
+        against sigma's range, so that 0 serves; for predictions of the velocity, and EDM, it is 0.
+        """
+        response, sigma = self.tangent, self.sigma(index)
+        if response is None or sigma is None or not predicts_noise(response, self._levels()):
+            return 0.0
+        return sigma / (1.0 + sigma**2)
 
     @property
     def highest_sigma(self) -> float:
@@ -139,6 +170,11 @@ class Schedule:
             return None
         place = self.offset + index
         return self.sigmas[place] if 0 <= place < len(self.sigmas) else None
+
+    def stands(self, index: int) -> bool:
+        """Whether the call after a call of the loop is at the same timestep."""
+        place = (self.offset or 0) + index
+        return self.values[place : place + 1] == self.values[place + 1 : place + 2]
 
     def at(self, index: int, level: float) -> Schedule:
         """The schedule after a step of the loop: lost where the step is not at its timestep.
@@ -158,7 +194,7 @@ class Schedule:
         if self.offset is None and self.known is not Known.FOLLOWED:
             return self
         known = Known.OTHER if self.known is Known.FOLLOWED else self.known
-        return replace(self, offset=None, additive=False, probe=None, known=known)
+        return replace(self, offset=None, probe=None, known=known)
 
     def runs_reversed(self, index: int, level: float) -> bool:
         """Whether a loop that began at the schedule's end goes back through it."""
@@ -179,7 +215,10 @@ class Schedule:
         values = tuple(float(t) for t in timesteps.tolist())
         if values not in (self.values, self.values[self.offset + index :]):
             return None
-        return replace(self, timesteps=timesteps)
+        response = self.response
+        # whoever sets the timesteps again makes the scheduler forget the outputs that it keeps
+        kept = None if response is not None and response.keeps_outputs else self.probe
+        return replace(self, timesteps=timesteps, probe=kept)
 
     def _fitting(self, index: int, level: float) -> tuple[_Match, ...]:
         if self.offset is None or not 0 <= self.offset + index < len(self.values):
@@ -213,7 +252,6 @@ class Schedule:
             readings=tuple(found),
             direction=direction,
             sure=begin is not None or offset == 0,
-            additive=offset is not None and is_additive(scheduler),
             probe=None if offset is None else Probe.of(scheduler, offset),
         )
 

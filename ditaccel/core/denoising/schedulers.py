@@ -1,7 +1,7 @@
-"""What can be told of a scheduler from outside: its noise levels, how it steps, where it stands.
+"""What can be told of a scheduler from outside: its noise levels, and where it stands.
 
-Schedulers are judged by the classes that they descend from, and one that wraps another by the
-wrapped one. A loop that has no scheduler may give its noise levels instead (`GivenSigmas`).
+How it steps is measured (`response.py`). A loop that has no scheduler may give its noise levels
+instead (`GivenSigmas`).
 """
 
 from __future__ import annotations
@@ -103,36 +103,6 @@ def position(scheduler: Any) -> int | None:
 
 def _options(scheduler: Any) -> Mapping[str, Any]:
     return getattr(scheduler, "config", None) or {}
-
-
-def is_flow(scheduler: Any) -> bool:
-    """Whether sigma runs from 1 to 0 and the latents keep their size (flow matching)."""
-    if isinstance(scheduler, GivenSigmas):
-        return scheduler.flow
-    options = _options(scheduler)
-    return (
-        any(c.__name__.startswith("FlowMatch") for c in type(wrapped(scheduler)).__mro__)
-        or bool(options.get("use_flow_sigmas", False))
-        or options.get("prediction_type") == "flow_prediction"
-    )
-
-
-def is_additive(scheduler: Any) -> bool:
-    """Whether a step adds `(sigma_next - sigma) * output` and remembers no earlier output."""
-    if isinstance(scheduler, GivenSigmas):
-        return True
-    options = _options(scheduler)
-    # a subclass with a step of its own may do anything
-    kinds = type(wrapped(scheduler)).__mro__
-    name = next((kind.__name__ for kind in kinds if "step" in vars(kind)), "")
-    if name == "FlowMatchEulerDiscreteScheduler":
-        return not options.get("stochastic_sampling", False)
-    if name in ("DDIMScheduler", "EulerDiscreteScheduler"):
-        clips = options.get("clip_sample", False) or options.get("thresholding", False)
-        # DDIM steps by a fixed stride, which with other spacings is not the next timestep.
-        strides = name != "DDIMScheduler" or options.get("timestep_spacing") == "leading"
-        return options.get("prediction_type") == "epsilon" and not clips and strides
-    return False
 
 
 def in_use(scheduler: Any) -> bool:

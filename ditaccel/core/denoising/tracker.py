@@ -10,7 +10,6 @@ without a name are told apart by what they are conditioned on (`branches.py`).
 from __future__ import annotations
 
 import itertools
-import math
 import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
@@ -62,17 +61,11 @@ class DenoisingStep:
         timestep: timestep as the transformer got it, the largest where tokens have their own.
         sigma: noise level, None where the scheduler has none.
         total: steps of the loop, None where it cannot be known (a bare transformer).
-        sigma_next: noise level that the step leads to, where the scheduler has one and takes its
-            steps in one stage (not Heun's).
-        additive: whether the scheduler's step adds `(sigma_next - sigma) * output` to the latents,
-            up to a scale of the latents, and keeps no outputs of earlier steps.
         known: what is known of the schedule.
         window: what tells calls of one guidance branch apart (windows, tiles); branches of the same
             window belong together.
         lone: why this is no call of a denoising loop, so that nothing may be forecast; None where
             it is one.
-        latent_scale: size of the latents to which that scale applies, by what the transformer is
-            given: 1 for flow matching, sqrt(1 + sigma^2) for noise prediction.
         schedule: of the loop; call number `index` of its response is this step's.
         first: step of the loop at which the part of the transformer that is called begins: 0, but
             for the second expert of Wan 2.2.
@@ -85,9 +78,6 @@ class DenoisingStep:
     timestep: float
     sigma: float | None = None
     total: int | None = None
-    sigma_next: float | None = None
-    additive: bool = False
-    latent_scale: float = 1.0
     known: Known = Known.FOLLOWED
     window: Hashable = None
     lone: Lone | None = None
@@ -110,24 +100,29 @@ class DenoisingStep:
         return None if self.schedule is None else self.schedule.response
 
     @property
+    def tangent(self) -> Response | None:
+        """`Schedule.tangent`: how the loop's latents answer to small changes of the outputs."""
+        return None if self.schedule is None else self.schedule.tangent
+
+    @property
     def feedback(self) -> float:
-        """Change of the output per change of the latents, for data of unit variance.
+        """`Schedule.feedback`: how an error in the latents moves the output."""
+        return 0.0 if self.schedule is None else self.schedule.feedback(self.index)
 
-        Noise prediction: `sigma / (1 + sigma^2)`, which the long gaps at high noise feel. Flow
-        matching: at most one, and gaps are short against sigma's range, so that 0 serves.
+    @property
+    def stage(self) -> int:
+        """Which call of a scheduler's step it is: 1 for the second stage of Heun's and its kin."""
+        return 0 if self.schedule is None else self.index % self.schedule.stages
+
+    @property
+    def place(self) -> float:
+        """Where among the steps its noise level is, counted in calls.
+
+        The second stage of a Heun step is at the level of the next step; it is kept a little apart,
+        for forecasts divide by distances.
         """
-        if self.sigma is None or self.latent_scale == 1.0:
-            return 0.0
-        return self.sigma / (1.0 + self.sigma**2)
-
-    def preconditioned(self) -> DenoisingStep:
-        """This step where latents are mixed into the output before the scheduler gets it.
-
-        EDM (arXiv 2206.00364) and its kin divide an output's part in the latents by about
-        `sqrt(1 + sigma^2)`, on top of how latents grow.
-        """
-        scale = 1.0 if self.sigma is None else 1.0 + self.sigma**2
-        return replace(self, additive=False, latent_scale=scale, schedule=None)
+        ahead = self.schedule is not None and self.schedule.stands(self.index)
+        return self.index + 0.9 * (self.stage > 0 and ahead)
 
     @property
     def is_last(self) -> bool:
@@ -252,7 +247,7 @@ class DenoisingTracker:
         if traits is not None and where is not None:
             traits = replace(traits, sample=None)  # the scheduler tells steps apart
         if reading.turned_back or self._begins_generation(reading.progress, scheduler):
-            self._begin_generation(scheduler, reading)
+            self._begin_generation(scheduler, reading, preconditioned)
         name, course = None if context is None else context.name, self._course
         if course.begins_step(reading.progress, where) or course.branches.is_next_step(
             transformer, name, traits
@@ -261,10 +256,7 @@ class DenoisingTracker:
         course.last, course.position = reading, where
         place = course.branches.place(transformer, name, traits)
         sigma = None if context is None else context.sigma
-        step = self._step(transformer, reading, place, sigma)
-        # noise levels of flow matching end at 1
-        beyond = preconditioned and course.schedule.highest_sigma > 1.0
-        return step.preconditioned() if beyond else step
+        return self._step(transformer, reading, place, sigma)
 
     def _step(
         self, transformer: str, reading: Reading, place: Place, sigma: float | None
@@ -282,9 +274,6 @@ class DenoisingTracker:
             timestep=reading.level,
             sigma=sigma,
             total=total,
-            sigma_next=schedule.sigma(index + 1) if schedule.single_stage else None,
-            additive=schedule.additive,
-            latent_scale=1.0 if schedule.flow or sigma is None else math.hypot(1.0, sigma),
             known=schedule.known,
             window=place.window,
             lone=self._lone(reading),
@@ -325,7 +314,7 @@ class DenoisingTracker:
         course.schedule = again
         return False
 
-    def _begin_generation(self, scheduler: Any, reading: Reading) -> None:
+    def _begin_generation(self, scheduler: Any, reading: Reading, mixes: bool) -> None:
         course = self._course
         alike = abs(reading.level - self._start) <= 0.01 * abs(self._start)
         low = course.direction > 0 or abs(self.last or 0.0) <= 0.3 * abs(self._start)
@@ -335,6 +324,6 @@ class DenoisingTracker:
             self._strikes += 1
         self._start = reading.level
         self.generation = self._next()
-        schedule = Schedule.of(scheduler, reading.level)
+        schedule = Schedule.of(scheduler, reading.level, mixes)
         switch = switch_of(self._pipe(), schedule.values[schedule.offset or 0 :])
         self._course = _Course(schedule, direction=schedule.direction, switch=switch)
