@@ -17,7 +17,8 @@ from ..config import Example, method, require
 from ..core.denoising.schedule import Known
 from ..core.denoising.tracker import DenoisingStep
 from ..core.reasons import Reason
-from .engine.correction import why_not
+from ..errors import ConfigError
+from .engine.correction import not_as_given, why_not
 from .engine.gaps import GapEnd
 from .engine.gate import Gate, StepRules
 from .engine.options import (
@@ -76,6 +77,15 @@ class StepSizeGate(Gate):
 
     def skips_nothing(self, total: int | None) -> bool:
         return self.tolerance == 0.0 or self.max_interval == 1
+
+    def check(self, step: DenoisingStep) -> None:
+        if step.known is Known.OTHER and step.schedule is not None and not step.is_last:
+            raise ConfigError(
+                not_as_given(step)
+                or "adaptive_taylor weights errors by noise levels, and this loop runs at other "
+                "timesteps than its scheduler's, or gives each frame its own; use a caching method "
+                "that decides without them"
+            )
 
     def falls_back(self, step: DenoisingStep) -> str:
         if self.skips_nothing(step.total) or step.tangent is not None:

@@ -22,7 +22,7 @@ def scheduled(step: DenoisingStep) -> float:
 
     With flow matching it is the noise level, whatever a family hands to its transformer.
     """
-    if step.sigma is not None and step.latent_scale == 1.0:
+    if step.sigma is not None and step.flow:
         return step.sigma * _TRAIN_STEPS
     return step.timestep * _TRAIN_STEPS if abs(step.timestep) <= 1.0 else step.timestep
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..caching.engine.correction import why_not
+from ..caching.engine.correction import not_as_given, why_not
 from ..caching.engine.hooks import BlockCache
 from ..caching.engine.policy import CachePolicy, too_few_steps
 from ..core.denoising.leftover import Leftover
@@ -84,6 +84,8 @@ class Booking:
             loop: that the call belongs to.
         """
         verdict = call.verdict
+        if not_as_given(step):
+            self.warn(not_as_given(step), once="sigmas")
         if verdict.error is not None and not math.isfinite(verdict.error):
             self.warn(
                 f"{name} produced non-finite features at step {step.index} ({step.branch}): such "

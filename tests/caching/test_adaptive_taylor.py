@@ -27,7 +27,6 @@ def test_step_size_rule(order, error, growth):
     from ditaccel.caching.adaptive_taylor import StepSizeGate
     from ditaccel.caching.engine.correction import left_in_latents
     from ditaccel.caching.engine.gaps import GapEnd
-    from ditaccel.core.denoising.tracker import DenoisingStep
 
     gate = StepSizeGate(tolerance=0.02, order=order, max_interval=50)
     state = ditaccel.AdaptiveTaylorConfig(order=order, warmup=4).policy().branch_state()
@@ -36,20 +35,54 @@ def test_step_size_rule(order, error, growth):
     left = torch.zeros(2, 8, 3)  # four channels of latents, four of learned variance
     left[1, :4] = error * 2.0 * 3.0  # by the sample's size and the latents' scale
     left[:, 4:] = 1e6
-    step = DenoisingStep(0, 20, "cond", 500.0, latent_scale=3.0)
     end = GapEnd(left, -0.1, 10, False)
-    gate.gap_ended(state, end, left_in_latents(step, state, end))
+    gate.gap_ended(state, end, left_in_latents(state, end, share=1 / 3))
     ideal = 0.9 * 10 * (0.02 / error) ** (1 / (order + 2))
     assert state.memory.error == pytest.approx(error, rel=1e-4)
     assert state.memory.gap == int(min(max(ideal, 1), 15))
 
 
-def test_adaptive_refuses_schedulers_that_step_in_stages():
+def test_heun_forecasts_whole_steps():
+    """Both stages of a step are computed, or none; only the last step has a single one."""
     from diffusers import FlowMatchHeunDiscreteScheduler
 
-    pipe, call = tiny_wan(scheduler=FlowMatchHeunDiscreteScheduler())
+    pipe, call = tiny_wan(scheduler=FlowMatchHeunDiscreteScheduler(shift=3.0))
+    with ditaccel.accelerated(pipe, "adaptive_taylor:tolerance=1e9,warmup=4"):
+        generate(pipe, call, num_inference_steps=16)
+        seen, report = set(computed(pipe, "cond")), ditaccel.report(pipe)
+    assert report.correction == "on" and 4 < len(seen) < 25
+    assert {i for i in seen if i % 2} == {i + 1 for i in seen if i % 2 == 0 and i < 30}
+
+
+def test_multistep_schedulers_compute_the_last_step_but_one():
+    from diffusers import UniPCMultistepScheduler
+
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    for made, guarded in ((scheduler, True), (None, False)):
+        pipe, call = tiny_wan() if made is None else tiny_wan(scheduler=made)
+        spec = "adaptive_taylor:tolerance=1e9,warmup=4,final=1,max_interval=30"
+        with ditaccel.accelerated(pipe, spec):
+            generate(pipe, call, num_inference_steps=20)
+            seen = computed(pipe, "cond")
+        assert (18 in seen) == guarded and 19 in seen
+
+
+def test_where_errors_cannot_be_measured_every_second_step_is_computed():
+    pipe, call = tiny_wan(layers=2)
+    transformer, embeds = pipe.transformer, call["prompt_embeds"]
+    del pipe
+    ditaccel.accelerate(transformer, "adaptive_taylor:warmup=3")
+    x = torch.randn(1, 4, 2, 8, 8)
     with (
-        ditaccel.accelerated(pipe, cache=ditaccel.AdaptiveTaylorConfig(coordinate="timestep")),
-        pytest.raises(ditaccel.ConfigError, match=r"in stages \(Heun\)"),
+        torch.no_grad(),
+        pytest.warns(UserWarning, match="no scheduler is in sight; every") as said,
     ):
-        generate(pipe, call)
+        for i in range(12):
+            transformer(x, torch.tensor([1000.0 - 80 * i]), embeds)
+    assert sum("every second step" in str(w.message) for w in said) == 1
+    assert computed(transformer, "call0") == [0, 1, 2, 4, 6, 8, 10]
+    ditaccel.restore(transformer)
+    with ditaccel.accelerated(transformer, "adaptive_taylor:warmup=3,tolerance=0"), torch.no_grad():
+        for i in range(8):
+            transformer(x, torch.tensor([1000.0 - 80 * i]), embeds)
+        assert computed(transformer, "call0") == list(range(8))

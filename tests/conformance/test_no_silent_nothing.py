@@ -124,20 +124,22 @@ def a_budget_that_leaves_less():
     run(*tiny_dit(), "taylorseer:memory_budget=50kB,on_budget=downgrade")
 
 
-@way("needs a scheduler that adds its outputs up", ditaccel.ConfigError)
+@way("needs a deterministic scheduler, and this scheduler draws noise", ditaccel.ConfigError)
 def a_correction_that_cannot_be_made():
-    from diffusers import UniPCMultistepScheduler
+    from diffusers import EulerAncestralDiscreteScheduler
 
-    pipe, call = tiny_dit(scheduler=UniPCMultistepScheduler())
+    pipe, call = tiny_dit(scheduler=EulerAncestralDiscreteScheduler())
     run(pipe, call, "taylorseer:interval=2,correction=always")
 
 
-@way("in stages .Heun.", ditaccel.ConfigError)
-def a_scheduler_without_noise_levels_to_weigh_by():
-    from diffusers import HeunDiscreteScheduler
-
-    pipe, call = tiny_dit(scheduler=HeunDiscreteScheduler())
-    run(pipe, call, "adaptive_taylor")
+@way("no scheduler is in sight; every second step is computed instead")
+def a_loop_without_noise_levels_to_weigh_by():
+    pipe, call = tiny_wan(layers=2)
+    transformer, embeds = pipe.transformer, call["prompt_embeds"]
+    del pipe
+    ditaccel.accelerate(transformer, "adaptive_taylor")
+    with torch.no_grad():
+        transformer(torch.randn(1, 4, 2, 8, 8), torch.tensor([900.0]), embeds)
 
 
 @way("the last block did not run on a computed step, .* 1 of its 4 blocks were taken out or exch")

@@ -5,9 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 
 from ditaccel.core._compat import NamedContext
+from ditaccel.core.denoising.response import Probed
 from ditaccel.core.denoising.schedule import Known, Schedule
 from ditaccel.core.denoising.tracker import DenoisingTracker, Lone
 
@@ -268,14 +275,30 @@ def test_ddim_widths_are_the_schedulers_own(steps):
     for t in scheduler.timesteps:
         step = tracker.observe("t", t)
         moved = float(scheduler.step(one, t, zero).prev_sample)
-        assert step.additive
+        assert step.response.width(step.index) == pytest.approx(moved, rel=1e-5)
         expected = (step.sigma_next - step.sigma) / (1 + step.sigma_next**2) ** 0.5
         assert moved == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        share = ((1 + step.schedule.sigmas[-1] ** 2) / (1 + step.sigma**2)) ** 0.5
+        assert step.response.share(step.index) == pytest.approx(share, rel=1e-4)
 
 
-def test_ddim_with_uneven_strides_is_not_called_additive():
-    pipe = Pipe(scheduler=DDIMScheduler(clip_sample=False, timestep_spacing="linspace"))
-    assert not any(s.additive for s in run(DenoisingTracker(pipe), pipe, 20, ("cond",)))
+def test_only_noise_prediction_answers_to_the_latents():
+    """Velocities of data of unit variance do not depend on it, those of flow matching hardly."""
+    options = {"clip_sample": False, "timestep_spacing": "linspace"}
+    answers = {
+        "epsilon": DDIMScheduler(**options),
+        "velocity": DDIMScheduler(**options, prediction_type="v_prediction"),
+        "sigmas": EulerDiscreteScheduler(),
+        "flow": FlowMatchEulerDiscreteScheduler(),
+        "edm": EDMEulerScheduler(),
+    }
+    for which, scheduler in answers.items():
+        pipe = Pipe(scheduler=scheduler)
+        step = run(DenoisingTracker(pipe), pipe, 20, ("cond",))[10]
+        noise = which in ("epsilon", "sigmas")
+        expected = step.sigma / (1 + step.sigma**2) if noise else 0.0
+        assert step.feedback == pytest.approx(expected), which
+        assert step.flow == (which == "flow")
 
 
 def test_a_pipeline_taken_apart_leaves_its_scheduler():
@@ -324,7 +347,7 @@ def test_frames_that_take_turns_are_one_loop_of_unknown_length():
         assert {s.generation for s in seen} == {generation}
         assert [s.index for s in seen[::2]] == list(range(8))
         assert [s.branch for s in seen] == ["cond", "uncond"] * 8
-        assert {(s.total, s.sigma, s.additive) for s in seen[4:]} == {(None, None, False)}
+        assert {(s.total, s.sigma, s.response) for s in seen[4:]} == {(None, None, None)}
         assert not any(s.is_last for s in seen)
 
 
@@ -337,21 +360,39 @@ def test_a_window_that_moves_on_over_the_frames_is_a_new_generation():
 
 
 def test_preconditioned_steps_start_where_the_schedule_does():
-    """Cosmos 2: timesteps are sigma / (1 + sigma), and the scheduler gets no raw outputs."""
+    """Cosmos 2: timesteps are sigma / (1 + sigma), and latents are mixed into raw outputs."""
     pipe = Pipe(
         scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True, shift_terminal=None)
     )
-    pipe.scheduler.register_to_config(sigma_max=80.0, sigma_min=0.002)
+    scheduler = pipe.scheduler
+    scheduler.register_to_config(sigma_max=80.0, sigma_min=0.002)
     tracker = DenoisingTracker(pipe)
-    pipe.scheduler.set_timesteps(sigmas=torch.linspace(0, 1, 6).numpy())
-    assert float(pipe.scheduler.sigmas[0]) == pytest.approx(80.0)
-    for index in range(6):
-        sigma = pipe.scheduler.sigmas[index]
-        timestep = (sigma / (1 + sigma)).expand(2)
-        step = tracker.observe("transformer", timestep, preconditioned=True)
-        assert (step.index, step.total, step.additive) == (index, 6, False)
+    scheduler.set_timesteps(sigmas=torch.linspace(0, 1, 6).numpy())
+    assert float(scheduler.sigmas[0]) == pytest.approx(80.0)
+    draw = torch.Generator().manual_seed(1)
+    raw = torch.randn(7, 1, 2, 2, 2, generator=draw, dtype=torch.float64)
+    rows = [80.0 * raw[6]]
+    for index, t in enumerate(scheduler.timesteps):
+        sigma = scheduler.sigmas[index]
+        step = tracker.observe("transformer", (sigma / (1 + sigma)).expand(2), preconditioned=True)
+        assert (step.index, step.total, step.feedback) == (index, 6, 0.0)
         assert step.sigma == pytest.approx(float(sigma))
-        assert step.latent_scale == pytest.approx(1 + float(sigma) ** 2)
+        assert step.response.input_scale[index] == pytest.approx(1 / (1 + float(sigma)))
+        latents, noise = rows[-1], sigma / (1 + sigma)
+        denoised = (1 - noise) * latents - noise * raw[index]
+        guided = (latents - denoised) / sigma
+        rows.append(scheduler.step(guided, t, latents, return_dict=False)[0])
+    weights = torch.tensor(step.response.latents)
+    expected = torch.tensordot(weights, torch.cat([raw[:6], 80.0 * raw[6:]]), 1)
+    torch.testing.assert_close(expected, torch.stack(rows), rtol=1e-4, atol=1e-4)
+
+
+def test_schedulers_that_precondition_on_their_own_are_not_done_so_twice():
+    pipe = Pipe(scheduler=EDMEulerScheduler())
+    pipe.scheduler.set_timesteps(6)
+    known = Schedule.of(pipe.scheduler, float(pipe.scheduler.timesteps[0]))
+    step = DenoisingTracker(pipe).observe("t", pipe.scheduler.timesteps[0], preconditioned=True)
+    assert (step.response.latents == known.response.latents).all()
 
 
 def test_flow_matching_is_not_taken_for_preconditioned():
@@ -360,7 +401,7 @@ def test_flow_matching_is_not_taken_for_preconditioned():
     pipe.scheduler.set_timesteps(4)
     tracker = DenoisingTracker(pipe)
     step = tracker.observe("transformer", pipe.scheduler.timesteps[0], preconditioned=True)
-    assert step.additive and step.latent_scale == 1.0
+    assert step.response.is_plain and step.response.share(0) == pytest.approx(1.0)
 
 
 def test_a_schedule_is_frozen_and_is_lost_as_a_whole():
@@ -369,10 +410,10 @@ def test_a_schedule_is_frozen_and_is_lost_as_a_whole():
     assert Schedule.of(scheduler, 1000.0).known is Known.NOT_SET
     scheduler.set_timesteps(4)
     begun = Schedule.of(scheduler, float(scheduler.timesteps[0]))
-    assert (begun.total, begun.known, begun.additive) == (4, Known.FOLLOWED, True)
+    assert (begun.total, begun.known, begun.probed) == (4, Known.FOLLOWED, Probed.LINEAR)
     assert begun.at(1, float(scheduler.timesteps[1])) is begun
     lost = begun.at(1, 3.0)
-    assert (lost.total, lost.known, lost.additive) == (None, Known.OTHER, False)
+    assert (lost.total, lost.known, lost.probed) == (None, Known.OTHER, None)
     assert lost.sigma(0) is None and begun.sigma(0) == 1.0 and lost.lost() is lost
     with pytest.raises(FrozenInstanceError):
         begun.offset = 2

@@ -24,6 +24,7 @@ _NOT_FOLLOWED = {
     Known.OTHER: "the calls are at other timesteps than the scheduler's",
     Known.FOLLOWED: "its timesteps are set again at each step",
 }
+_NOT_GIVEN = "the noise levels given as sigmas= do not match the timesteps of this loop"
 _NOT_LINEAR = {
     Probed.STOCHASTIC: "this scheduler draws noise in its steps",
     Probed.NONLINEAR: "this scheduler clips or thresholds the latents",
@@ -35,8 +36,20 @@ def why_not(step: DenoisingStep) -> str:
     """Why nothing is corrected in a loop; empty where it can be."""
     if step.response is not None:
         return ""
+    if not_as_given(step):
+        return _NOT_GIVEN
     probed = None if step.schedule is None else step.schedule.probed
     return _NOT_FOLLOWED[step.known] if probed is None else _NOT_LINEAR[probed]
+
+
+def not_as_given(step: DenoisingStep) -> str:
+    """One line where noise levels were given for a loop that runs at other ones, else empty."""
+    if step.schedule is None or not step.schedule.given or step.known is not Known.OTHER:
+        return ""
+    return (
+        f"{_NOT_GIVEN}, which is at {step.timestep:g} in step {step.index}: give those before each "
+        "step and the one that the last step leads to"
+    )
 
 
 def check_correction(policy: CachePolicy, step: DenoisingStep) -> None:
@@ -45,7 +58,7 @@ def check_correction(policy: CachePolicy, step: DenoisingStep) -> None:
     Raises:
         ConfigError: it does, and the scheduler is not linear, or not in sight.
     """
-    if policy.correction == "always" and step.index == 0 and why_not(step):
+    if policy.correction == "always" and why_not(step):
         raise ConfigError(
             f"correction='always' needs a deterministic scheduler, and {why_not(step)}; use "
             "correction='auto' or 'never'"
@@ -101,6 +114,7 @@ def _booked(call: Call, tracked: torch.Tensor, policy: CachePolicy) -> torch.Ten
     assert step.tangent is not None
     place, weight = step.place, step.tangent.end(step.index)
     corrects = policy.correction != "never" and step.response is not None
+    corrects = corrects and step.response.lasts(step.index)
     if call.forecasting or not call.remembers:
         # (a difference to a forecast is one too, even where this branch was computed)
         order = policy.order if call.order is None else call.order

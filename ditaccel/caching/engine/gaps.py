@@ -29,9 +29,6 @@ from .forecast import combine, newton_weights
 # Distance of computed steps up to which an error is taken out of outputs that have answered to it.
 # Measured with noise prediction on DDIM: a gain at 2 and 3, a loss from 4 on.
 LONGEST_WITH_FEEDBACK = 3
-# Weight of a computed output, by the gap's, down to which it can carry the gap's error: a smaller
-# one would have to be moved by many times that error.
-LEAST_WEIGHT = 0.05
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,6 @@ class GapEnd:
         length: distance of the two computed steps, in steps.
         hypothetical: nothing was forecast; `error` is what one forecast would have left.
         feedback: `DenoisingStep.feedback` of the computed step.
-        largest: weight of a forecast of the gap, by its size.
     """
 
     error: torch.Tensor
@@ -52,12 +48,11 @@ class GapEnd:
     length: int
     hypothetical: bool
     feedback: float = 0.0
-    largest: float = 0.0
 
     @property
     def is_corrected(self) -> bool:
         """Whether the error can be taken out again."""
-        if self.hypothetical or abs(self.weight) <= LEAST_WEIGHT * self.largest:
+        if self.hypothetical or self.weight == 0.0:
             return False
         return self.feedback <= 0.0 or self.length <= LONGEST_WITH_FEEDBACK
 
@@ -172,5 +167,4 @@ class GapCorrector:
         error = self._sum - combine(values, weights)
         # Moved by feedback * error, the newest output makes the error look larger by this much.
         error = error / max(1.0 - feedback * weights[0], 1.0)
-        largest = max(abs(w) for _, w in self._gap)
-        return GapEnd(error, weight, round(place - places[1]), False, feedback, largest)
+        return GapEnd(error, weight, round(place - places[1]), False, feedback)

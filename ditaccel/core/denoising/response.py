@@ -46,6 +46,9 @@ _SIZE = 3.0
 _ROUNDING = 8.0 * torch.finfo(torch.float32).eps
 
 
+# Share of an output's largest weight that it must have in the end (UniPC of order 2: a half, at
+# first a quarter; of order 3: a half and more).
+_LASTING = 0.1
 # Changes that are too small to be clipped, and large by the rounding of float32.
 _SMALL = 1e-2
 
@@ -118,6 +121,16 @@ class Response:
         carried = first / last if abs(last) > 1e-6 * abs(first) else 1.0
         return carried * float(self.input_scale[j])
 
+    def lasts(self, i: int) -> bool:
+        """Whether output i weighs in the last latents what it weighs in those on the way, about.
+
+        Else a correction of the last latents would throw the ones before them far off.
+        """
+        carried = self.latents[i + 1 :, -1]
+        carried = np.where(np.abs(carried) > 1e-12, carried, 1.0)
+        weights = np.abs(self.latents[i + 1 :, i] / carried)
+        return bool(weights[-1] > _LASTING * weights.max())
+
     def moved(self, start: int, end: int) -> np.ndarray:
         """Weights, `(C + 1,)`, of the change of the latents from before call `start` to `end`."""
         moved: np.ndarray = self.latents[end] - self.latents[start]
@@ -168,10 +181,12 @@ def predicts_noise(response: Response, sigmas: tuple[float, ...]) -> bool:
     """
     if len(sigmas) != response.calls + 1 or (max(sigmas) <= 1.0 and response.is_plain):
         return False
-    # such latents are data + sigma * noise, or the same by sqrt(1 + sigma^2)
-    shares = np.array([response.share(j) for j in range(response.calls)])
-    grown = shares * np.hypot(1.0, np.asarray(sigmas[:-1]))
-    return bool(np.allclose(grown, grown[-1], rtol=1e-2))
+    # such latents are data + sigma * noise, or the same by sqrt(1 + sigma^2); schedulers that step
+    # by a stride of their own deviate a little
+    shares = np.array([abs(response.share(j)) for j in range(response.calls)])
+    levels = np.log(np.hypot(1.0, np.asarray(sigmas[:-1])))
+    rest = np.log(np.maximum(shares, 1e-12)) + levels
+    return bool(np.ptp(rest) <= 0.2 * np.ptp(levels))
 
 
 @lru_cache(_KEPT)

@@ -61,6 +61,8 @@ class DenoisingStep:
         timestep: timestep as the transformer got it, the largest where tokens have their own.
         sigma: noise level, None where the scheduler has none.
         total: steps of the loop, None where it cannot be known (a bare transformer).
+        sigma_next: noise level that the step leads to, where the scheduler has one and takes its
+            steps in one stage (not Heun's).
         known: what is known of the schedule.
         window: what tells calls of one guidance branch apart (windows, tiles); branches of the same
             window belong together.
@@ -78,6 +80,7 @@ class DenoisingStep:
     timestep: float
     sigma: float | None = None
     total: int | None = None
+    sigma_next: float | None = None
     known: Known = Known.FOLLOWED
     window: Hashable = None
     lone: Lone | None = None
@@ -103,6 +106,11 @@ class DenoisingStep:
     def tangent(self) -> Response | None:
         """`Schedule.tangent`: how the loop's latents answer to small changes of the outputs."""
         return None if self.schedule is None else self.schedule.tangent
+
+    @property
+    def flow(self) -> bool:
+        """Whether noise levels run from 1 to 0, and the latents keep their size (flow matching)."""
+        return self.schedule is not None and 0.0 < self.schedule.highest_sigma <= 1.0
 
     @property
     def feedback(self) -> float:
@@ -274,6 +282,7 @@ class DenoisingTracker:
             timestep=reading.level,
             sigma=sigma,
             total=total,
+            sigma_next=schedule.sigma(index + 1) if schedule.stages == 1 else None,
             known=schedule.known,
             window=place.window,
             lone=self._lone(reading),
