@@ -309,12 +309,17 @@ def test_levels_of_another_loop_decide_nothing():
     """What does not follow the levels that were given is neither weighed nor corrected by them."""
     model, other = MyModel(), [0.9, 0.5, 0.3, 0.0]
     ditaccel.accelerate(model, "adaptive_taylor", adapter=MINE, sigmas=other)
-    with pytest.raises(ditaccel.ConfigError, match="runs at other timesteps"):
+    with pytest.raises(ditaccel.ConfigError, match="given as sigmas= do not match"):
         own_loop(model)
     ditaccel.restore(model)
     spec = "taylorseer:interval=3,granularity=last_block,correction=auto"
-    with ditaccel.accelerated(model, spec, adapter=MINE, sigmas=other):
+    with (
+        ditaccel.accelerated(model, spec, adapter=MINE, sigmas=other),
+        pytest.warns(
+            UserWarning, match=r"do not match the timesteps of this loop, which is at .*:"
+        ),
+    ):
         own_loop(model)
         report = ditaccel.report(model)
-    assert "other timesteps" in report.correction and report.forecasts
+    assert "do not match" in report.correction and report.forecasts
     assert {c.sigma for c in report.calls} == {None}

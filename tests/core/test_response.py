@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ditaccel.core.denoising import response as module
-from ditaccel.core.denoising.response import Probe, Probed, euler
+from ditaccel.core.denoising import probing as module
+from ditaccel.core.denoising.probing import Probe
+from ditaccel.core.denoising.response import Probed, euler
 from ditaccel.core.denoising.schedule import Schedule
 from ditaccel.core.denoising.schedulers import GivenSigmas
 

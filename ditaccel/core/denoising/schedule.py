@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 
-from .response import Probe, Probed, Response, preconditioned, predicts_noise
+from .probing import Probe
+from .response import (
+    Probed,
+    Response,
+    in_closed_form,
+    preconditioned,
+    predicts_noise,
+)
 from .schedulers import GivenSigmas, in_use, sigmas_of
 
 
@@ -134,9 +141,11 @@ class Schedule:
         It serves to measure errors. None where the schedule or the scheduler is not known.
         """
         found = None if self.probe is None else self.probe.tangent
-        if found is None or not self.mixes or self.highest_sigma <= 1.0 or not found.is_plain:
+        if found is None or not self.sigmas:
             return found
-        return preconditioned(found, self._levels())
+        if self.mixes and self.highest_sigma > 1.0 and found.is_plain:
+            return preconditioned(found, self._levels())
+        return in_closed_form(found, self._levels())
 
     @property
     def probed(self) -> Probed | None:
