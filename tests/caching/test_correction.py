@@ -5,7 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from tiny import generate, tiny_wan
 
 import ditaccel
@@ -47,6 +54,52 @@ def test_any_forecast_error_is_taken_out_where_the_outputs_are_parabolas():
     )
     assert (plain - exact).abs().max() > 0.1
     torch.testing.assert_close(corrected, exact, rtol=1e-5, atol=1e-5)
+
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+SCHEDULERS = {
+    "flow-euler": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "unipc-1": lambda: UniPCMultistepScheduler(**FLOW, solver_order=1),
+    "unipc-2": lambda: UniPCMultistepScheduler(**FLOW),
+    "unipc-3": lambda: UniPCMultistepScheduler(**FLOW, solver_order=3),
+    "dpm-2": lambda: DPMSolverMultistepScheduler(**FLOW),
+    "dpm-3": lambda: DPMSolverMultistepScheduler(**FLOW, solver_order=3),
+    "edm": EDMEulerScheduler,
+    "velocity": lambda: DDIMScheduler(
+        clip_sample=False, prediction_type="v_prediction", timestep_spacing="linspace"
+    ),
+    "heun": lambda: FlowMatchHeunDiscreteScheduler(shift=3.0),
+}
+
+
+@pytest.mark.parametrize("which", SCHEDULERS)
+def test_the_last_latents_are_those_of_exact_outputs_under_any_deterministic_scheduler(which):
+    """Parabolas along the noise levels: whatever was forecast, every gap is known exactly."""
+    ends = {}
+    for mode in ("exact", "plain", "corrected"):
+        scheduler = SCHEDULERS[which]()
+        scheduler.set_timesteps(9 if which == "heun" else 17)
+        pipe = Pipe(scheduler=scheduler)
+        tracker, corrector = DenoisingTracker(pipe), GapCorrector()
+        latents, count = X.double(), len(scheduler.timesteps)
+        computed = {0, 1, 2, 3, 6, 7, 8, 9, 14, 15, count - 1}
+        for i, t in enumerate(scheduler.timesteps):
+            step = tracker.observe("transformer", t)
+            if hasattr(scheduler, "scale_model_input"):
+                scheduler.scale_model_input(latents, t)
+            place, weight = step.place, step.response.end(i)
+            output = (X + 0.1 * X * place - 0.01 * place**2).double()
+            if mode != "exact" and i not in computed:
+                output = 2 * X.double() - 0.1 * i
+                corrector.forecast(place, weight, output)
+            elif mode == "corrected":
+                end = corrector.computed(place, weight, output, step.feedback)
+                if end is not None and end.correction is not None:
+                    output = output + end.correction
+            latents = scheduler.step(output, t, latents, return_dict=False)[0].double()
+        ends[mode] = latents
+    assert (ends["plain"] - ends["exact"]).norm() > 0.01 * ends["exact"].norm()
+    assert (ends["corrected"] - ends["exact"]).norm() < 1e-5 * ends["exact"].norm()
 
 
 def test_no_gap_no_correction():
