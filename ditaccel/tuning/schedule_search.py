@@ -31,13 +31,13 @@ class Trajectory:
         gram: mean inner products of the outputs of steps i and j, `(S, S)`.
         response: `(S + 1, S)`; row j: change of the latents before step j (S: of the last ones) per
             change of each output (`core.denoising.response.Response.latents`).
-        scales: `DenoisingStep.latent_scale` of each step, `(S,)`.
+        feedback: `DenoisingStep.feedback` of each step, `(S,)`.
         switches: first steps of further transformers, across which nothing is forecast.
     """
 
     gram: np.ndarray
     response: np.ndarray
-    scales: np.ndarray
+    feedback: np.ndarray
     switches: tuple[int, ...] = field(default=())
 
     @property
@@ -96,7 +96,7 @@ class GapCosts:
         seen, left = np.zeros(self.steps), np.zeros(self.steps)
         # a step that moves nothing cannot carry a correction, another transformer's output says
         # nothing of the gap, and noise prediction answers to the error of a long one
-        answers = t.scales[end] != 1.0 and end - start > LONGEST_WITH_FEEDBACK
+        answers = t.feedback[end] > 0.0 and end - start > LONGEST_WITH_FEEDBACK
         moves = t.response[-1, end] != 0.0 and t.expert(start) == t.expert(end)
         nodes = [end, *past] if moves and not answers else past
         for i in range(start + 1, end):

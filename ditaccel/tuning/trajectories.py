@@ -27,14 +27,14 @@ def trajectories_of(recordings: Sequence[Recording]) -> tuple[Trajectory, Trajec
     """
     steps = recordings[0].steps
     table = response_of(steps, len(recordings[0].guided[0]))
-    scales = np.array([s.latent_scale for s in steps])
+    feedback = np.array([s.feedback for s in steps])
     names = recordings[0].names
     switches = tuple(i for i in range(1, len(names)) if names[i] != names[i - 1])
 
     def trajectory(grams: list[np.ndarray], response: np.ndarray) -> Trajectory:
         # The mean: charging each gap by the sample that suffers most was tried, and which samples
         # come out wrong under an unseen prompt did not follow it.
-        return Trajectory(np.concatenate(grams).mean(0), response, scales, switches)
+        return Trajectory(np.concatenate(grams).mean(0), response, feedback, switches)
 
     first = [r.first for r in recordings if r.first is not None]
     difference = [r.difference for r in recordings if r.difference is not None]
@@ -61,7 +61,7 @@ def response_of(steps: Sequence[DenoisingStep], outputs: int) -> np.ndarray:
         UnsupportedError: the scheduler draws noise, clips, or is not followed.
     """
     schedule, response = steps[0].schedule, steps[0].response
-    if schedule is None:
+    if schedule is None or schedule.mixed:
         raise UnsupportedError(
             "tune does not know what outputs do to the latents here: the pipeline mixes latents "
             f"into them before the scheduler gets them (EDM), or has no scheduler; {_OTHERWISE}"

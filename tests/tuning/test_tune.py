@@ -18,7 +18,8 @@ import ditaccel
 from ditaccel import Refine, Target
 from ditaccel import config as configs
 from ditaccel.caching.engine.forecast import newton_weights
-from ditaccel.core.denoising.response import Probe, euler
+from ditaccel.core.denoising.probing import Probe
+from ditaccel.core.denoising.response import euler
 from ditaccel.core.transformers import transformers_of
 from ditaccel.tuning.masks import Mask
 from ditaccel.tuning.recording import record
@@ -70,7 +71,7 @@ def test_the_last_step_but_one_of_unipc_counts_double():
     outputs = np.sin(3 * time * random.normal(size=60)) + random.normal(size=60) * time**2
     gram = outputs @ outputs.T / 60
     costs = [
-        GapCosts(Trajectory(gram, r.latents[:, :-1], np.ones(20)), unseen=0.0)(16, 17, 19)
+        GapCosts(Trajectory(gram, r.latents[:, :-1], np.zeros(20)), unseen=0.0)(16, 17, 19)
         for r in (multistep, euler(sigmas, flow=True))
     ]
     assert costs[0] / costs[1] == pytest.approx(1.98**2, rel=0.06)
@@ -81,7 +82,7 @@ def test_a_gap_costs_nothing_where_outputs_are_a_line():
     time = np.arange(9.0)[:, None]
     outputs = 1.0 + time * np.linspace(-1, 1, 7)
     response = np.tril(np.ones((10, 9)), -1)
-    t = Trajectory(outputs @ outputs.T, response, np.ones(9))
+    t = Trajectory(outputs @ outputs.T, response, np.zeros(9))
     cost, steps = best_steps(GapCosts(t), range(9), t.forced(2))[3]
     assert steps == (0, 1, 8) and cost == pytest.approx(0.0, abs=1e-9)
 
@@ -90,7 +91,7 @@ def test_a_gap_ends_where_another_transformer_takes_over():
     random = np.random.default_rng(0)
     outputs = random.normal(size=(10, 30)).cumsum(0)
     response = np.tril(random.uniform(0.5, 1.0, (11, 10)), -1)
-    t = Trajectory(outputs @ outputs.T / 30, response, np.ones(10), switches=(6,))
+    t = Trajectory(outputs @ outputs.T / 30, response, np.zeros(10), switches=(6,))
     assert t.forced(1) == {0, 6, 7, 9}
     costs = GapCosts(t, unseen=0.25)
     left, seen = np.zeros(30), np.zeros(30)

@@ -36,7 +36,7 @@ def trajectory(steps=9, size=40, seed=0):
     outputs = np.sin(3 * time * rng.normal(size=size)) + rng.normal(size=size) * time**2
     sigmas = np.linspace(1, 0, steps + 1) ** 1.3
     response = euler(sigmas, flow=True).latents[:, :-1]
-    return outputs, Trajectory(outputs @ outputs.T / size, response, np.ones(steps))
+    return outputs, Trajectory(outputs @ outputs.T / size, response, np.zeros(steps))
 
 
 def test_gap_costs_are_the_errors_themselves():

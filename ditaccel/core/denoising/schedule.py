@@ -143,9 +143,19 @@ class Schedule:
         found = None if self.probe is None else self.probe.tangent
         if found is None or not self.sigmas:
             return found
-        if self.mixes and self.highest_sigma > 1.0 and found.is_plain:
+        if self.mixed:
             return preconditioned(found, self._levels())
         return in_closed_form(found, self._levels())
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the pipeline mixes latents into outputs: their response is not the scheduler's.
+
+        A scheduler that does so itself (EDM) does not leave latents as they are.
+        """
+        if not self.mixes or self.highest_sigma <= 1.0 or self.probe is None:
+            return False
+        return self.probe.tangent is not None and self.probe.tangent.is_plain
 
     @property
     def probed(self) -> Probed | None:

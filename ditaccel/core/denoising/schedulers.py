@@ -1,6 +1,6 @@
 """What can be told of a scheduler from outside: its noise levels, and where it stands.
 
-How it steps is measured (`response.py`). A loop that has no scheduler may give its noise levels
+How it steps is measured (`probing.py`). A loop that has no scheduler may give its noise levels
 instead (`GivenSigmas`).
 """
 
@@ -103,6 +103,21 @@ def position(scheduler: Any) -> int | None:
 
 def _options(scheduler: Any) -> Mapping[str, Any]:
     return getattr(scheduler, "config", None) or {}
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler is for flow matching, as far as its options and its class tell.
+
+    For what has to be known before its timesteps are set; what it does is measured (`probing.py`).
+    """
+    if isinstance(scheduler, GivenSigmas):
+        return scheduler.flow
+    options = _options(scheduler)
+    return (
+        any(c.__name__.startswith("FlowMatch") for c in type(wrapped(scheduler)).__mro__)
+        or bool(options.get("use_flow_sigmas", False))
+        or options.get("prediction_type") == "flow_prediction"
+    )
 
 
 def in_use(scheduler: Any) -> bool:
