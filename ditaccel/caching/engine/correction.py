@@ -113,8 +113,8 @@ def _booked(call: Call, tracked: torch.Tensor, policy: CachePolicy) -> torch.Ten
     step, state = call.step, call.state
     assert step.tangent is not None
     place, weight = step.place, step.tangent.end(step.index)
-    corrects = policy.correction != "never" and step.response is not None
-    corrects = corrects and step.response.lasts(step.index)
+    linear = step.response is not None and step.response.lasts(step.index)
+    corrects = policy.correction != "never" and linear
     if call.forecasting or not call.remembers:
         # (a difference to a forecast is one too, even where this branch was computed)
         order = policy.order if call.order is None else call.order
