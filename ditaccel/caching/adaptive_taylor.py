@@ -88,7 +88,8 @@ class StepSizeGate(Gate):
             )
 
     def falls_back(self, step: DenoisingStep) -> str:
-        if self.skips_nothing(step.total) or step.tangent is not None:
+        known = step.tangent is not None or step.known is Known.OTHER
+        if self.skips_nothing(step.total) or known:
             return ""
         followed = step.known is Known.FOLLOWED
         advice = "another scheduler" if followed else "scheduler= or sigmas= in accelerate"
