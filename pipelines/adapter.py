@@ -157,6 +157,9 @@ class FamilyAdapter:
         preconditioned: whether, at noise levels beyond 1, latents are mixed into the output (EDM),
             by the pipeline or by its scheduler; the error of a forecast is then weighted, but not
             taken out again.
+        converted: from the transformer's config, whether the scheduler gets something else than
+            what the transformer returns, or streams of latents have schedules of their own; the
+            error of a forecast is then not taken out again. None where it never does.
         guidance: `sequential` (one call per branch) or `batched` (branches side by side).
         provisional: made by `auto.recognise`: a dry run must show how the blocks work.
         checkpoint: of one pipeline, and not of the family: key of the published checkpoint that it
@@ -182,6 +185,7 @@ class FamilyAdapter:
     call_kind: str = ""
     side_by_side: bool = False
     preconditioned: bool = False
+    converted: Callable[[Any], bool] | None = None
     guidance: Literal["sequential", "batched"] = "sequential"
     provisional: bool = False
     checkpoint: str | None = None
@@ -190,6 +194,10 @@ class FamilyAdapter:
     def samples(self) -> tuple[str, ...]:
         """Arguments that carry latents."""
         return (self.sample,) if self.second_stream is None else (self.sample, self.second_stream)
+
+    def is_converted(self, transformer: Any) -> bool:
+        """What `converted` says of a transformer."""
+        return self.converted is not None and self.converted(getattr(transformer, "config", None))
 
     def timestep_in(self, named: Mapping[str, Any]) -> Any:
         """The timestep of a call, from its arguments by name; None where it was not given."""

@@ -36,5 +36,6 @@ ADAPTER = FamilyAdapter(
     text="front",
     timestep_of=_video_timestep,
     second_stream="audio_hidden_states",
+    converted=lambda config: True,  # a scheduler of its own steps the sound
     presets=adaptive_presets(),
 )

@@ -16,6 +16,8 @@ ADAPTER = FamilyAdapter(
     no_attention_because="its text tokens are keys without queries, and "
     "tile maps need as many queries as keys",
     tokens=patch_tokens,
+    # from pixels it predicts the picture, of which the pipeline makes a velocity
+    converted=lambda config: config.in_channels == 3,
     guidance="batched",
     presets=adaptive_presets(),
 )

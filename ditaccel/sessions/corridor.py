@@ -175,6 +175,7 @@ class Corridor:
                 seen.timestep,
                 context,
                 adapter.preconditioned,
+                adapter.is_converted(self._transformer),
                 traits,
                 caller.scheduler,
             )

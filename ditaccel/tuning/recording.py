@@ -206,7 +206,13 @@ def record(
         def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
             output = inner(*args, **kwargs)
             timestep = adapter.timestep_in(arguments.named(args, kwargs))
-            place = tracker.observe(name, timestep, listener.current(), adapter.preconditioned)
+            place = tracker.observe(
+                name,
+                timestep,
+                listener.current(),
+                adapter.preconditioned,
+                adapter.is_converted(unwrapped(transformer)),
+            )
             recorder.called(name, place, tensors_of(output)[0])
             return output
 

@@ -54,6 +54,17 @@ def test_steps_and_the_last_one_are_known(name):
             assert sigmas == sorted(sigmas, reverse=True) and sigmas[0] > sigmas[-1]
 
 
+@pytest.mark.parametrize(
+    ("name", "state"), [("prx", "on"), ("prx_pixel", "off"), ("minimax_h3", "off")]
+)
+def test_outputs_that_the_scheduler_gets_in_another_form_are_not_corrected(name, state):
+    """PRX's pixels become a velocity; H3's sound has another schedule than its video."""
+    pipe, call = {**FAMILIES, **VARIANTS}[name]()
+    with ditaccel.accelerated(pipe, SKIPPING[-1]):
+        generate(pipe, call)
+        assert f"Gap correction: {state}" in str(ditaccel.report(pipe))
+
+
 @pytest.mark.parametrize("name", [n for n, v in VARIANTS.items() if v.attention])
 def test_tokens_of_reference_images_are_image_tokens(name):
     pipe, call = VARIANTS[name]()

@@ -25,6 +25,7 @@ _NOT_FOLLOWED = {
     Known.FOLLOWED: "its timesteps are set again at each step",
 }
 _NOT_GIVEN = "the noise levels given as sigmas= do not match the timesteps of this loop"
+_CONVERTED = "not all that the transformer returns reaches this scheduler as it is"
 _NOT_LINEAR = {
     Probed.STOCHASTIC: "this scheduler draws noise in its steps",
     Probed.NONLINEAR: "this scheduler clips or thresholds the latents",
@@ -38,6 +39,8 @@ def why_not(step: DenoisingStep) -> str:
         return ""
     if not_as_given(step):
         return _NOT_GIVEN
+    if step.schedule is not None and step.schedule.converted:
+        return _CONVERTED
     probed = None if step.schedule is None else step.schedule.probed
     return _NOT_FOLLOWED[step.known] if probed is None else _NOT_LINEAR[probed]
 

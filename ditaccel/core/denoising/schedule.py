@@ -74,6 +74,8 @@ class Schedule:
         given: whether noise levels were given instead of a scheduler.
         mixes: whether the family's pipelines, at noise levels beyond 1, may mix the latents into
             the output (`FamilyAdapter.preconditioned`).
+        converted: whether not all that the transformer returns reaches the scheduler as it is
+            (`FamilyAdapter.converted`): its response tells how large errors are, not more.
         probe: gives the response, None where the loop does not follow the schedule.
     """
 
@@ -89,6 +91,7 @@ class Schedule:
     anew: bool = False
     given: bool = False
     mixes: bool = False
+    converted: bool = False
     probe: Probe | None = None
 
     @classmethod
@@ -132,7 +135,7 @@ class Schedule:
         The scheduler is probed when somebody asks for the first time.
         """
         linear = self.probe is not None and self.probe.probed is Probed.LINEAR
-        return self.tangent if linear else None
+        return self.tangent if linear and not self.converted else None
 
     @property
     def tangent(self) -> Response | None:

@@ -233,6 +233,7 @@ class DenoisingTracker:
         timestep: Any,
         context: NamedContext | None = None,
         preconditioned: bool = False,
+        converted: bool = False,
         traits: Traits | None = None,
         scheduler: Any = None,
     ) -> DenoisingStep:
@@ -243,6 +244,7 @@ class DenoisingTracker:
             timestep: the timestep argument: a number or a tensor of any shape.
             context: the cache context that the pipeline set, if any.
             preconditioned: `FamilyAdapter.preconditioned`.
+            converted: `FamilyAdapter.converted`.
             traits: what tells the call from others of its step; without them, unnamed calls count.
             scheduler: of the pipeline that calls; by default that of `pipe`.
         """
@@ -255,7 +257,7 @@ class DenoisingTracker:
         if traits is not None and where is not None:
             traits = replace(traits, sample=None)  # the scheduler tells steps apart
         if reading.turned_back or self._begins_generation(reading.progress, scheduler):
-            self._begin_generation(scheduler, reading, preconditioned)
+            self._begin_generation(scheduler, reading, preconditioned, converted)
         name, course = None if context is None else context.name, self._course
         if course.begins_step(reading.progress, where) or course.branches.is_next_step(
             transformer, name, traits
@@ -323,7 +325,9 @@ class DenoisingTracker:
         course.schedule = again
         return False
 
-    def _begin_generation(self, scheduler: Any, reading: Reading, mixes: bool) -> None:
+    def _begin_generation(
+        self, scheduler: Any, reading: Reading, mixes: bool, converted: bool
+    ) -> None:
         course = self._course
         alike = abs(reading.level - self._start) <= 0.01 * abs(self._start)
         low = course.direction > 0 or abs(self.last or 0.0) <= 0.3 * abs(self._start)
@@ -333,6 +337,6 @@ class DenoisingTracker:
             self._strikes += 1
         self._start = reading.level
         self.generation = self._next()
-        schedule = Schedule.of(scheduler, reading.level, mixes)
+        schedule = replace(Schedule.of(scheduler, reading.level, mixes), converted=converted)
         switch = switch_of(self._pipe(), schedule.values[schedule.offset or 0 :])
         self._course = _Course(schedule, direction=schedule.direction, switch=switch)
