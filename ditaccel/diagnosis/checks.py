@@ -104,13 +104,16 @@ def _attention(
             yield container, path, getattr(each.module, "processor", None)
 
 
-def first_step(scheduler: Any, steps: int | None = None, pipe: Any = None) -> DenoisingStep | None:
+def first_step(
+    scheduler: Any, steps: int | None = None, pipe: Any = None, converted: bool = False
+) -> DenoisingStep | None:
     """The first step of a loop of this scheduler; None where it cannot be set up.
 
     Args:
         scheduler: of the pipeline; it is left alone.
         steps: of the loop; where they are not known, its length is not either.
         pipe: the pipeline, where it may have two experts.
+        converted: `FamilyAdapter.converted`.
     """
     scheduler = copy.deepcopy(scheduler)
     options = getattr(scheduler, "config", None) or {}
@@ -123,7 +126,8 @@ def first_step(scheduler: Any, steps: int | None = None, pipe: Any = None) -> De
     shared = ("config", "transformer", "transformer_2")
     parts = {name: getattr(pipe, name, None) for name in shared}
     holder = type("Holder", (), {**parts, "scheduler": scheduler})()
-    step = DenoisingTracker(holder).observe("transformer", scheduler.timesteps[0])
+    tracker = DenoisingTracker(holder)
+    step = tracker.observe("transformer", scheduler.timesteps[0], converted=converted)
     return step if steps is not None else dataclasses.replace(step, total=None)
 
 
@@ -249,7 +253,8 @@ def _diagnosis(
         return found
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scheduler = getattr(pipe, "scheduler", None)
-    step = None if scheduler is None else first_step(scheduler, steps, pipe)
+    converted = adapter.is_converted(unwrapped(first))
+    step = None if scheduler is None else first_step(scheduler, steps, pipe, converted)
     if scheduler is not None:
         found.scheduler = _scheduler_facts(scheduler, step)
     boundary = boundary_of(pipe)
