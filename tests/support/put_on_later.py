@@ -145,7 +145,7 @@ def _own_class(pipe: Any) -> None:
 def _cache_dit(pipe: Any) -> None:
     import cache_dit
 
-    refusals = "not officially supported", "not in allowed classes"
+    refusals = "not officially supported", "not in allowed classes", "Please pass DiffusionPipeline"
     _own_class(pipe)
     with _refused_with((ValueError, AssertionError), *refusals):
         cache_dit.enable_cache(
@@ -258,13 +258,17 @@ DENSE_FAILS: dict[str, dict[str, str]] = {
         "klein": _MINUS,
         "motif_video": _SIZES,
     },
-    "TaylorSeer of diffusers": dict.fromkeys(("chroma", "flux2", "framepack"), _CONTEXT),
+    "TaylorSeer of diffusers": {
+        **dict.fromkeys(("chroma", "flux2", "framepack", "minimax_h3"), _CONTEXT),
+        "nucleusmoe_image": _CONTEXT,
+        "qwen_image21": _SIZES,
+    },
     "PAB": dict.fromkeys(
         ("chroma", "cogview4", "framepack", "kandinsky5", "klein", "ltx2"), _SIZES
     ),
     "FasterCache": {
         **dict.fromkeys(("chroma", "cogview4", "framepack", "klein"), _SIZES),
-        "kandinsky5": "has no attribute 'current_timestep'",
+        **dict.fromkeys(("kandinsky5", "minimax_h3"), "has no attribute 'current_timestep'"),
         "skyreels_v2_forcing": "only one element tensors",
         "wan22": "'NoneType' object is not subscriptable",
     },
@@ -277,8 +281,12 @@ DENSE_FAILS: dict[str, dict[str, str]] = {
         "z_image": _HIDDEN,
     },
     "cache-dit": {"klein": _SIZES, "ltx2": "unexpected keyword argument"},
+    "torch.compile(transformer)": {
+        "flux3": "does not support len()",
+        "minimax_h3": "missing 5 required positional arguments",
+    },
     "fused QKV": {
-        "kandinsky5": "has no attribute 'to_q'",
+        **dict.fromkeys(("kandinsky5", "prx"), "has no attribute 'to_q'"),
         "ltx2": "Sizes of tensors must match",
         "motif_video": "has no attribute 'us",
         "sd3": "'NoneType' object has no attribute 'ndim'",
