@@ -63,8 +63,9 @@ def response_of(steps: Sequence[DenoisingStep], outputs: int) -> np.ndarray:
     schedule, response = steps[0].schedule, steps[0].response
     if schedule is None or schedule.mixed:
         raise UnsupportedError(
-            "tune does not know what outputs do to the latents here: the pipeline mixes latents "
-            f"into them before the scheduler gets them (EDM), or has no scheduler; {_OTHERWISE}"
+            "tune does not know what outputs do to the latents here: the pipeline makes something "
+            "else of them for the scheduler (EDM, predicted pictures), sound has a schedule of its "
+            f"own, or there is no scheduler; {_OTHERWISE}"
         )
     if response is None:
         probed = schedule.probed
