@@ -61,7 +61,7 @@ def response_of(steps: Sequence[DenoisingStep], outputs: int) -> np.ndarray:
         UnsupportedError: the scheduler draws noise, clips, or is not followed.
     """
     schedule, response = steps[0].schedule, steps[0].response
-    if schedule is None or schedule.mixed:
+    if schedule is None or schedule.mixed or schedule.converted:
         raise UnsupportedError(
             "tune does not know what outputs do to the latents here: the pipeline makes something "
             "else of them for the scheduler (EDM, predicted pictures), sound has a schedule of its "
