@@ -11,6 +11,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
 )
 
 from ditaccel.core._compat import NamedContext
@@ -422,3 +423,17 @@ def test_a_schedule_is_frozen_and_is_lost_as_a_whole():
     assert again is not None and again.timesteps is scheduler.timesteps
     scheduler.set_timesteps(5)
     assert begun.made_again(scheduler, 1) is None
+
+
+def test_a_multistep_scheduler_that_is_set_again_forgets_what_it_was_given():
+    """Nothing is corrected then; Euler keeps nothing, so that its response holds."""
+    flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    for scheduler, holds in (
+        (UniPCMultistepScheduler(**flow), False),
+        (FlowMatchEulerDiscreteScheduler(), True),
+    ):
+        scheduler.set_timesteps(6)
+        begun = Schedule.of(scheduler, float(scheduler.timesteps[0]))
+        scheduler.set_timesteps(6)
+        again = begun.made_again(scheduler, 1)
+        assert begun.response is not None and (again.response is not None) == holds
