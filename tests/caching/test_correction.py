@@ -139,10 +139,11 @@ def test_scheduler_that_draws_noise_is_left_alone_or_refused():
         generate(pipe, call)
 
 
+@pytest.mark.parametrize("which", ["flow-euler", "unipc-2"])
 @pytest.mark.parametrize("guidance", ["independent", "difference"])
-def test_forecast_outputs_are_brought_home_too(guidance):
+def test_forecast_outputs_are_brought_home_too(guidance, which):
     """The same with target="output": a line misses the parabola, three nodes a gap hit it."""
-    pipe, call = tiny_wan(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    pipe, call = tiny_wan(scheduler=SCHEDULERS[which]())
     latents_only = {**call, "num_inference_steps": 12}
     ends = []
     pipe.scheduler.step = _recording(pipe.scheduler.step, ends)
