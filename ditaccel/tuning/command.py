@@ -263,7 +263,7 @@ def run(args: argparse.Namespace) -> int:
                 trials=args.refine, anneal=args.anneal, minutes=args.minutes, resume=args.resume
             )
             calls = paired(calls, args.pairs)
-            tuner = Tuner(opened.pipe, calls, args.seed, _say, args.memory, refine)
+            tuner = Tuner(opened.pipe, calls, args.seed, _say, args.memory, refine, bar=True)
             _search(tuner, goals, files)
     for line in files.missed:
         print(f"ditaccel: not reached: {line}", file=sys.stderr)

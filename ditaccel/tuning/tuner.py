@@ -107,6 +107,7 @@ class Tuner:
             it is spooled to a temporary file.
         refine: how far the best plans are refined.
         adapter: of the transformers; by default that of their family.
+        bar: show how far refining is on the terminal, in place of lines to `progress`.
 
     Raises:
         ConfigError: too few steps to skip any, or an unreadable budget.
@@ -124,8 +125,9 @@ class Tuner:
         memory_budget: int | str = "4GB",
         refine: Refine = NOT_REFINED,
         adapter: FamilyAdapter | None = None,
+        bar: bool = False,
     ) -> None:
-        self._refine, self._began = refine, time.monotonic()
+        self._refine, self._began, self._bar = refine, time.monotonic(), bar
         transformers, family = _tunable(pipe, calls, adapter)
         budget = MemoryBudget.parse(memory_budget)
         assert budget is not None
@@ -280,7 +282,8 @@ class Tuner:
             assert target.computed_share is not None
             goal = Goal(calls=int(target.computed_share * self._calls_of_dense + 1e-9))
         warmup = next(w for w in _WARMUPS if set(range(w)) <= set(start.mask.steps))
-        bar = Progress(count, name="tune", unit="plans", say=self._progress)
+        say = None if self._bar else self._progress
+        bar = Progress(count, name="tune", unit="plans", say=say)
         search = Refinement(
             self._trials(target.statistic, surely if target.psnr is not None else level_of),
             Moves(self.total, self._first.forced(warmup)),
