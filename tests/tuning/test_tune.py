@@ -9,6 +9,8 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
     UniPCMultistepScheduler,
 )
 from tiny import generate, tiny_dit, tiny_wan, tiny_wan22
@@ -56,6 +58,18 @@ def test_any_deterministic_scheduler_is_tuned(scheduler):
     pipe, call = decoded(*tiny_wan(layers=2, scheduler=scheduler))
     config = ditaccel.tune(pipe, [call], Target(computed_share=0.6), pairs=1)
     assert config.cache.total == 8 and 2 <= len(config.cache.steps) <= 7
+
+
+@pytest.mark.parametrize(
+    "scheduler", [HeunDiscreteScheduler(), PNDMScheduler()], ids=["heun", "pndm"]
+)
+def test_a_stage_of_a_step_is_a_step_of_its_own(scheduler):
+    """Two calls per step, of which either may be forecast: the response has a row for each."""
+    pipe, _ = tiny_dit(scheduler=scheduler)
+    tuner = Tuner(pipe, [{**CALLS[0], "num_inference_steps": 6}])
+    assert tuner.total == len(pipe.scheduler.timesteps) > 6
+    run = tuner.at_share(0.6)
+    assert run.computed_share == pytest.approx(len(run.mask.steps) / tuner.total)
 
 
 def test_the_last_step_but_one_of_unipc_counts_double():
