@@ -29,7 +29,6 @@ NO_FAMILY = {
         (
             "AnyFlowFARTransformer3DModel",
             "SanaWMLTX2RefinerTransformer3DModel",
-            "SanaWMTransformer3DModel",
             "WanAnimate2Transformer3DModel",
         ),
         FOLLOWS,

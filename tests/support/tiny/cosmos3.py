@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from tiny.builder import Tiny, embeds_source, pipeline_of, tiny_family
 from tiny.parts import Averages, Stub, noise_frames, unipc_scheduler, words_as_numbers
 
@@ -22,6 +24,20 @@ class Chat:
         """Numbers of the words of all turns."""
         words = " ".join(turn["content"] for turn in conversation)
         return SimpleNamespace(input_ids=words_as_numbers(words).input_ids[0].tolist())
+
+
+class Sound(Stub):
+    """In place of the decoder of sound: 40 latents a second."""
+
+    _hop_size = 6
+
+    def __init__(self) -> None:
+        super().__init__(sampling_rate=240)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """The latents as they are."""
+        return latent * self.scale
 
 
 def _cosmos3(**options: Any) -> Tiny:
@@ -72,9 +88,7 @@ def cosmos3() -> Tiny:
 def cosmos3_sound() -> Tiny:
     """The same with an image as its first frame, and with sound."""
     pipe, call = _cosmos3(sound_gen=True, sound_dim=4)
-    sound = Stub(sampling_rate=240)
-    sound._hop_size = 6
     pipe = pipeline_of(
-        type(pipe), **{**pipe.components, "sound_tokenizer": sound}, enable_safety_checker=False
+        type(pipe), **{**pipe.components, "sound_tokenizer": Sound()}, enable_safety_checker=False
     )
     return pipe, {**call, "enable_sound": True, "image": noise_frames(1)[0]}
