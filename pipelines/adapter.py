@@ -149,6 +149,8 @@ class FamilyAdapter:
             sample.
         sample: argument of the transformer that carries the latents.
         second_stream: argument that carries a second stream of latents, which it returns as second.
+        prepares: whether a call, by its arguments, is no step but fills a cache of keys and values
+            that the steps read (of a reference, of finished frames): it is computed as it is.
         call_kind: argument of the transformer that tells calls of another kind apart, whose tokens
             are others (the first one fills a cache of keys and values, later ones read it):
             nothing is forecast from one kind to the other. "" where all are alike.
@@ -182,6 +184,7 @@ class FamilyAdapter:
     timestep_of: Callable[[Mapping[str, Any]], Any] | None = None
     sample: str = "hidden_states"
     second_stream: str | None = None
+    prepares: Callable[[Mapping[str, Any]], bool] | None = None
     call_kind: str = ""
     side_by_side: bool = False
     preconditioned: bool = False

@@ -8,9 +8,7 @@ from .adapter import BlockContract, FamilyAdapter, adaptive_presets, patch_token
 ADAPTER = FamilyAdapter(
     name="sana_wm",
     transformers=("SanaWMTransformer3DModel",),
-    blocks=(
-        BlockContract("blocks", hidden="x", forecast_modules=("attn", "cross_attn", "mlp")),
-    ),
+    blocks=(BlockContract("blocks", hidden="x", forecast_modules=("attn", "cross_attn", "mlp")),),
     no_attention_because="most of its self-attention is linear: "
     "there is no attention matrix to skip tiles of",
     tokens=patch_tokens,

@@ -37,17 +37,25 @@ def _listed(tensor: Tensor, like: Any) -> Any:
     return list(tensor.unbind()) if isinstance(like, (list, tuple)) else tensor
 
 
-def form_of(output: Any, count: int = 1) -> Callable[[Sequence[Tensor]], Any] | None:
+def form_of(
+    output: Any, count: int = 1, given: Sequence[Any] = ()
+) -> Callable[[Sequence[Tensor]], Any] | None:
     """How to make such an output of `count` samples; None where it holds more than them.
 
-    A tuple may have places for more, in which nothing is.
+    Args:
+        output: of a transformer. Behind its samples, a tuple may hold places for more, in which
+            nothing is, and arguments that it hands back (a cache of keys and values).
+        count: of samples.
+        given: arguments of the call.
     """
     if isinstance(output, Tensor):
         return lambda tensors: tensors[0]
     kind = type(output)
     names = None if isinstance(output, tuple) else list(output.keys())
     behind = () if names is not None else output[count:]
-    if len(output) - len(behind) != count or any(each is not None for each in behind):
+    if len(output) - len(behind) != count or not all(
+        each is None or any(each is argument for argument in given) for each in behind
+    ):
         return None
     listed: list[Any] = [[] if isinstance(output[i], (list, tuple)) else None for i in range(count)]
 

@@ -88,6 +88,9 @@ class Corridor:
             if nested:
                 return inner(*args, **kwargs)
             watch = Stopwatch.at((*args, *kwargs.values()))
+            prepares = self._adapter.prepares
+            if prepares is not None and prepares(self._arguments.named(args, kwargs)):
+                return inner(*args, **kwargs)
             try:
                 self._prepare(inner, args, kwargs)
                 return self._passed(inner, args, kwargs, context, watch)
@@ -120,6 +123,7 @@ class Corridor:
             if cache is not None:
                 kind = seen.named.get(self._adapter.call_kind)
                 call = cache.begin(step, seen.samples, seen.wants_dict, kind)
+                call.given = tuple(seen.named.values())
                 output = cache.replayed(call)  # None unless nothing of the transformer must run
             if output is None:
                 output = inner(*args, **kwargs)

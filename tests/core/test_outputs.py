@@ -15,6 +15,7 @@ VIDEO, SOUND = torch.arange(24.0).reshape(2, 4, 3), torch.arange(10.0).reshape(2
         (VIDEO, 1, True),
         ((VIDEO,), 1, True),
         ((VIDEO, SOUND), 2, True),
+        ((VIDEO, None, None), 1, True),
         ((VIDEO, "more"), 1, False),
         (AudioVisualModelOutput(sample=VIDEO, audio_sample=SOUND), 2, True),
     ],
@@ -29,8 +30,16 @@ def test_outputs_are_taken_apart_exchanged_and_made_anew(output, count, whole):
     for each in made:
         assert type(each) is type(output)
         assert all(a is b for a, b in zip(tensors_of(each, count), others, strict=True))
-    if not whole:
-        assert made[0][1] == "more"
+        assert not isinstance(output, tuple) or each[count:] == output[count:]
+
+
+def test_an_argument_that_is_handed_back_is_part_of_the_form():
+    kept = {"keys": VIDEO}
+    assert (
+        form_of((VIDEO, kept)) is None and form_of((VIDEO, kept), given=({"keys": VIDEO},)) is None
+    )
+    made = form_of((VIDEO, kept), given=(kept,))([VIDEO + 1])
+    assert torch.equal(made[0], VIDEO + 1) and made[1] is kept
 
 
 def test_streams_joined_and_split_are_the_same_bits():

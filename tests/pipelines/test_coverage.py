@@ -12,7 +12,6 @@ from torch import nn
 from version_matrix import DIFFUSERS
 
 UNET = "a part of UNets: these blocks never run on their own"
-FOLLOWS = "family follows"
 NO_FAMILY = {
     "DreamLiteTransformer2DModel": UNET,
     "DualTransformer2DModel": UNET,
@@ -25,14 +24,6 @@ NO_FAMILY = {
     "RFD4ProteinaTransformer": "makes proteins: residues and pairs of them, no latents of pixels",
     "MiniMaxMusic3RVQDepthDecoder": "an autoregressive decoder of codes within a frame: no"
     " denoising loop",
-    **dict.fromkeys(
-        (
-            "AnyFlowFARTransformer3DModel",
-            "SanaWMLTX2RefinerTransformer3DModel",
-            "WanAnimate2Transformer3DModel",
-        ),
-        FOLLOWS,
-    ),
 }
 OF_FAMILIES = {name for adapter in adapters().values() for name in adapter.transformers}
 

@@ -203,6 +203,7 @@ class Call:
         streams: number of streams of latents.
         return_dict: as the transformer was asked.
         fingerprint: shapes, dtypes and devices of its latents.
+        given: its arguments.
         base: hidden state that the residual counts from.
         before: hidden state in front of the first block.
         tokens: length of the hidden state, without text that is fused with it.
@@ -222,6 +223,7 @@ class Call:
     streams: int = 1
     return_dict: bool = True
     fingerprint: Any = None
+    given: tuple[Any, ...] = ()
     base: torch.Tensor | None = None
     before: torch.Tensor | None = None
     tokens: int | None = None

@@ -176,7 +176,7 @@ class OutputTarget(Target):
         state = call.state
         tensors = tensors_of(output, call.streams)
         state.shapes = [tensor.shape for tensor in tensors]
-        form = form_of(output, call.streams)
+        form = form_of(output, call.streams, call.given)
         if form is not None:
             state.form[call.return_dict] = form
         joined = join(tensors)
