@@ -98,9 +98,9 @@ def pipelines_of_diffusers() -> Mapping[str, list[str]]:
     spec = importlib.util.find_spec("diffusers")
     assert spec is not None and spec.origin is not None
     found: dict[str, list[str]] = {}
-    for path in sorted(Path(spec.origin).parent.glob("pipelines/**/pipeline_*.py")):
+    for path in sorted(Path(spec.origin).parent.glob("pipelines/**/*.py")):
         for part in re.split(r"^(?=class )", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
-            name = re.match(r"class (\w+Pipeline)\b", part)
+            name = re.match(r"class (\w+(?:Pipeline|Refiner))\b", part)
             if name is None or "def __init__(" not in part:
                 continue
             signature = part.partition("def __init__(")[2].partition("):")[0]
