@@ -113,7 +113,7 @@ class Refinement:
                 break
             needed = self.goal.needed(mask, best.mask, self.trials.level(best))
             trial = self.trials.tried(mask, self._to_beat(best, needed))
-            if trial.complete and self.trials.level(trial) >= needed:
+            if trial.complete and self._is_better(trial, best):
                 best = trial
             self.told(self.trials.level(best), best.mask.calls)
         return best
@@ -142,7 +142,11 @@ class Refinement:
 
     def _is_better(self, trial: Trial, than: Trial) -> bool:
         level, best = self.trials.level(trial), self.trials.level(than)
-        return level >= self.goal.needed(trial.mask, than.mask, best)
+        if level < self.goal.needed(trial.mask, than.mask, best):
+            return False
+        # Fewer calls that reach the goal are a gain whatever the level; else the gain must be more
+        # than the scatter of the samples explains, or the winner of many is one by chance.
+        return trial.mask.calls < than.mask.calls or self.trials.surpasses(trial, than)
 
     def _proposed(self, best: Trial) -> Mask | None:
         kinds = self.goal.kinds(best.mask, self.trials.level(best))

@@ -21,7 +21,7 @@ from ..io.checked import items, maybe, number, read_records, record, text, whole
 from ..io.files import append_line, mend_lines
 from ..io.provenance import fingerprint_of
 from .masks import Mask
-from .quality import MOST_PSNR, level_of
+from .quality import MOST_PSNR, doubt_of, level_of
 
 # Pairs that every mask is run on, and standard deviations of doubt in its favour.
 _FIRST, _DOUBT = 2, 2.0
@@ -203,6 +203,14 @@ class Trials:
     def level(self, trial: Trial) -> float:
         """What masks are compared by, in dB."""
         return self._measure(trial.levels, self.statistic)
+
+    def surpasses(self, trial: Trial, than: Trial) -> bool:
+        """Whether the mean gain over the samples is more than its standard error.
+
+        With the other statistics every gain counts.
+        """
+        gain = np.subtract(trial.levels, than.levels)
+        return self.statistic != "mean" or float(gain.mean()) > doubt_of(gain, "mean")
 
     def tried(self, mask: Mask, to_beat: Sequence[float] | None = None) -> Trial:
         """Run a mask, or remember what it gave.

@@ -160,6 +160,20 @@ def test_a_file_of_another_search_is_refused(tmp_path):
     assert not Journal(path, "b").known
 
 
+@pytest.mark.parametrize(("gains", "taken"), [((1, 1, 1, 2), True), ((9, -3, -3, -1), False)])
+def test_a_gain_that_one_lucky_sample_makes_is_not_taken(gains, taken):
+    start, other = Mask((0, 1, 4, 11)), Mask((0, 1, 5, 11))
+    base = [30.0, 31.0, 29.0, 32.0]
+    levels = {start: base, other: [b + g for b, g in zip(base, gains, strict=True)]}
+    trials = Trials(runs_of(levels.get), 4, "mean")
+    assert sum(gains) > 0
+    assert trials.surpasses(trials.tried(other), trials.tried(start)) == taken
+    search = Refinement(trials, MOVES, Goal(calls=4), Random(0))
+    assert search._is_better(trials.tried(other), trials.tried(start)) == taken
+    worst = Trials(runs_of(levels.get), 4, "min")
+    assert worst.surpasses(worst.tried(other), worst.tried(start))
+
+
 # -- the search, where the best mask is known
 
 
