@@ -210,7 +210,7 @@ class Trials:
         With the other statistics every gain counts.
         """
         gain = np.subtract(trial.levels, than.levels)
-        return self.statistic != "mean" or float(gain.mean()) > doubt_of(gain, "mean")
+        return self.statistic != "mean" or float(gain.mean()) > doubt_of(list(gain), "mean")
 
     def tried(self, mask: Mask, to_beat: Sequence[float] | None = None) -> Trial:
         """Run a mask, or remember what it gave.
