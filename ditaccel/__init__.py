@@ -18,11 +18,16 @@ from .attention.sla import SLAConfig
 from .attention.svg2 import SVG2Config
 from .caching.adaptive_taylor import AdaptiveTaylorConfig
 from .caching.confidence_gated_taylor import ConfidenceGatedTaylorConfig
+from .caching.dbcache import DBCacheConfig
+from .caching.dicache import DiCacheConfig
 from .caching.first_block_residual import FirstBlockResidualConfig
 from .caching.fora import FORAConfig
+from .caching.meancache import MeanCacheConfig
 from .caching.pab import PABConfig
+from .caching.racer import RACERConfig
 from .caching.reuse import ReuseConfig
 from .caching.step_mask import StepMaskConfig
+from .caching.tafc import TAFCConfig
 from .caching.taylorseer import TaylorSeerConfig
 from .config import AccelerationConfig, methods
 from .diagnosis import Diagnosis, doctor
@@ -53,6 +58,8 @@ __all__ = [
     "BlockContract",
     "ConfidenceGatedTaylorConfig",
     "ConfigError",
+    "DBCacheConfig",
+    "DiCacheConfig",
     "Diagnosis",
     "DitaccelError",
     "Evaluation",
@@ -61,13 +68,16 @@ __all__ = [
     "FirstBlockResidualConfig",
     "Generated",
     "LiteAttentionConfig",
+    "MeanCacheConfig",
     "PABConfig",
+    "RACERConfig",
     "Refine",
     "Report",
     "ReuseConfig",
     "SLAConfig",
     "SVG2Config",
     "StepMaskConfig",
+    "TAFCConfig",
     "Target",
     "TaylorSeerConfig",
     "UnsupportedError",

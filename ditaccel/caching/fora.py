@@ -20,6 +20,7 @@ class CountdownGate(Gate):
     """Every `interval`-th step, counted back from the last one."""
 
     interval: int
+    by_place = True
 
     def skips_nothing(self, total: int | None) -> bool:
         return self.interval == 1

@@ -19,6 +19,7 @@ class Reason(StrEnum):
     NO_HISTORY = "no history yet"
     WITH_ITS_STEP = "as the first stage of its step"
     LONG_GAP = "too many forecasts in a row"
+    SPENT = "no forecasts left"
     SCHEDULED = "scheduled"
     BETWEEN = "between computed steps"
     IN_MASK = "in the mask"
@@ -52,6 +53,7 @@ _ADVICE = {
     Reason.LAST_STEPS: "use more steps, or a smaller final",
     Reason.NO_HISTORY: "use more steps: a forecast needs computed ones before it",
     Reason.LONG_GAP: "raise max_consecutive",
+    Reason.SPENT: "raise max_cached or max_accumulated",
     Reason.SCHEDULED: "raise the interval",
     Reason.IN_MASK: "leave steps out of the mask",
     Reason.GAP_REACHED: "raise the tolerance, use more steps, or leave this model uncached",

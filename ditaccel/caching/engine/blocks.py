@@ -59,18 +59,35 @@ class Block:
             return joint
         return joint[:, -tokens:] if self.contract.joint_text == "front" else joint[:, :tokens]
 
-    def passing(self, hidden: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output of a block that does not run: `hidden`, all else unchanged.
+    def text_out(self, output: Any, tokens: int | None = None) -> Tensor | None:
+        """The text that came out beside the hidden state, None where there is none."""
+        contract = self.contract
+        parts = (output,) if isinstance(output, Tensor) else output
+        found = dict(zip(contract.returns, parts, strict=False))
+        joint = found["hidden"]
+        if tokens is None or not contract.joint_text or joint.shape[1] == tokens:
+            return found.get("encoder")
+        return joint[:, :-tokens] if contract.joint_text == "front" else joint[:, tokens:]
+
+    def passing(
+        self,
+        hidden: Tensor | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        text: Tensor | None = None,
+    ) -> Any:
+        """The output of a block that does not run: `hidden` and `text`, all else unchanged.
 
         Args:
             hidden: None for the one that the block was given.
             args: of the call.
             kwargs: of the call.
+            text: likewise; only given with a hidden state.
         """
         contract = self.contract
         streams = self.streams_in(args, kwargs)
         if hidden is not None and contract.joint_text:
-            streams = [self._beside_text(hidden, streams[0])]
+            streams = [self._beside_text(hidden, streams[0], text)]
         elif hidden is not None:
             streams = split(hidden, [stream.shape for stream in streams])
         if contract.returns == ("hidden",):
@@ -79,16 +96,17 @@ class Block:
         second = streams[1] if len(streams) == 2 else None
         found: dict[str, Any] = {"hidden": streams[0], "second_stream": second, "hint": streams[0]}
         if contract.encoder is not None:
-            found["encoder"] = self.argument(contract.encoder, args, kwargs)
+            given = self.argument(contract.encoder, args, kwargs)
+            found["encoder"] = given if text is None else text
         return tuple(found[name] for name in contract.returns)
 
-    def _beside_text(self, image: Tensor, joint: Tensor) -> Tensor:
+    def _beside_text(self, image: Tensor, joint: Tensor, text: Tensor | None) -> Tensor:
         tokens = image.shape[1]
         if tokens == joint.shape[1]:
             return image
         if self.contract.joint_text == "front":
-            return torch.cat([joint[:, :-tokens], image], dim=1)
-        return torch.cat([image, joint[:, tokens:]], dim=1)
+            return torch.cat([joint[:, :-tokens] if text is None else text, image], dim=1)
+        return torch.cat([image, joint[:, tokens:] if text is None else text], dim=1)
 
 
 class Blocks(Sequence[Block]):

@@ -42,10 +42,11 @@ class FirstBlocks:
         if self._idle:
             return
         gate, main = policy.gate, blocks.main
-        if gate.first_blocks >= len(main):
+        if gate.first_blocks + gate.last_blocks >= len(main):
+            last = f" and the last {gate.last_blocks} behind them" if gate.last_blocks else ""
             raise UnsupportedError(
                 f"the first {gate.first_blocks} blocks are to run before it is decided about the "
-                f"others, and there are {len(main)} in all; use fewer"
+                f"others{last}, and there are {len(main)} in all; use fewer"
             )
         kinds = {b.contract.kind(path) for b in blocks for path in b.contract.forecast_modules}
         if gate.module_kinds and not kinds.intersection(gate.module_kinds):
@@ -108,6 +109,8 @@ class FirstBlocks:
             call.tokens = before.shape[1]
         if index == blocks.after(first_blocks):
             call.before = None
+            if self._policy.gate.last_blocks:
+                call.text = block.text_out(output, call.tokens)
             if first_blocks:
                 after = block.hidden_out(output, call.tokens)
                 before = blocks.as_in(index, before, blocks.main[0], after.shape)
@@ -116,6 +119,7 @@ class FirstBlocks:
     def _compare(self, call: Call, before: torch.Tensor, after: torch.Tensor) -> None:
         """Show the gate what the first blocks were given and gave, and remember it."""
         policy, state = self._policy, call.state
+        state.probed = before, after
         if call.verdict is None:
             call.verdict = policy.gate.after_blocks(call.step, state, before, after)
         call.base = after

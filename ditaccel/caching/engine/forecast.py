@@ -173,6 +173,16 @@ class History:
         return self._features[0]
 
     @property
+    def features(self) -> Sequence[torch.Tensor]:
+        """Features of computed steps, the newest first."""
+        return self._features
+
+    @property
+    def places(self) -> Sequence[float]:
+        """Where on the trajectory they were."""
+        return self._places
+
+    @property
     def chosen(self) -> str:
         """The basis in use."""
         if self.basis != "auto":

@@ -94,6 +94,8 @@ class Gate:
     Attributes:
         first_blocks: blocks that run before it decides (`after_blocks`); 0: it decides `before`
             the first one.
+        last_blocks: blocks that run behind what is forecast, on every step: the forecast is of what
+            goes into the first of them, text included.
         by_place: whether the place in the loop alone decides: `before` reads nothing but the step's
             `index` and `total`, and `state.last_index`. Its steps are then known before a run
             (`policy.computed_steps`).
@@ -112,6 +114,7 @@ class Gate:
     """
 
     first_blocks: int = 0
+    last_blocks: int = 0
     by_place: bool = False
     needs_modulated: bool = False
     needs_samples: bool = False

@@ -60,8 +60,8 @@ class BlockCache(PerLoop):
         self._fresh()
 
     def _target_of(self, policy: CachePolicy) -> Target:
-        first, check = policy.gate.first_blocks, self._check_budget
-        return policy.target_class(self.blocks, policy.order, policy.basis, first, check)
+        gate, check = policy.gate, self._check_budget
+        return policy.target_class(self.blocks, policy.order, policy.basis, gate, check)
 
     def _fresh(self) -> None:
         self._states: dict[tuple[str, Any], BranchState] = {}
@@ -128,6 +128,7 @@ class BlockCache(PerLoop):
         state = self._state_of(step.branch, fingerprint)
         gate.check(step)
         check_correction(policy, step)
+        state.beside = self._states.values()
         if policy.watches_gaps or gate.needs_samples:
             state.samples = [sample.detach() for sample in samples]
         self._call = call = Call(step, state, None, len(samples), return_dict, fingerprint)
@@ -211,7 +212,9 @@ class BlockCache(PerLoop):
             self.guidance.leaders.clear()
 
     def _around(self, index: int, block: Block) -> Callable[..., Any]:
-        first, last = index == self.blocks.main[0], index == self.blocks.main[-1]
+        main, behind = self.blocks.main, self.policy.gate.last_blocks
+        first, last = index == main[0], index == main[-1 - behind]
+        runs = index in main[len(main) - behind :]
         last_side = index == self.blocks.last_side
 
         def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -221,14 +224,14 @@ class BlockCache(PerLoop):
             inside = not self.target.whole_call
             if first:
                 self._first.enter(call, block, args, kwargs, inside)
-            if call.forecasting and not self.target.runs(index):
+            if call.forecasting and not (runs or self.target.runs(index)):
                 if last_side and call.state.hint is not None:
                     return call.state.hint
                 if not (last and inside):
                     return block.passing(None, args, kwargs)
                 shape = block.hidden_in(args, kwargs, call.tokens).shape
                 hidden = self.guidance.predict(call, self.target, shape)
-                return block.passing(hidden, args, kwargs)
+                return block.passing(hidden, args, kwargs, _text_of(call))
             output = inner(*args, **kwargs)
             if last_side and inside:
                 # the last block may take it up, behind which nothing is forecast any more
@@ -241,6 +244,7 @@ class BlockCache(PerLoop):
                 call.reached_end = True
                 if inside and not call.forecasting:
                     self._observe(call, block.hidden_out(output, call.tokens))
+                    _remember_text(call, block.text_out(output, call.tokens))
             return output
 
         return around
@@ -258,3 +262,16 @@ class BlockCache(PerLoop):
         policy = self.memory.within(self.policy, states, ranks)
         if policy is not self.policy:
             self.policy, self.target = policy, self._target_of(policy)
+
+
+def _remember_text(call: Call, text: torch.Tensor | None) -> None:
+    """Take up what the blocks have added to the text, where last blocks are to run on it."""
+    if call.text is not None and text is not None and text.shape == call.text.shape:
+        call.state.text.push(call.place, text - call.text)
+
+
+def _text_of(call: Call) -> torch.Tensor | None:
+    """The text that goes into the last blocks; None for what comes along."""
+    if call.text is None or not len(call.state.text):
+        return None
+    return call.text + call.state.text.forecast(call.place)

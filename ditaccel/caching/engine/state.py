@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +107,11 @@ class BranchState:
             them.
         outputs: what the transformer returned on the present call, where the gate needs samples.
         modulated: modulated input of the first block on the present call, where the gate needs it.
+        probed: what went into the first block and came out of the last of the gate's first blocks
+            on the present call, where the gate runs any (as `Gate.after_blocks` is given it).
+        beside: states of all guidance branches of the loop, its own included, during a call.
+        text: history of what the blocks add to the text beside the hidden state, where the gate
+            runs last blocks.
         last_index: step of the last call that was computed in full, -1 for none.
         since_computed: computed steps of the first branch since this one was computed.
     """
@@ -133,6 +138,9 @@ class BranchState:
         self.samples: list[torch.Tensor] = []
         self.outputs: list[torch.Tensor] = []
         self.modulated: torch.Tensor | None = None
+        self.probed: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.beside: Collection[BranchState] = ()
+        self.text = History(order, basis)
         self.shapes: list[torch.Size] = []
         self.hidden_shapes: list[torch.Size] = []
         self.hint: Any = None
@@ -146,7 +154,7 @@ class BranchState:
         """Bytes of all histories and of the gate's memory, the corrector's apart."""
         modules = sum(h.nbytes for histories in self.modules.values() for h in histories)
         others = nbytes_of(*(self.hint or ())) + self.snapshot.gate
-        return self.last.nbytes + self.first.nbytes + modules + others
+        return self.last.nbytes + self.first.nbytes + self.text.nbytes + modules + others
 
     def begin_again(self) -> None:
         """Forget what forecasts are made of: from here on it is of another kind."""
@@ -168,6 +176,7 @@ class BranchState:
             Whether the gate remembers more, or less, than after the last call.
         """
         self.samples, self.outputs, self.modulated = [], [], None
+        self.probed, self.beside = None, ()
         before, self.snapshot.gate = self.snapshot.gate, nbytes_of(*_tensors_in(self.memory))
         return self.snapshot.gate != before
 
@@ -207,6 +216,7 @@ class Call:
         base: hidden state that the residual counts from.
         before: hidden state in front of the first block.
         tokens: length of the hidden state, without text that is fused with it.
+        text: text behind the gate's first blocks, where the gate runs last blocks.
         leader: feature of the first branch, which a difference is taken to.
         follows: whether the first branch decides.
         order: of its forecast where the gate chooses one for the step, else None.
@@ -227,6 +237,7 @@ class Call:
     base: torch.Tensor | None = None
     before: torch.Tensor | None = None
     tokens: int | None = None
+    text: torch.Tensor | None = None
     leader: torch.Tensor | None = None
     follows: bool = False
     order: int | None = None

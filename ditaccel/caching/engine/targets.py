@@ -18,6 +18,7 @@ from ...errors import ConfigError, UnsupportedError
 from ...pipelines import submodule
 from .blocks import Block, Blocks, placeholder
 from .forecast import History
+from .gate import Gate
 from .state import Call, nbytes_of
 
 T = TypeVar("T", bound="type[Target]")
@@ -30,7 +31,7 @@ class Target:
         blocks: of the transformer.
         order: of the forecast.
         basis: of the forecast.
-        first_blocks: blocks that run before the gate decides.
+        gate: decides; runs its first and last blocks on every step.
         check: called when the size of something that is remembered has become known; it may make
             the policy smaller, and then another target takes the place of this one.
 
@@ -49,13 +50,15 @@ class Target:
         blocks: Blocks,
         order: int,
         basis: str,
-        first_blocks: int,
+        gate: Gate,
         check: Callable[[], None],
     ) -> None:
         self.blocks = blocks
         self._order, self._basis = order, basis
-        self._first_blocks = first_blocks
+        self._first_blocks = gate.first_blocks
         self._check = check
+        # of the block whose output is forecast; there are none where whole calls are all
+        self._end = blocks.main[-1 - gate.last_blocks] if blocks else -1
 
     @staticmethod
     def places(blocks: Sequence[Block]) -> int:
@@ -160,9 +163,9 @@ class ResidualTarget(Target):
         return feature + self._in_last(base, shape)
 
     def _in_last(self, base: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """The base in the layout of the last block."""
+        """The base in the layout of the block whose output is forecast."""
         blocks = self.blocks
-        return blocks.as_in(blocks.main[-1], base, blocks.after(self._first_blocks), shape)
+        return blocks.as_in(self._end, base, blocks.after(self._first_blocks), shape)
 
 
 @target("output")
