@@ -17,13 +17,11 @@ from ..core.reasons import Reason
 from ..errors import ConfigError
 from .engine.forecast import relative_l1
 from .engine.gate import Gate, StepRules
-from .engine.options import check_threshold
+from .engine.options import check_options, check_threshold
 from .engine.policy import CachePolicy
 from .engine.state import BranchState, Call, Verdict
 from .engine.targets import ResidualTarget, target
 
-# Steps that are computed first: the third one gives the errors that the budgets are made of.
-_CALIBRATED = 3
 # The threshold grows from the first of these to the second over the loop.
 _EARLY, _LATE = 0.7, 2.0
 # Weight of a turn against a change of length, in the curvature.
@@ -263,7 +261,7 @@ class TAFCConfig(CacheConfig):
     residual has turned by more than `threshold`, which grows over the loop, or after a run of
     forecasts that may grow longer over the loop too. Errors that are measured at computed steps
     steer the budgets by a PID loop, separately in each guidance branch; where one branch wants to
-    be computed, all are. The first three steps and the last one are always computed.
+    be computed, all are. The last step is always computed.
 
     As in the authors' code, but that a branch which is computed for another one's sake counts the
     run of forecasts before it as ended.
@@ -272,6 +270,8 @@ class TAFCConfig(CacheConfig):
         threshold: curvature (relative change of length, plus twice one minus the cosine between
             successive residuals) below which a step is forecast, >= 0; 0 is exact. Larger is
             faster.
+        warmup: first steps that are computed. The third one gives the errors that the budgets are
+            made of; with fewer there are none, and only the curvature and the run decide.
         max_cached: forecasts in a row that come on top of one, at the end of the loop.
         target_error: relative L1 error of forecasts that the PID loop steers for; None for 2.5
             times the median error of the calibration (published).
@@ -285,10 +285,12 @@ class TAFCConfig(CacheConfig):
     }
 
     threshold: float = 0.04
+    warmup: int = 3
     max_cached: float = 6.0
     target_error: float | None = None
 
     def __post_init__(self) -> None:
+        check_options(self)
         check_threshold(self.threshold)
         require(self.max_cached >= 0.0, f"max_cached is {self.max_cached}; it must be 0 or more")
         require(
@@ -299,13 +301,13 @@ class TAFCConfig(CacheConfig):
     @classmethod
     def examples(cls) -> tuple[Example, ...]:
         """See `MethodConfig`."""
-        return (Example(cls(threshold=0), cls(threshold=1e9)),)
+        return (Example(cls(threshold=0), cls(threshold=1e9, warmup=2)),)
 
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""
         return CachePolicy(
             gate=CurvatureGate(self.threshold, self.max_cached, self.target_error),
-            rules=StepRules(warmup=_CALIBRATED, final=1),
+            rules=StepRules(warmup=self.warmup, final=1),
             target="scored_residual",
             order=1,
             coordinate="timestep",
