@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from data import COLOURS, SHAPES, held_out_prompts
-from denoisers import build_dit, build_flux, build_wan
+from denoisers import build_dit, build_few, build_flux, build_wan
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLWan,
@@ -22,7 +22,7 @@ from diffusers import (
 )
 from judge_task import build_features
 from loop import RUNS, averaged
-from pools import LATENT_FRAMES, statistics
+from pools import LATENT_FRAMES, Trajectories, statistics
 from text import TOKENS, clip_tokenizer, t5_tokenizer
 from vae import build_image_vae, build_video_vae
 
@@ -43,6 +43,13 @@ CALLS = {
         "true_cfg_scale": 4.0,
         "max_sequence_length": TOKENS,
     },
+    "flux-few": {
+        "height": 64,
+        "width": 64,
+        "num_inference_steps": 8,
+        "guidance_scale": 1.0,
+        "max_sequence_length": TOKENS,
+    },
     "wan": {
         "height": 64,
         "width": 64,
@@ -52,7 +59,14 @@ CALLS = {
         "max_sequence_length": TOKENS,
     },
 }
-TASKS = {"dit": "class-to-image", "flux": "text-to-image", "wan": "text-to-video"}
+TASKS = {
+    "dit": "class-to-image",
+    "flux": "text-to-image",
+    "flux-few": "text-to-image",
+    "wan": "text-to-video",
+}
+# Samples that are asked as another one is.
+LIKE = {"flux-few": "flux"}
 
 
 def class_names() -> list[str]:
@@ -94,6 +108,12 @@ def _flux() -> DiffusionPipeline:
     )
 
 
+def _flux_few() -> DiffusionPipeline:
+    pipe = Trajectories.teacher()
+    pipe.transformer = averaged("flux-few", build_few())
+    return pipe
+
+
 def _wan() -> DiffusionPipeline:
     parts = averaged("wan", build_wan())
     return WanPipeline(
@@ -119,10 +139,10 @@ def write_prompts(name: str) -> None:
 
 def _write_sample_json(name: str, folder: Path) -> None:
     description = {
-        "family": name,
+        "family": LIKE.get(name, name),
         "task": TASKS[name],
         "call": CALLS[name],
-        "prompts": f"../../prompts/shapes-{name}.txt",
+        "prompts": f"../../prompts/shapes-{LIKE.get(name, name)}.txt",
         "features": "../shapes-features",
         "negative_prompt": "",
     }
@@ -135,7 +155,7 @@ def export(name: str) -> Path:
     if name == "features":
         averaged("features", build_features()).save_pretrained(folder)
         return folder
-    pipe = {"dit": _dit, "flux": _flux, "wan": _wan}[name]()
+    pipe = {"dit": _dit, "flux": _flux, "flux-few": _flux_few, "wan": _wan}[name]()
     for part in ("transformer", "vae"):
         getattr(pipe, part).to(torch.float16)
     for old in folder.iterdir() if folder.exists() else ():
@@ -151,7 +171,8 @@ def export(name: str) -> Path:
     # The card tells how these weights were trained, whatever the run does afterwards.
     (folder / "card").mkdir(exist_ok=True)
     shutil.copy(RUNS / name / "log.json", folder / "card" / "training.json")
-    write_prompts(name)
+    if name not in LIKE:
+        write_prompts(name)
     return folder
 
 

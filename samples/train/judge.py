@@ -17,7 +17,12 @@ from loop import autocast, device
 from PIL import Image
 from torch import Tensor
 
-CLASSES = {"dit": DiTPipeline, "flux": FluxPipeline, "wan": WanPipeline}
+CLASSES = {
+    "dit": DiTPipeline,
+    "flux": FluxPipeline,
+    "flux-few": FluxPipeline,
+    "wan": WanPipeline,
+}
 
 
 def load(name: str, **overrides: Any) -> tuple[Any, dict[str, Any], list[str]]:
@@ -62,6 +67,8 @@ def generate(
             if name == "dit":
                 pictures = pipe(pipe.get_label_ids(part), **kwargs).images
                 outputs.append(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+            elif name == "flux-few":
+                outputs.append(pipe(part, **kwargs).images)  # guidance is in the weights
             elif name == "flux":
                 outputs.append(pipe(part, negative_prompt=[""] * len(part), **kwargs).images)
             else:

@@ -131,7 +131,7 @@ def record(name: str, pipe: Any, call: dict[str, Any], prompts: list[str]) -> di
             generate(name, pipe, call, prompts, seed=500, batch=len(prompts), exact=True)
     finally:
         recorder.close()
-    return curves(recorder, branches=1 if name == "dit" else 2, batch=len(prompts))
+    return curves(recorder, branches=1 if name in ("dit", "flux-few") else 2, batch=len(prompts))
 
 
 if __name__ == "__main__":
