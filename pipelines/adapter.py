@@ -32,8 +32,9 @@ def submodule(module: Any, path: str) -> Any:
 
 # Tolerance, and the share of the loop that is computed before the first forecast. Both follow the
 # number of steps: wider steps leave larger errors, which the tolerance then lets pass less often.
-# Ordered on every sample at 8 to 50 steps (eval/bench/results/presets.csv).
-_LEVELS = {"safe": (0.003, 0.5), "balanced": (0.01, 0.35), "fast": (0.03, 0.25)}
+# Ordered on every sample at 8 to 50 steps (eval/bench/results/presets.csv). The last number is that
+# of steps which a loop of 4 to 12 skips at most.
+_LEVELS = {"safe": (0.003, 0.5, 0), "balanced": (0.01, 0.35, 2), "fast": (0.03, 0.25, 3)}
 
 # Base of families that call the transformer once per guidance branch.
 BY_DIFFERENCE: Mapping[str, Mapping[str, Any]] = {"adaptive_taylor": {"guidance": "difference"}}
@@ -42,8 +43,8 @@ BY_DIFFERENCE: Mapping[str, Mapping[str, Any]] = {"adaptive_taylor": {"guidance"
 def adaptive_presets() -> dict[str, dict[str, Any]]:
     """Presets `safe`, `balanced` and `fast`: adaptive Taylor, more and more daring."""
     return {
-        name: {"method": "adaptive_taylor", "tolerance": tolerance, "warmup": warmup}
-        for name, (tolerance, warmup) in _LEVELS.items()
+        name: {"method": "adaptive_taylor", "tolerance": tolerance, "warmup": warmup, "few": few}
+        for name, (tolerance, warmup, few) in _LEVELS.items()
     }
 
 

@@ -133,6 +133,9 @@ class AdaptiveTaylorConfig(BudgetOptions, DifferenceOptions, TargetOptions):
             the loop's steps below 1 (then at least 3). None: the family's own, else 0.35.
         final: last steps that are computed.
         max_interval: largest distance of computed steps.
+        few: in a loop of 4 to 12 steps, where there is no time to measure errors: skip the last
+            step and every second one before it, so many of them at most, and reuse the output
+            before each (`engine/few_steps.py`). 0 leaves such loops to the error control as well.
         guidance: as in `ForecastOptions`. None: the family's own, else `independent`.
 
     All other options are those of `TargetOptions`, `DifferenceOptions` and `BudgetOptions`.
@@ -142,6 +145,7 @@ class AdaptiveTaylorConfig(BudgetOptions, DifferenceOptions, TargetOptions):
     warmup: int | float | None = None
     final: int = 1
     max_interval: int = 12
+    few: int = 0
     target: ForecastTarget = "output"
     guidance: Guidance | None = None  # type: ignore[assignment]
     correction: Correction = "auto"
@@ -162,6 +166,7 @@ class AdaptiveTaylorConfig(BudgetOptions, DifferenceOptions, TargetOptions):
                 f"warmup is {self.warmup}; order {self.order} needs at least {self.order + 1}",
             )
         require(self.max_interval >= 1, f"max_interval is {self.max_interval}; give 1 or more")
+        require(self.few >= 0, f"few is {self.few}; give 0 (error control) or more")
 
     def _rules(self, warmup: int | float) -> StepRules:
         needed = self.order + 1

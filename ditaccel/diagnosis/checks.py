@@ -37,8 +37,8 @@ from ..pipelines import FamilyAdapter
 from ..sessions.open_sessions import sessions_on, suspended
 from ..sessions.session import Session
 from .findings import Diagnosis, MethodVerdict, TransformerFacts
+from .known_before import few_steps_of, published_for
 from .memory_estimate import cache_bytes, memory_here
-from .published import published_for
 from .sizes import CallSize, call_size, text_of
 
 # Tokens of a 1024 x 1024 picture in patches of 16, and of 81 frames at 832 x 480 (Wan).
@@ -243,6 +243,8 @@ def _diagnosis(
         found.family = adapter.name
         found.presets = [*adapter.presets, *published_presets(adapter)]
         found.checkpoint, found.schedules = published_for(adapter)
+        expected = steps or (call or {}).get("num_inference_steps")
+        found.few_steps = few_steps_of(adapter, expected if isinstance(expected, int) else None)
         first = next(iter(transformers.values()))
         size = call_size(pipe, unwrapped(first), adapter, call)
         count = tokens or (None if size is None else size.tokens)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..caching.engine.budget import size
-from .published import PublishedSource
+from .known_before import PublishedSource
 
 _WIDTH = 80  # of the text that is printed
 _COLUMN = " " * len("  attention  ")  # to what is said of a transformer
@@ -89,6 +89,7 @@ class Diagnosis:
         presets: names of the family's presets, and of schedules published for the checkpoint.
         checkpoint: name of the published checkpoint that this is, empty for none that is known.
         schedules: what was published for it.
+        few_steps: what each preset gains in a loop of few steps; empty for other loops.
         recommendation: what to call, and why; empty where nothing can be accelerated.
         backends: backend of the tile kernel -> why it cannot run here, None where it can.
         versions: package -> version.
@@ -104,6 +105,7 @@ class Diagnosis:
     presets: list[str] = field(default_factory=list)
     checkpoint: str = ""
     schedules: list[PublishedSource] = field(default_factory=list)
+    few_steps: list[str] = field(default_factory=list)
     recommendation: str = ""
     backends: dict[str, str | None] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -128,6 +130,7 @@ class Diagnosis:
         if self.schedules:
             lines.append(f"Schedules published for {self.checkpoint} (none was measured here):")
             lines += [f"  {each}" for each in self.schedules]
+        lines += [f"Few steps: {line}" for line in self.few_steps]
         lines += _method_lines(self.methods)
         for name, reason in self.backends.items():
             lines.append(f"Kernel backend {name}: {reason or 'can run'}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..caching.engine.correction import not_as_given, why_not
 from ..caching.engine.hooks import BlockCache
-from ..caching.engine.policy import CachePolicy, too_few_steps
+from ..caching.engine.policy import CachePolicy, few_steps_line, too_few_steps
 from ..core.denoising.leftover import Leftover
 from ..core.denoising.loops import LONE_LINES, Loop
 from ..core.denoising.tracker import DenoisingStep, Lone
@@ -54,6 +54,10 @@ class Booking:
 
     def begin_cache(self, step: DenoisingStep, policy: CachePolicy) -> None:
         """Note what caching can do in the generation that begins with this step."""
+        gain = few_steps_line(policy, step.total)
+        if gain:
+            self.journal.assume(gain)
+        policy = policy.in_loop(step.total)
         if policy.correction == "auto":
             why = why_not(step)
             self.journal.correction = f"off: {why}" if why else "on"

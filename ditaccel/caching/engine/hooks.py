@@ -122,6 +122,8 @@ class BlockCache(PerLoop):
         Raises:
             ConfigError: the gate cannot work in this loop.
         """
+        if not self._states:
+            self._follow(self.policy.in_loop(step.total))
         policy, gate = self.policy, self.policy.gate
         self.memory.device = samples[0].device
         fingerprint = (kind, *((tuple(s.shape), s.dtype, s.device) for s in samples))
@@ -142,6 +144,12 @@ class BlockCache(PerLoop):
                 call.verdict = gate.before(step, state)
         call.order = gate.order_at(step, call.follows)
         return call
+
+    def _follow(self, policy: CachePolicy) -> None:
+        """Carry out another policy from here on, until the generation ends."""
+        if policy is not self.policy:
+            self.policy, self.target = policy, self._target_of(policy)
+            self.guidance = guidance_of(policy)
 
     def _state_of(self, branch: str, fingerprint: Any) -> BranchState:
         key = (branch, fingerprint)

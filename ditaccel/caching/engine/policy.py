@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -10,6 +10,7 @@ from ...config import CacheConfig
 from ...core.denoising.tracker import DenoisingStep
 from ...core.ranks import Ranks
 from ...errors import ConfigError, DitaccelError
+from .few_steps import LEAST, MOST, FewStepsGate, skipped_of_few
 from .gate import Gate, StepRules
 from .state import BranchState
 from .targets import TARGETS, ModuleTarget, Target
@@ -44,6 +45,8 @@ class CachePolicy:
             (`correction.py`), `always` insists on it, `never` does not.
         memory_budget: bytes that histories may take, None for no limit.
         on_budget: `refuse` or `downgrade` when they would take more.
+        few: steps that a loop of at most `few_steps.MOST` skips at most, in place of what the gate
+            would decide; 0 leaves it to the gate.
 
     Raises:
         ConfigError: there is no such target, or the gate decides for kinds of modules where modules
@@ -67,6 +70,7 @@ class CachePolicy:
     correction: str = "never"
     memory_budget: int | None = None
     on_budget: str = "refuse"
+    few: int = 0
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -100,6 +104,19 @@ class CachePolicy:
         if not self.watches_gaps or self.rules.exact or step.index + 2 != step.total:
             return False
         return step.tangent is not None and step.tangent.keeps_outputs
+
+    def in_loop(self, total: int | None) -> CachePolicy:
+        """What is carried out in a loop of so many steps: this policy, or its mask for few."""
+        if not skipped_of_few(total, self.few) or self.target != "output":
+            return self
+        return replace(
+            self,
+            gate=FewStepsGate(self.few),
+            rules=StepRules(exact=True),
+            order=0,
+            correction="never",
+            few=0,
+        )
 
     def branch_state(self, ranks: Ranks | None = None) -> BranchState:
         """Nothing remembered yet of a guidance branch.
@@ -158,9 +175,23 @@ def computed_steps(policy: CachePolicy, total: int) -> tuple[int, ...] | None:
     return tuple(found)
 
 
+def few_steps_line(policy: CachePolicy, total: int | None) -> str:
+    """What a policy can gain in a loop of few steps, in one line; empty in other loops."""
+    if total is None or not LEAST <= total <= MOST:
+        return ""
+    steps = computed_steps(policy.in_loop(total), total)
+    if steps is None or len(steps) == total:
+        return ""
+    left = ", ".join(str(step) for step in range(total) if step not in steps)
+    return (
+        f"{total} steps are few: {total - len(steps)} of them ({left}) are skipped, which makes "
+        f"the transformer at most {total / len(steps):.2f}x as fast"
+    )
+
+
 def too_few_steps(method: str, policy: CachePolicy, total: int | None) -> str | None:
     """Say that a loop is too short for a method, None where it is not or its length is unknown."""
-    rules = policy.rules
+    rules = policy.in_loop(total).rules
     first = rules.first(total)
     if total is None or total > first + rules.final:
         return None

@@ -1,10 +1,14 @@
-"""Which schedules were published for the checkpoint at hand, by whom, and under which licence."""
+"""What is known before a run: schedules published for the checkpoint, and what few steps gain."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
 
+from .. import config as configs
+from ..caching.engine.few_steps import LEAST, MOST
+from ..caching.engine.policy import few_steps_line, policy_of
+from ..config.completion import completed
 from ..pipelines import FamilyAdapter
 from ..pipelines.schedules import STAND_INS, PublishedSchedule, checkpoints, schedules_for
 
@@ -36,6 +40,19 @@ class PublishedSource:
             f"{', '.join(self.names)}: of {self.steps} steps, payload {payload}{note} "
             f"({self.source}; {self.licence})"
         )
+
+
+def few_steps_of(adapter: FamilyAdapter, steps: int | None) -> list[str]:
+    """What each preset gains in a loop of few steps, one line each; none for other loops."""
+    if steps is None or not LEAST <= steps <= MOST:
+        return []
+    lines = []
+    for name in adapter.presets:
+        setting, _ = completed(configs.preset(name, adapter), adapter)
+        if setting.cache is not None:
+            line = few_steps_line(policy_of(setting.cache), steps)
+            lines.append(f"{name}: {line or f'dense or nearly so in {steps} steps'}")
+    return lines
 
 
 def published_for(adapter: FamilyAdapter) -> tuple[str, list[PublishedSource]]:
