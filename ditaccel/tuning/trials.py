@@ -18,7 +18,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..io.checked import items, maybe, number, read_records, record, text, whole
-from ..io.files import append_line, mend_lines
+from ..io.files import append_line, mend_lines, unwritten
 from ..io.provenance import fingerprint_of
 from .masks import Mask
 from .quality import MOST_PSNR, doubt_of, level_of
@@ -147,6 +147,10 @@ class Journal:
             UsageError: the disk is full or not writable.
         """
         if not self.path.exists():
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise unwritten(self.path, error) from None
             append_line(self.path, {"search": self.of})
         mask = trial.mask
         line: dict[str, Any] = {"steps": mask.steps, "levels": trial.levels}
@@ -160,10 +164,10 @@ class Journal:
         self.known[mask] = trial.levels
 
 
-def search_name(pipe: Any, calls: Sequence[Any], seed: int, total: int) -> str:
+def search_name(pipe: Any, calls: Sequence[Any], seed: int) -> str:
     """What trials belong to: they say nothing of other weights, calls, seeds or schedulers."""
     scheduler = pipe.scheduler
-    options = type(scheduler).__name__, dict(scheduler.config), list(calls), seed, total
+    options = type(scheduler).__name__, dict(scheduler.config), list(calls), seed
     return hashlib.sha256(f"{fingerprint_of(pipe)}{options!r}".encode()).hexdigest()[:16]
 
 

@@ -133,6 +133,10 @@ class Tuner:
         assert budget is not None
         self._pipe, self._calls, self._seed, self._progress = pipe, list(calls), seed, progress
         self._adapter = adapter
+        journal = None
+        if refine.resume is not None:  # before anything runs
+            path = given.output_file(refine.resume, "resume")
+            journal = Journal(path, search_name(pipe, self._calls, seed))
         recordings: list[Recording] = []
         self._dense: list[np.ndarray] = []
         for i in range(len(self._calls)):
@@ -155,10 +159,6 @@ class Tuner:
         if not self.plans:
             raise ConfigError(f"{self.total} steps leave nothing to skip; use more steps")
         self._calls_of_dense = self.total * (1 if difference is None else 2)
-        journal = None
-        if refine.resume is not None:
-            name = search_name(pipe, self._calls, seed, self.total)
-            journal = Journal(given.output_file(refine.resume, "resume"), name)
         self._known: dict[Mask, Trial] = {}
         self._shares: dict[Mask, float] = {}
         self._trials = partial(

@@ -204,6 +204,21 @@ def test_a_killed_search_continues_from_its_file(tmp_path):
     assert tuned(None)[0] == continued
 
 
+def test_a_file_that_cannot_be_used_is_refused_before_anything_runs(tmp_path):
+    lines, target = [], Target(computed_share=0.5)
+    file = tmp_path / "new" / "run.jsonl"
+    options = {"pairs": 1, "steps": 6, "progress": lines.append}
+    ditaccel.tune(dit(), CALLS, target, refine=Refine(trials=0, resume=file), **options)
+    assert file.exists() and lines
+    lines.clear()
+    for wrong, line in ((tmp_path, "this is a folder"), (file / "a", "is a file and not a folder")):
+        with pytest.raises(ditaccel.UsageError, match=line):
+            ditaccel.tune(dit(), CALLS, target, refine=Refine(resume=wrong), **options)
+    with pytest.raises(ditaccel.UsageError, match="remembers another search"):
+        ditaccel.tune(dit(), CALLS, target, refine=Refine(resume=file), seed=1, **options)
+    assert not lines
+
+
 def test_orders_of_a_refined_plan_are_saved(tmp_path):
     config = ditaccel.StepMaskConfig(steps=(0, 1, 5, 9), orders=(1, 0, 2, 1), total=10)
     configs.dump(ditaccel.AccelerationConfig(cache=config), tmp_path / "a.yaml")
