@@ -91,15 +91,16 @@ def embeds_source() -> Callable[..., torch.Tensor]:
 
 
 def filled(module: torch.nn.Module) -> None:
-    """Give weights that begin with zeros, or that nobody fills, random values.
+    """Give weights that begin with zeros, or that diffusers leaves empty, random values.
 
     Args:
         module: whose parameters are looked at.
     """
     with torch.no_grad():
-        for weight in module.parameters():
+        for number, weight in enumerate(module.parameters()):
             if not bool(weight.any()) or not bool(torch.isfinite(weight).all()):
-                weight.normal_(std=0.2)
+                # each from a source of its own: what is empty may hold anything
+                weight.normal_(std=0.2, generator=torch.Generator().manual_seed(number))
 
 
 def pipeline_of(cls: type, transformer: Any, scheduler: Any, **parts: Any) -> Any:

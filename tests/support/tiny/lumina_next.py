@@ -23,6 +23,8 @@ def lumina_next() -> Tiny:
         multiple_of=16,
         cross_attention_dim=16,
     )
+    with torch.no_grad():
+        transformer.pad_token.zero_()  # diffusers leaves it empty, and never uses it
     filled(transformer)
     pipe = pipeline_of(LuminaPipeline, transformer, FlowMatchEulerDiscreteScheduler())
     return pipe, {
