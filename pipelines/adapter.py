@@ -152,9 +152,6 @@ class FamilyAdapter:
         second_stream: argument that carries a second stream of latents, which it returns as second.
         prepares: whether a call, by its arguments, is no step but fills a cache of keys and values
             that the steps read (of a reference, of finished frames): it is computed as it is.
-        call_kind: argument of the transformer that tells calls of another kind apart, whose tokens
-            are others (the first one fills a cache of keys and values, later ones read it):
-            nothing is forecast from one kind to the other. "" where all are alike.
         side_by_side: whether several transformers of a pipeline are called at every step, one for
             each guidance branch; else each has steps of its own (Wan 2.2).
         preconditioned: whether, at noise levels beyond 1, latents are mixed into the output (EDM),
@@ -186,7 +183,6 @@ class FamilyAdapter:
     sample: str = "hidden_states"
     second_stream: str | None = None
     prepares: Callable[[Mapping[str, Any]], bool] | None = None
-    call_kind: str = ""
     side_by_side: bool = False
     preconditioned: bool = False
     converted: Callable[[Any], bool] | None = None

@@ -24,7 +24,6 @@ ADAPTER = FamilyAdapter(
     "kept between steps, and tile maps know neither",
     tokens=packed_tokens,
     text="front",
-    call_kind="kv_cache_mode",
     presets=adaptive_presets(),
     base=BY_DIFFERENCE,
 )

@@ -121,7 +121,9 @@ class Corridor:
             if attention is not None:
                 attention.begin(step, seen.samples[0], seen.conditioned, seen.named)
             if cache is not None:
-                kind = seen.named.get(self._adapter.call_kind)
+                # calls with other words are of another kind: a first one may fill a cache of keys
+                # and values, which the others read instead of computing its tokens
+                kind = tuple((k, v) for k, v in seen.named.items() if isinstance(v, str))
                 call = cache.begin(step, seen.samples, seen.wants_dict, kind)
                 call.given = tuple(seen.named.values())
                 output = cache.replayed(call)  # None unless nothing of the transformer must run

@@ -120,13 +120,18 @@ PUBLISHED = {
         "caption_channels": 4096,
         "norm_type": "ada_norm_single",
     },
+    "LuminaNextDiT2DModel": {"num_kv_heads": 8},
     "OmniGenTransformer2DModel": {
         "rope_scaling": {"short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
     },
 }
 
 
-@pytest.mark.slow  # seconds, for 34 classes
+# Of the parameters, where others are in blocks that see text or reference images alone.
+SHARE = {"Flux3Transformer2DModel": 0.6}
+
+
+@pytest.mark.slow  # seconds, for all classes
 @pytest.mark.parametrize("transformer", [t for n in OFFERED for t in adapters()[n].transformers])
 def test_contracts_fit_the_published_sizes(transformer):
     """On the meta device: nothing is computed, and no weight is held."""
@@ -135,7 +140,8 @@ def test_contracts_fit_the_published_sizes(transformer):
         model = getattr(diffusers, transformer)(**PUBLISHED.get(transformer, {}))
     blocks = find_blocks(model, adapter.blocks)
     parameters = sum(p.numel() for p in model.parameters())
-    assert len(blocks) >= 16 and sum(b.cost for b in blocks) > 0.85 * parameters
+    assert len(blocks) >= 16
+    assert sum(b.cost for b in blocks) > SHARE.get(transformer, 0.85) * parameters
     found = find_attention(model, adapter.attention) if adapter.attention else []
     assert len(found) >= 16 or adapter.no_attention_because
     for each in found:

@@ -94,7 +94,11 @@ def test_presets_need_nothing_inside(name, unknown):
     assert torch.equal(generate(pipe, call), dense)
 
 
-@pytest.mark.parametrize("name", some(FAMILIES))
+# MiniMax-H3's noise levels look like those of several samples: nothing is forecast.
+ONE_LEVEL = [n for n, f in FAMILIES.items() if adapters()[f.family].timestep_of is None]
+
+
+@pytest.mark.parametrize("name", some(ONE_LEVEL))
 def test_a_dry_run_finds_the_contract_of_the_hand_written_adapter(name, unknown):
     """Then exact, skipping, repeatable and undone like any other, and equal to the known family."""
     pipe, call = FAMILIES[name]()
