@@ -245,6 +245,8 @@ _SIZES = "must match the size of tensor"
 _CONTEXT = "No cache context is set"
 _META = "meta tensor; no data"
 _DEVICE = "is not on the expected device"
+_NO_TIME = "has no attribute 'current_timestep'"
+_NO_QUERY = "has no attribute 'to_q'"
 _MINUS = "unsupported operand type"
 # A sentence when diffusers looks a class's arguments up for the first time in a process, and a
 # KeyError of the name alone from then on.
@@ -254,7 +256,7 @@ _HIDDEN = "'hidden_states'"
 DENSE_FAILS: dict[str, dict[str, str]] = {
     "FirstBlockCache": {
         **dict.fromkeys(("flux2", "framepack", "latte"), _CONTEXT),
-        "kandinsky5": _HIDDEN,
+        **dict.fromkeys(("cosmos3", "kandinsky5"), _HIDDEN),
         "klein": _MINUS,
         "motif_video": _SIZES,
     },
@@ -263,12 +265,13 @@ DENSE_FAILS: dict[str, dict[str, str]] = {
         "nucleusmoe_image": _CONTEXT,
         "qwen_image21": _SIZES,
     },
-    "PAB": dict.fromkeys(
-        ("chroma", "cogview4", "framepack", "kandinsky5", "klein", "ltx2"), _SIZES
-    ),
+    "PAB": {
+        **dict.fromkeys(("chroma", "cogview4", "framepack", "kandinsky5", "klein"), _SIZES),
+        **dict.fromkeys(("cosmos3", "kandinsky6", "ltx2", "sana_wm_refiner"), _SIZES),
+    },
     "FasterCache": {
         **dict.fromkeys(("chroma", "cogview4", "framepack", "klein"), _SIZES),
-        **dict.fromkeys(("kandinsky5", "minimax_h3"), "has no attribute 'current_timestep'"),
+        **dict.fromkeys(("ace_step", "kandinsky5", "minimax_h3", "sana_wm_refiner"), _NO_TIME),
         "skyreels_v2_forcing": "only one element tensors",
         "wan22": "'NoneType' object is not subscriptable",
     },
@@ -276,23 +279,27 @@ DENSE_FAILS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("latte", "motif_video"), _SIZES),
         **dict.fromkeys(("flux2", "klein", "sd3"), _MINUS),
         "framepack": _CONTEXT,
-        "hidream": "pop from empty list",
-        "kandinsky5": _HIDDEN,
-        "z_image": _HIDDEN,
+        **dict.fromkeys(("hidream", "joyimage", "joyimage_plus"), "pop from empty list"),
+        **dict.fromkeys(("cosmos3", "kandinsky5", "z_image"), _HIDDEN),
     },
-    "cache-dit": {"klein": _SIZES, "ltx2": "unexpected keyword argument"},
+    "cache-dit": {
+        **dict.fromkeys(("cosmos3", "ltx2"), "unexpected keyword argument"),
+        "klein": _SIZES,
+    },
     "torch.compile(transformer)": {
         "flux3": "does not support len()",
         "minimax_h3": "missing 5 required positional arguments",
     },
     "fused QKV": {
-        **dict.fromkeys(("kandinsky5", "prx"), "has no attribute 'to_q'"),
-        "ltx2": "Sizes of tensors must match",
+        **dict.fromkeys(("kandinsky5", "kandinsky6", "kandinsky6_sr", "prx"), _NO_QUERY),
+        **dict.fromkeys(("ltx2", "sana_wm_refiner"), "Sizes of tensors must match"),
         "motif_video": "has no attribute 'us",
         "sd3": "'NoneType' object has no attribute 'ndim'",
     },
     "sequential offload": {
-        **dict.fromkeys(("hunyuan_dit", "wan_vace"), _DEVICE),
+        **dict.fromkeys(("anyflow", "anyflow_far"), "cannot be called on meta tensors"),
+        **dict.fromkeys(("consisid", "hunyuan_dit", "wan_vace"), _DEVICE),
+        **dict.fromkeys(("joyimage", "sana_wm", "wan_animate2"), _META),
         **dict.fromkeys(("easyanimate", "helios", "hunyuan_video15", "klein"), _META),
         **dict.fromkeys(("motif_video", "omnigen", "skyreels_v2_forcing", "wan_5b"), _META),
     },
