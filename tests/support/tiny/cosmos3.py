@@ -8,7 +8,14 @@ from typing import Any
 import torch
 
 from tiny.builder import Tiny, embeds_source, pipeline_of, tiny_family
-from tiny.parts import Averages, Stub, noise_frames, unipc_scheduler, words_as_numbers
+from tiny.parts import (
+    Averages,
+    Stub,
+    flow_scheduler,
+    noise_frames,
+    unipc_scheduler,
+    words_as_numbers,
+)
 
 
 class Chat:
@@ -40,7 +47,7 @@ class Sound(Stub):
         return latent * self.scale
 
 
-def _cosmos3(**options: Any) -> Tiny:
+def _cosmos3(scheduler: Any, **options: Any) -> Tiny:
     from diffusers import Cosmos3OmniPipeline, Cosmos3OmniTransformer
 
     embeds_source()
@@ -63,7 +70,7 @@ def _cosmos3(**options: Any) -> Tiny:
         vae=Averages(8),
         text_tokenizer=Chat(),
         transformer=transformer,
-        scheduler=unipc_scheduler(),
+        scheduler=scheduler,
         enable_safety_checker=False,
     )
     return pipe, {
@@ -81,13 +88,13 @@ def _cosmos3(**options: Any) -> Tiny:
 @tiny_family(resized={"height": 80, "width": 48, "num_frames": 17})
 def cosmos3() -> Tiny:
     """`Cosmos3OmniPipeline` at 2 x 7 x 9 tokens behind those of the text, guidance in two calls."""
-    return _cosmos3()
+    return _cosmos3(flow_scheduler())
 
 
 @tiny_family(variant=True, steps=8)
 def cosmos3_sound() -> Tiny:
-    """The same with an image as its first frame, and with sound."""
-    pipe, call = _cosmos3(sound_gen=True, sound_dim=4)
+    """The same with an image as its first frame, with sound, and with the model's own scheduler."""
+    pipe, call = _cosmos3(unipc_scheduler(), sound_gen=True, sound_dim=4)
     pipe = pipeline_of(
         type(pipe), **{**pipe.components, "sound_tokenizer": Sound()}, enable_safety_checker=False
     )
