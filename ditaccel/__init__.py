@@ -20,22 +20,26 @@ from .caching.adaptive_taylor import AdaptiveTaylorConfig
 from .caching.confidence_gated_taylor import ConfidenceGatedTaylorConfig
 from .caching.dbcache import DBCacheConfig
 from .caching.dicache import DiCacheConfig
+from .caching.easycache import EasyCacheConfig
 from .caching.first_block_residual import FirstBlockResidualConfig
 from .caching.fora import FORAConfig
+from .caching.magcache import MagCacheConfig
 from .caching.meancache import MeanCacheConfig
 from .caching.pab import PABConfig
 from .caching.racer import RACERConfig
 from .caching.reuse import ReuseConfig
+from .caching.seacache import SeaCacheConfig
 from .caching.step_mask import StepMaskConfig
 from .caching.tafc import TAFCConfig
 from .caching.taylorseer import TaylorSeerConfig
+from .caching.teacache import TeaCacheConfig
 from .config import AccelerationConfig, methods
 from .diagnosis import Diagnosis, doctor
 from .errors import ConfigError, DitaccelError, UnsupportedError, UsageError
 from .finetuning import finetune
 from .pipelines import AttentionContract, BlockContract, FamilyAdapter, register_family
 from .reports.report import Report
-from .tuning import Refine, Target, tune
+from .tuning import Refine, Target, fit, tune
 
 if TYPE_CHECKING:
     from .batch.generate import Generated, generate
@@ -62,12 +66,14 @@ __all__ = [
     "DiCacheConfig",
     "Diagnosis",
     "DitaccelError",
+    "EasyCacheConfig",
     "Evaluation",
     "FORAConfig",
     "FamilyAdapter",
     "FirstBlockResidualConfig",
     "Generated",
     "LiteAttentionConfig",
+    "MagCacheConfig",
     "MeanCacheConfig",
     "PABConfig",
     "RACERConfig",
@@ -76,10 +82,12 @@ __all__ = [
     "ReuseConfig",
     "SLAConfig",
     "SVG2Config",
+    "SeaCacheConfig",
     "StepMaskConfig",
     "TAFCConfig",
     "Target",
     "TaylorSeerConfig",
+    "TeaCacheConfig",
     "UnsupportedError",
     "UsageError",
     "accelerate",
@@ -88,6 +96,7 @@ __all__ = [
     "evaluate",
     "families",
     "finetune",
+    "fit",
     "generate",
     "is_accelerated",
     "methods",

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .grids import Grid, GridRule, of_patches, patch_grid
+from torch import Tensor
+
+from .grids import Grid, GridRule, channels_last, frames_first, of_patches, patch_grid
 
 # Where text tokens are in a sequence of text and image or video tokens.
 TextSide = Literal["none", "front", "back"]
@@ -49,6 +51,24 @@ def adaptive_presets() -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True)
+class ScaleShift:
+    """Modulation of blocks that get its rows as an argument (PixArt's adaLN-single and its kin).
+
+    The first row is the shift of what the norm gives, the second one its scale.
+
+    Attributes:
+        norm: submodule that only normalises.
+        table: parameter `(…, rows, C)` of the block, which is added; empty where there is none.
+        timestep: argument of the block, `(B, [L,] rows C)`, `(B, [L,] rows, C)` or
+            `(B, rows, L, C)`; `(B, rows, C)` where there is no table.
+    """
+
+    norm: str = "norm1"
+    table: str = "scale_shift_table"
+    timestep: str = "temb"
+
+
+@dataclass(frozen=True)
 class BlockContract:
     """How the blocks of one container are called and what they return.
 
@@ -71,8 +91,10 @@ class BlockContract:
             granularity; one that runs twice in a block is named twice.
         idle_modules: submodules whose outputs only feed forecast ones, and need not run then.
         cross: those of `forecast_modules` that attend to another stream: text, or sound.
+        added: argument that a block adds to `hidden` before anything else, where it is given.
         modulation: submodule of a block that normalises, scales and shifts what goes into its
-            attention by the timestep, where it has one (an adaptive norm).
+            attention by the timestep, where it has one (an adaptive norm); or how the block itself
+            scales and shifts what a plain norm gives.
     """
 
     container: str
@@ -87,7 +109,8 @@ class BlockContract:
     forecast_modules: tuple[str, ...] = ()
     idle_modules: tuple[str, ...] = ()
     cross: tuple[str, ...] = ("attn2", "cross_attn", "cross_attention")
-    modulation: str = "norm1"
+    added: str = ""
+    modulation: str | ScaleShift = "norm1"
 
     def kind(self, path: str) -> str:
         """What a forecast module does: `spatial`, `temporal` or `cross` attention, or `mlp`."""
@@ -154,6 +177,8 @@ class FamilyAdapter:
             that the steps read (of a reference, of finished frames): it is computed as it is.
         side_by_side: whether several transformers of a pipeline are called at every step, one for
             each guidance branch; else each has steps of its own (Wan 2.2).
+        embedding: submodule of the transformer that embeds the timestep, where a caching method
+            looks at that; empty where none does.
         preconditioned: whether, at noise levels beyond 1, latents are mixed into the output (EDM),
             by the pipeline or by its scheduler; the error of a forecast is then weighted, but not
             taken out again.
@@ -184,6 +209,7 @@ class FamilyAdapter:
     second_stream: str | None = None
     prepares: Callable[[Mapping[str, Any]], bool] | None = None
     side_by_side: bool = False
+    embedding: str = ""
     preconditioned: bool = False
     converted: Callable[[Any], bool] | None = None
     guidance: Literal["sequential", "batched"] = "sequential"
@@ -214,3 +240,42 @@ class FamilyAdapter:
         """
         rule = self.grid_rule or (of_patches if self.tokens is patch_tokens else None)
         return None if rule is None else rule(config, shape, named)
+
+    @property
+    def packed(self) -> bool:
+        """Whether latents come as a sequence of tokens, `(B, L, C)`."""
+        return self.tokens is packed_tokens
+
+    def volume(self, config: Any, latents: Tensor, named: Mapping[str, Any]) -> Tensor | None:
+        """Latents with their places in front of their channels; None where these are not known.
+
+        Packed latents are on the grid of their tokens; condition channels behind those that the
+        transformer returns are left out.
+
+        Args:
+            config: of the transformer.
+            latents: `(B, …)`, as the transformer is given them.
+            named: the arguments of its call by name.
+
+        Returns:
+            `(B, …, C)`: frames, rows and columns, or whatever there is of them.
+        """
+        channels = 1
+        if self.packed:
+            grid = self.grid(config, tuple(latents.shape), named)
+            extra = self.extra_tokens(config, named) if self.extra_tokens is not None else None
+            tokens = latents.shape[1] + min(extra or 0, 0)  # (text comes with them as zeros)
+            if grid is None or math.prod(grid) != tokens:
+                return None
+            own = latents[:, :tokens] if self.text == "back" else latents[:, -tokens:]
+            latents, channels = own.unflatten(1, grid), -1
+        elif self.grid_rule is frames_first:
+            channels = 2
+        elif self.grid_rule is channels_last:
+            channels = -1
+        latents = latents.movedim(channels, -1)
+        returned = getattr(config, "out_channels", None)
+        if returned is None:
+            return latents
+        # (of packed latents, a token has the channels of all its places)
+        return latents[..., : returned * config.patch_size**2 if self.packed else returned]

@@ -9,6 +9,7 @@ from .adapter import (
     AttentionContract,
     BlockContract,
     FamilyAdapter,
+    ScaleShift,
     adaptive_presets,
     packed_tokens,
 )
@@ -23,6 +24,7 @@ ADAPTER = FamilyAdapter(
             encoder="encoder_hidden_states",
             returns=("encoder", "hidden"),
             forecast_modules=("attn", "ff", "ff_context"),
+            modulation=ScaleShift("norm1.norm", table=""),
         ),
         BlockContract(
             "single_transformer_blocks",

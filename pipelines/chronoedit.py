@@ -5,6 +5,7 @@ from .adapter import (
     AttentionContract,
     BlockContract,
     FamilyAdapter,
+    ScaleShift,
     adaptive_presets,
     patch_tokens,
 )
@@ -12,9 +13,14 @@ from .adapter import (
 ADAPTER = FamilyAdapter(
     name="chronoedit",
     transformers=("ChronoEditTransformer3DModel",),
-    blocks=(BlockContract("blocks", forecast_modules=("attn1", "attn2", "ffn")),),
+    blocks=(
+        BlockContract(
+            "blocks", forecast_modules=("attn1", "attn2", "ffn"), modulation=ScaleShift()
+        ),
+    ),
     attention=(AttentionContract("blocks"),),
     tokens=patch_tokens,
+    embedding="condition_embedder.time_proj",
     presets=adaptive_presets(),
     base=BY_DIFFERENCE,
 )

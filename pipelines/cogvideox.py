@@ -27,6 +27,7 @@ ADAPTER = FamilyAdapter(
     tokens=_tokens,
     grid_rule=frames_first,
     text="front",
+    embedding="time_embedding",
     guidance="batched",
     presets=adaptive_presets(),
 )

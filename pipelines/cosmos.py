@@ -12,7 +12,13 @@ from .adapter import (
 ADAPTER = FamilyAdapter(
     name="cosmos",
     transformers=("CosmosTransformer3DModel",),
-    blocks=(BlockContract("transformer_blocks", forecast_modules=("attn1", "attn2", "ff")),),
+    blocks=(
+        BlockContract(
+            "transformer_blocks",
+            forecast_modules=("attn1", "attn2", "ff"),
+            added="extra_pos_emb",
+        ),
+    ),
     attention=(AttentionContract("transformer_blocks"),),
     tokens=patch_tokens,
     preconditioned=True,  # 1 and 2; 2.5 is flow matching

@@ -9,6 +9,7 @@ from .adapter import (
     AttentionContract,
     BlockContract,
     FamilyAdapter,
+    ScaleShift,
     adaptive_presets,
     patch_tokens,
 )
@@ -16,7 +17,11 @@ from .adapter import (
 ADAPTER = FamilyAdapter(
     name="helios",
     transformers=("HeliosTransformer3DModel",),
-    blocks=(BlockContract("blocks", forecast_modules=("attn1", "attn2", "ffn")),),
+    blocks=(
+        BlockContract(
+            "blocks", forecast_modules=("attn1", "attn2", "ffn"), modulation=ScaleShift()
+        ),
+    ),
     attention=(AttentionContract("blocks"),),
     tokens=patch_tokens,
     text="front",

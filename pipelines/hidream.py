@@ -39,6 +39,7 @@ ADAPTER = FamilyAdapter(
     tokens=_tokens,
     text="back",
     timestep="timesteps",
+    embedding="t_embedder",
     guidance="batched",
     presets=adaptive_presets(),
 )

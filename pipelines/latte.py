@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets
+from .adapter import AttentionContract, BlockContract, FamilyAdapter, ScaleShift, adaptive_presets
 
 
 def _tokens(config: Any, shape: tuple[int, ...]) -> int:
@@ -14,7 +14,11 @@ ADAPTER = FamilyAdapter(
     name="latte",
     transformers=("LatteTransformer3DModel",),
     blocks=(
-        BlockContract("transformer_blocks", forecast_modules=("attn1", "attn2", "ff")),
+        BlockContract(
+            "transformer_blocks",
+            forecast_modules=("attn1", "attn2", "ff"),
+            modulation=ScaleShift(timestep="timestep"),
+        ),
         BlockContract(
             "temporal_transformer_blocks",
             takes_turns=True,

@@ -4,6 +4,7 @@ from .adapter import (
     AttentionContract,
     BlockContract,
     FamilyAdapter,
+    ScaleShift,
     adaptive_presets,
     packed_tokens,
 )
@@ -12,7 +13,13 @@ from .grids import from_sizes
 ADAPTER = FamilyAdapter(
     name="ltx",
     transformers=("LTXVideoTransformer3DModel",),
-    blocks=(BlockContract("transformer_blocks", forecast_modules=("attn1", "attn2", "ff")),),
+    blocks=(
+        BlockContract(
+            "transformer_blocks",
+            forecast_modules=("attn1", "attn2", "ff"),
+            modulation=ScaleShift(),
+        ),
+    ),
     attention=(AttentionContract("transformer_blocks"),),
     tokens=packed_tokens,
     grid_rule=from_sizes,

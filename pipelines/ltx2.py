@@ -4,6 +4,7 @@ from .adapter import (
     AttentionContract,
     BlockContract,
     FamilyAdapter,
+    ScaleShift,
     adaptive_presets,
     packed_tokens,
 )
@@ -22,6 +23,7 @@ ADAPTER = FamilyAdapter(
             returns=("hidden", "second_stream"),
             forecast_modules=(*_PARTS, *_CROSS, "ff", "audio_ff"),
             cross=("attn2", "audio_attn2", *_CROSS),
+            modulation=ScaleShift(),
         ),
     ),
     # 20 seconds of sound are 500 tokens: too few for tiles.

@@ -1,11 +1,24 @@
 """PixArt alpha and sigma (text to image): text by cross-attention, guidance batched."""
 
-from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import (
+    AttentionContract,
+    BlockContract,
+    FamilyAdapter,
+    ScaleShift,
+    adaptive_presets,
+    patch_tokens,
+)
 
 ADAPTER = FamilyAdapter(
     name="pixart",
     transformers=("PixArtTransformer2DModel",),
-    blocks=(BlockContract("transformer_blocks", forecast_modules=("attn1", "attn2", "ff")),),
+    blocks=(
+        BlockContract(
+            "transformer_blocks",
+            forecast_modules=("attn1", "attn2", "ff"),
+            modulation=ScaleShift(timestep="timestep"),
+        ),
+    ),
     attention=(AttentionContract("transformer_blocks"),),
     tokens=patch_tokens,
     guidance="batched",

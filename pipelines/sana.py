@@ -1,11 +1,17 @@
 """Sana (text to image): linear self-attention, text by cross-attention, guidance batched."""
 
-from .adapter import BlockContract, FamilyAdapter, adaptive_presets, patch_tokens
+from .adapter import BlockContract, FamilyAdapter, ScaleShift, adaptive_presets, patch_tokens
 
 ADAPTER = FamilyAdapter(
     name="sana",
     transformers=("SanaTransformer2DModel",),
-    blocks=(BlockContract("transformer_blocks", forecast_modules=("attn1", "attn2", "ff")),),
+    blocks=(
+        BlockContract(
+            "transformer_blocks",
+            forecast_modules=("attn1", "attn2", "ff"),
+            modulation=ScaleShift(timestep="timestep"),
+        ),
+    ),
     no_attention_because="its self-attention is linear: "
     "there is no attention matrix to skip tiles of",
     tokens=patch_tokens,

@@ -5,6 +5,7 @@ from .adapter import (
     AttentionContract,
     BlockContract,
     FamilyAdapter,
+    ScaleShift,
     adaptive_presets,
     patch_tokens,
 )
@@ -22,10 +23,11 @@ ADAPTER = FamilyAdapter(
             gives_hints=True,
             forecast_modules=_MODULES,
         ),
-        BlockContract("blocks", forecast_modules=_MODULES),
+        BlockContract("blocks", forecast_modules=_MODULES, modulation=ScaleShift()),
     ),
     attention=(AttentionContract("vace_blocks"), AttentionContract("blocks")),
     tokens=patch_tokens,
+    embedding="condition_embedder.time_proj",
     presets=adaptive_presets(),
     base=BY_DIFFERENCE,
 )

@@ -53,7 +53,7 @@ def cache_bytes(
         None where the configs do not tell.
     """
     returned = output_width(transformer)
-    if returned is None or (width is None and policy.target != "output"):
+    if returned is None or (width is None and not policy.target_class.whole_call):
         return None
     if adapter.provisional and policy.granularity == "module":
         return None
@@ -62,7 +62,7 @@ def cache_bytes(
     text = 0 if adapter.text == "none" else text
     begins_joint = bool(adapter.blocks and adapter.blocks[0].joint_text)
     branch = Snapshot(
-        hidden=numbers * size if policy.target == "output" else hidden,
+        hidden=numbers * size if policy.target_class.whole_call else hidden,
         first=hidden + begins_joint * text * (width or 0) * size,
         modules=0
         if policy.granularity != "module"

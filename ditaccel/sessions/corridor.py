@@ -124,7 +124,7 @@ class Corridor:
                 # calls with other words are of another kind: a first one may fill a cache of keys
                 # and values, which the others read instead of computing its tokens
                 kind = tuple((k, v) for k, v in seen.named.items() if isinstance(v, str))
-                call = cache.begin(step, seen.samples, seen.wants_dict, kind)
+                call = cache.begin(step, seen.samples, seen.wants_dict, kind, seen.named)
                 call.given = tuple(seen.named.values())
                 output = cache.replayed(call)  # None unless nothing of the transformer must run
             if output is None:

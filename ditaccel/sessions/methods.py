@@ -15,6 +15,7 @@ from ..caching.engine.blocks import find_blocks
 from ..caching.engine.budget import tensors_per_branch, unit
 from ..caching.engine.hooks import BlockCache
 from ..caching.engine.policy import policy_of
+from ..caching.engine.surroundings import Surroundings
 from ..config import AccelerationConfig
 from ..core._compat import ranks_of, refuse_split
 from ..core.calls import Arguments
@@ -154,7 +155,8 @@ class Methods:
             policy = policy_of(self._config.cache)
             found = find_blocks(transformer, adapter.blocks) if blocks else []
             why = partial(front.neighbours.why_left_out, [block.module for block in found])
-            cache = self.caches[name] = BlockCache(found, policy, self._warn, why)
+            around = Surroundings(transformer, adapter, policy.gate)
+            cache = self.caches[name] = BlockCache(found, policy, self._warn, why, around)
             self._journal.tensors_per_branch = tensors_per_branch(policy, cache.blocks)
             self._journal.tensors = unit(policy)
             cache.install(self._ledger)

@@ -20,6 +20,7 @@ from ditaccel.io.given import whole_argument
 from ditaccel.io.models import Sheet, part_of_prompts, prompts_for, read_sheet
 from ditaccel.io.opening import choose_device, open_pipeline, use_threads
 from ditaccel.tuning.calibration import calibrate
+from ditaccel.tuning.fitting import fitted_on
 from ditaccel.tuning.quality import MOST_PSNR, STATISTICS
 from ditaccel.tuning.refine import Refine
 from ditaccel.tuning.target import Target
@@ -54,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=listed("--attention-error", number("--attention-error", 0, 1, open_ends=True)),
         metavar="SHARE",
         help="calibrate LiteAttention instead: relative L1 error of each layer's output, e.g. 0.02",
+    )
+    goal.add_argument(
+        "--fit",
+        metavar="METHOD",
+        help="measure the constants of a caching method instead (METHOD or METHOD:option=value): "
+        "ratios or a polynomial that it needs of a model",
     )
     parser.add_argument(
         "--statistic",
@@ -125,7 +132,7 @@ def _calls(opened: Opened, sheet: Sheet, args: argparse.Namespace) -> list[dict[
 
 
 def _names(args: argparse.Namespace) -> dict[str, Target]:
-    """File name without suffix -> target."""
+    """File name without suffix -> target; none where a method's constants are measured."""
     goals = [(f"psnr-{p:g}", Target(psnr=p, statistic=args.statistic)) for p in args.psnr or ()]
     for share in args.share or ():
         goals.append((f"share-{share:g}", Target(computed_share=share, statistic=args.statistic)))
@@ -236,6 +243,15 @@ def _search(tuner: Tuner, goals: dict[str, Target], files: _Files) -> None:
         print(f"{name:<14}{found.computed_share:>9.3f}{levels}  {path or '-'}")
 
 
+def _fit(pipe: Any, calls: list[dict[str, Any]], config: Any, seed: int, files: _Files) -> None:
+    found = fitted_on(pipe, config, calls, seed, _say)
+    name = next(iter(files.places))
+    path = files.write(name, configs.AccelerationConfig.of(found.config, label=f"fitted {name}"))
+    print("\n".join([*found.notes, f"written: {path}"]))
+    for line in found.warnings:
+        print(f"ditaccel: warning: {line}", file=sys.stderr)
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -250,13 +266,16 @@ def run(args: argparse.Namespace) -> int:
         DitaccelError: unusable input, in one line.
     """
     goals = _names(args)
-    files = _Files(_places(args, goals))
+    fitted = None if args.fit is None else configs.parse_spec(args.fit).cache
+    files = _Files(_places(args, goals or [args.fit.partition(":")[0].strip()]))
     use_threads(args.threads, choose_device(args.device))
     opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
     calls = _calls(opened, read_sheet(args.model), args)
     files.make_folder()  # not before: a wrong model leaves nothing behind
     with calls_of(opened.pipe, "tune"):
-        if args.attention_error:
+        if args.fit is not None:
+            _fit(opened.pipe, calls, fitted, args.seed, files)
+        elif args.attention_error:
             _calibrate(opened.pipe, calls, goals, args.seed, files)
         else:
             refine = Refine(

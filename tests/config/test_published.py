@@ -39,11 +39,18 @@ def test_each_published_method_has_a_preset_and_ours_has_none():
     methods = {name.partition(":")[2] for family, name in NAMED if family == "wan"} - {""}
     assert methods == {
         "confidence_gated_taylor",
+        "dbcache",
+        "easycache",
         "first_block_residual",
+        "fora",
         "lite_attention",
+        "magcache",
+        "seacache",
         "sla",
         "svg2",
+        "tafc",
         "taylorseer",
+        "teacache",
     }
 
 

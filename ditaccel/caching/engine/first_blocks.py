@@ -1,26 +1,18 @@
-"""What a gate sees of the first blocks before it decides: their modulated input, what they make.
-
-The modulated input is what the first block's adaptive norm gives: the hidden state, normalised,
-scaled and shifted by the timestep. The norm is asked before the block runs, with what the block is
-given; which of the block's arguments it takes shows on the first call that runs through it.
-"""
+"""What a gate sees of the first blocks before it decides: their modulated input, what they make."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ...core.calls import argument_names
-from ...core.patching import PatchLedger, patch_of
+from ...core.patching import PatchLedger
 from ...errors import UnsupportedError
-from ...pipelines import submodule
 from .blocks import Block, Blocks
+from .modulation import Modulation, modulation_of
 from .policy import CachePolicy
 from .state import Call, nbytes_of
-
-Given = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 class FirstBlocks:
@@ -38,6 +30,7 @@ class FirstBlocks:
     def __init__(self, blocks: Blocks, policy: CachePolicy, check: Callable[[], None]) -> None:
         self._blocks, self._policy, self._check = blocks, policy, check
         self._modulation: Modulation | None = None
+        self._asks = False
         self._idle = policy.outside or not blocks
         if self._idle:
             return
@@ -54,8 +47,9 @@ class FirstBlocks:
                 f"there are no modules of the kind {' or '.join(gate.module_kinds)} here; use "
                 "another caching method"
             )
+        self._asks = gate.needs_modulated or gate.needs_embedding
         if gate.needs_modulated:
-            self._modulation = Modulation(blocks[main[0]])
+            self._modulation = modulation_of(blocks[main[0]])
 
     def install(self, ledger: PatchLedger, current: Callable[[], Call | None]) -> None:
         """Watch what the gate wants to see.
@@ -95,8 +89,8 @@ class FirstBlocks:
         state.hidden_shapes = [stream.shape for stream in block.streams_in(args, kwargs)]
         if self._modulation is not None:
             self._modulation.ask(call, args, kwargs)
-            if call.verdict is None and not gate.first_blocks:
-                call.verdict = gate.before(call.step, state)
+        if self._asks and call.verdict is None and not gate.first_blocks:
+            call.verdict = gate.before(call.step, state)
 
     def leave(self, call: Call, index: int, block: Block, output: Any) -> None:
         """Behind a block that ran; after the last one that the gate waits for, it decides."""
@@ -129,107 +123,3 @@ class FirstBlocks:
             state.snapshot.first = nbytes_of(feature)
             self._check()
             state.first.push(call.place, feature)
-
-
-class Modulation:
-    """The adaptive norm of a first block.
-
-    Args:
-        block: the first main block.
-
-    Raises:
-        UnsupportedError: it has no such norm.
-    """
-
-    def __init__(self, block: Block) -> None:
-        path = block.contract.modulation
-        self._block, self._norm = block.module, submodule(block.module, path)
-        self._name = f"{type(block.module).__name__}.{path}"
-        # a norm that takes nothing besides the hidden state is modulated elsewhere
-        if self._norm is None or len(argument_names(self._norm)) < 2:
-            raise UnsupportedError(
-                f"this method needs the modulated input of the first block, and {self._name} is "
-                "not an adaptive norm; use another caching method"
-            )
-        self._sources: tuple[list[Any], dict[str, Any]] | None = None
-        self._given: Given | None = None
-
-    def install(self, ledger: PatchLedger, current: Callable[[], Call | None]) -> None:
-        """Watch the norm.
-
-        Args:
-            ledger: takes note of the patch.
-            current: the call in progress, None for none.
-        """
-
-        def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-            output = inner(*args, **kwargs)
-            call = current()
-            if call is None:
-                return output
-            if self._given is not None:
-                self._learn(self._given, (args, kwargs))
-                self._given = None
-            if call.state.modulated is None:
-                first = output if isinstance(output, torch.Tensor) else output[0]
-                call.state.modulated = first.detach()
-            return output
-
-        self.check_compiled()
-        ledger.intercept(self._norm, around)
-
-    def check_compiled(self) -> None:
-        """Refuse a compiled block, which has its norm in its graph."""
-        patch = patch_of(self._block)
-        if patch is not None and patch.compiled is not None:
-            raise UnsupportedError(
-                f"{self._name} is not seen in a compiled block; do not compile it, or use another "
-                "caching method"
-            )
-
-    def ask(self, call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Put the modulated input into the state of a call that is to be decided.
-
-        Args:
-            call: about to run the first block; one that is decided runs through the norm itself.
-            args: of the block.
-            kwargs: of the block.
-
-        Raises:
-            UnsupportedError: the norm did not run on earlier calls.
-        """
-        if self._sources is None:
-            self._given = (args, kwargs)
-        if call.verdict is not None:
-            return
-        if self._sources is None:
-            raise UnsupportedError(
-                f"{self._name} did not run on a computed step; use another caching method"
-            )
-        places, names = self._sources
-        self._norm(
-            *(source(args, kwargs) for source in places),
-            **{name: source(args, kwargs) for name, source in names.items()},
-        )
-
-    def _learn(self, block: Given, norm: Given) -> None:
-        args, kwargs = norm
-        self._sources = (
-            [self._source(value, block) for value in args],
-            {name: self._source(value, block) for name, value in kwargs.items()},
-        )
-
-    def _source(self, value: Any, block: Given) -> Callable[[tuple[Any, ...], Any], Any]:
-        """Where the norm gets an argument from: one of the block's, or always the same."""
-        if not isinstance(value, torch.Tensor):
-            return lambda args, kwargs: value
-        for index, each in enumerate(block[0]):
-            if each is value:
-                return lambda args, kwargs: args[index]
-        for name, each in block[1].items():
-            if each is value:
-                return lambda args, kwargs: kwargs[name]
-        raise UnsupportedError(
-            f"{self._name} takes what its block has made of its arguments, so that it cannot be "
-            "asked before; use another caching method"
-        )

@@ -102,10 +102,14 @@ class Gate:
         needs_modulated: `state.modulated` is the modulated input of the first block, `(B, L, C)`,
             on every call: what its adaptive norm gives (`BlockContract.modulation`). `before` is
             then called right before the first block.
+        needs_embedding: `state.embedding` is the embedding of the timestep, on every call: what
+            `FamilyAdapter.embedding` gives. `before` is then called right before the first block.
         needs_samples: `state.samples` are the latents that the transformer is given, on every call:
             one tensor per stream, in the dtype and on the device in which they come. When a call
             has `finished`, `state.outputs` are the tensors that the transformer returned, if the
             step was computed. Both are gone after the call: keep a copy of what you need.
+        needs_volume: `state.volume` are the latents of the first stream with their places in front
+            of their channels, `(B, frames, rows, columns, C)` or fewer axes, on every call.
         needs_gaps: `gap_ended` tells what forecasts left in the latents.
         module_kinds: kinds of modules (`BlockContract.kind`) for which it decides separately, at
             module granularity: a verdict to forecast names those that rest (`Verdict.kinds`), and
@@ -117,6 +121,8 @@ class Gate:
     last_blocks: int = 0
     by_place: bool = False
     needs_modulated: bool = False
+    needs_embedding: bool = False
+    needs_volume: bool = False
     needs_samples: bool = False
     needs_gaps: bool = False
     module_kinds: tuple[str, ...] = ()
@@ -124,7 +130,7 @@ class Gate:
     @property
     def looks_inside(self) -> bool:
         """Whether it sees something of the blocks before it decides."""
-        return self.first_blocks > 0 or self.needs_modulated
+        return self.first_blocks > 0 or self.needs_modulated or self.needs_embedding
 
     def memory(self) -> Any:
         """What it remembers of a branch at its beginning (`state.memory`): an object of its own.
@@ -247,9 +253,9 @@ class FirstBlockGate(Gate):
         return torch.stack(errors)
 
 
-def below(errors: torch.Tensor, threshold: float) -> Verdict:
+def below(errors: torch.Tensor | float, threshold: float) -> Verdict:
     """The verdict of a gate that compares errors with a threshold: the largest one decides."""
-    error = float(errors.max())
+    error = float(errors.max()) if isinstance(errors, torch.Tensor) else errors
     if not math.isfinite(error):
         return Verdict(False, Reason.NON_FINITE, error)
     if error < threshold:

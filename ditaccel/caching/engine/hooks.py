@@ -6,7 +6,8 @@ guidance branches have to do with each other is up to the guidance (`guidance.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from .gate import COMPUTE_LAST
 from .guidance import guidance_of
 from .policy import CachePolicy
 from .state import BranchState, Call, Verdict, nbytes_of
+from .surroundings import Surroundings
 from .targets import Target
 
 
@@ -36,6 +38,7 @@ class BlockCache(PerLoop):
         policy: what to do.
         warn: called with one line when something needs the user's eye.
         why_left_out: says why blocks did not run, given how many did.
+        surroundings: shows the gate what is outside the blocks; None where it asks for nothing.
 
     Raises:
         UnsupportedError: the gate needs what these blocks do not have.
@@ -50,9 +53,11 @@ class BlockCache(PerLoop):
         policy: CachePolicy,
         warn: Callable[[str], None],
         why_left_out: Callable[[int], str] = lambda ran: f"{ran} blocks ran",
+        surroundings: Surroundings | None = None,
     ) -> None:
         self.blocks = Blocks(blocks)
         self._why_left_out, self._warn = why_left_out, warn
+        self._surroundings = surroundings
         self._first = FirstBlocks(self.blocks, policy, self._check_budget)
         self._configured = policy, self._target_of(policy)
         self._call: Call | None = None
@@ -77,6 +82,8 @@ class BlockCache(PerLoop):
         target = self.target
         target.install(ledger, lambda: self._call if self.target is target else None)
         self._first.install(ledger, lambda: self._call)
+        if self._surroundings is not None:
+            self._surroundings.install(ledger, lambda: self._call)
 
     def computed_by(self, ranks: Ranks | None) -> None:
         """Take note of the ranks that compute the transformer together, None for one alone.
@@ -110,6 +117,7 @@ class BlockCache(PerLoop):
         samples: Sequence[torch.Tensor],
         return_dict: bool = True,
         kind: Any = None,
+        named: Mapping[str, Any] = MappingProxyType({}),
     ) -> Call:
         """Decide, as far as that goes before the first block.
 
@@ -118,9 +126,11 @@ class BlockCache(PerLoop):
             samples: the latents that the transformer is given, one tensor or more.
             return_dict: as the transformer was asked.
             kind: what tells calls apart that have nothing in common but the branch.
+            named: all arguments of the transformer by name.
 
         Raises:
             ConfigError: the gate cannot work in this loop.
+            UnsupportedError: the gate needs what this call does not have.
         """
         if not self._states:
             self._follow(self.policy.in_loop(step.total))
@@ -131,8 +141,10 @@ class BlockCache(PerLoop):
         gate.check(step)
         check_correction(policy, step)
         state.beside = self._states.values()
-        if policy.watches_gaps or gate.needs_samples:
+        if policy.needs_samples:
             state.samples = [sample.detach() for sample in samples]
+        if gate.needs_volume and self._surroundings is not None:
+            state.volume = self._surroundings.volume(samples[0], named)
         self._call = call = Call(step, state, None, len(samples), return_dict, fingerprint)
         call.early = step.index < policy.remembers_from
         call.verdict = self.guidance.verdict(call, policy)

@@ -28,8 +28,9 @@ class CachePolicy:
         coordinate: what a forecast runs along: `index`, `sigma` or `timestep`.
         target: what is forecast, a name of `targets.TARGETS`: the `hidden` state after the last
             block, the `residual` since the output of the gate's first blocks (since the first
-            block's input where the gate runs none), or the transformer's `output`: then nothing of
-            it runs on a step decided before its blocks.
+            block's input where the gate runs none), or the transformer's `output`, or what it adds
+            to its latents (`output_residual`): with these two, nothing of it runs on a step decided
+            before its blocks.
         first_feature: what of the first blocks the gate compares: `output`, `residual` or None.
         first_order: order of the forecast of the first blocks.
         remembers_from: first step whose features are remembered; computed steps before it feed no
@@ -117,6 +118,11 @@ class CachePolicy:
             correction="never",
             few=0,
         )
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether the latents of a call are kept until it ends."""
+        return self.watches_gaps or self.gate.needs_samples or self.target_class.needs_samples
 
     def branch_state(self, ranks: Ranks | None = None) -> BranchState:
         """Nothing remembered yet of a guidance branch.

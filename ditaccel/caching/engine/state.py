@@ -112,6 +112,8 @@ class BranchState:
         beside: states of all guidance branches of the loop, its own included, during a call.
         text: history of what the blocks add to the text beside the hidden state, where the gate
             runs last blocks.
+        embedding: of the timestep on the present call, where the gate needs it.
+        volume: the latents on their grid on the present call, where the gate needs them.
         last_index: step of the last call that was computed in full, -1 for none.
         since_computed: computed steps of the first branch since this one was computed.
     """
@@ -141,6 +143,8 @@ class BranchState:
         self.probed: tuple[torch.Tensor, torch.Tensor] | None = None
         self.beside: Collection[BranchState] = ()
         self.text = History(order, basis)
+        self.embedding: torch.Tensor | None = None
+        self.volume: torch.Tensor | None = None
         self.shapes: list[torch.Size] = []
         self.hidden_shapes: list[torch.Size] = []
         self.hint: Any = None
@@ -175,7 +179,8 @@ class BranchState:
         Returns:
             Whether the gate remembers more, or less, than after the last call.
         """
-        self.samples, self.outputs, self.modulated = [], [], None
+        self.samples, self.outputs = [], []
+        self.modulated = self.embedding = self.volume = None
         self.probed, self.beside = None, ()
         before, self.snapshot.gate = self.snapshot.gate, nbytes_of(*_tensors_in(self.memory))
         return self.snapshot.gate != before

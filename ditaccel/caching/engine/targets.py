@@ -39,11 +39,13 @@ class Target:
         unit: what one remembered tensor is, for people.
         whole_call: the output of the transformer is forecast, and no block has to run.
         every_block: blocks run on forecast steps too, as what is forecast lies inside them.
+        needs_samples: it reads the latents that the transformer is given (`state.samples`).
     """
 
     unit: ClassVar[str] = "hidden states"
     whole_call: ClassVar[bool] = False
     every_block: ClassVar[bool] = False
+    needs_samples: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -193,6 +195,40 @@ class OutputTarget(Target):
     def stand_in(self, call: Call) -> Any:
         form = call.state.form.get(call.return_dict)
         return None if form is None else form(split(call.state.last.newest, call.state.shapes))
+
+
+@target("output_residual")
+class OutputResidualTarget(OutputTarget):
+    """What the transformer's output differs by from the latents that it is given."""
+
+    unit = "outputs less their latents"
+    needs_samples = True
+
+    def feature(self, call: Call, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden - self._latents(call, hidden)
+
+    def whole(self, call: Call, feature: torch.Tensor, shape: torch.Size | None) -> torch.Tensor:
+        return feature + self._latents(call, feature)
+
+    def _latents(self, call: Call, like: torch.Tensor) -> torch.Tensor:
+        pairs = zip(call.state.samples, call.state.shapes, strict=True)
+        return join([_as_returned(sample, shape) for sample, shape in pairs]).to(like.dtype)
+
+
+def _as_returned(latents: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Latents in the shape of what the transformer returned for them.
+
+    Condition channels come behind the latents' own; what is returned besides (a learnt variance)
+    has 0 in its place, so that it is held as it was.
+    """
+    for axis, size in enumerate(shape):
+        missing = size - latents.shape[axis]
+        latents = latents.narrow(axis, 0, min(size, latents.shape[axis]))
+        if missing > 0:
+            padding = list(latents.shape)
+            padding[axis] = missing
+            latents = torch.cat([latents, latents.new_zeros(padding)], axis)
+    return latents
 
 
 @dataclass(frozen=True)
