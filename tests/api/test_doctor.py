@@ -104,7 +104,7 @@ def test_exit_code_is_1_where_nothing_would_happen(tmp_path, capsys):
     assert cli.main(["doctor", str(folder)]) == 1
     assert "nothing would happen: WanTransformer3DModel has 1 block(s)" in capsys.readouterr().out
     folder = save_configs(tiny_wan()[0], tmp_path / "wan")
-    few = ["doctor", str(folder), "--config", "balanced", "--steps", "4"]
+    few = ["doctor", str(folder), "--config", "safe", "--steps", "4"]
     assert cli.main(few) == 1
     assert "4 steps are too few for adaptive_taylor" in unwrapped(capsys.readouterr().out)
     assert cli.main([*few[:-1], "5"]) == 0
