@@ -16,7 +16,7 @@ MEASURED = [name for name, each in adapters().items() if "balanced" in each.pres
 def test_an_own_config_with_a_presets_options_is_that_preset():
     pipe, _ = tiny_flux()
     preset = config.preset("balanced", "flux")
-    with ditaccel.accelerated(pipe, cache=AdaptiveTaylorConfig(tolerance=0.01)):
+    with ditaccel.accelerated(pipe, cache=AdaptiveTaylorConfig(tolerance=0.01, few=2)):
         own = ditaccel.report(pipe)
     assert own.config["cache"] == config.to_dict(preset)["cache"]
     assert own.filled == {"warmup": 0.35, "guidance": "difference"}
