@@ -1,8 +1,8 @@
 """A config made whole for a family: what was left open is the family's, what was given stays.
 
 Options without a value of their own (`method(base=…)`) are None until it is known for which family
-they are meant. So `AdaptiveTaylorConfig(tolerance=0.01)` differs from a family's preset of that
-tolerance in nothing that was not said.
+they are meant. So `AdaptiveTaylorConfig(tolerance=0.01, few=2)` differs from a family's preset of
+these options in nothing that was not said.
 """
 
 from __future__ import annotations
