@@ -42,11 +42,18 @@ _LEVELS = {"safe": (0.003, 0.5, 0), "balanced": (0.01, 0.35, 2), "fast": (0.03, 
 BY_DIFFERENCE: Mapping[str, Mapping[str, Any]] = {"adaptive_taylor": {"guidance": "difference"}}
 
 
-def adaptive_presets() -> dict[str, dict[str, Any]]:
-    """Presets `safe`, `balanced` and `fast`: adaptive Taylor, more and more daring."""
+def adaptive_presets(
+    levels: Mapping[str, tuple[float, float, int]] = _LEVELS,
+) -> dict[str, dict[str, Any]]:
+    """Presets `safe`, `balanced` and `fast`: adaptive Taylor, more and more daring.
+
+    Args:
+        levels: preset -> tolerance, share of the loop that is computed first, and steps that are
+            skipped where there are few (the method's option `few`).
+    """
     return {
         name: {"method": "adaptive_taylor", "tolerance": tolerance, "warmup": warmup, "few": few}
-        for name, (tolerance, warmup, few) in _LEVELS.items()
+        for name, (tolerance, warmup, few) in levels.items()
     }
 
 

@@ -18,6 +18,7 @@ from diffusers import (
     DiTPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
+    UniPCMultistepScheduler,
     WanPipeline,
 )
 from judge_task import build_features
@@ -120,7 +121,10 @@ def _wan() -> DiffusionPipeline:
         tokenizer=t5_tokenizer(),
         text_encoder=parts["text_encoder"],
         vae=_video_vae(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=WAN_SHIFT),
+        # what Wan ships with
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=WAN_SHIFT
+        ),
         transformer=parts["transformer"],
     )
 

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Caches against fewer steps with the same scheduler, on shapes-wan with three schedulers and on the
+# sample with two experts: `eval/bench/schedulers.sh OUT [TABLE ...]`, TABLE one of unipc, dpm, euler
+# and experts (default: all). Each takes about ten minutes on one core; a killed one goes on where
+# it stopped when the same command is run again.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+out=${1:?usage: eval/bench/schedulers.sh OUT [TABLE ...]}
+shift
+tables=("$@")
+[ ${#tables[@]} -gt 0 ] || tables=(unipc dpm euler experts)
+python=.venv/bin/python
+[ -x "$python" ] || python=python
+forecast=granularity=last_block,target=output,guidance=difference,correction=auto,final=1
+
+table() { # NAME MODEL SCHEDULER
+  HF_HUB_OFFLINE=1 "$python" -P -m ditaccel eval "samples/models/$2" --scheduler "$3" \
+    --out "$out/$1" --steps 40 --fewer 26,20,15,13,10,8 --limit 3 --pairs 1 --threads 1 \
+    --config safe --config balanced --config fast \
+    --config "adaptive=adaptive_taylor:warmup=0.2,tolerance=0.01|0.03" \
+    --config "interval=taylorseer:$forecast,interval=3|4" \
+    --config "steps:26+adaptive_taylor:tolerance=0.006,warmup=0.2" \
+    --config "peer/cache_dit:fn=1,warmup=4" --config peer/taylorseer --config peer/magcache \
+    --config "SeaCache=peer/seacache:max_skip=4,threshold=0.25|0.4"
+}
+
+for name in "${tables[@]}"; do
+  case $name in
+    unipc) table unipc shapes-wan unipc ;;
+    dpm) table dpm shapes-wan dpm++2m ;;
+    euler) table euler shapes-wan euler ;;
+    experts) table experts shapes-wan22 unipc ;;
+    *)
+      echo "schedulers.sh: no table $name; there are: unipc dpm euler experts" >&2
+      exit 2
+      ;;
+  esac
+done
