@@ -250,7 +250,7 @@ class Call:
     remembers: bool = True
     early: bool = False
     blocks_run: int = 0
-    cost_run: int = 0
+    cost_run: float = 0
     reached_end: bool = False
     left: tuple[torch.Tensor, int] | None = None
     visits: Counter[str] = field(default_factory=Counter)

@@ -233,11 +233,11 @@ def _as_returned(latents: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Site:
-    """A module whose output is forecast: its name, its kind and the number of its parameters."""
+    """A module whose output is forecast: its name, its kind and its share of the blocks' cost."""
 
     name: str
     kind: str
-    cost: int
+    cost: float
 
 
 class ModuleTarget(Target):
@@ -269,6 +269,7 @@ class ModuleTarget(Target):
 
     def install(self, ledger: PatchLedger, call: Callable[[], Call | None]) -> None:
         self.check_compiled()
+        scale = self.blocks.total_cost / (self._modules_cost() or 1)
         for index, block in enumerate(self.blocks):
             contract = block.contract
             if not contract.forecast_modules and not contract.gives_hints:
@@ -279,13 +280,24 @@ class ModuleTarget(Target):
             for path in dict.fromkeys(contract.forecast_modules):
                 module = submodule(block.module, path)
                 if module is not None:
-                    cost = sum(p.numel() for p in module.parameters())
+                    cost = _cost(module) * scale
                     site = _Site(f"{index}.{path}", contract.kind(path), cost)
                     ledger.intercept(module, self._around(site, call))
             for path in dict.fromkeys(contract.idle_modules):
                 module = submodule(block.module, path)
                 if module is not None:
-                    ledger.intercept(module, _around_idle(f"{index}.{path}", call))
+                    cost = _cost(module) * scale
+                    ledger.intercept(module, _around_idle(f"{index}.{path}", cost, call))
+
+    def _modules_cost(self) -> int:
+        """Parameters of all modules that are forecast, or rest with them."""
+        found = 0
+        for block in self.blocks:
+            contract = block.contract
+            for path in dict.fromkeys((*contract.forecast_modules, *contract.idle_modules)):
+                module = submodule(block.module, path)
+                found += 0 if module is None else _cost(module)
+        return found
 
     def _around(self, site: _Site, current: Callable[[], Call | None]) -> Callable[..., Any]:
         def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -326,7 +338,11 @@ class ModuleTarget(Target):
             history.push(call.place, part)
 
 
-def _around_idle(name: str, current: Callable[[], Call | None]) -> Callable[..., Any]:
+def _cost(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _around_idle(name: str, cost: float, current: Callable[[], Call | None]) -> Callable[..., Any]:
     """In front of a module that only feeds forecast ones: it rests where all of them are."""
 
     def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
@@ -337,6 +353,8 @@ def _around_idle(name: str, current: Callable[[], Call | None]) -> Callable[...,
         if call.forecasts():
             return idle[visit]
         output = inner(*args, **kwargs)
+        if call.forecasting:
+            call.cost_run += cost
         idle[visit] = placeholder(output, idle.get(visit))
         return output
 
