@@ -55,7 +55,7 @@ def put_scheduler(pipe: Any, name: str | None) -> None:
     if name not in SCHEDULERS:
         raise UnsupportedError(
             f"there is no scheduler {name!r}{suggest(name, list(SCHEDULERS))}; known: "
-            f"{', '.join(SCHEDULERS)} (any other one: --pipeline)"
+            f"{', '.join(SCHEDULERS)} (any other one: a function that makes the pipeline)"
         )
     pipe.scheduler = _like(pipe.scheduler, name)
 
