@@ -58,7 +58,7 @@ def test_none_keeps_the_scheduler_and_mistakes_are_one_line():
     pipe = SimpleNamespace(scheduler=own)
     put_scheduler(pipe, None)
     assert pipe.scheduler is own
-    with pytest.raises(UnsupportedError, match=r"no scheduler 'unipcc'.*unipc.*a function that makes"):
+    with pytest.raises(UnsupportedError, match=r"no scheduler 'unipcc'.*unipc.*a function that"):
         put_scheduler(pipe, "unipcc")
     with pytest.raises(UnsupportedError, match="no scheduler ddim for flow-matching models"):
         put_scheduler(pipe, "ddim")
