@@ -11,10 +11,11 @@ def anyflow() -> Tiny:
     """`AnyFlowPipeline` at 4 x 6 x 6 tokens: both timesteps of a step, guidance batched."""
     from diffusers import AnyFlowPipeline, AnyFlowTransformer3DModel, FlowMapEulerDiscreteScheduler
 
+    call = {**two_prompts(), **WAN_CALL}
     pipe = pipeline_of(
         AnyFlowPipeline,
         vae=wan_vae(),
         transformer=AnyFlowTransformer3DModel(**WAN),
         scheduler=FlowMapEulerDiscreteScheduler(shift=3.0),
     )
-    return pipe, {**two_prompts(), **WAN_CALL}
+    return pipe, call
