@@ -60,8 +60,8 @@ test: $(STAMP) ## the tests that need neither a GPU nor minutes
 test-all: $(STAMP) ## all tests, slow ones too (those for a GPU skip where there is none)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTEST) -q --timeout 1500 -m "slow or not slow" $(ARGS)
 
-# Which quarter it is depends on the commit, so that all slow tests run every few commits.
-test-rotated: $(STAMP) ## a quarter of the slow tests, chosen by the commit, at most 30 minutes
+# Which eighth it is depends on the commit, so that all slow tests run every few commits.
+test-rotated: $(STAMP) ## an eighth of the slow tests, chosen by the commit, at most 30 minutes
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PYTEST) -q --timeout 1500 -m "slow and not gpu and not alone" --durations 15 \
 	  --rotate $(or $(COMMIT),$(shell git rev-parse HEAD)) --minutes 30 $(ARGS)
 

@@ -92,7 +92,7 @@ def _own_progress_bars() -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options for running the slow tests in turns (`support/rotation.py`)."""
     group = parser.getgroup("ditaccel")
-    group.addoption("--rotate", metavar="COMMIT", help="a quarter of the tests, chosen by a hash")
+    group.addoption("--rotate", metavar="COMMIT", help="an eighth of the tests, chosen by a hash")
     group.addoption("--minutes", type=float, help="start no test after this time")
 
 

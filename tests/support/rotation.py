@@ -1,7 +1,7 @@
 """A share of the slow tests per commit, so that all of them run every few commits.
 
-`--rotate COMMIT` keeps a quarter of the tests, chosen by the commit's hash, and shuffles them by
-it; `--minutes N` starts no test after that time. Which quarter a test belongs to depends on its
+`--rotate COMMIT` keeps an eighth of the tests, chosen by the commit's hash, and shuffles them by
+it; `--minutes N` starts no test after that time. Which eighth a test belongs to depends on its
 name alone, so tests that were added or removed move no other.
 """
 
@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Iterable
 
-SHARES = 4
+SHARES = 8
 # Set once by the process that starts the run; workers of pytest-xdist inherit it.
 _DEADLINE = "DITACCEL_TESTS_DEADLINE"
 
