@@ -13,7 +13,6 @@ import torch
 from ..config import Example, method, require
 from ..core.denoising.tracker import DenoisingStep
 from ..core.reasons import Reason
-from ..errors import ConfigError
 from .engine.accumulated import Accumulated
 from .engine.fitted import Fit, FittedConfig, Recorder
 from .engine.gate import COMPUTE_WARMUP, Gate, StepRules
@@ -43,19 +42,13 @@ class MagnitudeGate(Gate):
     retention: float
     ratios: tuple[Ratios, ...]
     branches: tuple[str, ...]
+    needs_total = True
 
     def memory(self) -> _Magnitude:
         return _Magnitude()
 
     def skips_nothing(self, total: int | None) -> bool:
         return self.threshold == 0.0
-
-    def check(self, step: DenoisingStep) -> None:
-        if step.total is None:
-            raise ConfigError(
-                "magcache needs the number of steps of the loop, and no scheduler that tells it is "
-                "in sight; call the pipeline itself, or use another caching method"
-            )
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         if step.index < self.first(step):

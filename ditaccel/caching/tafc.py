@@ -14,7 +14,6 @@ from ..config import CacheConfig, Example, method, require
 from ..core.denoising.tracker import DenoisingStep
 from ..core.ranks import Ranks
 from ..core.reasons import Reason
-from ..errors import ConfigError
 from .engine.forecast import relative_l1
 from .engine.gate import Gate, StepRules
 from .engine.options import check_options, check_threshold
@@ -151,19 +150,13 @@ class CurvatureGate(Gate):
     threshold: float
     max_cached: float
     target_error: float | None = None
+    needs_total = True
 
     def memory(self) -> Trajectory:
         return Trajectory(Controller(self.target_error))
 
     def skips_nothing(self, total: int | None) -> bool:
         return self.threshold == 0.0
-
-    def check(self, step: DenoisingStep) -> None:
-        if step.total is None:
-            raise ConfigError(
-                "tafc relaxes its threshold over the loop, whose number of steps is not known "
-                "here; call the transformer from a pipeline, or use another caching method"
-            )
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         memory = state.memory

@@ -51,6 +51,8 @@ _FORCED = (
 _ADVICE = {
     Reason.WARM_UP: "use more steps, or a smaller warmup",
     Reason.LAST_STEPS: "use more steps, or a smaller final",
+    Reason.FIRST_OF_EXPERT: "use more steps, or a lower order",
+    Reason.LAST_OF_EXPERT: "use more steps, or a smaller final",
     Reason.NO_HISTORY: "use more steps: a forecast needs computed ones before it",
     Reason.LONG_GAP: "raise max_consecutive",
     Reason.SPENT: "raise max_cached or max_accumulated",

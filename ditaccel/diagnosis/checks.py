@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -117,9 +118,13 @@ def first_step(
     """
     scheduler = copy.deepcopy(scheduler)
     options = getattr(scheduler, "config", None) or {}
-    extra = {"mu": 0.5} if options.get("use_dynamic_shifting") else {}
+    extra: dict[str, Any] = {"mu": 0.5} if options.get("use_dynamic_shifting") else {}
+    count = steps or 20
+    if options.get("num_train_timesteps") == 1:
+        # it knows one noise level only: its pipelines hand over those of their loop
+        extra["sigmas"] = np.linspace(1.0, 0.0, count + 1)[:-1]
     try:
-        scheduler.set_timesteps(steps or 20, **extra)
+        scheduler.set_timesteps(count, **extra)
     except Exception:
         # schedulers raise many types where a pipeline would hand more over
         return None

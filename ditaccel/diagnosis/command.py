@@ -17,6 +17,7 @@ from ..io import given
 from ..io.given import whole_argument as whole
 from ..io.models import is_hub_id, quiet_loading, read_sheet
 from ..io.opening import open_pipeline
+from ..pipelines import adapter_for
 from .checks import doctor, versions
 from .findings import Diagnosis
 
@@ -134,7 +135,7 @@ def hollow_pipeline(model: str | Path, dtype: torch.dtype = torch.bfloat16) -> A
             )
     parts: dict[str, Any] = {}
     for name, kind in named.items():
-        if name.startswith("transformer"):
+        if name.startswith("transformer") or adapter_for(kind) is not None:
             parts[name] = _hollow(kind, folder / name, dtype)
         elif name == "scheduler":
             parts[name] = _scheduler(kind, folder / name)

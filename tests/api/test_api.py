@@ -39,7 +39,7 @@ SKIPPING = [
     "adaptive_taylor:tolerance=1e9,guidance=difference,target=output",
     "confidence_gated_taylor:threshold=1e9,target=output,guidance=follow",
     "reuse:interval=2,target=residual",
-    "step_mask:steps=[0,1,5],basis=newton,coordinate=timestep",
+    "step_mask:steps=[0,1,5,10],basis=newton,coordinate=timestep",
 ]
 
 

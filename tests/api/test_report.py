@@ -154,8 +154,10 @@ def test_no_decision_is_taken_from_words():
 
 def test_every_reason_has_words_and_what_computes_has_advice():
     assert len({r.value for r in Reason}) == len(Reason)
-    assert {r for r in Reason if r.forced} == {Reason.WARM_UP, Reason.LAST_STEPS}
+    experts = {Reason.FIRST_OF_EXPERT, Reason.LAST_OF_EXPERT}
+    assert {r for r in Reason if r.forced} == {Reason.WARM_UP, Reason.LAST_STEPS} | experts
     assert all(advice(r) for r in Reason)
+    assert all(advice(r) != advice(Reason.OTHER) for r in Reason if r.forced)
 
 
 def test_a_config_of_a_report_can_be_read_back():

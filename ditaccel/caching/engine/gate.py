@@ -110,6 +110,8 @@ class Gate:
             step was computed. Both are gone after the call: keep a copy of what you need.
         needs_volume: `state.volume` are the latents of the first stream with their places in front
             of their channels, `(B, frames, rows, columns, C)` or fewer axes, on every call.
+        needs_total: it needs the number of steps of the loop (`step.total`); a loop where that
+            cannot be known is refused at its first call.
         needs_gaps: `gap_ended` tells what forecasts left in the latents.
         module_kinds: kinds of modules (`BlockContract.kind`) for which it decides separately, at
             module granularity: a verdict to forecast names those that rest (`Verdict.kinds`), and
@@ -124,6 +126,7 @@ class Gate:
     needs_embedding: bool = False
     needs_volume: bool = False
     needs_samples: bool = False
+    needs_total: bool = False
     needs_gaps: bool = False
     module_kinds: tuple[str, ...] = ()
 

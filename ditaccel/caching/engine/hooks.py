@@ -18,6 +18,7 @@ from ...core.outputs import all_finite, tensors_of
 from ...core.patching import PatchLedger
 from ...core.ranks import Ranks
 from ...core.reasons import Reason
+from ...errors import ConfigError
 from .blocks import Block, Blocks
 from .budget import Memory
 from .correction import check_correction, corrected
@@ -28,6 +29,11 @@ from .policy import CachePolicy
 from .state import BranchState, Call, Verdict, nbytes_of
 from .surroundings import Surroundings
 from .targets import Target
+
+_NO_TOTAL = (
+    "this method goes by how far the loop has come, and its number of steps is not known here; "
+    "call the pipeline itself, or use another caching method"
+)
 
 
 class BlockCache(PerLoop):
@@ -138,6 +144,8 @@ class BlockCache(PerLoop):
         self.memory.device = samples[0].device
         fingerprint = (kind, *((tuple(s.shape), s.dtype, s.device) for s in samples))
         state = self._state_of(step.branch, fingerprint)
+        if gate.needs_total and step.total is None:
+            raise ConfigError(_NO_TOTAL)
         gate.check(step)
         check_correction(policy, step)
         state.beside = self._states.values()

@@ -20,13 +20,9 @@ def frames(count: int) -> Tiny:
     Args:
         count: latent frames, the first of which stays as it is.
     """
-    from diffusers import (
-        FlowMatchEulerDiscreteScheduler,
-        SanaWMLTX2Refiner,
-        SanaWMLTX2RefinerTransformer3DModel,
-    )
+    import diffusers
 
-    class Refiner(SanaWMLTX2Refiner):
+    class SanaWMLTX2Refiner(diffusers.SanaWMLTX2Refiner):
         """Takes a number of steps, where the original takes noise levels."""
 
         def __call__(self, *args: Any, num_inference_steps: int, **kwargs: Any) -> torch.Tensor:
@@ -38,7 +34,7 @@ def frames(count: int) -> Tiny:
             return self.text_encoder(given.input_ids).last_hidden_state, given.attention_mask
 
     embeds = embeds_source()
-    transformer = SanaWMLTX2RefinerTransformer3DModel(
+    transformer = diffusers.SanaWMLTX2RefinerTransformer3DModel(
         in_channels=4,
         out_channels=4,
         num_attention_heads=2,
@@ -48,10 +44,10 @@ def frames(count: int) -> Tiny:
         caption_channels=16,
     )
     pipe = pipeline_of(
-        Refiner,
+        SanaWMLTX2Refiner,
         text_encoder=WordEmbeddings(16),
         transformer=transformer,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0),
     )
     return pipe, {
         "sana_latent": embeds(1, 4, count, 6, 6),
