@@ -195,9 +195,25 @@ def record(
     """
     if budget < 0:
         raise UsageError(f"memory_budget is {budget}; it must be 0 bytes or more")
-    recorder, tracker, ledger = _Recorder(budget), DenoisingTracker(pipe), PatchLedger(object())
-    scheduler = pipe.scheduler
-    step, before = scheduler.step, vars(scheduler).get("step")
+    recorder, ledger = _Recorder(budget), PatchLedger(object())
+    try:
+        _watch_transformers(pipe, transformers, adapter, recorder, ledger)
+        _watch_scheduler(pipe.scheduler, recorder, ledger)
+        result = run()
+    finally:
+        ledger.undo()
+    return result, recorder.reduced()
+
+
+def _watch_transformers(
+    pipe: Any,
+    transformers: Mapping[str, nn.Module],
+    adapter: FamilyAdapter,
+    recorder: _Recorder,
+    ledger: PatchLedger,
+) -> None:
+    """Tell the recorder of each call, with its place in the loop, until the ledger is undone."""
+    tracker = DenoisingTracker(pipe)
 
     def watch(name: str, transformer: nn.Module) -> None:
         listener, arguments = ContextListener(unwrapped(transformer)), Arguments(transformer)
@@ -218,6 +234,14 @@ def record(
 
         ledger.intercept(transformer, around)
 
+    for name, transformer in transformers.items():
+        watch(name, transformer)
+
+
+def _watch_scheduler(scheduler: Any, recorder: _Recorder, ledger: PatchLedger) -> None:
+    """Tell the recorder what each `scheduler.step` is given, until the ledger is undone."""
+    step, before = scheduler.step, vars(scheduler).get("step")
+
     def watched(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         recorder.stepped(model_output)
         return step(model_output, *args, **kwargs)
@@ -228,12 +252,5 @@ def record(
         else:
             scheduler.step = before
 
-    try:
-        for name, transformer in transformers.items():
-            watch(name, transformer)
-        ledger.on_undo(put_back)
-        scheduler.step = watched
-        result = run()
-    finally:
-        ledger.undo()
-    return result, recorder.reduced()
+    ledger.on_undo(put_back)
+    scheduler.step = watched

@@ -175,7 +175,7 @@ BROKEN = '[project]\nname = "broken"\nversion = "1"\n[project.entry-points."dita
         ),
         (
             "from ditaccel.pipelines import FamilyAdapter, register_family\n"
-            "register_family(FamilyAdapter('flux3', ('FluxTransformer2DModel',), ()))",
+            "register_family(FamilyAdapter('flux_again', ('FluxTransformer2DModel',), ()))",
             "FluxTransformer2DModel belongs to the family 'flux'",
         ),
         (

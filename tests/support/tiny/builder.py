@@ -23,7 +23,7 @@ class TinyFamily:
         resized_tokens: image or video tokens of that size.
         images: samples of each guidance branch in one transformer call.
         dispatches: whether attention goes through `dispatch_attention_fn` (else SDPA directly).
-        masked: whether attention is handed a mask.
+        masked: whether attention is handed a mask that leaves keys out.
         calls_a_layer: attention calls of each layer in one transformer call.
         variant: whether it shares all contracts with another one, and only differs in what the
             transformer is given; tests of all families leave it out (see `test_variants.py`).

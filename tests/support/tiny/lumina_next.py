@@ -8,7 +8,7 @@ from tiny.builder import Tiny, embeds_source, filled, pipeline_of, tiny_family
 from tiny.parts import SMALL, SQUARE
 
 
-@tiny_family(dispatches=False, masked=True, resized=SMALL, resized_tokens=5 * 3)
+@tiny_family(dispatches=False, resized=SMALL, resized_tokens=5 * 3)
 def lumina_next() -> Tiny:
     """`LuminaPipeline` at 11 x 11 tokens: timesteps that rise, a variance beside the noise."""
     from diffusers import FlowMatchEulerDiscreteScheduler, LuminaNextDiT2DModel, LuminaPipeline

@@ -9,6 +9,13 @@ from ditaccel.pipelines import (
     register_family,
 )
 
+
+def tokens_in(config, shape, named):
+    """Frames, rows and columns of the tokens, for methods that look at neighbours."""
+    rows, columns = (int(n) + 1 for n in named["img_ids"].amax(0)[1:])
+    return 1, rows, columns
+
+
 ADAPTER = register_family(
     FamilyAdapter(
         name="outside",
@@ -33,6 +40,7 @@ ADAPTER = register_family(
             AttentionContract("single_transformer_blocks", "attn"),
         ),
         tokens=packed_tokens,
+        grid_rule=tokens_in,
         text="front",
         presets=adaptive_presets(),
     )
