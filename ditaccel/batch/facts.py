@@ -17,6 +17,7 @@ from ..core.patching import unwrapped
 from ..core.transformers import denoisers_of
 from ..errors import ConfigError, UnsupportedError, UsageError
 from ..io import given
+from ..io.asking import refuse_modular
 from ..io.factory import Factory
 from ..io.models import (
     Sheet,
@@ -205,7 +206,12 @@ def _starts_from(name: str, arguments: dict[str, bool]) -> str:
 
 
 def _arguments_of(cls: type) -> dict[str, bool]:
-    """Parameters of a pipeline's call -> whether it has a default."""
+    """Parameters of a pipeline's call -> whether it has a default.
+
+    Raises:
+        UnsupportedError: a modular pipeline, whose call names none.
+    """
+    refuse_modular(cls, "generate")
     return {
         key: parameter.default is not inspect.Parameter.empty
         for key, parameter in inspect.signature(cls.__call__).parameters.items()
@@ -223,6 +229,7 @@ def facts_of(pipe: Any) -> Facts:
         pipe: a diffusers pipeline.
 
     Raises:
+        UnsupportedError: it is a modular pipeline.
         UsageError: it is not a pipeline, or its model's sample.json is damaged.
     """
     cls = type(pipe)
@@ -252,6 +259,7 @@ def read_facts(model: str, factory: Factory | None = None) -> Facts:
             stands in for the model's own, and the model need not be a folder then.
 
     Raises:
+        UnsupportedError: it is a modular pipeline.
         UsageError: there is none, or it needs code of its own.
     """
     cls = None if factory is None else factory.pipeline_class()

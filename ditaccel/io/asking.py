@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import DitaccelError, UsageError
+from ..errors import DitaccelError, UnsupportedError, UsageError
 from ..warning import warn
 from . import given as given_texts
 from .models import Sheet, class_label, is_class_pipeline, line_of
@@ -44,6 +44,26 @@ def check_taken(names: Iterable[str], taken: Iterable[str], pipeline: str) -> No
         if name not in known:
             hint = given_texts.suggest(name, known)
             raise UsageError(f"{name}: {pipeline} takes no such argument{hint}", "call")
+
+
+def refuse_modular(kind: type, verb: str) -> None:
+    """Look whether a pipeline gives pictures when it is called as others are.
+
+    A modular pipeline gives what its last blocks leave, and takes no `output_type`.
+
+    Args:
+        kind: class of the pipeline.
+        verb: who asks, for the message.
+
+    Raises:
+        UnsupportedError: it is one of diffusers' modular pipelines.
+    """
+    # by name: diffusers need not be loaded
+    if any(base.__name__ == "ModularPipeline" for base in kind.__mro__):
+        raise UnsupportedError(
+            f"{verb} does not work on modular pipelines ({kind.__name__}): their calls do "
+            "not give pictures in one known form; use ditaccel.accelerate and call it from Python"
+        )
 
 
 def check_call(pipe: Any, call: Mapping[str, Any], verb: str) -> None:

@@ -21,7 +21,7 @@ from ..core._compat import refuse_split
 from ..core.transformers import transformers_of
 from ..errors import ConfigError, UsageError
 from ..io import given
-from ..io.asking import check_call
+from ..io.asking import check_call, refuse_modular
 from ..io.progress import Progress, duration
 from ..io.prompts import Prompt, as_calls, listed
 from ..pipelines import FamilyAdapter
@@ -75,10 +75,11 @@ def _tunable(
 
     Raises:
         UsageError: an accelerated pipeline, or unusable calls.
-        UnsupportedError: no transformer, or one that is split over devices.
+        UnsupportedError: no transformer, one that is split over devices, or a modular pipeline.
     """
     if not calls:
         raise UsageError("tune needs at least one call to learn from")
+    refuse_modular(type(pipe), "tune")
     for call in calls:
         named = sorted({"output_type", "generator"} & set(call))
         if named:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ditaccel.io.asking import asked
+from ditaccel.io.asking import asked, refuse_modular
 from ditaccel.io.frames import to_uint8
 from ditaccel.io.models import execution_device, is_class_pipeline
 
@@ -59,9 +59,13 @@ class Sampler:
         pipe: the diffusers pipeline.
         call: arguments of the call besides prompt, seed and step count (see `asking`).
         steps: scheduler steps of the dense run.
+
+    Raises:
+        UnsupportedError: a modular pipeline.
     """
 
     def __init__(self, pipe: Any, call: dict[str, Any], steps: int) -> None:
+        refuse_modular(type(pipe), "eval")
         self.pipe = pipe
         self.call = {k: v for k, v in call.items() if k != "num_inference_steps"}
         self.steps = steps
