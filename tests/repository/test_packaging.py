@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -32,6 +33,22 @@ def _run(command: list[str | Path], cwd: Path) -> str:
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def test_data_files_of_packages_are_declared():
+    """Without a wheel: a file that `package-data` does not name is left out of it."""
+    facts = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    declared = facts["tool"]["setuptools"]["package-data"]
+    found = set()
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*"):
+            if path.suffix not in {*DATA} - {".py"} or not (path.parent / "__init__.py").is_file():
+                continue  # (measurements lie in folders that are not packages)
+            folder = ".".join(path.relative_to(ROOT).parts[:-1])
+            package = folder if room == "ditaccel" else f"ditaccel.{folder}"
+            assert any(path.match(each) for each in declared.get(package, ())), path
+            found.add(package)
+    assert found == set(declared)
 
 
 @pytest.fixture(scope="module")
