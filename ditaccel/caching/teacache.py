@@ -72,8 +72,14 @@ POLYNOMIALS: Mapping[Published, tuple[Signal, Coefficients]] = {
         "embedding",
         (-303318.725, 49053.7029, -2655.30556, 58.7365115, -0.315583525),
     ),
-    "wan_i2v_480": ("embedding", (257151.0, -35423.0, 1402.9, -13.589, 0.13252)),
-    "wan_i2v_720": ("embedding", (8107.05, 2133.9, -372.93, 16.62, -0.041777)),
+    "wan_i2v_480": (
+        "embedding",
+        (257151.496, -35422.9917, 1402.86849, -13.5890334, 0.132517977),
+    ),
+    "wan_i2v_720": (
+        "embedding",
+        (8107.0546, 2133.93892, -372.934672, 16.6203073, -0.0417769401),
+    ),
 }
 # Below this share of the variance explained, an input says little about the output.
 _LEAST_R2 = 0.3
