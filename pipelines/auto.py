@@ -27,7 +27,7 @@ from .adapter import (
     patch_tokens,
 )
 
-_TIMESTEPS = ("timestep", "timesteps", "t")
+TIMESTEPS = ("timestep", "timesteps", "t")
 _SAMPLES = ("hidden_states", "x", "sample", "latents")
 _TEXT = re.compile(r"encoder|context|text|txt|caption|cap_|prompt")
 _FEED_FORWARD = re.compile(r"feed_?forward|mlp|ffn", re.IGNORECASE)
@@ -57,10 +57,10 @@ def recognise(transformer: nn.Module) -> FamilyAdapter:
     """
     kind = type(transformer).__name__
     names = list(inspect.signature(transformer.forward).parameters)
-    timestep = next((n for n in _TIMESTEPS if n in names), None)
+    timestep = next((n for n in TIMESTEPS if n in names), None)
     sample = next((n for n in _SAMPLES if n in names), None)
     if timestep is None or sample is None:
-        what, known = ("timestep", _TIMESTEPS) if timestep is None else ("latents", _SAMPLES)
+        what, known = ("timestep", TIMESTEPS) if timestep is None else ("latents", _SAMPLES)
         raise NotRecognisedError(
             f"{kind}.forward has no argument for the {what} (looked for {', '.join(known)}; it has "
             f"{', '.join(names)})"

@@ -81,9 +81,17 @@ def relative_rmse(result: torch.Tensor, expected: torch.Tensor) -> float:
 _MORE = {"strength": 2, "text_token_tags": 1, "use_kv_cache": 1}
 
 
-def short(call: Mapping[str, Any], steps: int = 5) -> dict[str, Any]:
-    """The same call with few steps."""
+def short(call: Mapping[str, Any], steps: int = 5, scheduler: Any = None) -> dict[str, Any]:
+    """The same call with few steps.
+
+    Args:
+        call: arguments of the pipeline.
+        steps: how many of them are to be of use.
+        scheduler: the pipeline's. A multistep solver gets one step more: methods that watch their
+            own error compute its last but one.
+    """
     more = sum(count for name, count in _MORE.items() if name in call)
+    more += "Multistep" in type(scheduler).__name__
     return {**call, "num_inference_steps": steps + more}
 
 
@@ -92,14 +100,16 @@ class Subject:
 
     Args:
         family: of `FAMILIES`.
-        steps: scheduler steps of a generation (two more where it begins in the middle of the
-            schedule); by default the pipeline's own.
+        steps: scheduler steps of a generation (more where some are of no use, see `short`); by
+            default the pipeline's own.
     """
 
     def __init__(self, family: TinyFamily, steps: int | None = None) -> None:
         self.family = family
         self.pipe, call = family()
-        self.call = call if steps is None else short(call, steps)
+        self.call = call
+        if steps is not None:
+            self.call = short(call, steps, self.pipe.components.get("scheduler"))
         self.dense = self.run()
         # (diffusers itself leaves a hook registry on the first run)
         self.clean = traces(self.pipe)
