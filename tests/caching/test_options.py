@@ -16,14 +16,16 @@ BUDGET = {"memory_budget", "on_budget"}
 OPTIONS = {
     "adaptive_taylor": TARGET
     | BUDGET
-    | {"guidance_interval", "tolerance", "warmup", "final", "max_interval"},
+    | {"guidance_interval", "tolerance", "warmup", "final", "max_interval", "few"},
     "confidence_gated_taylor": TARGET
     | BUDGET
     | {"threshold", "block_order", "warmup", "final", "gate_history", "reduce", "max_consecutive"},
     "first_block_residual": FORECAST
     | {"threshold", "warmup", "final", "reduce", "max_consecutive"},
     "reuse": {"interval", "warmup", "final", "target"},
-    "step_mask": TARGET | {"guidance_interval", "guidance_steps", "steps", "total"},
+    "step_mask": TARGET
+    | {"guidance_interval", "guidance_steps", "steps", "total"}
+    | {"orders", "guidance_orders", "resample"},
     "taylorseer": TARGET
     | BUDGET
     | {"guidance_interval", "interval", "warmup", "warmup_history", "final", "granularity"},

@@ -91,9 +91,9 @@ def test_masks_of_numbers_leave_attention_dense_and_say_so(monkeypatch):
     looks = []
 
     class CountedMask(KeyMask):
-        def __init__(self, mask):
+        def __init__(self, mask, image=None):
             looks.append(mask)
-            super().__init__(mask)
+            super().__init__(mask, image)
 
     monkeypatch.setattr(masks, "KeyMask", CountedMask)
     pipe, call = FAMILIES["chroma"]()
