@@ -43,11 +43,18 @@ class FewStepsGate(Gate):
 
     Args:
         most: how many are skipped.
+        in_place_of: the gate of longer loops.
     """
 
     most: int
+    in_place_of: Gate
 
     by_place = True
+
+    def check(self, step: DenoisingStep) -> None:
+        """Where a loop turns out to be of another length, there is no mask for it."""
+        if step.total is None:
+            self.in_place_of.check(step)
 
     def skips_nothing(self, total: int | None) -> bool:
         return not skipped_of_few(total, self.most)

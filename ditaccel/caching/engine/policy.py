@@ -112,7 +112,7 @@ class CachePolicy:
             return self
         return replace(
             self,
-            gate=FewStepsGate(self.few),
+            gate=FewStepsGate(self.few, self.gate),
             rules=StepRules(exact=True),
             order=0,
             correction="never",
