@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from ditaccel.eval import specs
 from documents import ROOT, Block
 
-from ditaccel import cli, config, pipelines
+from ditaccel import cli, config, families, methods, pipelines
 
 DOCUMENTS = documents.documents()
 BLOCKS = {path: documents.blocks(path) for path in DOCUMENTS}
@@ -72,6 +72,18 @@ def test_readme_opens_with_python() -> None:
 
 def test_readme_is_short() -> None:
     assert len(documents.read("README.md").encode()) <= 9000
+
+
+def test_readme_counts_what_there_is() -> None:
+    kinds = [config.kind for config in methods().values()]
+    said = re.search(
+        r"(\d+) caching methods .*?, (\d+) of sparse attention and (\d+) families",
+        documents.read("README.md"),
+        re.DOTALL,
+    )
+    assert said is not None
+    there = (kinds.count("cache"), kinds.count("attention"), len(families()))
+    assert tuple(map(int, said.groups())) == there
 
 
 @pytest.mark.parametrize(
