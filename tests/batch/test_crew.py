@@ -186,3 +186,17 @@ def test_killing_the_command_ends_its_workers(
     (left,) = os.listdir(out / "workers")
     assert f"-{child}-" in left  # the killed command's own, for the next one to sweep
     assert len(booked(out)) == len({line["id"] for line in booked(out)}) < 3000
+
+
+def test_a_worker_leaves_whose_command_died_while_it_started(
+    generate: Generate, jobs: Jobs, crew: list[ForkedWorker], monkeypatch: Any
+) -> None:
+    gone = os.fork()
+    if gone == 0:
+        os._exit(0)
+    os.waitpid(gone, 0)
+    spawn = local.spawn
+    monkeypatch.setattr(local, "spawn", lambda given, env: spawn([*given[:-1], str(gone)], env))
+    code, printed, noted = generate(jobs(3000), "--workers", "2")
+    assert code == 2 and "the command that started this worker is gone" in noted
+    assert "3000 of 3000" not in printed and None not in [worker.returncode for worker in crew]

@@ -22,10 +22,10 @@ class ForkedWorker:
             os.close(read)
             os.dup2(write, 1)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            root, run, slot = arguments
+            root, run, slot, parent = arguments
             code = 1
             try:
-                code = worker_main.main(root, run, int(slot))
+                code = worker_main.main(root, run, int(slot), int(parent))
             finally:
                 os._exit(code)
         os.close(write)

@@ -158,7 +158,8 @@ class _Crew:
         environment = dict(os.environ)
         if self.run.options.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.run.options.threads)
-        process = spawn([str(self.folder.root), str(self.path), str(slot)], environment)
+        arguments = [str(self.folder.root), str(self.path), str(slot), str(os.getpid())]
+        process = spawn(arguments, environment)
         self.processes[slot] = process
         reader = threading.Thread(target=self._read, args=(process,), daemon=True)
         reader.start()

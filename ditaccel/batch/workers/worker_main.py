@@ -1,4 +1,4 @@
-"""`python -P -m ditaccel.batch.workers.worker_main FOLDER RUN SLOT`: one of several local workers.
+"""`python -P -m ditaccel.batch.workers.worker_main FOLDER RUN SLOT PARENT`: one of several local workers.
 
 What the command that started it shows goes to stdout, a JSON object per line: results, `warning`
 and `error`. Everything else goes to stderr.
@@ -25,8 +25,15 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def main(root: str, run_file: str, slot: int) -> int:
+def main(root: str, run_file: str, slot: int, parent: int) -> int:
     """Work on a job until nothing is left.
+
+    Args:
+        root: folder of the job.
+        run_file: what `write_run` wrote.
+        slot: number of this worker among those of the command.
+        parent: process of the command. It is told and not asked for, since the command may have
+            died while this process was starting.
 
     Returns:
         0; 2 for an error that another worker would have, too; 130 when told to stop.
@@ -51,7 +58,7 @@ def main(root: str, run_file: str, slot: int) -> int:
                 os._exit(INTERRUPTED)  # still loading: nothing is claimed yet
             told[0].stop(reason)
 
-        claims = join(folder, run, lost, os.getppid())
+        claims = join(folder, run, lost, parent)
         try:
             signal.signal(signal.SIGTERM, _interrupt)
             worker = make_worker(folder, run, slot, folder.items(), claims, tell)
@@ -72,4 +79,4 @@ def main(root: str, run_file: str, slot: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    sys.exit(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
