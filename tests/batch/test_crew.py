@@ -200,3 +200,14 @@ def test_a_worker_leaves_whose_command_died_while_it_started(
     code, printed, noted = generate(jobs(3000), "--workers", "2")
     assert code == 2 and "the command that started this worker is gone" in noted
     assert "3000 of 3000" not in printed and None not in [worker.returncode for worker in crew]
+
+
+def test_a_worker_that_loses_its_command_while_loading_leaves_nothing_behind(
+    generate: Generate, jobs: Jobs, tmp_path: Path, crew: list[ForkedWorker], monkeypatch: Any
+) -> None:
+    spawn, parent = local.spawn, os.getppid()
+    monkeypatch.setattr(local, "spawn", lambda given, env: spawn([*given[:-1], str(parent)], env))
+    monkeypatch.setattr(module, "open_pipeline", lambda *_: time.sleep(30))
+    generate(jobs(4), "--workers", "2")
+    assert {worker.returncode for worker in crew} == {130}
+    assert_tidy(tmp_path / "out", finished=False)

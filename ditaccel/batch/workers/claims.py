@@ -246,7 +246,8 @@ class Claims:
     def close(self) -> None:
         """Leave: the heartbeat ends and the worker's folder goes, with all drafts in it."""
         self._stop.set()
-        self._thread.join(timeout=2 * BEAT)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=2 * BEAT)
         shutil.rmtree(self.home, ignore_errors=True)
 
     @guarded

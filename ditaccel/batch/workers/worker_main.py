@@ -1,4 +1,4 @@
-"""`python -P -m ditaccel.batch.workers.worker_main FOLDER RUN SLOT PARENT`: one of several local workers.
+"""`python -P -m ditaccel.batch.workers.worker_main FOLDER RUN SLOT PARENT`: a local worker.
 
 What the command that started it shows goes to stdout, a JSON object per line: results, `warning`
 and `error`. Everything else goes to stderr.
@@ -17,6 +17,7 @@ from typing import Any
 from ...errors import DitaccelError
 from ..folder import JobFolder
 from ..run import join, make_worker, read_run
+from .claims import Claims
 
 INTERRUPTED = 130
 
@@ -52,13 +53,18 @@ def main(root: str, run_file: str, slot: int, parent: int) -> int:
     try:
         run = read_run(Path(run_file))
         told: list[Any] = []
+        joined: list[Claims] = []
 
         def lost(reason: str) -> None:
-            if not told:
-                os._exit(INTERRUPTED)  # still loading: nothing is claimed yet
-            told[0].stop(reason)
+            if told:
+                told[0].stop(reason)
+                return
+            for each in joined:
+                each.close()
+            os._exit(INTERRUPTED)  # still loading: nothing is claimed yet
 
         claims = join(folder, run, lost, parent)
+        joined.append(claims)
         try:
             signal.signal(signal.SIGTERM, _interrupt)
             worker = make_worker(folder, run, slot, folder.items(), claims, tell)
