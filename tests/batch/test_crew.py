@@ -202,12 +202,23 @@ def test_a_worker_leaves_whose_command_died_while_it_started(
     assert "3000 of 3000" not in printed and None not in [worker.returncode for worker in crew]
 
 
-def test_a_worker_that_loses_its_command_while_loading_leaves_nothing_behind(
-    generate: Generate, jobs: Jobs, tmp_path: Path, crew: list[ForkedWorker], monkeypatch: Any
+def test_workers_that_lose_their_command_while_loading_leave_nothing_behind(
+    model: Path, jobs: Jobs, tmp_path: Path, crew: list[ForkedWorker], monkeypatch: Any
 ) -> None:
-    spawn, parent = local.spawn, os.getppid()
-    monkeypatch.setattr(local, "spawn", lambda given, env: spawn([*given[:-1], str(parent)], env))
-    monkeypatch.setattr(module, "open_pipeline", lambda *_: time.sleep(30))
-    generate(jobs(4), "--workers", "2")
-    assert {worker.returncode for worker in crew} == {130}
-    assert_tidy(tmp_path / "out", finished=False)
+    workers = tmp_path / "out" / "workers"
+    arguments = ["generate", str(model), "--jobs", str(jobs(4)), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(module, "open_pipeline", lambda *_: time.sleep(90))
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os._exit(main([*arguments, "--workers", "2"]))
+    end = time.monotonic() + 60
+    while len(list(workers.glob("*"))) < 3 and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    end = time.monotonic() + 60
+    while len(os.listdir(workers)) > 1 and time.monotonic() < end:
+        time.sleep(0.05)
+    (left,) = os.listdir(workers)
+    assert f"-{child}-" in left  # the killed command's own
