@@ -146,7 +146,7 @@ class StepMaskConfig(DifferenceOptions, TargetOptions):
     @classmethod
     def examples(cls) -> tuple[Example, ...]:
         """See `MethodConfig`."""
-        return (Example(cls(steps=tuple(range(20))), cls(steps=(0, 2))),)
+        return (Example(cls(steps=tuple(range(20))), cls(steps=(0, 2, 5))),)
 
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""

@@ -1,5 +1,7 @@
 """The computed share of a report against what hooks on the layers counted, whatever skipped."""
 
+import inspect
+
 import pytest
 import torch
 from compositions import transformers
@@ -28,17 +30,29 @@ class Counted:
     """Multiplications of the linear layers over tokens, counted as they run.
 
     What is computed once a sample (modulation) is no work beside that, and runs in forecast steps
-    too where single modules are forecast.
+    too where single modules are forecast. Calls that only fill a cache of keys and values are no
+    steps, and are left out.
     """
 
     def __init__(self, pipe):
         self.work = 0.0
         self.parameters = 0
         self.queries = 0
+        self.is_step = True
         for transformer in transformers(pipe):
             adapter = ditaccel.pipelines.adapter_for(type(transformer).__name__)
+            if adapter.prepares is not None:
+                self._leave_out(transformer, adapter.prepares)
             for block in find_blocks(transformer, adapter.blocks):
                 self._watch(block.module)
+
+    def _leave_out(self, transformer, prepares):
+        names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+
+        def before(module, args, kwargs):
+            self.is_step = not prepares({**dict(zip(names, args, strict=False)), **kwargs})
+
+        transformer.register_forward_pre_hook(before, with_kwargs=True)
 
     def _watch(self, block):
         block.register_forward_hook(self._count_block)
@@ -49,10 +63,12 @@ class Counted:
                 module.register_forward_hook(self._count_query)
 
     def _count_block(self, module, args, output):
-        self.parameters += sum(p.numel() for p in module.parameters())
+        if self.is_step:
+            self.parameters += sum(p.numel() for p in module.parameters())
 
     def _count(self, module, args, output):
-        if output.ndim > 2 and output.shape[-2] > 1:
+        # packed tokens have no axis of samples, of which there are few
+        if self.is_step and output.shape[-2] > (1 if output.ndim > 2 else 4):
             self.work += output.numel() * module.in_features
 
     def _count_query(self, module, args, output):

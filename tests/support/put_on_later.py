@@ -326,6 +326,8 @@ def check(family: TinyFamily, change: str, when: str, method: str) -> str:
     try:
         result, lines = _together(pipe, call, expected.apply, when, spec)
     except ditaccel.UnsupportedError as error:
+        if _refused_alone(family, spec) == str(error):
+            return "the method does not apply"
         assert refused, f"refused without need: {error}"
         assert refused in str(error)
         if not (when == "after" and refused == WHOLE):
@@ -345,6 +347,17 @@ def check(family: TinyFamily, change: str, when: str, method: str) -> str:
     assert error <= expected.rounding, "another result than put on before"
     _undo(pipe, call, dense, expected)
     return "works"
+
+
+def _refused_alone(family: TinyFamily, spec: str) -> str:
+    """The line with which a method is refused without any change, "" where it is not."""
+    pipe, call = family()
+    try:
+        ditaccel.accelerate(pipe, spec)
+        generate(pipe, short(call))
+    except ditaccel.UnsupportedError as error:
+        return str(error)
+    return ""
 
 
 def dense_under(family: TinyFamily, change: str) -> torch.Tensor:
