@@ -16,7 +16,7 @@ import torch
 from card import _percent, _save, _scores
 from diffusers import UniPCMultistepScheduler, WanPipeline
 from experts import BOUNDARY, SHIFT, build_expert, expert_loss
-from export import CALLS, MODELS
+from export import CALLS, MODELS, save
 from judge import generate, sheet
 from loop import RUNS, averaged
 from matplotlib import pyplot as plt
@@ -110,10 +110,7 @@ def write(pipe: WanPipeline, folder: Path) -> None:
             shutil.rmtree(old)
     for part in (pipe.transformer, pipe.transformer_2):
         part.to(torch.float16)
-    pipe.save_pretrained(folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    index.pop("_name_or_path", None)  # a path of this machine
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    save(pipe, folder)
     for part in SHARED:
         shutil.rmtree(folder / part)
         (folder / part).symlink_to(Path("..") / "shapes-wan" / part)

@@ -153,6 +153,15 @@ def _write_sample_json(name: str, folder: Path) -> None:
     (folder / "sample.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
+def save(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Write a pipeline, without the places on this machine that its parts were loaded from."""
+    pipe.save_pretrained(folder)
+    for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def export(name: str) -> Path:
     """Write one model; weights in float16, text encoders (small, type-sensitive) in float32."""
     folder = MODELS / f"shapes-{name}"
@@ -165,7 +174,7 @@ def export(name: str) -> Path:
     for old in folder.iterdir() if folder.exists() else ():
         if old.is_dir() and old.name != "card":
             shutil.rmtree(old)
-    pipe.save_pretrained(folder)
+    save(pipe, folder)
     if name == "dit":
         # DiTPipeline reads the labels from here but does not write them.
         index = json.loads((folder / "model_index.json").read_text())

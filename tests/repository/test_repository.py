@@ -1,5 +1,7 @@
 """Rules about the repository itself: folders, file lengths, packaging lists."""
 
+import re
+
 import pytest
 from checkout import ROOT, tracked
 
@@ -30,6 +32,14 @@ def test_every_folder_of_a_room_is_a_package() -> None:
         if path.suffix == ".py" and path.parts[0] in ("ditaccel", "kernels", "pipelines", "eval")
     }
     assert [str(path) for path in folders if not (ROOT / path / "__init__.py").exists()] == []
+
+
+def test_no_file_names_a_place_on_somebodys_machine() -> None:
+    """`save_pretrained` writes where a part was loaded from, for one."""
+    place = re.compile(rb"(?<![\w.~-])/(?:home|Users|root|work|workspace)/\w")
+    kinds = (".py", ".md", ".json", ".yaml", ".toml", ".ipynb", ".sh", ".csv", ".txt", "")
+    files = [path for path in tracked() if path.suffix in kinds and (ROOT / path).is_file()]
+    assert [str(path) for path in files if place.search((ROOT / path).read_bytes())] == []
 
 
 def test_pinned_packages_hold_no_trap() -> None:
