@@ -147,7 +147,7 @@ def _chosen(
             "out for the preset 'balanced', or take off what is on with ditaccel.restore(pipe)"
         )
     else:
-        chosen = configs.resolve(str(config) if config is BALANCED else config, adapter)
+        chosen = configs.resolve(config, adapter)
     if cache is not None:
         chosen = replace(chosen, cache=cache)
     if attention is not None:

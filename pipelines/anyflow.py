@@ -4,11 +4,10 @@ Its output is the mean velocity from one timestep to the next, so that any numbe
 picture: compare with fewer steps first.
 """
 
-import math
 from typing import Any
 
 from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets
-from .grids import Grid
+from .grids import Grid, tokens_on
 
 
 def _grid(config: Any, shape: tuple[int, ...], named: Any) -> Grid:
@@ -17,17 +16,12 @@ def _grid(config: Any, shape: tuple[int, ...], named: Any) -> Grid:
     return shape[1], shape[3] // rows, shape[4] // columns
 
 
-def _tokens(config: Any, shape: tuple[int, ...]) -> int:
-    """Video tokens; the latents are `(B, F, C, H, W)`."""
-    return math.prod(_grid(config, shape, {}))
-
-
 ADAPTER = FamilyAdapter(
     name="anyflow",
     transformers=("AnyFlowTransformer3DModel",),
     blocks=(BlockContract("blocks", forecast_modules=("attn1", "attn2", "ffn")),),
     attention=(AttentionContract("blocks"),),
-    tokens=_tokens,
+    tokens=tokens_on(_grid),
     grid_rule=_grid,
     guidance="batched",
     presets=adaptive_presets(),

@@ -1,16 +1,7 @@
 """CogVideoX (text, image or video to video): joint attention, text in front, guidance batched."""
 
-import math
-from typing import Any
-
 from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets
-from .grids import frames_first
-
-
-def _tokens(config: Any, shape: tuple[int, ...]) -> int:
-    """Video tokens; the latents are `(B, F, C, H, W)`."""
-    return math.prod(frames_first(config, shape, {}))
-
+from .grids import frames_first, tokens_on
 
 ADAPTER = FamilyAdapter(
     name="cogvideox",
@@ -24,7 +15,7 @@ ADAPTER = FamilyAdapter(
         ),
     ),
     attention=(AttentionContract("transformer_blocks"),),
-    tokens=_tokens,
+    tokens=tokens_on(frames_first),
     grid_rule=frames_first,
     text="front",
     embedding="time_embedding",

@@ -1,16 +1,7 @@
 """ConsisID (image of a person to video): CogVideoX's blocks, with attention to the face between."""
 
-import math
-from typing import Any
-
 from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets
-from .grids import frames_first
-
-
-def _tokens(config: Any, shape: tuple[int, ...]) -> int:
-    """Video tokens; the latents are `(B, F, C, H, W)`."""
-    return math.prod(frames_first(config, shape, {}))
-
+from .grids import frames_first, tokens_on
 
 ADAPTER = FamilyAdapter(
     name="consisid",
@@ -24,7 +15,7 @@ ADAPTER = FamilyAdapter(
         ),
     ),
     attention=(AttentionContract("transformer_blocks"),),
-    tokens=_tokens,
+    tokens=tokens_on(frames_first),
     grid_rule=frames_first,
     text="front",
     guidance="batched",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +12,7 @@ from torch import Tensor
 Grid = tuple[int, int, int]
 # Of a transformer's config, the shape of its latents, and the arguments of its call by name.
 GridRule = Callable[[Any, tuple[int, ...], Mapping[str, Any]], Grid | None]
+TokenRule = Callable[[Any, tuple[int, ...]], int]
 
 
 def of_patches(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid:
@@ -25,6 +28,15 @@ def patch_grid(config: Any, shape: tuple[int, ...]) -> Grid:
     pairs = zip(reversed(shape[2:]), reversed(patch), strict=False)
     columns, rows, frames = (*(size // step for size, step in pairs), 1, 1)[:3]
     return frames, rows, columns
+
+
+def tokens_on(rule: Callable[[Any, tuple[int, ...], Mapping[str, Any]], Grid]) -> TokenRule:
+    """Image or video tokens by a rule that asks for no arguments of the call."""
+    return partial(_count, rule)
+
+
+def _count(rule: Any, config: Any, shape: tuple[int, ...]) -> int:
+    return math.prod(rule(config, shape, {}))
 
 
 def from_ids(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid | None:

@@ -3,7 +3,6 @@
 The blocks have the image that is made in front, then the one that is edited.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from .adapter import (
     FamilyAdapter,
     adaptive_presets,
 )
-from .grids import Grid
+from .grids import Grid, tokens_on
 
 
 def _grid(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid:
@@ -22,11 +21,6 @@ def _grid(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid
     images = shape[1] if len(shape) == 6 else 1
     frames, rows, columns = (n // p for n, p in zip(shape[-3:], config.patch_size, strict=True))
     return images * frames, rows, columns
-
-
-def _tokens(config: Any, shape: tuple[int, ...]) -> int:
-    """Tokens of all images."""
-    return math.prod(_grid(config, shape, {}))
 
 
 ADAPTER = FamilyAdapter(
@@ -42,7 +36,7 @@ ADAPTER = FamilyAdapter(
         ),
     ),
     attention=(AttentionContract("double_blocks", "attn"),),
-    tokens=_tokens,
+    tokens=tokens_on(_grid),
     grid_rule=_grid,
     text="back",
     presets=adaptive_presets(),

@@ -1,8 +1,5 @@
 """Kandinsky 5 (text or image to video, text to image): text by cross-attention, channels last."""
 
-import math
-from typing import Any
-
 from .adapter import (
     BY_DIFFERENCE,
     AttentionContract,
@@ -10,13 +7,7 @@ from .adapter import (
     FamilyAdapter,
     adaptive_presets,
 )
-from .grids import channels_last
-
-
-def _tokens(config: Any, shape: tuple[int, ...]) -> int:
-    """Video tokens; the latents are `(B, F, H, W, C)`."""
-    return math.prod(channels_last(config, shape, {}))
-
+from .grids import channels_last, tokens_on
 
 ADAPTER = FamilyAdapter(
     name="kandinsky5",
@@ -30,7 +21,7 @@ ADAPTER = FamilyAdapter(
     ),
     # With NABLA (a sparse attention of its own) the model masks by blocks: then this stays dense.
     attention=(AttentionContract("visual_transformer_blocks", "self_attention"),),
-    tokens=_tokens,
+    tokens=tokens_on(channels_last),
     grid_rule=channels_last,
     presets=adaptive_presets(),
     base=BY_DIFFERENCE,

@@ -1,8 +1,5 @@
 """Kandinsky 6 (text or image to video with sound): two streams of latents, channels last."""
 
-import math
-from typing import Any
-
 from .adapter import (
     BY_DIFFERENCE,
     AttentionContract,
@@ -10,7 +7,7 @@ from .adapter import (
     FamilyAdapter,
     adaptive_presets,
 )
-from .grids import channels_last
+from .grids import channels_last, tokens_on
 
 _VIDEO, _AUDIO = "video_dec_block", "audio_dec_block"
 _CROSS = (
@@ -19,11 +16,6 @@ _CROSS = (
     "va_cross_attention",
     "av_cross_attention",
 )
-
-
-def _tokens(config: Any, shape: tuple[int, ...]) -> int:
-    """Video tokens; the latents are `(B, F, H, W, C)`, an image's frame behind the others."""
-    return math.prod(channels_last(config, shape, {}))
 
 
 ADAPTER = FamilyAdapter(
@@ -48,7 +40,7 @@ ADAPTER = FamilyAdapter(
     ),
     # Ten seconds of sound are 430 tokens: too few for tiles.
     attention=(AttentionContract("visual_transformer_blocks", f"{_VIDEO}.self_attention"),),
-    tokens=_tokens,
+    tokens=tokens_on(channels_last),
     grid_rule=channels_last,
     second_stream="audio_hidden_states",
     presets=adaptive_presets(),

@@ -22,7 +22,6 @@ ADAPTER = FamilyAdapter(
         BlockContract(
             "blocks",
             forecast_modules=("self_attn", "cross_attn", "ffn"),
-            cross=("cross_attn",),
         ),
     ),
     no_attention_because="its frames also see the keys of the reference video's frames, and tile "

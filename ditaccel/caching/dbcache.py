@@ -62,11 +62,6 @@ class DualBlockGate(FirstBlockGate):
         counts.difference += verdict.error or 0.0
         return verdict
 
-    def error(
-        self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
-    ) -> torch.Tensor:
-        return self.compared(state, after - before, state.first.newest)
-
     def finished(self, step: DenoisingStep, state: BranchState, verdict: Verdict) -> None:
         state.memory.forecasts += verdict.forecast
 

@@ -50,10 +50,10 @@ class RateGate(AccumulatingGate):
     def finished(self, step: DenoisingStep, state: BranchState, verdict: Verdict) -> None:
         super().finished(step, state, verdict)
         memory: _Rate = state.memory
-        latents = memory.previous = _flat(state.samples).clone()
+        latents = memory.previous = _flat(state.samples)
         if verdict.forecast:
             return
-        output = _flat(state.outputs).clone()
+        output = _flat(state.outputs)
         if memory.computed:
             before, returned = memory.computed
             change = _mean_abs(latents - before).clamp_min(1e-12)
@@ -62,7 +62,7 @@ class RateGate(AccumulatingGate):
 
 
 def _flat(streams: list[torch.Tensor]) -> torch.Tensor:
-    """All numbers of a call, `(N,)`: means are taken over every one of them."""
+    """All numbers of a call, `(N,)`, copied: means are taken over every one of them."""
     return torch.cat([stream.flatten() for stream in streams])
 
 

@@ -6,23 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from ..config import Example, method
-from ..core.denoising.tracker import DenoisingStep
 from .engine.gate import FirstBlockGate, StepRules
 from .engine.options import ForecastOptions, Reduce, check_threshold
 from .engine.policy import CachePolicy
-from .engine.state import BranchState
-
-
-class FirstBlockResidualGate(FirstBlockGate):
-    """How far did the first block's residual move since the last computed step?"""
-
-    def error(
-        self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
-    ) -> torch.Tensor:
-        return self.compared(state, after - before, state.first.newest)
 
 
 @method("first_block_residual", paper="https://github.com/chengzeyi/ParaAttention")
@@ -65,7 +52,7 @@ class FirstBlockResidualConfig(ForecastOptions):
     def policy(self) -> CachePolicy:
         """What the hooks carry out."""
         return self.cache_policy(
-            FirstBlockResidualGate(self.threshold, self.reduce == "worst_sample"),
+            FirstBlockGate(self.threshold, self.reduce == "worst_sample"),
             StepRules(self.warmup, self.final, self.max_consecutive),
             target="residual",
             first_feature="residual",

@@ -9,29 +9,22 @@ from typing import Any, ClassVar
 from ..config import CacheConfig, Example, method
 from ..core.denoising.tracker import DenoisingStep
 from ..core.reasons import Reason
-from .engine.gate import Gate, StepRules
+from .engine.gate import IntervalGate, StepRules
 from .engine.options import check_options
 from .engine.policy import CachePolicy
 from .engine.state import BranchState, Verdict
 
 
 @dataclass
-class CountdownGate(Gate):
+class CountdownGate(IntervalGate):
     """Every `interval`-th step, counted back from the last one."""
-
-    interval: int
-    by_place = True
-
-    def skips_nothing(self, total: int | None) -> bool:
-        return self.interval == 1
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         # a loop of unknown length can only be counted from its beginning
         left = step.index if step.total is None else step.total - 1 - step.index
-        # (guidance may have left this branch out for a while)
-        if left % self.interval == 0 or step.index - state.last_index >= self.interval:
+        if left % self.interval == 0:
             return Verdict(False, Reason.SCHEDULED, detail=f"every {self.interval} steps")
-        return Verdict(True, Reason.BETWEEN)
+        return super().before(step, state)  # guidance may have left this branch out for a while
 
 
 @method("fora", paper="2407.01425")

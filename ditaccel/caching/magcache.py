@@ -13,9 +13,9 @@ import torch
 from ..config import Example, method, require
 from ..core.denoising.tracker import DenoisingStep
 from ..core.reasons import Reason
-from .engine.accumulated import Accumulated
+from .engine.accumulated import Accumulated, AccumulatingGate
 from .engine.fitted import Fit, FittedConfig, Recorder
-from .engine.gate import COMPUTE_WARMUP, Gate, StepRules
+from .engine.gate import COMPUTE_WARMUP, StepRules
 from .engine.options import ForecastOptions, check_threshold
 from .engine.policy import CachePolicy
 from .engine.state import BranchState, Verdict
@@ -35,7 +35,7 @@ class _Magnitude(Accumulated):
 
 
 @dataclass
-class MagnitudeGate(Gate):
+class MagnitudeGate(AccumulatingGate):
     """Adds up by how much the length of the residual differs from that of the one that is held."""
 
     threshold: float
@@ -46,9 +46,6 @@ class MagnitudeGate(Gate):
 
     def memory(self) -> _Magnitude:
         return _Magnitude()
-
-    def skips_nothing(self, total: int | None) -> bool:
-        return self.threshold == 0.0
 
     def before(self, step: DenoisingStep, state: BranchState) -> Verdict:
         if step.index < self.first(step):
@@ -61,8 +58,9 @@ class MagnitudeGate(Gate):
         return Verdict(False, Reason.ABOVE_THRESHOLD, memory.error)
 
     def finished(self, step: DenoisingStep, state: BranchState, verdict: Verdict) -> None:
+        super().finished(step, state, verdict)
         if not verdict.forecast:
-            state.memory.ratio, state.memory.error = 1.0, 0.0
+            state.memory.ratio = 1.0
 
     def first(self, step: DenoisingStep) -> int:
         """First step that may be forecast: a share of those that this transformer makes."""

@@ -219,9 +219,9 @@ class CurvatureGate(Gate):
 
 def _mean_size(values: torch.Tensor, ranks: Ranks | None) -> float:
     total = values.abs().sum(dtype=torch.float32)
-    count = total.new_tensor(float(values.numel()))
-    if ranks is not None:
-        total, count = ranks.total(torch.stack([total, count]))
+    if ranks is None:
+        return float(total / values.numel())
+    total, count = ranks.total(torch.stack([total, total.new_full((), values.numel())]))
     return float(total / count)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from ..errors import ConfigError
+from typing import Any, TypeVar
+
+from ..errors import ConfigError, DitaccelError
+
+T = TypeVar("T")
 
 
 def require(condition: bool, line: str) -> None:
@@ -16,3 +20,30 @@ def choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     require(
         value in allowed, f"{name} is {value!r}; it must be one of: {', '.join(map(repr, allowed))}"
     )
+
+
+def made(config: Any, method: str, kind: type[T], hint: str = "") -> T:
+    """What a method of a config returns; one from outside may raise or return anything.
+
+    Args:
+        config: of a method.
+        method: name of its method, without arguments.
+        kind: class that it must return.
+        hint: how to make one.
+
+    Raises:
+        ConfigError: it raises something, or returns something else.
+    """
+    call = f"{type(config).__name__}.{method}()"
+    try:
+        value = getattr(config, method)()
+    except DitaccelError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{call} failed ({type(error).__name__}: {error})") from error
+    if not isinstance(value, kind):
+        raise ConfigError(
+            f"{call} returned a value of type {type(value).__name__}; it must return a "
+            f"{kind.__name__}{hint}"
+        )
+    return value

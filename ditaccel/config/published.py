@@ -33,18 +33,16 @@ def settings(cls: type[MethodConfig], family: str) -> Mapping[str, Any] | None:
     return cls.published.get(family, cls.published.get(""))
 
 
-def published_presets(family: str | FamilyAdapter) -> list[str]:
+def published_presets(adapter: FamilyAdapter) -> list[str]:
     """Names of published presets, such as `published:taylorseer`.
 
     Args:
-        family: a family's name; its adapter, if it knows the checkpoint, gives the schedules that
-            were published for that one as well.
+        adapter: of the family; if it knows the checkpoint, the schedules that were published for
+            that one are among them.
     """
-    if not isinstance(family, str):
-        return [*published_presets(family.name), *schedule_presets(family)]
-    names = [f"{PREFIX}:{name}" for name, cls in methods().items() if settings(cls, family)]
-    bare = settings(methods()[_BARE], family)
-    return [PREFIX, *names] if bare else names
+    names = [f"{PREFIX}:{name}" for name, cls in methods().items() if settings(cls, adapter.name)]
+    bare = [PREFIX] if settings(methods()[_BARE], adapter.name) else []
+    return [*bare, *names, *schedule_presets(adapter)]
 
 
 def is_published(text: str) -> bool:

@@ -6,7 +6,6 @@ Every method is really put on and taken off again, so that a reason given here i
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib.metadata
 import platform
@@ -14,7 +13,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -30,6 +28,7 @@ from ..config.completion import completed
 from ..config.option_types import checked_value
 from ..config.published import published_presets
 from ..core.denoising.experts import boundary_of
+from ..core.denoising.schedulers import set_up
 from ..core.denoising.tracker import DenoisingStep, DenoisingTracker
 from ..core.patching import unwrapped
 from ..core.transformers import modules_of, transformers_of, with_checkpoint
@@ -116,17 +115,8 @@ def first_step(
         pipe: the pipeline, where it may have two experts.
         converted: `FamilyAdapter.converted`.
     """
-    scheduler = copy.deepcopy(scheduler)
-    options = getattr(scheduler, "config", None) or {}
-    extra: dict[str, Any] = {"mu": 0.5} if options.get("use_dynamic_shifting") else {}
-    count = steps or 20
-    if options.get("num_train_timesteps") == 1:
-        # it knows one noise level only: its pipelines hand over those of their loop
-        extra["sigmas"] = np.linspace(1.0, 0.0, count + 1)[:-1]
-    try:
-        scheduler.set_timesteps(count, **extra)
-    except Exception:
-        # schedulers raise many types where a pipeline would hand more over
+    scheduler = set_up(scheduler, steps or 20)
+    if scheduler is None:
         return None
     shared = ("config", "transformer", "transformer_2")
     parts = {name: getattr(pipe, name, None) for name in shared}
@@ -414,11 +404,11 @@ def _recommendation(
     """What to call, and why: the family's preset, else the first method that works."""
     reasons = []
     for name in sorted(adapter.presets, key=lambda name: name != "balanced"):
-        setting, _ = completed(configs.preset(name, adapter), adapter)
+        setting = configs.preset(name, adapter)
         (method,) = setting.methods
         reason = try_on(transformers, setting)
         if not reason and isinstance(method, CacheConfig):
-            policy = method.policy()
+            policy = policy_of(method)
             reason = _objection(policy, step)
             if not reason and steps is not None:
                 reason = too_few_steps(name, policy, steps) or ""

@@ -8,7 +8,6 @@ from itertools import groupby
 from .. import config as configs
 from ..caching.engine.few_steps import LEAST, MOST
 from ..caching.engine.policy import few_steps_line, policy_of
-from ..config.completion import completed
 from ..pipelines import FamilyAdapter
 from ..pipelines.schedules import STAND_INS, PublishedSchedule, checkpoints, schedules_for
 
@@ -48,7 +47,7 @@ def few_steps_of(adapter: FamilyAdapter, steps: int | None) -> list[str]:
         return []
     lines = []
     for name in adapter.presets:
-        setting, _ = completed(configs.preset(name, adapter), adapter)
+        setting = configs.preset(name, adapter)
         if setting.cache is not None:
             line = few_steps_line(policy_of(setting.cache), steps)
             lines.append(f"{name}: {line or f'dense or nearly so in {steps} steps'}")

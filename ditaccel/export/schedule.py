@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from ..caching.engine.policy import CachePolicy, computed_steps, policy_of
 from ..config import AccelerationConfig, CacheConfig
+from ..core.denoising.schedulers import set_up
 from ..errors import ConfigError
 
 
@@ -122,11 +122,12 @@ def _lost(policy: CachePolicy, orders: tuple[int, ...]) -> tuple[str, ...]:
 
 def _levels(scheduler: Any, steps: int) -> dict[str, list[float]]:
     """Timesteps and noise levels that a scheduler gives a loop."""
-    scheduler = copy.deepcopy(scheduler)
     options = getattr(scheduler, "config", None) or {}
     if options.get("use_dynamic_shifting"):
         return {}  # they depend on the size of the picture
-    scheduler.set_timesteps(steps)
+    scheduler = set_up(scheduler, steps)
+    if scheduler is None:
+        return {}  # its pipeline would hand more over
     sigmas = getattr(scheduler, "sigmas", None)
     return {
         "timesteps": [float(t) for t in scheduler.timesteps],

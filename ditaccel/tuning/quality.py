@@ -24,8 +24,7 @@ def doubt_of(levels: Sequence[float], statistic: str) -> float:
     """Standard error of the mean of several samples; 0 for other statistics and for one sample.
 
     Whether a sample comes out alike or with something else drawn is often either or (45 dB or
-    20 dB), so a mean of a few samples says little about the mean of others: on shapes-flux with
-    50 steps plans that had 37 dB on 8 prompts had 31 dB on 24 others.
+    20 dB), so a mean of a few samples says little about the mean of others.
     """
     if statistic != "mean" or len(levels) < 2:
         return 0.0

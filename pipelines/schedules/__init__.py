@@ -90,16 +90,20 @@ def step_list(text: Any) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _read(name: str) -> Any:
+    return yaml.safe_load((resources.files(__name__) / name).read_text(encoding="utf-8"))
+
+
 def _files() -> Iterator[tuple[str, Any]]:
     for entry in sorted(resources.files(__name__).iterdir(), key=lambda e: e.name):
-        if entry.name.endswith(".yaml"):
-            yield entry.name, yaml.safe_load(entry.read_text(encoding="utf-8"))
+        if entry.name.endswith(".yaml") and entry.name != _CHECKPOINTS:
+            yield entry.name, _read(entry.name)
 
 
 @cache
 def checkpoints() -> Mapping[str, Checkpoint]:
     """The checkpoints that schedules are published for, by key."""
-    listed = dict(_files())[_CHECKPOINTS]
+    listed = _read(_CHECKPOINTS)
     lists = ("ids", "other", "pipelines")
     found = {}
     for key, entry in listed.items():
@@ -113,8 +117,6 @@ def schedules() -> tuple[PublishedSchedule, ...]:
     """All published schedules, in the order of their files."""
     found = []
     for name, data in _files():
-        if name == _CHECKPOINTS:
-            continue
         shared = {key: data[key] for key in ("payload", "source", "licence")}
         for checkpoint, entries in data["schedules"].items():
             entries = dict(entries)

@@ -20,7 +20,7 @@ from ditaccel.config.published import published_presets
 from ditaccel.core.denoising.tracker import DenoisingStep
 from ditaccel.tuning.observe import observed
 
-NAMED = [(a.name, p) for a in adapters().values() for p in published_presets(a.name)]
+NAMED = [(a.name, p) for a in adapters().values() for p in published_presets(a)]
 
 
 def _computed(pipe, branch=None):

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ...config import AttentionConfig
+from ...config.checks import made
 from ...core.denoising.tracker import DenoisingStep
 from ...core.patching import PatchLedger
-from ...errors import ConfigError, DitaccelError
 from ...kernels import Marking, TileAttentionOutput, TileMap, TileMoments
 from ...pipelines.grids import Grid
 from .options import Rest
@@ -285,17 +285,5 @@ def planner_of(config: AttentionConfig) -> Planner:
     Raises:
         ConfigError: its `planner()` raises something, or returns something else.
     """
-    name = type(config).__name__
-    try:
-        made = config.planner()
-    except DitaccelError:
-        raise
-    except Exception as error:
-        # a method from outside may raise anything
-        raise ConfigError(f"{name}.planner() failed ({type(error).__name__}: {error})") from error
-    if not isinstance(made, Planner):
-        raise ConfigError(
-            f"{name}.planner() returned a value of type {type(made).__name__}; it must return a "
-            "Planner"
-        )
-    return made
+    # (mypy takes no abstract class for `type[T]`)
+    return made(config, "planner", Planner)  # type: ignore[type-abstract]

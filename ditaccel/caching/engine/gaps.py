@@ -11,9 +11,6 @@ Why the last latents, and not the next: a multistep scheduler remembers the fore
 single vector takes their error out of all latents that follow. Out of the next ones it would leave
 more than half of it in the end; out of the last ones, it is out as soon as the memory has passed,
 which is before the transformer sees the latents again where the next steps are forecast.
-Measured on shapes-wan (UniPC of order 2, 40 steps, every fourth one computed, 2 clips): 31.3 dB
-without a correction, 35.7 dB with this one, and 35.7 dB with vectors on the forecast steps as well
-that clear all memory before the next computed step.
 
 A computed output has seen the error before it was taken out, and has answered to it. What later
 forecasts and interpolations carry on must be free of that answer, else it bends the next gap: with

@@ -244,8 +244,11 @@ class FirstBlockGate(Gate):
     def error(
         self, step: DenoisingStep, state: BranchState, before: torch.Tensor, after: torch.Tensor
     ) -> torch.Tensor:
-        """Relative L1 to compare, of each stream, or of each of its samples."""
-        raise TypeError(f"{type(self).__name__} compares nothing")
+        """Relative L1 to compare, of each stream, or of each of its samples.
+
+        By default, how far the residual of the first blocks moved since the last computed step.
+        """
+        return self.compared(state, after - before, state.first.newest)
 
     def compared(
         self, state: BranchState, expected: torch.Tensor, actual: torch.Tensor

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ...config import CacheConfig
+from ...config.checks import made
 from ...core.denoising.tracker import DenoisingStep
 from ...core.ranks import Ranks
-from ...errors import ConfigError, DitaccelError
+from ...errors import ConfigError
 from .few_steps import LEAST, MOST, FewStepsGate, skipped_of_few
 from .gate import Gate, StepRules
 from .state import BranchState
@@ -140,20 +141,8 @@ def policy_of(config: CacheConfig) -> CachePolicy:
     Raises:
         ConfigError: its `policy()` raises something, or returns something else.
     """
-    name = type(config).__name__
-    try:
-        made = config.policy()
-    except DitaccelError:
-        raise
-    except Exception as error:
-        # a method from outside may raise anything
-        raise ConfigError(f"{name}.policy() failed ({type(error).__name__}: {error})") from error
-    if not isinstance(made, CachePolicy):
-        raise ConfigError(
-            f"{name}.policy() returned a value of type {type(made).__name__}; it must return a "
-            "CachePolicy (self.cache_policy(gate, rules) makes one)"
-        )
-    return made
+    hint = " (self.cache_policy(gate, rules) makes one)"
+    return made(config, "policy", CachePolicy, hint)
 
 
 def computed_steps(policy: CachePolicy, total: int) -> tuple[int, ...] | None:

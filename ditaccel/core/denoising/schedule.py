@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ class Schedule:
         linear = self.probe is not None and self.probe.probed is Probed.LINEAR
         return self.tangent if linear and not self.converted else None
 
-    @property
+    @cached_property
     def tangent(self) -> Response | None:
         """The response to small changes of outputs, also of a scheduler that is not linear.
 
@@ -150,7 +151,7 @@ class Schedule:
             return preconditioned(found, self._levels())
         return in_closed_form(found, self._levels())
 
-    @property
+    @cached_property
     def mixed(self) -> bool:
         """Whether the pipeline mixes latents into outputs: their response is not the scheduler's.
 
@@ -181,7 +182,7 @@ class Schedule:
             return 0.0
         return sigma / (1.0 + sigma**2)
 
-    @property
+    @cached_property
     def highest_sigma(self) -> float:
         """The highest noise level, 0 where there are none."""
         return max(self.sigmas, default=0.0)

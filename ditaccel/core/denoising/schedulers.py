@@ -6,11 +6,13 @@ instead (`GivenSigmas`).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...errors import ConfigError
@@ -118,6 +120,26 @@ def is_flow(scheduler: Any) -> bool:
         or bool(options.get("use_flow_sigmas", False))
         or options.get("prediction_type") == "flow_prediction"
     )
+
+
+def set_up(scheduler: Any, steps: int) -> Any | None:
+    """A copy of a scheduler, set for a loop; None where it needs more of its pipeline for that.
+
+    Args:
+        scheduler: of a pipeline; it is left alone.
+        steps: of the loop.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    extra: dict[str, Any] = {"mu": 0.5} if _options(scheduler).get("use_dynamic_shifting") else {}
+    if _options(scheduler).get("num_train_timesteps") == 1:
+        # it knows one noise level only: its pipelines hand over those of their loop
+        extra["sigmas"] = np.linspace(1.0, 0.0, steps + 1)[:-1]
+    try:
+        scheduler.set_timesteps(steps, **extra)
+    except Exception:
+        # schedulers raise many types where a pipeline would hand more over
+        return None
+    return scheduler
 
 
 def in_use(scheduler: Any) -> bool:
