@@ -11,8 +11,8 @@ from .adapter import (
 )
 
 # Wan's timesteps are shifted so far that a third of the steps lies above 0.9 of the noise, where
-# outputs hardly change: fewer of them need to be computed first than elsewhere. Chosen on three clips
-# of shapes-wan (UniPC, 40 steps); `eval/bench/schedulers.sh` compares them with fewer steps.
+# outputs hardly change: fewer of them need to be computed first than elsewhere. Chosen on three
+# clips of shapes-wan (UniPC, 40 steps); `eval/bench/schedulers.sh` compares with fewer steps.
 LEVELS = {"safe": (0.003, 0.3, 0), "balanced": (0.006, 0.2, 2), "fast": (0.01, 0.08, 3)}
 
 ADAPTER = FamilyAdapter(

@@ -1,9 +1,10 @@
 """What may be skipped in a loop of few steps (distilled models), where nothing can be measured.
 
 Methods that learn from a run what they may skip have no time for it in 4 to 12 steps. What holds up
-there is a mask: the last step and every second one before it reuse the output before them. Compare
-it with as many steps fewer: `ditaccel eval samples/models/shapes-flux-few --steps 8 --config balanced
---fewer 6`.
+there is a mask: the last step and every second one before it reuse the output before them. To
+compare it with as many steps fewer:
+
+    ditaccel eval samples/models/shapes-flux-few --steps 8 --config balanced --fewer 6 --out out
 """
 
 from __future__ import annotations
