@@ -15,7 +15,7 @@ from ditaccel.caching.adaptive_taylor import StepSizeGate
 from ditaccel.caching.engine.blocks import find_blocks
 from ditaccel.caching.engine.correction import left_in_latents
 from ditaccel.caching.engine.gaps import GapEnd
-from ditaccel.caching.first_block_residual import FirstBlockResidualGate
+from ditaccel.caching.engine.gate import FirstBlockGate
 from ditaccel.core.denoising.tracker import DenoisingStep
 from ditaccel.core.outputs import join
 from ditaccel.tuning.observe import observed
@@ -146,7 +146,7 @@ def test_the_worse_of_two_streams_decides():
     assert state.memory.error == pytest.approx(0.3)
     state.first.push(0.0, join([video, sound]))
     after = join([video * 1.001 * 2, sound * 1.5 * 2])
-    verdict = FirstBlockResidualGate(0.1).after_blocks(
+    verdict = FirstBlockGate(0.1).after_blocks(
         DenoisingStep(0, 1, "cond", 1.0), state, after / 2, after
     )
     assert not verdict.forecast and verdict.error == pytest.approx(0.5, rel=1e-4)
