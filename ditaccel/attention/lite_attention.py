@@ -25,6 +25,7 @@ from .engine.options import (
     Calibrated,
     FixedTileOptions,
     Ranges,
+    Swept,
     check_ranges,
     check_within,
     touched_tiles,
@@ -92,6 +93,12 @@ class LiteAttentionConfig(FixedTileOptions):
         ),
         never=-1000.0,  # drops nothing that has any weight in float32
     )  # fmt: skip
+
+    swept: ClassVar[Swept] = Swept(
+        "threshold",
+        (-0.02, -0.1, -0.25, -0.5, -1.0, -1.6, -3.0, -6.5),
+        {"retest": 0},  # which takes a share of the tiles back, whatever the threshold is
+    )
 
     threshold: float = -10.0
     thresholds: tuple[float | tuple[float, ...], ...] = ()

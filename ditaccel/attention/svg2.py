@@ -24,7 +24,7 @@ from torch import Tensor
 from ..config import Example, method, require
 from ..kernels import TileMap, TileMoments, Tiling, kmeans, order_by_label
 from ..kernels.segments import segment_sums
-from .engine.options import TileOptions
+from .engine.options import Swept, TileOptions
 from .engine.order import OrderPerHead
 from .engine.planner import LayerContext, Plan, State, TileStats
 from .engine.rest import key_weights, loss_of_means, segment_moments
@@ -93,6 +93,10 @@ class SVG2Config(TileOptions):
         },
         "cosmos": {**_PUBLISHED, "q_clusters": 400, "dense_steps": 0.3},
     }
+
+    swept: ClassVar[Swept] = Swept(
+        "top_p", (0.15, 0.3, 0.45, 0.6, 0.75, 0.85, 0.92), {"min_share": 0.0}
+    )
 
     q_clusters: int | None = None
     k_clusters: int | None = None

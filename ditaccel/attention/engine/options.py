@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,7 +38,12 @@ class TileOptions(AttentionConfig):
         break_even: kept share of the attention matrix above which a layer is dense for some steps;
             None for 0.7 on a CPU and 0.97 elsewhere, 1 for never.
         backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
+
+    Attributes:
+        swept: the option that walks the density of the maps; None for none.
     """
+
+    swept: ClassVar[Swept | None] = None
 
     rest: Rest | None = None
     dense_steps: int | float = 0.2
@@ -80,6 +86,24 @@ class FixedTileOptions(TileOptions):
             require(
                 value is None or value >= 16, f"{name} is {value}; tiles have at least 16 tokens"
             )
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Which option of a method walks the density of its maps, for `ditaccel bench maps`.
+
+    A value that a model's size does not allow is left out there.
+
+    Attributes:
+        option: its name.
+        values: from the sparsest to the densest, about 5 to 50 % of the attention matrix on
+            sequences of some thousand tokens.
+        options: others that hold all the way, such as a floor of the density that is in the way.
+    """
+
+    option: str
+    values: tuple[Any, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from ...config import Example, method, require
-from ..engine.options import FixedTileOptions
+from ..engine.options import FixedTileOptions, Swept
 from .defaults import TRAINED, check_sum
 from .planner import SLAPlanner
 from .weights import SLAWeights
@@ -77,6 +77,8 @@ class SLAConfig(FixedTileOptions):
             "break_even": 1.0,
         }
     }
+
+    swept: ClassVar[Swept] = Swept("critical", (0.03, 0.05, 0.1, 0.2, 0.3, 0.5))
 
     critical: float | None = None
     negligible: float | None = None
