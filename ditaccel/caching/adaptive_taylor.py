@@ -23,6 +23,7 @@ from .engine.gaps import GapEnd
 from .engine.gate import Gate, StepRules
 from .engine.options import (
     BudgetOptions,
+    Coordinate,
     Correction,
     DifferenceOptions,
     ForecastTarget,
@@ -149,6 +150,7 @@ class AdaptiveTaylorConfig(BudgetOptions, DifferenceOptions, TargetOptions):
     target: ForecastTarget = "output"
     guidance: Guidance | None = None  # type: ignore[assignment]
     correction: Correction = "auto"
+    coordinate: Coordinate = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

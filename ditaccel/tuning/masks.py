@@ -58,6 +58,7 @@ class Mask:
                 total=total,
                 order=1,
                 correction="auto",
+                coordinate="auto",
                 guidance="independent" if self.others is None else "difference",
                 guidance_steps=self.others,
                 orders=self.orders,

@@ -33,17 +33,25 @@ class Trajectory:
             change of each output (`core.denoising.response.Response.latents`).
         feedback: `DenoisingStep.feedback` of each step, `(S,)`.
         switches: first steps of further transformers, across which nothing is forecast.
+        places: of the steps on the forecasts' coordinate, `(S,)`; empty for their indices.
     """
 
     gram: np.ndarray
     response: np.ndarray
     feedback: np.ndarray
     switches: tuple[int, ...] = field(default=())
+    places: tuple[float, ...] = field(default=())
 
     @property
     def steps(self) -> int:
         """Steps of the loop."""
         return len(self.gram)
+
+    def weights(self, nodes: Sequence[int], step: int) -> np.ndarray:
+        """Of the outputs of steps `nodes` in the polynomial through them, at `step`."""
+        places = self.places or [float(i) for i in range(self.steps)]
+        at = [places[node] for node in nodes]
+        return np.asarray(newton_weights(at, places[step], len(at) - 1))
 
     def expert(self, step: int) -> int:
         """Which transformer computes a step, counted from 0."""
@@ -100,11 +108,9 @@ class GapCosts:
         moves = t.response[-1, end] != 0.0 and t.expert(start) == t.expert(end)
         nodes = [end, *past] if moves and not answers else past
         for i in range(start + 1, end):
-            weights = newton_weights([float(n) for n in past], float(i), len(past) - 1)
-            seen[past] += t.response[end, i] * np.asarray(weights)
+            seen[past] += t.response[end, i] * t.weights(past, i)
             seen[i] -= t.response[end, i]
-            weights = newton_weights([float(n) for n in nodes], float(i), len(nodes) - 1)
-            left[nodes] += t.response[-1, i] * np.asarray(weights)
+            left[nodes] += t.response[-1, i] * t.weights(nodes, i)
             left[i] -= t.response[-1, i]
         errors = [max(float(error @ t.gram @ error), 0.0) for error in (left, seen)]
         return errors[0] + self._unseen * errors[1]

@@ -30,11 +30,13 @@ def trajectories_of(recordings: Sequence[Recording]) -> tuple[Trajectory, Trajec
     feedback = np.array([s.feedback for s in steps])
     names = recordings[0].names
     switches = tuple(i for i in range(1, len(names)) if names[i] != names[i - 1])
+    levels = [s.log_snr for s in steps]
+    places = tuple(x for x in levels if x is not None) if None not in levels else ()
 
     def trajectory(grams: list[np.ndarray], response: np.ndarray) -> Trajectory:
         # The mean: charging each gap by the sample that suffers most was tried, and which samples
         # come out wrong under an unseen prompt did not follow it.
-        return Trajectory(np.concatenate(grams).mean(0), response, feedback, switches)
+        return Trajectory(np.concatenate(grams).mean(0), response, feedback, switches, places)
 
     first = [r.first for r in recordings if r.first is not None]
     difference = [r.difference for r in recordings if r.difference is not None]

@@ -1,11 +1,16 @@
 """The adaptive forecast: its gaps follow the tolerance and the rule of the step size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from inspection import computed
 from tiny import generate, tiny_wan
 
 import ditaccel
+from ditaccel.core.denoising.schedule import Schedule
+from ditaccel.core.denoising.tracker import DenoisingStep
+from ditaccel.errors import ConfigError
 
 
 def test_adaptive_gap_follows_the_tolerance():
@@ -86,3 +91,28 @@ def test_where_errors_cannot_be_measured_every_second_step_is_computed():
         for i in range(8):
             transformer(x, torch.tensor([1000.0 - 80 * i]), embeds)
         assert computed(transformer, "call0") == list(range(8))
+
+
+def test_forecasts_run_along_the_logarithm_of_picture_by_noise_where_it_is_known():
+    step = DenoisingStep(0, 2, "cond", 500.0, sigma=0.5)
+    known = replace(
+        step, schedule=Schedule(sigmas=(1.0, 0.75, 0.5, 0.0), values=(1000, 750, 500), offset=0)
+    )
+    auto = ditaccel.AdaptiveTaylorConfig().policy().branch_state()
+    assert auto.coordinate == "auto"
+    assert auto.place(known) == pytest.approx(0.0) and auto.place(step) == 2
+    named = ditaccel.AdaptiveTaylorConfig(coordinate="log_snr").policy().branch_state()
+    assert named.place(known) == pytest.approx(0.0)
+    with pytest.raises(ConfigError, match="coordinate='auto' or 'index'"):
+        named.place(step)
+
+
+def test_a_pipeline_takes_other_forecasts_along_another_coordinate():
+    pipe, call = tiny_wan()
+    outputs = {}
+    for coordinate in ("index", "log_snr", "auto"):
+        config = ditaccel.StepMaskConfig(steps=(0, 1, 4, 8, 11), coordinate=coordinate)
+        with ditaccel.accelerated(pipe, cache=config):
+            outputs[coordinate] = generate(pipe, call, num_inference_steps=12)
+    assert torch.equal(outputs["log_snr"], outputs["auto"])
+    assert not torch.equal(outputs["index"], outputs["auto"])

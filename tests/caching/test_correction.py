@@ -18,6 +18,7 @@ from tiny import generate, tiny_wan
 import ditaccel
 from ditaccel.caching.engine.forecast import History
 from ditaccel.caching.engine.gaps import LONGEST_WITH_FEEDBACK, GapCorrector, GapEnd
+from ditaccel.caching.engine.state import BranchState
 from ditaccel.core.denoising.tracker import DenoisingTracker
 
 
@@ -72,10 +73,13 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.parametrize("coordinate", ["index", "auto"])
 @pytest.mark.parametrize("which", SCHEDULERS)
-def test_the_last_latents_are_those_of_exact_outputs_under_any_deterministic_scheduler(which):
-    """Parabolas along the noise levels: whatever was forecast, every gap is known exactly."""
-    ends = {}
+def test_the_last_latents_are_those_of_exact_outputs_under_any_deterministic_scheduler(
+    which, coordinate
+):
+    """Parabolas along the coordinate: whatever was forecast, every gap is known exactly."""
+    ends, state = {}, BranchState(1, coordinate=coordinate)
     for mode in ("exact", "plain", "corrected"):
         scheduler = SCHEDULERS[which]()
         scheduler.set_timesteps(9 if which == "heun" else 17)
@@ -87,13 +91,13 @@ def test_the_last_latents_are_those_of_exact_outputs_under_any_deterministic_sch
             step = tracker.observe("transformer", t)
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(latents, t)
-            place, weight = step.place, step.response.end(i)
+            place, weight = state.distinct_place(step), step.response.end(i)
             output = (X + 0.1 * X * place - 0.01 * place**2).double()
             if mode != "exact" and i not in computed:
                 output = 2 * X.double() - 0.1 * i
                 corrector.forecast(place, weight, output)
             elif mode == "corrected":
-                end = corrector.computed(place, weight, output, step.feedback)
+                end = corrector.computed(place, weight, output, step.feedback, index=i)
                 if end is not None and end.correction is not None:
                     output = output + end.correction
             latents = scheduler.step(output, t, latents, return_dict=False)[0].double()

@@ -1,5 +1,6 @@
 """The tracker places calls by name, timestep and scheduler position, never by parity."""
 
+import math
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
 
@@ -437,3 +438,39 @@ def test_a_multistep_scheduler_that_is_set_again_forgets_what_it_was_given():
         scheduler.set_timesteps(6)
         again = begun.made_again(scheduler, 1)
         assert begun.response is not None and (again.response is not None) == holds
+
+
+def log_snrs(scheduler, steps=6):
+    pipe = Pipe(scheduler=scheduler)
+    return [s.log_snr for s in run(DenoisingTracker(pipe), pipe, steps, ("cond",), step=False)]
+
+
+def test_log_snr_of_flow_matching_and_of_noise_prediction():
+    flow = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    seen = log_snrs(flow)
+    sigmas = [float(s) for s in flow.sigmas[:6]]
+    assert seen == pytest.approx([math.log((1.001 - s) / (s + 0.001)) for s in sigmas])
+    assert seen[0] == pytest.approx(math.log(0.001 / 1.001), rel=1e-4)  # finite where all is noise
+    scheduler = EulerDiscreteScheduler()
+    seen = log_snrs(scheduler)
+    sigmas = [float(s) for s in scheduler.sigmas[:6]]
+    lengths = [math.hypot(1.0, s) for s in sigmas]
+    expected = [
+        math.log((1 / n + 0.001) / (s / n + 0.001)) for s, n in zip(sigmas, lengths, strict=True)
+    ]
+    assert seen == pytest.approx(expected, rel=1e-5) and seen == sorted(seen)
+
+
+def test_log_snr_is_that_of_the_picture_where_a_schedule_counts_from_noise_to_picture():
+    schedule = Schedule(sigmas=(0.0, 0.25, 0.5, 1.0), values=(0.0, 0.25, 0.5), offset=0)
+    assert schedule.log_snr(1) == pytest.approx(math.log(0.251 / 0.751))
+    assert schedule.log_snr(0) == pytest.approx(math.log(0.001 / 1.001))
+    assert schedule.log_snr(3) is None
+
+
+def test_no_log_snr_where_noise_levels_are_unknown_or_repeat():
+    assert Schedule().log_snr(0) is None
+    heun = FlowMatchHeunDiscreteScheduler()
+    assert log_snrs(heun, 4) == [None] * len(heun.timesteps)
+    repeated = Schedule(sigmas=(1.0, 0.5, 0.5, 0.0), values=(1000.0, 500.0, 500.0), offset=0)
+    assert repeated.log_snr(0) is None

@@ -115,7 +115,7 @@ def _booked(call: Call, tracked: torch.Tensor, policy: CachePolicy) -> torch.Ten
     """Book what is followed, an output or its difference to the leader's; return its correction."""
     step, state = call.step, call.state
     assert step.tangent is not None
-    place, weight = step.place, step.tangent.end(step.index)
+    place, weight = state.distinct_place(step), step.tangent.end(step.index)
     linear = step.response is not None and step.response.lasts(step.index)
     corrects = policy.correction != "never" and linear
     if call.forecasting or not call.remembers:
@@ -123,7 +123,7 @@ def _booked(call: Call, tracked: torch.Tensor, policy: CachePolicy) -> torch.Ten
         order = policy.order if call.order is None else call.order
         correction = state.corrector.forecast(place, weight, tracked, order)
         return correction if corrects else None
-    end = state.corrector.computed(place, weight, tracked, step.feedback, corrects)
+    end = state.corrector.computed(place, weight, tracked, step.feedback, corrects, step.index)
     if end is None:
         return None
     asks = policy.gate.needs_gaps

@@ -86,6 +86,7 @@ class GapCorrector:
     _answers: list[tuple[float, torch.Tensor | None]] = field(default_factory=list)
     _gap: list[tuple[float, float]] = field(default_factory=list)
     _sum: torch.Tensor | None = None
+    _index: int = -1
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +100,7 @@ class GapCorrector:
         """Book the output of a forecast step; return what to add to it, None for nothing.
 
         Args:
-            place: index of the step.
+            place: of the step on the forecasts' coordinate (`BranchState.place`).
             weight: of the output in the last latents (`Response.end`).
             output: what the transformer returned, `(B, …)`.
             order: order of the forecast; beyond 1 it is taken for 1.
@@ -126,18 +127,22 @@ class GapCorrector:
         output: torch.Tensor,
         feedback: float = 0.0,
         corrects: bool = True,
+        index: int | None = None,
     ) -> GapEnd | None:
         """Book the output of a computed step; None while there is nothing to compare.
 
         Args:
-            place: index of the step.
+            place: of the step on the forecasts' coordinate (`BranchState.place`).
             weight: of the output in the last latents (`Response.end`).
             output: what the transformer returned, `(B, …)`.
             feedback: `DenoisingStep.feedback` of the step: how far the error in the latents has
                 moved the output, which is then no clean end of the gap.
             corrects: whether the caller takes the error out; else the answer to it is right.
+            index: of the step, None where places are indices.
         """
-        end = self._end(place, weight, output, feedback)
+        index = round(place) if index is None else index
+        end = self._end(place, weight, output, feedback, index)
+        self._index = index
         answer = end.answer if corrects and end is not None else None
         kept = output.detach().clone() if answer is None else output.detach() - answer
         self._nodes.insert(0, (place, kept.to(output.dtype)))
@@ -147,7 +152,7 @@ class GapCorrector:
         return end
 
     def _end(
-        self, place: float, weight: float, output: torch.Tensor, feedback: float
+        self, place: float, weight: float, output: torch.Tensor, feedback: float, index: int
     ) -> GapEnd | None:
         if not self._nodes:
             return None
@@ -167,4 +172,4 @@ class GapCorrector:
         error = self._sum - combine(values, weights)
         # Moved by feedback * error, the newest output makes the error look larger by this much.
         error = error / max(1.0 - feedback * weights[0], 1.0)
-        return GapEnd(error, weight, round(place - places[1]), False, feedback)
+        return GapEnd(error, weight, index - self._index, False, feedback)

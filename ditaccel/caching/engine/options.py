@@ -13,7 +13,7 @@ from .gate import Gate, StepRules
 from .policy import CachePolicy
 
 Basis = Literal["taylor", "newton", "hermite", "exponential", "auto"]
-Coordinate = Literal["index", "sigma", "timestep"]
+Coordinate = Literal["index", "sigma", "timestep", "log_snr", "auto"]
 ForecastTarget = Literal["hidden", "residual", "output"]
 Guidance = Literal["independent", "follow", "difference"]
 Correction = Literal["auto", "always", "never"]
@@ -37,7 +37,9 @@ class ForecastOptions(CacheConfig):
 
     Args:
         order: order of the forecast, >= 0; 0 reuses the newest computed feature.
-        coordinate: forecast along the step `index`, `sigma` or `timestep`.
+        coordinate: forecast along the step `index`, `sigma`, `timestep` or `log_snr`, the logarithm
+            of picture by noise in the latents; `auto` is `log_snr` where the scheduler's noise
+            levels are known and fall from call to call, else `index`.
         guidance: every guidance branch for itself (`independent`), the others `follow` the first,
             or they follow and forecast only the `difference` to it.
     """

@@ -26,7 +26,7 @@ class CachePolicy:
         rules: warm-up, last steps and the like, asked before the gate.
         order: order of the forecast of the last block.
         basis: basis of the forecasts (`forecast.BASES`).
-        coordinate: what a forecast runs along: `index`, `sigma` or `timestep`.
+        coordinate: what a forecast runs along (`ForecastOptions`).
         target: what is forecast, a name of `targets.TARGETS`: the `hidden` state after the last
             block, the `residual` since the output of the gate's first blocks (since the first
             block's input where the gate runs none), or the transformer's `output`, or what it adds

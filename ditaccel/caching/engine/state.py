@@ -94,7 +94,7 @@ class BranchState:
         order: order of the forecast of the last block or of the output.
         basis: basis of the forecasts.
         first_order: order of the forecast of the first blocks.
-        coordinate: what a forecast runs along: `index`, `sigma` or `timestep`.
+        coordinate: what a forecast runs along (`ForecastOptions`).
         memory: what the gate remembers of the branch (`Gate.memory`).
         ranks: that compute the transformer together, None for one alone.
 
@@ -185,12 +185,25 @@ class BranchState:
         before, self.snapshot.gate = self.snapshot.gate, nbytes_of(*_tensors_in(self.memory))
         return self.snapshot.gate != before
 
+    def distinct_place(self, step: DenoisingStep) -> float:
+        """Return `place` where no two calls of a loop share it, else the place among the steps."""
+        return step.place if self.coordinate in ("sigma", "timestep") else self.place(step)
+
     def place(self, step: DenoisingStep) -> float:
         """Return where on the forecasts' coordinate a step lies."""
         if self.coordinate == "index":
             return step.place
         if self.coordinate == "timestep":
             return step.timestep
+        if self.coordinate in ("auto", "log_snr"):
+            if step.log_snr is not None:
+                return step.log_snr
+            if self.coordinate == "auto":
+                return step.place
+            raise ConfigError(
+                "coordinate='log_snr' needs a scheduler whose noise levels fall from step to step; "
+                "use coordinate='auto' or 'index'"
+            )
         if step.sigma is None:
             raise ConfigError(
                 "coordinate='sigma' needs a scheduler with sigmas; use coordinate='index'"

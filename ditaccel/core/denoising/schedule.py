@@ -6,9 +6,11 @@ that somebody else steps, or that was never set, must not decide anything.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +24,9 @@ from .response import (
     predicts_noise,
 )
 from .schedulers import GivenSigmas, in_use, sigmas_of
+
+# Kept in a logarithm of picture by noise, which has no end.
+_LEAST = 1e-3
 
 
 class Known(Enum):
@@ -193,6 +198,28 @@ class Schedule:
             return None
         place = self.offset + index
         return self.sigmas[place] if 0 <= place < len(self.sigmas) else None
+
+    def log_snr(self, index: int) -> float | None:
+        """Logarithm of picture by noise in the latents before a step of the loop.
+
+        Half the logarithm of the signal-to-noise ratio, the time of DPM-Solver (arXiv 2206.00927),
+        kept finite at both ends. None where it is not known, or does not rise from call to call
+        (several stages per step).
+        """
+        return self._log_snrs[index] if 0 <= index < len(self._log_snrs) else None
+
+    @cached_property
+    def _log_snrs(self) -> tuple[float, ...]:
+        levels = self._levels()[:-1] if self.offset is not None and self.stages == 1 else ()
+        flow = self.highest_sigma <= 1.0
+        rises = len(levels) > 1 and levels[-1] > levels[0]  # from noise to picture (Mochi, OmniGen)
+        found = []
+        for sigma in levels:
+            noise = sigma if flow else sigma / math.hypot(1.0, sigma)
+            picture = 1.0 - noise if flow else 1.0 / math.hypot(1.0, sigma)
+            log = math.log((max(picture, 0.0) + _LEAST) / (max(noise, 0.0) + _LEAST))
+            found.append(-log if rises else log)
+        return tuple(found) if all(a < b for a, b in pairwise(found)) else ()
 
     def stands(self, index: int) -> bool:
         """Whether the call after a call of the loop is at the same timestep."""

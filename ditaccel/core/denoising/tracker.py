@@ -113,6 +113,11 @@ class DenoisingStep:
         return self.schedule is not None and 0.0 < self.schedule.highest_sigma <= 1.0
 
     @property
+    def log_snr(self) -> float | None:
+        """`Schedule.log_snr`: logarithm of picture by noise in the latents."""
+        return None if self.schedule is None else self.schedule.log_snr(self.index)
+
+    @property
     def feedback(self) -> float:
         """`Schedule.feedback`: how an error in the latents moves the output."""
         return 0.0 if self.schedule is None else self.schedule.feedback(self.index)
