@@ -108,15 +108,15 @@ def run(args: argparse.Namespace) -> int:
     folder = output_folder(args.out)
     records = _recorded(args, folder)
     device = torch.device(records.about["device"])
-    use_threads(args.threads, device)
+    use_threads(args.threads, str(device))
     clock = Clock.of(device)
     rows: list[Row] = []
-    refused: list[str] = []
+    refused: list[tuple[str, str]] = []
     for name, kind in kinds.items():
         measured = Measured(folder, name)
         for point in points_of(kind, records.about["family"], args.rest, args.precision):
             if not isinstance(point, Point):
-                refused.append(": ".join(point))
+                refused.append(point)
                 continue
             row = measured.get(point)
             if row is None:
@@ -124,8 +124,11 @@ def run(args: argparse.Namespace) -> int:
             if row is not None:
                 rows.append({"model": records.about["model"], **row})
         _write(folder, rows, records, device)
-    for line in refused:
-        print(f"left out: {line}", file=sys.stderr)
+    reasons: dict[str, list[str]] = {}
+    for label, why in refused:
+        reasons.setdefault(why, []).append(label)
+    for why, labels in reasons.items():
+        print(f"left out: {', '.join(labels)}: {why}", file=sys.stderr)
     return _show(folder, rows, args.density, records, device)
 
 
@@ -135,7 +138,7 @@ def _measured(
     clock: Clock,
     measured: Measured,
     device: torch.device,
-    refused: list[str],
+    refused: list[tuple[str, str]],
 ) -> Row | None:
     """The row of a point that was not measured yet, None where it does not suit the model."""
     from .measure import measure
@@ -144,7 +147,7 @@ def _measured(
     try:
         figures = measure(point.config, records, clock)
     except (DitaccelError, ValueError) as error:
-        refused.append(f"{point.spec}: {line_of(error)}")
+        refused.append((point.label, line_of(error)))
         return None
     return measured.add(point, {**figures, "machine": machine(device)})
 

@@ -45,6 +45,11 @@ class Point:
     config: Any
 
     @property
+    def label(self) -> str:
+        """In short, for people."""
+        return _label(self.method, self.setting, self.rest, self.option, self.value)
+
+    @property
     def spec(self) -> str:
         """The config as a user writes it, which tells one point from another."""
         return method_spec(self.config)
@@ -100,13 +105,19 @@ def points_of(
             exact = {"precision": precision} if precision else {}
             for value in values:
                 chosen = {option: value} if option else {}
-                label = f"{kind.method} ({setting}, {rest}) {option}={value}"
+                label = _label(kind.method, setting, rest, option, value)
                 try:
                     config = replace(kind(), **{**options, **exact, **chosen, **shared})
                 except ConfigError as error:
                     yield label, str(error)
                     continue
                 yield Point(kind.method, setting, rest, precision, option, value, config)
+
+
+def _label(method: str, setting: str, rest: str, option: str, value: Any) -> str:
+    """A point for people, in short."""
+    words = f"{method}, {rest if setting == DEFAULT else 'as published'}"
+    return f"{words}, {option}={value}" if option else words
 
 
 class Measured:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from ditaccel.io.files import append_line, read_json, read_lines, write_atomical
 
 ASKED, INDEX, FOLDER = "recorded.json", "calls.jsonl", "records"
 _STEP = ("generation", "index", "branch", "timestep", "sigma", "total")
-_CONTEXT = ("layer", "layers", "length", "text", "grid", "component")
-_PAIR = ("text", "grid")
+# Of a context, what is plain data.
+_CONTEXT = tuple(f.name for f in fields(LayerContext) if f.name not in ("step", "key_mask"))
 # Scores of dense attention in float64 that are held at once.
 _CHUNK = 1 << 24
 
@@ -238,11 +238,12 @@ class Records:
         except (OSError, ValueError) as error:
             raise UsageError(f"{path} cannot be read ({error}); name a new folder", "out") from None
         mask = found.pop("key_mask", None)
-        context = LayerContext(
-            step=DenoisingStep(**line["step"]),
-            key_mask=mask,
-            **{k: tuple(line[k]) if line[k] and k in _PAIR else line[k] for k in _CONTEXT},
-        )
+        place: dict[str, Any] = {
+            name: tuple(line[name]) if isinstance(line[name], list) else line[name]
+            for name in _CONTEXT
+            if name in line
+        }
+        context = LayerContext(step=DenoisingStep(**line["step"]), key_mask=mask, **place)
         q, k, v = found["q"], found["k"], found["v"]
         kept = path.with_suffix(".dense")
         if not kept.exists():
