@@ -168,6 +168,7 @@ class FamilyAdapter:
             call by name; less than 0 where text comes in the latents; None where there are none.
             It may give None for a call in which it is not known where text is: attention then
             stays dense.
+        extra_in_front: whether they are in front of the tokens of the latents; else behind them.
         grid_rule: the grid of the image or video tokens (a rule of `grids`), None where it is not
             known; latents that `patch_tokens` cuts into patches need none.
         text: where text tokens are in the sequence: `none`, `front` or `back`.
@@ -206,6 +207,7 @@ class FamilyAdapter:
     no_attention_because: str = ""
     tokens: Callable[[Any, tuple[int, ...]], int] | None = None
     extra_tokens: Callable[[Any, Mapping[str, Any]], int | None] | None = None
+    extra_in_front: bool = False
     grid_rule: GridRule | None = None
     text: TextSide = "none"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

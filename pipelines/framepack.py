@@ -29,4 +29,5 @@ ADAPTER = replace(
     name="framepack",
     transformers=("HunyuanVideoFramepackTransformer3DModel",),
     extra_tokens=_past_tokens,
+    extra_in_front=True,
 )

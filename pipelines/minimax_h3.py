@@ -33,6 +33,7 @@ ADAPTER = FamilyAdapter(
     attention=(AttentionContract("transformer_blocks", "attn"),),
     tokens=packed_tokens,
     extra_tokens=_sound_tokens,
+    extra_in_front=True,
     text="front",
     timestep_of=_video_timestep,
     second_stream="audio_hidden_states",

@@ -119,6 +119,10 @@ class LiteAttentionConfig(FixedTileOptions):
         for item in self.thresholds:
             for value in item if isinstance(item, tuple) else (item,):
                 _check_threshold("thresholds", value)
+        require(
+            not (self.schedule and self.thresholds),
+            "schedule and thresholds both set the threshold along the loop; give one of them",
+        )
         require(self.retest >= 0, f"retest is {self.retest}; it must be 0 (never) or more")
         require(self.least_steps >= 1, f"least_steps is {self.least_steps}; give 1 or more")
         require(self.max_age >= 1, f"max_age is {self.max_age}; it must be 1 or more")
@@ -178,7 +182,7 @@ class LiteAttentionPlanner(TilePlanner):
         if config.must_keep:
             check_within("must_keep", config.must_keep, k_tiling.length)
             mask = keep_keys(mask, config.must_keep, k_tiling)
-        mask = self.with_text(mask, context, q_tiling, k_tiling)
+        mask = self.with_sinks(mask, context, (q_tiling, k_tiling))
         turn = state["turn"]
         marking = Marking(
             self.threshold(context),
@@ -199,7 +203,7 @@ class LiteAttentionPlanner(TilePlanner):
         """The threshold of a layer at a step."""
         thresholds = self.config.thresholds
         if not thresholds:
-            return float(self.config.threshold)
+            return self.density_setting(context)
         require(
             len(thresholds) == context.layers,
             f"thresholds has {len(thresholds)} entries, but the transformer has {context.layers} "

@@ -28,7 +28,7 @@ from .engine.options import Swept, TileOptions
 from .engine.order import OrderPerHead
 from .engine.planner import LayerContext, Plan, State, TileStats
 from .engine.rest import key_weights, loss_of_means, segment_moments
-from .engine.tile_planner import TilePlanner
+from .engine.tile_planner import TilePlanner, marked_tokens
 
 # Published: 300 query and 1000 key clusters on 75,600 tokens.
 _Q_TOKENS_PER_CLUSTER = 252
@@ -141,16 +141,18 @@ class _Side:
     """One clustering of queries or keys.
 
     Attributes:
-        labels: int32 `(B, H, L)`; text tokens have the label `clusters`.
+        labels: int32 `(B, H, L)`; those of text and sinks have the label `clusters`.
         order: int32 `(B, H, L)`, tokens by label.
-        offsets: int32 `(B, H, clusters + 1 [+ 1 with text])`.
-        clusters: number of clusters, text not counted.
+        offsets: int32 `(B, H, clusters + 1 [+ 1 with others])`.
+        clusters: number of clusters, the one of text and sinks not counted.
+        others: tokens of text and sinks.
     """
 
     labels: Tensor
     order: Tensor
     offsets: Tensor
     clusters: int
+    others: int
 
     @property
     def sizes(self) -> Tensor:
@@ -184,8 +186,8 @@ class SVG2Planner(TilePlanner):
     def _clustered(self, q: Tensor, k: Tensor, context: LayerContext, state: State) -> bool:
         """Bring the clustering of a layer up to date; returns whether the last one still serves."""
         config, index = self.config, context.step.index
-        start, end = _video(context)
-        tokens = end - start
+        chosen = self._clustered_tokens(context, q.device)
+        tokens = context.length if chosen is None else len(chosen)
         counts = [
             config.q_clusters or _count(tokens, _Q_TOKENS_PER_CLUSTER, _LEAST_Q_CLUSTERS, 4),
             config.k_clusters or _count(tokens, _K_TOKENS_PER_CLUSTER, _LEAST_K_CLUSTERS, 8),
@@ -197,7 +199,7 @@ class SVG2Planner(TilePlanner):
             )
         reuse = "sides" in state and index - state["clustered"] < config.refresh
         if not reuse:
-            state["sides"] = self._cluster(q, k, counts, context, state)
+            state["sides"] = self._cluster(q, k, counts, chosen, state)
             state["clustered"] = index
         return reuse
 
@@ -224,9 +226,9 @@ class SVG2Planner(TilePlanner):
         )
         if config.compensate and stats is not None:
             weights = weights * loss_of_means(*stats, scale)[video]
-        kept = kept_clusters(weights, config.top_p, config.min_share)
-        if context.text is not None:
-            # text: one more cluster that attends to all, and that all attend to
+        kept = kept_clusters(weights, self.density_setting(context), config.min_share)
+        if q_side.others:
+            # text and sinks: one more cluster that attends to all, and that all attend to
             kept = torch.nn.functional.pad(kept, (0, 1, 0, 1), value=True)
         group = q.shape[1] // k.shape[1]
         tile_map = TileMap.from_mask(
@@ -242,23 +244,32 @@ class SVG2Planner(TilePlanner):
             stats=stats,
         )
 
+    def _clustered_tokens(self, context: LayerContext, device: torch.device) -> Tensor | None:
+        """Numbers of the tokens that are neither text nor sinks; None for all."""
+        ranges = self.sinks(context)
+        if not ranges:
+            return None
+        others = marked_tokens(ranges, context.length)
+        require(not bool(others.all()), "every token is text or a sink; give fewer sinks")
+        return (~others).nonzero()[:, 0].to(device)
+
     def _cluster(
-        self, q: Tensor, k: Tensor, counts: list[int], context: LayerContext, state: State
+        self, q: Tensor, k: Tensor, counts: list[int], chosen: Tensor | None, state: State
     ) -> tuple[_Side, _Side]:
-        config = self.config
-        start, end = _video(context)
+        config, length = self.config, q.shape[2]
         known = state.get("centroids", (None, None))
         iterations = config.first_iterations if known[0] is None else config.iterations
         sides, centroids = [], []
         for x, count, warm in zip((q, k), counts, known, strict=True):
             # k-means draws from a generator of its own: the pipeline's noise is left alone
-            found = kmeans(x[:, :, start:end], count, iterations, centroids=warm)
-            labels = found.labels
-            if context.text is not None:
-                before, after = start, context.length - end
-                labels = torch.nn.functional.pad(labels, (before, after), value=count)
-            order, offsets = order_by_label(labels, count + (context.text is not None))
-            sides.append(_Side(labels, order, offsets, count))
+            own = x if chosen is None else x.index_select(2, chosen)
+            found = kmeans(own, count, iterations, centroids=warm)
+            labels, others = found.labels, 0
+            if chosen is not None:
+                every = labels.new_full(x.shape[:3], count)
+                labels, others = every.index_copy_(2, chosen, labels), length - len(chosen)
+            order, offsets = order_by_label(labels, count + (others > 0))
+            sides.append(_Side(labels, order, offsets, count, others))
             centroids.append(found.centroids)
         state["centroids"] = tuple(centroids)
         return sides[0], sides[1]
@@ -267,14 +278,6 @@ class SVG2Planner(TilePlanner):
 def _count(tokens: int, per_cluster: int, least: int, smallest: int) -> int:
     """Clusters by default; never so many that they hold less than `smallest` tokens on average."""
     return max(1, min(max(least, round(tokens / per_cluster)), tokens // smallest))
-
-
-def _video(context: LayerContext) -> tuple[int, int]:
-    """First and last-but-one of the tokens that are not text."""
-    if context.text is None:
-        return 0, context.length
-    start, end = context.text
-    return (end, context.length) if start == 0 else (0, start)
 
 
 def cluster_mass(q_means: Tensor, k_means: Tensor, k_sizes: Tensor, scale: float) -> Tensor:

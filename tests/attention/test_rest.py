@@ -8,16 +8,15 @@ from dataclasses import dataclass
 import pytest
 import torch
 from ditaccel.kernels import TileMap, Tiling
+from plans import bounds_of, context_of, heads_of, of, orders_of
 from tiny import generate, peaked
 
 import ditaccel
 from ditaccel import LiteAttentionConfig, SLAConfig, SVG2Config
 from ditaccel.attention.engine.attend import attend, slower_kernel
 from ditaccel.attention.engine.options import FixedTileOptions
-from ditaccel.attention.engine.order import OrderPerHead, SharedOrder
-from ditaccel.attention.engine.planner import Dense, DenseReason, LayerContext, Plan
+from ditaccel.attention.engine.planner import Dense, DenseReason, Plan
 from ditaccel.attention.engine.tile_planner import MaskPlanner
-from ditaccel.core.denoising.tracker import DenoisingStep
 from ditaccel.tuning.observe import observed
 
 WIDTH, LENGTH, SCALE = 8, 75, 0.3
@@ -27,8 +26,7 @@ SMALL = {"q_tile": 16, "k_tile": 16, **COMMON}
 
 
 def _context(index=0, **changes):
-    step = DenoisingStep(0, index, "cond", 500.0, sigma=0.5, total=10)
-    return LayerContext(step, 1, 4, LENGTH, **changes)
+    return context_of(LENGTH, index, **changes)
 
 
 def _tensors(heads=4, kv_heads=2, seed=0):
@@ -45,53 +43,25 @@ def _tensors(heads=4, kv_heads=2, seed=0):
 # -- the definition, in float64: one query tile and one key tile at a time --
 
 
-def _heads_of(plan, heads):
-    """`(plan, place in it)` of each head: those of parts follow each other."""
-    if not plan.parts:
-        return [(plan, h) for h in range(heads)]
-    every = [(part, h) for part in plan.parts for h in range(part.tile_map.indices.shape[1])]
-    return [every[place] for place in plan.heads.tolist()]
-
-
-def _orders(plan, b, h):
-    """Tokens of the queries and of the keys, in the order of the plan."""
-    order = plan.order
-    if isinstance(order, OrderPerHead):
-        group = order.q_order.shape[1] // order.k_order.shape[1]
-        return order.q_order[b, h].long(), order.k_order[b, h // group].long()
-    if isinstance(order, SharedOrder) and order._order is not None:
-        return order._order, order._order
-    return torch.arange(LENGTH), torch.arange(LENGTH)
-
-
-def _of(x, b, h):
-    """What `(B|1, H|1, ...)` holds for one head."""
-    return x[min(b, len(x) - 1), min(h, x.shape[1] - 1)]
-
-
-def _bounds(tiling, b, h):
-    return _of(tiling.bounds("cpu"), b, h).tolist()
-
-
 def defined(plan, rest, q, k, v, mask=None, stands_for=None):
     """Attention by a plan: the tiles of its map, and the others as `rest` says, in float64."""
     group = q.shape[1] // k.shape[1]
     q, k, v = q.double(), k.double(), v.double()
     out = torch.zeros_like(q)
     for b, (h, (own, at)) in itertools.product(
-        range(len(q)), enumerate(_heads_of(plan, q.shape[1]))
+        range(len(q)), enumerate(heads_of(plan, q.shape[1]))
     ):
         tile_map = own.tile_map
-        computed = _of(tile_map.to_mask(), b, at)
+        computed = of(tile_map.to_mask(), b, at)
         marginal = ~computed if own.stands_for is None else own.stands_for[b, at]
         if stands_for is not None:
             marginal = stands_for[b, h]
-        rows, columns = _orders(own, b, at)
+        rows, columns = orders_of(own, b, at, LENGTH)
         keys_of = []
-        for start, end in itertools.pairwise(_bounds(tile_map.k_tiling, b, at)):
+        for start, end in itertools.pairwise(bounds_of(tile_map.k_tiling, b, at)):
             tokens = columns[start:end]
             keys_of.append(tokens if mask is None else tokens[mask[b, tokens]])
-        for i, (start, end) in enumerate(itertools.pairwise(_bounds(tile_map.q_tiling, b, at))):
+        for i, (start, end) in enumerate(itertools.pairwise(bounds_of(tile_map.q_tiling, b, at))):
             if start == end:
                 continue
             queries = q[b, h, rows[start:end]]

@@ -13,8 +13,8 @@ from tiny import FAMILIES, generate, peaked
 import ditaccel
 from ditaccel import ConfigError, SLAConfig, UsageError
 from ditaccel.attention.engine.attend import attend
+from ditaccel.attention.engine.cubes import cube_order
 from ditaccel.attention.engine.planner import Dense, LayerContext, Plan
-from ditaccel.attention.sla.cubes import cube_order
 from ditaccel.attention.sla.map import moment_errors, tile_classes
 from ditaccel.attention.sla.planner import SLAPlanner
 from ditaccel.attention.sla.weights import SLAWeights, fingerprint

@@ -12,7 +12,14 @@ from import_graph import ROOT
 MAX_FUNCTION = 60
 MAX_ENTRIES = 19
 # One file per member is what these rooms are for.
-MEMBERS = {"ditaccel/caching", "pipelines", "tests/caching", "tests/support/tiny"}
+MEMBERS = {
+    "ditaccel/attention",
+    "ditaccel/caching",
+    "pipelines",
+    "tests/attention",
+    "tests/caching",
+    "tests/support/tiny",
+}
 # What every package has is not something to choose from.
 _NO_ENTRY = {"__init__.py", "__main__.py", "README.md", "py.typed"}
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ...config import AttentionConfig, require
+from ...errors import ConfigError
 from ...kernels import Tiling
 
 Ranges = tuple[tuple[int, int], ...]
 Backend = Literal["auto", "triton", "torch", "naive"]
 Rest = Literal["nothing", "means", "moments"]
+Sink = Literal["first_frame", "conditions"]
+Schedule = tuple[tuple[float, float], ...]
 
 # Kept share of the attention matrix above which a layer is faster dense. On a CPU a kept tile costs
 # more than its part of dense attention, most at short sequences.
@@ -32,6 +35,16 @@ class TileOptions(AttentionConfig):
             `means`, one mean key and value per tile, weighted by its size and the spread of its
             keys; or their `moments`, whose values follow the query too (`kernels/moments`). None
             for what the method itself does.
+        schedule: values along the loop of the option that sets how much the method keeps (`swept`
+            in its config; a number), `[[share, value], …]`:
+            at that share of the steps it has that value, between two shares it changes in a
+            straight line, and before the first and behind the last it stays. `[[0, 1.3], [1, 0.8]]`
+            runs from 1.3 to 0.8. Empty for the option's own value at every step. Methods without
+            such an option take no schedule.
+        sinks: tokens that every query attends to, besides those of text: `first_frame` of a clip,
+            `conditions` (given images or frames in the same sequence, where there are any).
+        sink_tokens: more of them, as token ranges `[[start, end], …]` of the whole sequence.
+        sink_queries: whether sinks also attend to every key themselves, as text does.
         dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
         dense_layers: first layers that stay dense, likewise.
         min_tokens: shorter sequences stay dense.
@@ -40,12 +53,17 @@ class TileOptions(AttentionConfig):
         backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
 
     Attributes:
-        swept: the option that walks the density of the maps; None for none.
+        swept: the option that walks the density of the maps, which `schedule` changes; None for
+            none.
     """
 
     swept: ClassVar[Swept | None] = None
 
     rest: Rest | None = None
+    schedule: Schedule = ()
+    sinks: tuple[Sink, ...] = ()
+    sink_tokens: Ranges = ()
+    sink_queries: bool = False
     dense_steps: int | float = 0.2
     dense_layers: int | float = 0
     min_tokens: int = 1024
@@ -65,6 +83,32 @@ class TileOptions(AttentionConfig):
             share is None or 0.0 < share <= 1.0,
             f"break_even is {share}; give a share of the attention matrix in (0, 1], 1 for never",
         )
+        check_ranges("sink_tokens", self.sink_tokens)
+        self._check_schedule()
+
+    @classmethod
+    def scheduled_option(cls) -> str:
+        """Name of the option that `schedule` changes; empty where it is none, or not a number."""
+        swept = cls.swept
+        numbers = swept is not None and all(isinstance(value, float) for value in swept.values)
+        return swept.option if swept is not None and numbers else ""
+
+    def _check_schedule(self) -> None:
+        """Check that the schedule ascends, and that each value is one that the option can have."""
+        if not self.schedule:
+            return
+        option, shares = self.scheduled_option(), [share for share, _ in self.schedule]
+        require(bool(option), f"{self.method} has no option that a schedule could change")
+        require(
+            all(0 <= share <= 1 for share in shares) and shares == sorted(set(shares)),
+            f"schedule has the shares {shares} of the loop; give them ascending, from 0 to 1",
+        )
+        for share, value in self.schedule:
+            changed: dict[str, Any] = {option: value, "schedule": ()}
+            try:
+                replace(self, **changed)
+            except ConfigError as error:
+                raise ConfigError(f"schedule, at {share:g} of the loop: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +176,16 @@ def break_even_of(chosen: float | None, device_type: str) -> float:
         device_type: `cpu`, `cuda`, …
     """
     return _BREAK_EVEN.get(device_type, _BREAK_EVEN_ELSEWHERE) if chosen is None else chosen
+
+
+def along(schedule: Schedule, share: float) -> float:
+    """The value of a schedule at a share of the loop: straight lines between its points."""
+    before = [point for point in schedule if point[0] <= share]
+    after = [point for point in schedule if point[0] > share]
+    if not before or not after:
+        return (before[-1] if before else after[0])[1]
+    (start, first), (end, last) = before[-1], after[0]
+    return first + (last - first) * (share - start) / (end - start)
 
 
 def share_of(value: int | float, total: int | None) -> int:

@@ -33,6 +33,9 @@ class Order(Protocol):
 class SharedOrder:
     """One order for the queries and keys of all heads, or of some; autograd follows.
 
+    Attributes:
+        tokens: int64 `(L,)`, the token that comes to each place; None for the order of the model.
+
     Args:
         order: int64 `(L,)`, the token that comes to each place; None for the order of the model.
         inverse: int64 `(L,)`, the place of each token.
@@ -47,7 +50,7 @@ class SharedOrder:
         heads: list[int] | None = None,
         group: int = 1,
     ) -> None:
-        self._order, self._inverse = order, inverse
+        self.tokens, self._inverse = order, inverse
         self._heads = heads
         self._key_heads = None if heads is None else sorted({h // group for h in heads})
         # A planner orders tokens to make a map, and the map is then carried out on the same ones.
@@ -63,7 +66,7 @@ class SharedOrder:
 
     def key_mask(self, mask: Tensor | None) -> Tensor | None:
         """See `Order`."""
-        return mask if mask is None or self._order is None else mask[:, self._order]
+        return mask if mask is None or self.tokens is None else mask[:, self.tokens]
 
     def back(self, out: Tensor) -> Tensor:
         """See `Order`; heads that were left out stay so."""
@@ -77,8 +80,8 @@ class SharedOrder:
         made = x
         if heads is not None:
             made = made.index_select(1, torch.tensor(heads, device=x.device))
-        if self._order is not None:
-            made = _take(made, self._order)
+        if self.tokens is not None:
+            made = _take(made, self.tokens)
         if not torch.is_grad_enabled():
             self._known[id(x)] = x, made
         return made

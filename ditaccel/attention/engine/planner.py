@@ -8,6 +8,7 @@ Most methods need `MaskPlanner` (`tile_planner.py`) and give nothing but their m
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ class LayerContext:
         text: `(start, end)` of the text tokens in a joint sequence, None without text.
         key_mask: bool `(B, L)`, True for keys that take part; None where all do.
         grid: frames, rows and columns of the image or video tokens; None where unknown.
+        conditions: `(start, end)` of the tokens of given images or frames, empty ranges where the
+            call has none; None where it is not known.
         component: name of the transformer in its pipeline.
     """
 
@@ -51,7 +54,25 @@ class LayerContext:
     text: tuple[int, int] | None = None
     key_mask: Tensor | None = None
     grid: Grid | None = None
+    conditions: tuple[int, int] | None = None
     component: str = ""
+
+    @property
+    def grid_tokens(self) -> tuple[int, int] | None:
+        """`(start, end)` of the tokens of the grid; None where that is not known.
+
+        Text is at either end of the sequence, and given images or frames next to the grid's tokens.
+        """
+        if self.grid is None:
+            return None
+        others = sorted(part for part in (self.text, self.conditions) if part and part[0] < part[1])
+        count = math.prod(self.grid)
+        if count + sum(end - start for start, end in others) != self.length:
+            return None  # something else is in the sequence too
+        start = 0
+        for first, end in others:
+            start = end if first == start else start
+        return start, start + count
 
     @property
     def fraction(self) -> float:

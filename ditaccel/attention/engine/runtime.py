@@ -146,6 +146,7 @@ class AttentionRuntime(PerLoop):
         adapter, named = self._adapter, named or {}
         config = getattr(self._transformer, "config", None)
         tokens = None if adapter.tokens is None else adapter.tokens(config, sample.shape)
+        extra: int | None = None
         if tokens is not None and adapter.extra_tokens is not None and not self._loop.off:
             extra = adapter.extra_tokens(config, named)
             tokens = None if extra is None else tokens + extra
@@ -154,7 +155,7 @@ class AttentionRuntime(PerLoop):
                     "where the text of this batch is in its sequences is not known (prompts of two "
                     "lengths?); attention stays dense"
                 )
-        self._now = CallInProgress(step, tokens, self._grid(config, step, sample, named))
+        self._now = CallInProgress(step, tokens, self._grid(config, step, sample, named), extra)
         if not self._loop.off:
             self._planner.begin(self._name, step)
 
@@ -331,14 +332,16 @@ class AttentionRuntime(PerLoop):
         state = self._loop.state((branch, layer, now.calls[layer]), q, k)
         now.calls[layer] += 1
         length = q.shape[2]
+        text = self._text(length, now.tokens)
         context = LayerContext(
             step=now.step,
             layer=layer,
             layers=self.layers,
             length=length,
-            text=self._text(length, now.tokens),
+            text=text,
             key_mask=key_mask,
             grid=now.grid,
+            conditions=self._conditions(length, text, now.extra),
             component=self._name,
         )
         pause = state.paused(index) or payoff.cannot_pay(q, k, scale, context, state)
@@ -358,6 +361,17 @@ class AttentionRuntime(PerLoop):
         if side == "none" or tokens is None or tokens >= length:
             return None
         return (0, length - tokens) if side == "front" else (tokens, length)
+
+    def _conditions(
+        self, length: int, text: tuple[int, int] | None, extra: int | None
+    ) -> tuple[int, int] | None:
+        """Where tokens are that are neither text nor of the latents; None where that is unknown."""
+        if extra is None:
+            return None
+        start = text[1] if text is not None and text[0] == 0 else 0
+        end = text[0] if text is not None and text[0] > 0 else length
+        count = max(0, extra)  # (less than 0 where text comes in the latents)
+        return (start, start + count) if self._adapter.extra_in_front else (end - count, end)
 
     def _image(self, length: int, tokens: int | None) -> slice | None:
         """Where tokens of the latents are, where text is in the sequence too."""

@@ -56,6 +56,7 @@ class CallInProgress:
         step: where it is.
         tokens: image or video tokens, None where the family does not tell.
         grid: their frames, rows and columns, likewise.
+        extra: how many of them are not of the latents; None where the family does not tell.
         calls: attention calls so far, by layer (Mochi makes one for each item of the batch).
         densities: of the maps so far that know what to leave out.
         promised: of layers that rest before a map of theirs was tried.
@@ -65,6 +66,7 @@ class CallInProgress:
     step: DenoisingStep
     tokens: int | None
     grid: Grid | None = None
+    extra: int | None = None
     calls: Counter[int] = field(default_factory=Counter)
     densities: list[Tensor] = field(default_factory=list)
     promised: list[Tensor] = field(default_factory=list)

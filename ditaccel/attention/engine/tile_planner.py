@@ -12,20 +12,31 @@ A new attention map is one file::
         def mask(self, q, k, v, scale, context, state):
             rows, columns = (t.tiles for t in self.tilings(q, k, context))
             return (torch.arange(rows)[:, None] + torch.arange(columns)) % 2 == 0
+
+A method in which one option sets how much is kept names it in its config (`swept`), and its planner
+reads it by `self.density_setting(context)`, so that it follows a `schedule`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ...kernels import TileMap, Tiling, keep_keys, keep_queries
-from .options import Rest, TileOptions, share_of
+from ...config import require
+from ...kernels import TileMap, Tiling
+from ...pipelines.grids import Grid
+from .cubes import cube_order
+from .options import Ranges, Rest, TileOptions, along, check_within, share_of
+from .order import SharedOrder
 from .planner import Dense, DenseReason, LayerContext, Plan, Planner, State
 
-_SEEN, _MAP, _MADE = "step seen", "map", "step of the map"  # in a planner's state
+_SEEN, _MAP, _MADE = "step seen", "map", "step and setting of the map"  # in a planner's state
 
 
 class TilePlanner(Planner):
@@ -92,15 +103,90 @@ class TilePlanner(Planner):
         config = self.config
         return Tiling.fixed(q.shape[2], config.q_tile), Tiling.fixed(k.shape[2], config.k_tile)
 
-    @staticmethod
-    def with_text(
-        mask: Tensor, context: LayerContext, q_tiling: Tiling, k_tiling: Tiling
+    def density_setting(self, context: LayerContext) -> float:
+        """The option that sets how much is kept (`swept`), as the schedule has it at this step."""
+        config = self.config
+        if config.schedule:
+            return along(config.schedule, context.fraction)
+        return float(getattr(config, config.scheduled_option()))
+
+    def sinks(self, context: LayerContext) -> Ranges:
+        """Token ranges that every query attends to: text, and the sinks of the options.
+
+        Raises:
+            ConfigError: where a sink is in this sequence is not known, or it is all of it.
+        """
+        return merged([*([context.text] if context.text else []), *self._own_sinks(context)])
+
+    def _own_sinks(self, context: LayerContext) -> list[tuple[int, int]]:
+        config = self.config
+        check_within("sink_tokens", config.sink_tokens, context.length)
+        ranges = list(config.sink_tokens)
+        if "first_frame" in config.sinks:
+            tokens, grid = context.grid_tokens, context.grid
+            require(
+                tokens is not None and grid is not None and grid[0] > 1,
+                "sinks has first_frame, but this is a picture, or a model whose order of tokens is "
+                "not known; leave it out, or name the tokens in sink_tokens",
+            )
+            assert tokens is not None and grid is not None
+            ranges.append((tokens[0], tokens[0] + grid[1] * grid[2]))
+        if "conditions" in config.sinks:
+            require(
+                context.conditions is not None,
+                "sinks has conditions, but where given images or frames are in this model's "
+                "sequence is not known; name their tokens in sink_tokens instead",
+            )
+            assert context.conditions is not None
+            ranges.append(context.conditions)
+        return ranges
+
+    def in_cubes(
+        self, context: LayerContext, cube: Grid, device: torch.device, in_front: bool = False
+    ) -> tuple[Tensor, Tensor] | None:
+        """An order of the tokens in neighbourhoods, and its inverse; None where there is no grid.
+
+        A first frame that is a sink stays apart: else every cube would hold a piece of it.
+
+        Args:
+            context: where the call is.
+            cube: frames, rows and columns of a neighbourhood.
+            device: of the answer.
+            in_front: see `cube_order`.
+        """
+        grid, tokens = context.grid, context.grid_tokens
+        if grid is None or tokens is None:
+            return None
+        start = tokens[0]
+        if "first_frame" in self.config.sinks and grid[0] > 1:
+            grid, start = (grid[0] - 1, *grid[1:]), start + grid[1] * grid[2]
+        return cube_order(grid, cube, context.length, start, device, in_front)
+
+    def with_sinks(
+        self,
+        mask: Tensor,
+        context: LayerContext,
+        tilings: tuple[Tiling, Tiling],
+        orders: tuple[Tensor | None, Tensor | None] = (None, None),
+        queries: bool = True,
     ) -> Tensor:
-        """Tiles, and those of the text: it attends to all, and all attend to it."""
-        if context.text is None:
-            return mask
-        mask = keep_keys(mask, [context.text], k_tiling)
-        return keep_queries(mask, [context.text], q_tiling)
+        """Tiles, and those of text and sinks: all attend to them, and text attends to all.
+
+        Args:
+            mask: bool `(B|1, H|1, Tq, Tk)`, of fixed tiles.
+            context: where the call is, in the order of the model.
+            tilings: of the queries and of the keys.
+            orders: the token that comes to each place, int `(L,)` or `(B, H, L)`, of the queries
+                and of the keys; None for the order of the model.
+            queries: whether the rows of the mask are all queries, and not some of them.
+        """
+        keys = self.sinks(context)
+        if keys:
+            mask = mask | _touched(keys, context, tilings[1], orders[1], mask)[..., None, :]
+        rows = keys if self.config.sink_queries else merged([context.text or (0, 0)])
+        if rows and queries:
+            mask = mask | _touched(rows, context, tilings[0], orders[0], mask)[..., :, None]
+        return mask
 
 
 class MaskPlanner(TilePlanner):
@@ -118,19 +204,68 @@ class MaskPlanner(TilePlanner):
     ) -> Plan:
         """See `TilePlanner`."""
         index = context.step.index
+        tokens = self.order(context, q.device)
+        order = None if tokens is None else SharedOrder(*tokens)
+        setting = self.density_setting(context) if self.config.schedule else None
         made = state.get(_MADE)
-        if made is None or (self.serves is not None and index - made >= self.serves):
-            tilings = self.tilings(q, k, context)
-            mask = self.mask(q, k, v, scale, context, state)
-            mask = self.with_text(mask[(None,) * (4 - mask.ndim)], context, *tilings)
-            state[_MAP], state[_MADE] = TileMap.from_mask(mask.to(q.device), *tilings), index
-        return Plan(state[_MAP], self.config.method, rest=self.rest)
+        old = made is None or (self.serves is not None and index - made[0] >= self.serves)
+        if old or (self.serves is None and made[1] != setting):
+            tilings, at = self.tilings(q, k, context), context
+            if order is not None:
+                q, k, v = order.queries(q), order.keys(k), order.keys(v)
+                at = replace(context, key_mask=order.key_mask(context.key_mask))
+            mask = self.mask(q, k, v, scale, at, state)
+            mask = mask[(None,) * (4 - mask.ndim)].to(q.device)
+            places = None if tokens is None else tokens[0]
+            mask = self.with_sinks(mask, context, tilings, (places, places))
+            state[_MAP], state[_MADE] = TileMap.from_mask(mask, *tilings), (index, setting)
+        return Plan(state[_MAP], self.config.method, order=order, rest=self.rest)
+
+    def order(self, context: LayerContext, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """The order in which tokens are cut into tiles, and its inverse; None for the model's own.
+
+        `in_cubes` gives one of neighbourhoods. It may put text and others anywhere: `with_sinks`
+        finds them again.
+        """
+        return None
 
     @abstractmethod
     def mask(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
     ) -> Tensor:
-        """The tiles to compute, bool `(B|1, H|1, Tq, Tk)` or `(Tq, Tk)`; text is added to them.
+        """The tiles to compute, bool `(B|1, H|1, Tq, Tk)` or `(Tq, Tk)`; sinks are added to them.
 
-        For the arguments see `Planner.plan`.
+        For the arguments see `Planner.plan`. Tensors and `context.key_mask` are in the order of
+        `order`; token ranges of the context are in that of the model.
         """
+
+
+def merged(ranges: Sequence[tuple[int, int]]) -> Ranges:
+    """Token ranges, ascending and apart from each other; empty ones go."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(pair for pair in ranges if pair[0] < pair[1]):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((start, end))
+    return tuple(found)
+
+
+def marked_tokens(ranges: Ranges, length: int) -> Tensor:
+    """Which tokens are in one of the ranges, bool `(length,)` on the CPU."""
+    marks = torch.zeros(length, dtype=torch.bool)
+    for start, end in ranges:
+        marks[start:end] = True
+    return marks
+
+
+def _touched(
+    ranges: Ranges, context: LayerContext, tiling: Tiling, order: Tensor | None, mask: Tensor
+) -> Tensor:
+    """Which tiles hold a token of the ranges, bool `(B|1, H|1, T)`; see `with_sinks`."""
+    if order is None:
+        return tiling.touched(ranges, mask.device)
+    assert tiling.tile is not None
+    marks = marked_tokens(ranges, context.length).to(mask.device)[order.long()]
+    marks = marks[(None,) * (3 - marks.ndim)]
+    return F.pad(marks, (0, -tiling.length % tiling.tile)).unflatten(-1, (-1, tiling.tile)).any(-1)

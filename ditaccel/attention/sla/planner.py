@@ -18,7 +18,6 @@ the logits say how much each tile counts alongside the critical ones.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -28,13 +27,12 @@ from torch import Tensor, nn
 from ...config import require
 from ...core.denoising.tracker import DenoisingStep
 from ...core.patching import PatchLedger
-from ...kernels import TileMap, Tiling, keep_keys, keep_queries, pool_tiles, tile_moments
+from ...kernels import TileMap, Tiling, pool_tiles, tile_moments
 from ..engine.attend import attend
 from ..engine.options import FixedTileOptions, share_of
 from ..engine.order import SharedOrder
 from ..engine.planner import LayerContext, Plan, State, TileStats
 from ..engine.tile_planner import TilePlanner
-from .cubes import cube_order
 from .defaults import DEFAULTS, PUBLISHED, SHARED, TRAINED, check_sum
 from .linear import LinearBranch
 from .map import moment_errors, pooled_scores, tile_classes
@@ -158,12 +156,12 @@ class SLAPlanner(TilePlanner):
             mass = rank = pooled_scores(*stats, scale)
         else:
             mass, rank = moment_errors(*stats, scale)
-        options = self.options
-        critical, marginal = tile_classes(mass, options["critical"], options["negligible"], rank)
-        if context.text is not None:
-            critical = keep_keys(critical, [context.text], k_tiling)
-            if not sampled:
-                critical = keep_queries(critical, [context.text], q_tiling)
+        share = self.density_setting(context)
+        critical, marginal = tile_classes(mass, share, self.options["negligible"], rank)
+        tokens = None if order is None else order.tokens
+        critical = self.with_sinks(
+            critical, context, tilings, (tokens, tokens), queries=not sampled
+        )
         return Plan(
             TileMap.from_mask(critical, *tilings),
             self.mode.replace("_", "-"),
@@ -172,6 +170,12 @@ class SLAPlanner(TilePlanner):
             stands_for=marginal & ~critical,
             stats=stats,
         )
+
+    def density_setting(self, context: LayerContext) -> float:
+        """See `TilePlanner`: the share of critical tiles, which weights may be trained for."""
+        if self.config.schedule:
+            return super().density_setting(context)
+        return float(self.options["critical"])
 
     def tilings(self, q: Tensor, k: Tensor, context: LayerContext) -> tuple[Tiling, Tiling]:
         """See `TilePlanner`."""
@@ -218,15 +222,11 @@ class SLAPlanner(TilePlanner):
         return [(h, order) for h, order in ((plain, None), (cubed, cubes)) if h]
 
     def _cubes(self, context: LayerContext, device: torch.device) -> Cubes | None:
-        cube, grid = self.options["cube"], context.grid
-        if grid is None or cube == []:
+        cube = self.options["cube"]
+        if context.grid is None or cube == []:
             return None
-        cube = (CUBE if grid[0] > 1 else SQUARE) if cube is None else tuple(cube)
-        tokens, text = math.prod(grid), context.text or (0, 0)
-        if tokens != context.length - (text[1] - text[0]):
-            return None  # something else is in the sequence too
-        start = text[1] if text[0] == 0 else 0
-        return cube_order(grid, cube, context.length, start, device)
+        cube = (CUBE if context.grid[0] > 1 else SQUARE) if cube is None else tuple(cube)
+        return self.in_cubes(context, cube, device)
 
     def _sampled(
         self,

@@ -12,7 +12,12 @@ from ...pipelines.grids import Grid
 
 @lru_cache(maxsize=32)
 def cube_order(
-    grid: Grid, cube: Grid, length: int, start: int = 0, device: torch.device | str = "cpu"
+    grid: Grid,
+    cube: Grid,
+    length: int,
+    start: int = 0,
+    device: torch.device | str = "cpu",
+    in_front: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Put the tokens of a grid in the order of its cubes.
 
@@ -25,6 +30,8 @@ def cube_order(
         length: tokens of the whole sequence.
         start: the first token of the grid; tokens ahead of it and behind it (text) stay in place.
         device: of the answer.
+        in_front: whether the others go behind the grid instead, so that tiles of a cube's size
+            hold one cube each.
 
     Returns:
         Order and its inverse, int64 `(length,)`: token `order[i]` goes to place `i`.
@@ -37,6 +44,9 @@ def cube_order(
     inner = torch.argsort(number.flatten(), stable=True)
     order = torch.arange(length)
     order[start : start + inner.numel()] = start + inner
+    if in_front:
+        end = start + inner.numel()
+        order = torch.cat([order[start:end], order[:start], order[end:]])
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(length)
     return order.to(device), inverse.to(device)
