@@ -207,9 +207,11 @@ class MaskPlanner(TilePlanner):
         tokens = self.order(context, q.device)
         order = None if tokens is None else SharedOrder(*tokens)
         setting = self.density_setting(context) if self.config.schedule else None
-        made = state.get(_MADE)
-        old = made is None or (self.serves is not None and index - made[0] >= self.serves)
-        if old or (self.serves is None and made[1] != setting):
+        made, of_setting = state.get(_MADE, (None, None))
+        fits = made is not None and (
+            setting == of_setting if self.serves is None else index - made < self.serves
+        )
+        if not fits:
             tilings, at = self.tilings(q, k, context), context
             if order is not None:
                 q, k, v = order.queries(q), order.keys(k), order.keys(v)
