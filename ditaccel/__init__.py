@@ -13,9 +13,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .api import accelerate, accelerated, families, is_accelerated, presets, report, reset, restore
+from .attention.adaspa import AdaSpaConfig
+from .attention.draft_attention import DraftAttentionConfig
 from .attention.lite_attention import LiteAttentionConfig
+from .attention.nabla import NABLAConfig
+from .attention.pbs import PBSConfig
 from .attention.sla import SLAConfig
+from .attention.sol import SolConfig
+from .attention.sparge import SpargeConfig
 from .attention.svg2 import SVG2Config
+from .attention.vmoba import VMoBAConfig
+from .attention.xattention import XAttentionConfig
 from .caching.adaptive_taylor import AdaptiveTaylorConfig
 from .caching.confidence_gated_taylor import ConfidenceGatedTaylorConfig
 from .caching.dbcache import DBCacheConfig
@@ -57,6 +65,7 @@ _LATER = {
 
 __all__ = [
     "AccelerationConfig",
+    "AdaSpaConfig",
     "AdaptiveTaylorConfig",
     "AttentionContract",
     "BlockContract",
@@ -66,6 +75,7 @@ __all__ = [
     "DiCacheConfig",
     "Diagnosis",
     "DitaccelError",
+    "DraftAttentionConfig",
     "EasyCacheConfig",
     "Evaluation",
     "FORAConfig",
@@ -75,7 +85,9 @@ __all__ = [
     "LiteAttentionConfig",
     "MagCacheConfig",
     "MeanCacheConfig",
+    "NABLAConfig",
     "PABConfig",
+    "PBSConfig",
     "RACERConfig",
     "Refine",
     "Report",
@@ -83,6 +95,8 @@ __all__ = [
     "SLAConfig",
     "SVG2Config",
     "SeaCacheConfig",
+    "SolConfig",
+    "SpargeConfig",
     "StepMaskConfig",
     "TAFCConfig",
     "Target",
@@ -90,6 +104,8 @@ __all__ = [
     "TeaCacheConfig",
     "UnsupportedError",
     "UsageError",
+    "VMoBAConfig",
+    "XAttentionConfig",
     "accelerate",
     "accelerated",
     "doctor",

@@ -28,6 +28,7 @@ from .engine.options import Swept, TileOptions
 from .engine.order import OrderPerHead
 from .engine.planner import LayerContext, Plan, State, TileStats
 from .engine.rest import key_weights, loss_of_means, segment_moments
+from .engine.scores import smallest_set
 from .engine.tile_planner import TilePlanner, marked_tokens
 
 # Published: 300 query and 1000 key clusters on 75,600 tokens.
@@ -178,7 +179,9 @@ class SVG2Planner(TilePlanner):
         self.least_steps, self.max_age = 2, config.max_age
         self.rest = config.rest or ("means" if config.compensate else "nothing")
 
-    def warm_up(self, q: Tensor, k: Tensor, context: LayerContext, state: State) -> None:
+    def warm_up(
+        self, q: Tensor, k: Tensor, scale: float, context: LayerContext, state: State
+    ) -> None:
         """See `TilePlanner`."""
         if self.config.cluster_when_dense:
             self._clustered(q, k, context, state)
@@ -312,11 +315,4 @@ def kept_clusters(weights: Tensor, top_p: float, min_share: float) -> Tensor:
     Returns:
         bool `(B, H, Cq, Ck)`.
     """
-    ordered, order = weights.sort(dim=-1, descending=True)
-    sums = ordered.cumsum(-1)
-    before = sums - ordered
-    rank = torch.arange(ordered.shape[-1], device=ordered.device)
-    least = max(1, math.floor(min_share * ordered.shape[-1]))
-    # Rounding brings the sum to its end before the last cluster that has any weight.
-    keep = (before < top_p * sums[..., -1:]) | (rank < least) | (top_p >= 1.0)
-    return torch.zeros_like(keep).scatter_(-1, order, keep)
+    return smallest_set(weights, top_p, math.floor(min_share * weights.shape[-1]))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plans import computed_pairs, context_of
+from planners import computed_pairs, context_of
 from tiny import generate, peaked
 
 import ditaccel

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from ditaccel.kernels import TileMap, Tiling
-from plans import bounds_of, context_of, heads_of, of, orders_of
+from planners import bounds_of, context_of, heads_of, of, orders_of
 from tiny import generate, peaked
 
 import ditaccel

@@ -1,7 +1,9 @@
-"""Tokens in the order of small cubes of a picture or clip, so that a tile is a neighbourhood."""
+"""Orders of the tokens of a picture or clip by which a tile is a neighbourhood."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from functools import lru_cache
 
 import torch
@@ -42,10 +44,44 @@ def cube_order(
     for of_axis in cubes:
         number = number * (int(of_axis.max()) + 1) + of_axis
     inner = torch.argsort(number.flatten(), stable=True)
+    return _ordered(inner, length, start, device, in_front)
+
+
+@lru_cache(maxsize=32)
+def cube_sizes(grid: Grid, cube: Grid) -> tuple[int, ...]:
+    """Tokens of each cube, in the order of `cube_order`; those at the far edges may be smaller."""
+    axes = [
+        [min(step, size - start) for start in range(0, size, step)]
+        for size, step in zip(grid, cube, strict=True)
+    ]
+    return tuple(math.prod(sizes) for sizes in itertools.product(*axes))
+
+
+@lru_cache(maxsize=32)
+def morton_order(
+    grid: Grid, length: int, start: int = 0, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Put the tokens of a grid along a Morton curve: neighbours in all axes are near each other.
+
+    The bits of frame, row and column take turns, those of the column last. For the arguments and
+    the answer see `cube_order`.
+    """
+    axes = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    code = torch.zeros_like(axes[0])
+    for bit in range(max(grid).bit_length()):
+        for place, axis in enumerate(reversed(axes)):
+            code |= (axis >> bit & 1) << (3 * bit + place)
+    return _ordered(code.flatten().argsort(stable=True), length, start, device)
+
+
+def _ordered(
+    inner: Tensor, length: int, start: int, device: torch.device | str, in_front: bool = False
+) -> tuple[Tensor, Tensor]:
+    """An order of the grid's tokens as one of all tokens, and its inverse."""
+    end = start + inner.numel()
     order = torch.arange(length)
-    order[start : start + inner.numel()] = start + inner
+    order[start:end] = start + inner
     if in_front:
-        end = start + inner.numel()
         order = torch.cat([order[start:end], order[:start], order[end:]])
     inverse = torch.empty_like(order)
     inverse[order] = torch.arange(length)

@@ -74,7 +74,7 @@ class TilePlanner(Planner):
             state.clear()
         state[_SEEN] = index
         if dense is not None:
-            self.warm_up(q, k, context, state)
+            self.warm_up(q, k, scale, context, state)
             return dense
         return self.sparse(q, k, v, scale, context, state)
 
@@ -89,7 +89,9 @@ class TilePlanner(Planner):
     def _in_dense_layers(self, context: LayerContext) -> bool:
         return context.layer < share_of(self.config.dense_layers, context.layers)
 
-    def warm_up(self, q: Tensor, k: Tensor, context: LayerContext, state: State) -> None:
+    def warm_up(
+        self, q: Tensor, k: Tensor, scale: float, context: LayerContext, state: State
+    ) -> None:
         """See a call of the first, dense steps, in a layer that will be sparse; nothing here."""
 
     @abstractmethod
@@ -267,7 +269,8 @@ def _touched(
     """Which tiles hold a token of the ranges, bool `(B|1, H|1, T)`; see `with_sinks`."""
     if order is None:
         return tiling.touched(ranges, mask.device)
-    assert tiling.tile is not None
     marks = marked_tokens(ranges, context.length).to(mask.device)[order.long()]
-    marks = marks[(None,) * (3 - marks.ndim)]
-    return F.pad(marks, (0, -tiling.length % tiling.tile)).unflatten(-1, (-1, tiling.tile)).any(-1)
+    before = F.pad(marks[(None,) * (3 - marks.ndim)].cumsum(-1), (1, 0))
+    bounds = tiling.bounds(mask.device).long()
+    shape = torch.broadcast_shapes(before.shape[:2], bounds.shape[:2])
+    return before.expand(*shape, -1).gather(-1, bounds.expand(*shape, -1)).diff(dim=-1) > 0
