@@ -9,6 +9,7 @@ from tiny import FAMILIES
 MEND = "run: make support-table"
 
 
+@pytest.mark.slow
 def test_every_row_is_complete():
     for name, row in support_table.read().items():
         assert list(row["cells"]) == support_table.columns(), f"{MEND} ARGS={name}"
