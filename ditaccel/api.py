@@ -43,6 +43,7 @@ def accelerate(
     adapter: FamilyAdapter | None = None,
     scheduler: Any = None,
     sigmas: Iterable[float] | None = None,
+    steps: Any = None,
     **options: Any,
 ) -> P:
     """Make a pipeline faster, in place.
@@ -75,6 +76,11 @@ def accelerate(
         sigmas: likewise, for a loop without a scheduler that takes Euler steps: its noise levels,
             falling, such as `[1.0, 0.75, 0.5, 0.25, 0.0]`. With either of the two, gap correction
             and all that follows the number of steps works as in a pipeline.
+        steps: scheduler steps of a pipeline's call, by those that it asks for: `"keep"` (the
+            default) runs them; a whole number, at most so many; a share between 0 and 1, that part
+            of them; `"auto"`, the share that was measured to be best with the preset. The report
+            has what was asked for and what was run. Steps that a method computes, as `step_mask`
+            names them, are a list.
         **options: of the methods, in place of those in `config`: `tolerance=0.02`.
 
     Returns:
@@ -88,7 +94,8 @@ def accelerate(
         UsageError: it is not a pipeline, or a pipeline was given a scheduler.
     """
     listed = [config, *more] if more else config
-    plan = _planned(pipe, listed, cache, attention, options, adapter, scheduler, sigmas)
+    given = _Given(listed, cache, attention, options, steps)
+    plan = _planned(pipe, given, adapter, scheduler, sigmas)
     former = _sessions(pipe)
     _put_on(pipe, plan, former)
     _warn_of_replaced(pipe, former, plan.config)
@@ -114,12 +121,20 @@ class _Plan:
     scheduler: Any
 
 
+@dataclass(frozen=True)
+class _Given:
+    """The arguments of `accelerate` that make a config."""
+
+    config: Setting
+    cache: Any
+    attention: Any
+    options: Mapping[str, Any]
+    steps: Any
+
+
 def _planned(
     pipe: Any,
-    config: Setting,
-    cache: Any,
-    attention: Any,
-    options: Mapping[str, Any],
+    given: _Given,
     adapter: FamilyAdapter | None,
     scheduler: Any,
     sigmas: Iterable[float] | None,
@@ -131,27 +146,27 @@ def _planned(
             f"scheduler= and sigmas= are for a bare transformer; {type(pipe).__name__} has its own"
         )
     known = with_checkpoint(pipe, transformers, family)
-    chosen = _chosen(known, config, cache, attention, options)
-    return _Plan(transformers, chosen, adapter, followed)
+    return _Plan(transformers, _chosen(known, given), adapter, followed)
 
 
-def _chosen(
-    adapter: FamilyAdapter, config: Setting, cache: Any, attention: Any, options: Mapping[str, Any]
-) -> AccelerationConfig:
-    by_name = cache is not None or attention is not None
+def _chosen(adapter: FamilyAdapter, given: _Given) -> AccelerationConfig:
+    config, options, steps = given.config, dict(given.options), given.steps
+    if isinstance(steps, Iterable) and not isinstance(steps, str):
+        options["steps"], steps = steps, None  # of a method that names the steps it computes
+    by_name = given.cache is not None or given.attention is not None
     if by_name and (config is None or config is BALANCED):
-        chosen = AccelerationConfig()
+        chosen = configs.resolve(AccelerationConfig(), adapter, steps)
     elif config is None:
         raise ConfigError(
             "config is None, which means a dense run, so there is nothing to accelerate; leave it "
             "out for the preset 'balanced', or take off what is on with ditaccel.restore(pipe)"
         )
     else:
-        chosen = configs.resolve(config, adapter)
-    if cache is not None:
-        chosen = replace(chosen, cache=cache)
-    if attention is not None:
-        chosen = replace(chosen, attention=attention)
+        chosen = configs.resolve(config, adapter, steps)
+    if given.cache is not None:
+        chosen = replace(chosen, cache=given.cache)
+    if given.attention is not None:
+        chosen = replace(chosen, attention=given.attention)
     chosen = overridden(chosen, options)
     if not chosen.methods:
         raise ConfigError(
@@ -301,6 +316,7 @@ def accelerated(
     adapter: FamilyAdapter | None = None,
     scheduler: Any = None,
     sigmas: Iterable[float] | None = None,
+    steps: Any = None,
     **options: Any,
 ) -> Iterator[P]:
     """`accelerate` for the length of a `with` block; for the arguments see there.
@@ -314,7 +330,8 @@ def accelerated(
     was on, whose report goes on. What the block itself did (`accelerate`, `restore`) is undone.
     """
     listed = [config, *more] if more else config
-    plan = _planned(pipe, listed, cache, attention, options, adapter, scheduler, sigmas)
+    given = _Given(listed, cache, attention, options, steps)
+    plan = _planned(pipe, given, adapter, scheduler, sigmas)
     former = _sessions(pipe)
     session = _put_on(pipe, plan, former)
     try:

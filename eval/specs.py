@@ -32,7 +32,8 @@ JUDGED = (Role.METHOD, Role.PEER)
 COMPARED = (Role.FEWER_STEPS, *JUDGED)
 FORMS = (
     "a preset name, a YAML file, `method:option=value,…`, `caching & attention` (two of those), "
-    "`steps:N`, `steps:N+method:…` or `peer/name:option=value,…`; `a|b|c` in place of a value "
+    "`steps:N`, `steps:N+method:…`, `steps:auto+preset` or `peer/name:option=value,…`; `a|b|c` in "
+    "place of a value "
     "makes a series"
 )
 _LABEL = re.compile(r"^([^=:|,+]+)=(.+)$")
@@ -81,7 +82,7 @@ class RunConfig:
         if self.role in (Role.DENSE, Role.OTHER_SEED):
             return Work()
         steps, rest = None, self.spec
-        if rest.startswith("steps:"):
+        if rest.startswith("steps:") and not _leaves_steps(rest):
             head, _, rest = rest.partition("+")
             steps = _steps(head.removeprefix("steps:"), self.spec)
         if not rest.startswith("peer/"):
@@ -170,6 +171,12 @@ def _steps(text: str, where: str) -> int:
     if not text.strip().isdigit() or int(text) < 1:
         raise ConfigError(f"{where!r}: steps:{text} needs a whole number >= 1", "config")
     return int(text)
+
+
+def _leaves_steps(spec: str) -> bool:
+    """Whether a text such as `steps:auto+balanced` leaves the number of steps to the plugin."""
+    head, _, rest = spec.removeprefix("steps:").partition("+")
+    return head.strip() == "auto" and not rest.startswith("peer/") and bool(rest)
 
 
 def _one(spec: str, label: str | None, series: str, swept: tuple[str, ...]) -> RunConfig:

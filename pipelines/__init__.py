@@ -24,6 +24,7 @@ from functools import cache
 from ..errors import ConfigError
 from ..plugins import load_plugins
 from .adapter import (
+    AUTO_STEPS,
     AttentionContract,
     BlockContract,
     FamilyAdapter,
@@ -35,6 +36,7 @@ from .adapter import (
 )
 
 __all__ = [
+    "AUTO_STEPS",
     "AttentionContract",
     "BlockContract",
     "FamilyAdapter",

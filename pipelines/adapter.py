@@ -38,21 +38,36 @@ def submodule(module: Any, path: str) -> Any:
 # of steps which a loop of 4 to 12 skips at most.
 _LEVELS = {"safe": (0.003, 0.5, 0), "balanced": (0.01, 0.35, 2), "fast": (0.03, 0.25, 3)}
 
+# Key of a preset beside the options of its method: the share of the steps asked for that
+# `steps="auto"` runs with it. A preset has it where fewer steps with this cache were measured to be
+# better, at equal time, than all steps with a more daring one. Without it, that of `balanced`
+# holds; where that has none either, `auto` keeps the steps.
+AUTO_STEPS = "auto_steps"
+
 # Base of families that call the transformer once per guidance branch.
 BY_DIFFERENCE: Mapping[str, Mapping[str, Any]] = {"adaptive_taylor": {"guidance": "difference"}}
 
 
 def adaptive_presets(
     levels: Mapping[str, tuple[float, float, int]] = _LEVELS,
+    auto_steps: Mapping[str, float] = {},
 ) -> dict[str, dict[str, Any]]:
     """Presets `safe`, `balanced` and `fast`: adaptive Taylor, more and more daring.
 
     Args:
         levels: preset -> tolerance, share of the loop that is computed first, and steps that are
             skipped where there are few (the method's option `few`).
+        auto_steps: preset -> share of the steps asked for that it runs where the user allows it
+            (`AUTO_STEPS`).
     """
     return {
-        name: {"method": "adaptive_taylor", "tolerance": tolerance, "warmup": warmup, "few": few}
+        name: {
+            "method": "adaptive_taylor",
+            "tolerance": tolerance,
+            "warmup": warmup,
+            "few": few,
+            **({AUTO_STEPS: auto_steps[name]} if name in auto_steps else {}),
+        }
         for name, (tolerance, warmup, few) in levels.items()
     }
 
@@ -172,7 +187,8 @@ class FamilyAdapter:
         grid_rule: the grid of the image or video tokens (a rule of `grids`), None where it is not
             known; latents that `patch_tokens` cuts into patches need none.
         text: where text tokens are in the sequence: `none`, `front` or `back`.
-        presets: preset name -> config as `AccelerationConfig.to_dict` writes it.
+        presets: preset name -> options of its method, as `AccelerationConfig.to_dict` writes them,
+            and `AUTO_STEPS` where it has such a share.
         base: method -> options that this family's configs have where nothing else is said
             (`completion.completed`).
         timestep: argument of the transformer that carries the timestep.

@@ -141,6 +141,10 @@ class EdgesGate(Gate):
     def memory(self) -> Past:
         return Past()
 
+    @property
+    def made_for(self) -> int | None:  # type: ignore[override]
+        return self.total
+
     def check(self, step: DenoisingStep) -> None:
         if self.total is not None and step.total is not None and step.total != self.total:
             raise ConfigError(

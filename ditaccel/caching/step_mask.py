@@ -52,6 +52,10 @@ class MaskGate(Gate):
 
     by_place = True
 
+    @property
+    def made_for(self) -> int | None:  # type: ignore[override]
+        return None if self.resample else self.total
+
     def check(self, step: DenoisingStep) -> None:
         if not self.resample and self.total is not None and step.total not in (None, self.total):
             raise ConfigError(

@@ -9,7 +9,7 @@ import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -22,6 +22,10 @@ from .option_types import arms_of, checked
 from .registry import KINDS, AttentionConfig, CacheConfig, MethodConfig, check_kind, methods
 
 FORMAT = 1
+
+# How many steps a call runs; see `AccelerationConfig.steps`.
+Steps = int | float | Literal["keep", "auto"]
+_KEEP: Literal["keep"] = "keep"
 
 
 @checked(but=KINDS)
@@ -39,18 +43,30 @@ class AccelerationConfig:
         cache: config of a caching method, None for no caching.
         attention: config of an attention method, None for dense attention.
         label: a name for reports.
+        steps: scheduler steps of a pipeline call, by those that it asks for: `"keep"` runs them; a
+            whole number, at most so many; a share between 0 and 1, that part of them; `"auto"`, the
+            share that was measured to be best with the family's preset, where there is one. Shares
+            and `"auto"` keep the steps where there are few (12 and fewer remain), where the call
+            gives its own noise levels, and where the method was made for a number of steps.
 
     Raises:
-        ConfigError: a value is not a config of a method of its kind.
+        ConfigError: a value is not a config of a method of its kind, or not a number of steps.
     """
 
     cache: CacheConfig | None = None
     attention: AttentionConfig | None = None
     label: str = ""
+    steps: Steps = _KEEP
 
     def __post_init__(self) -> None:
         for kind in KINDS:
             check_kind(kind, getattr(self, kind))
+        steps = self.steps
+        require(
+            isinstance(steps, str) or (steps >= 1 if isinstance(steps, int) else 0 < steps <= 1),
+            f"steps is {steps}; it must be a whole number from 1, a share between 0 and 1, 'keep' "
+            "or 'auto'",
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AccelerationConfig:
@@ -139,11 +155,11 @@ def from_dict(data: Any) -> AccelerationConfig:
         f"config format is {version!r}; this version reads 'ditaccel: {FORMAT}' as the first key",
     )
     parts = {kind: options.pop(kind, None) for kind in KINDS}
-    label = options.pop("label", "")
+    label, steps = options.pop("label", ""), options.pop("steps", _KEEP)
     if options:
         unknown = next(iter(options))
         raise ConfigError(
-            f"a config has no key {unknown!r}{suggest(str(unknown), [*KINDS, 'label'])}"
+            f"a config has no key {unknown!r}{suggest(str(unknown), [*KINDS, 'label', 'steps'])}"
         )
     for kind, part in parts.items():
         require(
@@ -152,7 +168,7 @@ def from_dict(data: Any) -> AccelerationConfig:
     made: dict[str, Any] = {
         kind: method_from_dict(part) for kind, part in parts.items() if part is not None
     }
-    return AccelerationConfig(**made, label=str(label))
+    return AccelerationConfig(**made, label=str(label), steps=steps)
 
 
 def to_dict(config: AccelerationConfig) -> dict[str, Any]:
@@ -160,6 +176,8 @@ def to_dict(config: AccelerationConfig) -> dict[str, Any]:
     data: dict[str, Any] = {"ditaccel": FORMAT}
     if config.label:
         data["label"] = config.label
+    if config.steps != _KEEP:
+        data["steps"] = config.steps
     for part in config.methods:
         options = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
         data[part.kind] = {"method": part.method, **{k: plain(v) for k, v in options.items()}}

@@ -34,6 +34,8 @@ def completed(
     Returns:
         The whole config, and what was filled in: option -> value.
     """
+    from ..pipelines import AUTO_STEPS
+
     filled: dict[str, Any] = {}
     made: dict[str, Any] = {}
     for kind in KINDS:
@@ -43,6 +45,10 @@ def completed(
         if missing:
             filled.update(missing)
             made[kind] = replace(part, **missing)
+    if config.steps == "auto":
+        share = adapter.presets.get("balanced", {}).get(AUTO_STEPS)
+        if share is not None:
+            filled["steps"] = made["steps"] = share
     return replace(config, **made), filled
 
 

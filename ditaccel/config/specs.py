@@ -1,16 +1,20 @@
-"""Configs as text: presets, inline specs such as `taylorseer:interval=4 & svg2`, file paths."""
+"""Configs as text: presets, inline specs such as `taylorseer:interval=4 & svg2`, file paths.
+
+Each may begin with how many steps a call runs: `steps:26+balanced`, `steps:auto+fast.yaml`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from ..errors import ConfigError
-from ..io.given import suggest
-from .acceleration import AccelerationConfig, load, method_from_dict, to_dict
+from ..io.given import parse_yaml, suggest
+from .acceleration import AccelerationConfig, Steps, load, method_from_dict, to_dict
 from .checks import require
 from .completion import completed, overridden
 from .inline import method_spec, parse_options
@@ -38,6 +42,9 @@ def parse_spec(spec: str, family: str | FamilyAdapter | None = None) -> Accelera
         family: whose presets may stand in place of methods: `balanced:tolerance=0.02`; None where
             there are no presets.
     """
+    steps, text = _steps_and_rest(spec)
+    if steps is not None:
+        return with_steps(parse_spec(text, family), steps, text, family)
     made: list[MethodConfig] = []
     for part in map(str.strip, spec.split("&")):
         published = family is not None and is_published(part)
@@ -47,6 +54,54 @@ def parse_spec(spec: str, family: str | FamilyAdapter | None = None) -> Accelera
         else:
             made.extend(overridden(preset(name, family), options).methods)
     return AccelerationConfig.of(*made, label=spec)
+
+
+def _steps_and_rest(text: str) -> tuple[Any, str]:
+    """What a text such as `steps:26+balanced` says of the steps (None: nothing), and the rest."""
+    name, _, rest = text.partition(":")
+    if name.strip() != "steps":
+        return None, text
+    count, _, rest = rest.partition("+")
+    if not rest.strip():
+        raise ConfigError(
+            f"{text!r}: fewer steps alone are an argument of the pipeline's call, not a method; "
+            f"call it with num_inference_steps={count.strip() or 'N'} without accelerating it, or "
+            f"write 'steps:{count.strip() or 'N'}+METHOD'"
+        )
+    return parse_yaml(count.strip()), rest.strip()
+
+
+def with_steps(
+    config: AccelerationConfig, steps: Steps, setting: Setting, family: str | FamilyAdapter | None
+) -> AccelerationConfig:
+    """A config that decides how many steps a call runs.
+
+    Args:
+        config: what `setting` comes to.
+        steps: as in `AccelerationConfig`; `auto` takes the share of the preset that is named, where
+            it has one.
+        setting: as in `resolve`.
+        family: whose presets are meant.
+    """
+    label = f"steps:{steps}+{config.label}" if config.label else ""
+    made = replace(config, steps=steps, label=label)
+    share = _share_of_preset(setting, family) if steps == "auto" else None
+    return made if share is None else replace(made, steps=share)
+
+
+def _share_of_preset(setting: Setting, family: str | FamilyAdapter | None) -> float | None:
+    """The share of the steps that a preset names, of the first one in a setting that does."""
+    from ..pipelines import AUTO_STEPS, adapters
+
+    adapter = adapters().get(family) if isinstance(family, str) else family
+    if isinstance(setting, (list, tuple)):
+        shares = (_share_of_preset(each, adapter) for each in setting)
+        return next((share for share in shares if share is not None), None)
+    if adapter is None or not isinstance(setting, str):
+        return None
+    names = [part.partition(":")[0].strip() for part in setting.split("&")]
+    found: list[float] = [adapter.presets.get(name, {}).get(AUTO_STEPS) for name in names]
+    return next((share for share in found if share is not None), None)
 
 
 def _parse_part(spec: str) -> tuple[str, dict[str, Any]]:
@@ -65,8 +120,11 @@ def spec_of(config: AccelerationConfig) -> str:
     methods.
     """
     text = " & ".join(map(method_spec, config.methods))
+    if config.steps != "keep":
+        text = f"steps:{config.steps}+{text}"
     try:
-        same = parse_spec(text).methods == config.methods
+        read = parse_spec(text)
+        same = read.methods == config.methods and read.steps == config.steps
     except ConfigError:
         same = False  # a comma or an ampersand in a path
     return text if same else yaml.safe_dump(to_dict(config), sort_keys=False).strip()
@@ -74,7 +132,7 @@ def spec_of(config: AccelerationConfig) -> str:
 
 def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
     """Return a family's preset; `published:METHOD` is one for each method (`published.py`)."""
-    from ..pipelines import adapters
+    from ..pipelines import AUTO_STEPS, adapters
 
     adapter = adapters().get(family) if isinstance(family, str) else family
     if adapter is None:
@@ -89,24 +147,16 @@ def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
             f"{family} has no preset {name!r}{suggest(name, known)} (or give the path of a config "
             "file)"
         )
-    made = method_from_dict(data)
+    made = method_from_dict({key: value for key, value in data.items() if key != AUTO_STEPS})
     config = AccelerationConfig.of(made, label=f"{family} {name}")
     return completed(config, adapter)[0]
 
 
-def _refuse_rows_of_eval(text: str) -> None:
-    """`evaluate` compares more than configs; say what to do with such a row elsewhere."""
+def _refuse_peers(text: str) -> None:
+    """`evaluate` compares more than configs; say what to do with a peer elsewhere."""
     if text.startswith("peer/"):
         raise ConfigError(
             f"{text!r} names a peer, which only an evaluation runs; here give a method or preset"
-        )
-    head, _, rest = text.partition("+")
-    name, _, steps = head.partition(":")
-    if name.strip() == "steps":
-        then = f"and give {rest.strip()!r} as the config" if rest else "without accelerating it"
-        raise ConfigError(
-            f"{text!r}: fewer steps are an argument of the pipeline's call, not a method; call it "
-            f"with num_inference_steps={steps.strip() or 'N'} {then}"
         )
 
 
@@ -120,23 +170,31 @@ def combined(configs: Sequence[AccelerationConfig]) -> AccelerationConfig:
         return configs[0]
     label = " & ".join(c.name for c in configs) if any(c.label for c in configs) else ""
     made = [method for config in configs for method in config.methods]
-    return AccelerationConfig.of(*made, label=label)
+    steps = {config.steps for config in configs} - {"keep"}
+    require(len(steps) < 2, f"two numbers of steps are given: {' and '.join(map(str, steps))}")
+    return replace(AccelerationConfig.of(*made, label=label), steps=next(iter(steps), "keep"))
 
 
-def resolve(setting: Setting, family: str | FamilyAdapter) -> AccelerationConfig:
+def resolve(
+    setting: Setting, family: str | FamilyAdapter, steps: Steps | None = None
+) -> AccelerationConfig:
     """Read whatever says how to accelerate a pipeline.
 
     Args:
         setting: a preset name (`balanced`, `published:taylorseer`), the path of a config file
             (`fast.yaml`), an inline spec (`taylorseer:interval=4`, `balanced:tolerance=0.02`), the
             config of a method, an `AccelerationConfig`, or a list of these that names at most one
-            method of each kind.
+            method of each kind. A text may begin with a number of steps: `steps:26+balanced`,
+            `steps:auto+fast.yaml`.
         family: whose presets are meant.
+        steps: in place of what the setting says of the steps, see `AccelerationConfig`.
 
     Raises:
         ConfigError: it is none of these, or names something unknown.
         UsageError: a file cannot be read.
     """
+    if steps is not None:
+        return with_steps(resolve(setting, family), steps, setting, family)
     if isinstance(setting, (list, tuple)):
         return combined([resolve(each, family) for each in setting])
     if isinstance(setting, AccelerationConfig):
@@ -157,6 +215,9 @@ def resolve(setting: Setting, family: str | FamilyAdapter) -> AccelerationConfig
 
 def _resolved_text(text: str | os.PathLike[str], family: str | FamilyAdapter) -> AccelerationConfig:
     name = os.fspath(text)
+    steps, rest = _steps_and_rest(name)
+    if steps is not None and isinstance(text, str):
+        return resolve(rest, family, steps)
     if name.endswith((".yaml", ".yml", ".json")) or isinstance(text, os.PathLike):
         return load(name)
     if name.strip() in DENSE:
@@ -164,7 +225,7 @@ def _resolved_text(text: str | os.PathLike[str], family: str | FamilyAdapter) ->
             f"{name!r} means a dense run, so there is nothing to accelerate; leave accelerate out, "
             "or take off what is on with ditaccel.restore(pipe)"
         )
-    _refuse_rows_of_eval(name)
+    _refuse_peers(name)
     if os.path.isfile(name) and not _is_name(name, family):
         return load(name)  # saved without a suffix
     if ":" in name or "&" in name or name in methods():

@@ -12,6 +12,7 @@ from typing import Any, Self
 from ..attention.engine.records import AttentionLog
 from ..core.reasons import Reason, advice, deciding
 from .expectation import MEASURED, Expectation
+from .step_choice import StepChoice
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class ReportData:
         refused: why the newest call was refused, empty where it was not.
         warnings: lines that were shown.
         assumed: what was taken for granted, or learnt, of a transformer of no known family.
+        notes: what else a reader may want to know.
+        step_choice: how many steps the newest call ran, and why, where the config may choose.
         attention: the log of each transformer whose attention is replaced.
         is_on: whether the methods are still on.
     """
@@ -112,6 +115,8 @@ class ReportData:
     refused: str = ""
     warnings: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    step_choice: StepChoice | None = None
     attention: tuple[AttentionLog, ...] = ()
     is_on: bool = True
 

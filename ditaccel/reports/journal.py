@@ -10,6 +10,7 @@ from ..attention.engine.records import AttentionLog
 from ..core.stopwatch import Stopwatch
 from .data import CallRecord
 from .report import Report
+from .step_choice import StepChoice
 
 # A batch job makes thousands of generations: calls beyond this are only counted.
 MAX_CALLS = 20_000
@@ -37,6 +38,8 @@ class Journal:
     refused: str = ""
     warnings: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    step_choice: StepChoice | None = None
     attention: list[AttentionLog] = field(default_factory=list)
     _watches: dict[int, Stopwatch] = field(default_factory=dict)
 
@@ -73,6 +76,11 @@ class Journal:
         if line not in self.assumed:
             self.assumed.append(line)
 
+    def note(self, line: str) -> None:
+        """Book what a reader of the report may want to know, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+
     def report(self) -> Report:
         """What was written so far, as a value that does not change any more."""
         self._read_watches()
@@ -93,5 +101,7 @@ class Journal:
             refused=self.refused,
             warnings=tuple(self.warnings),
             assumed=tuple(self.assumed),
+            notes=tuple(self.notes),
+            step_choice=self.step_choice,
             attention=tuple(log.copy() for log in self.attention),
         )

@@ -24,6 +24,7 @@ def summary(report: ReportData) -> list[str]:
         if log.density < 1:
             lines.append(f"  along the steps, in tenths (# = all): {log.along_steps()[:_SIGNS]}")
     lines += _shortened([f"Assumed: {a}" for a in report.assumed], _NOTES)
+    lines += _shortened([f"Note: {note}" for note in report.notes], _NOTES)
     lines += _shortened([f"Warning: {w}" for w in reversed(report.warnings)], _WARNINGS)
     if len(lines) > LINES:
         lines = [*lines[: LINES - 1], "(cut short)"]
@@ -40,6 +41,7 @@ def details(report: ReportData) -> list[str]:
     for log in report.attention:
         lines += log.lines()
     lines += [f"Assumed: {a}" for a in report.assumed]
+    lines += [f"Note: {note}" for note in report.notes]
     lines += [f"Warning: {w}" for w in report.warnings]
     return lines
 
@@ -65,6 +67,8 @@ def _head(report: ReportData, whole: bool = False) -> list[str]:
     if report.filled:
         own = ", ".join(f"{k}={v}" for k, v in report.filled.items())
         lines.append(f"  (not given, so {report.family}'s own: {own})")
+    if report.step_choice is not None:
+        lines.append(f"Steps: {report.step_choice}.")
     lines.append(report.verdict())
     lines += _by_transformer(report)
     lines += _time(report)
@@ -112,9 +116,11 @@ def _quality(report: ReportData) -> list[str]:
             "(correction='auto' measures it where the scheduler's steps are known and the last one "
             "is computed)."
         ]
+    fewer = report.step_choice is not None and report.step_choice.run is not None
+    of = " of as many steps" if fewer else ""
     return [
-        f"Quality: expect {report.expected}; calibrated on the shipped samples only (error left in "
-        f"the latents: {report.left:.2g})."
+        f"Quality: expect {report.expected}{of}; calibrated on the shipped samples only (error "
+        f"left in the latents: {report.left:.2g})."
     ]
 
 
@@ -197,6 +203,7 @@ def html_of(report: ReportData) -> str:
         causes.setdefault(action, []).append(f"{cause.value} {steps}")
     notes = [f"Steps by cause, {action}: {', '.join(each)}." for action, each in causes.items()]
     notes += [log.headline() for log in report.attention]
+    notes += [f"Note: {note}" for note in report.notes[:_NOTES]]
     notes += [f"Warning: {w}" for w in report.warnings[-_WARNINGS:]]
     paragraphs = "".join(f"<div>{escape(line)}</div>" for line in (*head[1:], *notes))
     table = f"<table style='font-size:90%'>{rows}</table>" if rows else ""

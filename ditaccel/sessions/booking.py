@@ -15,6 +15,7 @@ from ..core.denoising.tracker import DenoisingStep, Lone
 from ..core.reasons import Reason, advice, deciding
 from ..reports.data import CallRecord
 from ..reports.journal import Journal
+from ..reports.step_choice import StepChoice
 from ..warning import warn
 
 _FORECAST = "forecast"
@@ -46,6 +47,14 @@ class Booking:
         self.journal.warnings.append(line)
         warn(line)
 
+    def steps_chosen(self, choice: StepChoice) -> None:
+        """Note how many steps a call runs; each choice is shown once."""
+        self.journal.step_choice = choice
+        line = f"steps: {choice}"
+        if line not in self._warned:
+            self._warned.add(line)
+            warn(line)  # the report has it on a line of its own
+
     def begin_generation(self, loop: Loop) -> None:
         """Begin with nothing decided."""
         loop.reasons.clear()
@@ -56,7 +65,7 @@ class Booking:
         """Note what caching can do in the generation that begins with this step."""
         gain = few_steps_line(policy, step.total)
         if gain:
-            self.journal.assume(gain)
+            self.journal.note(gain)
         policy = policy.in_loop(step.total)
         if policy.correction == "auto":
             why = why_not(step)

@@ -24,6 +24,7 @@ from ..core.denoising.state import LoopState
 from ..core.denoising.tracker import DenoisingStep
 from ..core.patching import PatchLedger, patch_of, unwrapped
 from ..core.transformers import family_of
+from ..errors import UsageError
 from ..pipelines import FamilyAdapter
 from ..reports.journal import Journal
 from ..reports.report import Report
@@ -31,6 +32,7 @@ from .booking import Booking
 from .corridor import Corridor
 from .front import Front
 from .methods import Methods
+from .step_count import StepCount
 
 
 class Session:
@@ -98,10 +100,21 @@ class Session:
         try:
             for name, transformer in self.transformers.items():
                 self._stand_before(name, transformer)
+            if self.config.steps != "keep":
+                self._choose_steps()
         except BaseException:
             self._ledger.undo()
             raise
         self.is_on = True
+
+    def _choose_steps(self) -> None:
+        pipe = self._pipe()
+        if pipe is None:
+            raise UsageError(
+                f"steps={self.config.steps!r} is for a pipeline: a loop around a bare transformer "
+                "chooses how many steps it makes itself"
+            )
+        StepCount(pipe, self.config, self._booking.steps_chosen).stand(pipe, self._ledger)
 
     def _stand_before(self, name: str, transformer: nn.Module) -> None:
         inner, adapter, methods = unwrapped(transformer), self._adapters[name], self._methods

@@ -203,7 +203,8 @@ def test_a_config_of_no_method_is_refused():
         ("balanced & fast", "are both caching methods"),
         ("taylorseer:interval=3,interval=4", "gives 'interval' twice"),
         ("steps:25", "call it with num_inference_steps=25 without accelerating it"),
-        ("steps:25+fast", "num_inference_steps=25 and give 'fast' as the config"),
+        ("steps:0+fast", "steps is 0; it must be a whole number from 1, a share"),
+        ("steps:few+fast", "steps is 'few'; it must be a finite number or one of: 'keep', 'auto'"),
         ("peer/fbc:threshold=0.1", "a peer, which only an evaluation runs"),
     ],
 )

@@ -112,6 +112,7 @@ class Gate:
             of their channels, `(B, frames, rows, columns, C)` or fewer axes, on every call.
         needs_total: it needs the number of steps of the loop (`step.total`); a loop where that
             cannot be known is refused at its first call.
+        made_for: steps of the loop that it was made for; None for any.
         needs_gaps: `gap_ended` tells what forecasts left in the latents.
         module_kinds: kinds of modules (`BlockContract.kind`) for which it decides separately, at
             module granularity: a verdict to forecast names those that rest (`Verdict.kinds`), and
@@ -127,6 +128,7 @@ class Gate:
     needs_volume: bool = False
     needs_samples: bool = False
     needs_total: bool = False
+    made_for: int | None = None
     needs_gaps: bool = False
     module_kinds: tuple[str, ...] = ()
 
