@@ -27,6 +27,14 @@ def test_forms() -> None:
     assert (named.label, named.work.cache) == ("CG-Taylor", "confidence_gated_taylor:threshold=0.1")
 
 
+def test_the_plugin_may_choose_the_steps() -> None:
+    (row,) = parse_config("steps:auto+balanced")
+    assert row.work.steps is None and row.work.cache == "steps:auto+balanced"
+    assert row.role == "method"
+    with pytest.raises(ConfigError, match="steps:auto needs a whole number"):
+        parse_config("steps:auto+peer/fbc:threshold=0.1")
+
+
 def test_a_sweep_makes_one_series() -> None:
     rows = parse_config("CG=confidence_gated_taylor:threshold=0.02|.05|0.1,order=1")
     assert [row.knob for row in rows] == [0.02, 0.05, 0.1]
