@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from .. import config as configs
-from ..config import AccelerationConfig
 from ..config.completion import completed
 from ..config.specs import DENSE as DENSE_TEXTS
 from ..core.patching import unwrapped
@@ -119,7 +118,7 @@ class Facts:
         chosen, _ = completed(configs.resolve(config, self._adapter()), self._adapter())
         if not chosen.methods:
             raise ConfigError(f"the config {config} names no method; for dense runs: {DENSE}")
-        return configs.to_dict(AccelerationConfig(cache=chosen.cache, attention=chosen.attention))
+        return configs.to_dict(replace(chosen, label=""))
 
 
 def _index(model: str) -> dict[str, Any]:

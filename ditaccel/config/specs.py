@@ -100,7 +100,7 @@ def _share_of_preset(setting: Setting, family: str | FamilyAdapter | None) -> fl
     if adapter is None or not isinstance(setting, str):
         return None
     names = [part.partition(":")[0].strip() for part in setting.split("&")]
-    found: list[float] = [adapter.presets.get(name, {}).get(AUTO_STEPS) for name in names]
+    found: list[float | None] = [adapter.presets.get(name, {}).get(AUTO_STEPS) for name in names]
     return next((share for share in found if share is not None), None)
 
 

@@ -26,7 +26,7 @@ def stand_before_calls(pipe: Any, change: Change, ledger: PatchLedger) -> None:
         change: gets the positional and the named arguments, and returns those to call with.
         ledger: takes note of it.
     """
-    kind = type(pipe)
+    kind: Any = type(pipe)
     own: Any = type(kind)(kind.__name__, (kind,), _members(kind, change))
     object.__setattr__(pipe, "__class__", own)
     held = weakref.ref(pipe)
@@ -39,8 +39,8 @@ def stand_before_calls(pipe: Any, change: Change, ledger: PatchLedger) -> None:
     ledger.on_undo(leave)
 
 
-def _members(kind: type, change: Change) -> dict[str, Any]:
-    called = kind.__call__  # type: ignore[operator]
+def _members(kind: Any, change: Change) -> dict[str, Any]:
+    called = kind.__call__
 
     # not `self`: whoever looks for the frame of the pipeline's call must not take this one for it
     @functools.wraps(called)

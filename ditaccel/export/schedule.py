@@ -68,6 +68,12 @@ def schedule_of(
     cache = config.cache
     if cache is None:
         raise ConfigError("this config has no caching method, so it has no schedule to export")
+    if config.steps != "keep":
+        raise ConfigError(
+            f"this config chooses the number of steps of a call (steps: {config.steps}), and a "
+            "schedule is for a loop of one length; leave that out of the config, and say how many "
+            "steps the loop has"
+        )
     policy = policy_of(cache)
     steps = steps or getattr(cache, "total", None)
     if not policy.gate.by_place:

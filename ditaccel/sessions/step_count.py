@@ -62,9 +62,10 @@ class StepCount:
             UsageError: the config names a number of steps, and the call gives its own noise levels.
         """
         given = {**self._defaults, **dict(zip(self._names, args, strict=False)), **kwargs}
-        state = given.get("state")  # which a modular pipeline may be handed, with what it read
-        if isinstance(getattr(state, "values", None), dict):
-            given = {**given, **state.values, **kwargs}
+        # a modular pipeline may be handed a state, with what it read
+        read = getattr(given.get("state"), "values", None)
+        if isinstance(read, dict):
+            given = {**given, **read, **kwargs}
         choice = self._choice(given)
         self._book(choice)
         if choice.run is None:

@@ -319,11 +319,15 @@ def test_wrong_commands_are_one_line(
 def test_configs_of_rows(generate: Run, jobs: Jobs, tmp_path: Path) -> None:
     rows = [
         {"class_label": 1, "seed": s, "config": c}
-        for s, c in ((0, "none"), (1, "taylorseer:interval=2"), (2, "none"))
+        for s, c in ((0, "none"), (1, "taylorseer:interval=2"), (2, "none"), (3, "steps:3+reuse"))
     ]
     assert generate(jobs(0, rows), "--config", "reuse:interval=3")[0] == 0
-    found = {r["seed"]: r["steps"].get("forecast", 0) for r in sidecars(tmp_path / "out").values()}
+    records = {r["seed"]: r for r in sidecars(tmp_path / "out").values()}
+    found = {seed: record["steps"].get("forecast", 0) for seed, record in records.items()}
     assert found[0] == found[2] == 0 < found[1]
+    assert records[3]["config"]["steps"] == 3  # and the call of the row asked for more
+    assert {len(signs) for signs in records[3]["steps"]["steps"].values()} == {3}
+    assert records[3]["call"]["num_inference_steps"] > 3
 
 
 def test_a_config_that_the_model_refuses(
