@@ -132,6 +132,7 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
         help="processes (default: one per GPU, or as many as pay off on a CPU)",
     )
     options.add_running(parser, "float32 on a CPU, else bfloat16")
+    options.add_scheduler(parser)
     add(
         "--batch",
         type=whole("--batch", 1, options.MOST),

@@ -19,6 +19,7 @@ from ..io.arguments import AUTO
 from ..io.asking import check_taken
 from ..io.factory import Factory, read_factory
 from ..io.progress import Progress, duration
+from ..io.schedulers import check_scheduler
 from . import names
 from .arguments import add_arguments, choose
 from .encode import MAX_CRF, check_codec
@@ -43,6 +44,7 @@ _NAMED = 10
 def _settings(
     args: argparse.Namespace, facts: Facts, device: str, factory: Factory | None
 ) -> Settings:
+    check_scheduler(args.scheduler)
     save = args.save or (("mp4",) if facts.is_video else ("png",))
     if "mp4" in save and not facts.is_video:
         raise ConfigError(f"mp4: {facts.pipeline} makes pictures; save png instead", "save")
@@ -73,6 +75,7 @@ def _settings(
         allow_remote=args.allow_remote,
         pipeline="" if factory is None else factory.reference,
         max_input=args.max_input,
+        scheduler=args.scheduler or "",
     )
 
 
@@ -187,6 +190,7 @@ def _show_plan(args: argparse.Namespace, planned: PlannedJob) -> None:
     config = facts.resolve(work.settings.config)
     lines = _plan_lines(facts, work, config, planned.items, ours, str(args.out))
     folder = JobFolder(args.out)
+    folder.check_scheduler(work.settings.scheduler)
     if folder.exists:
         done = sum(folder.record(item, args.verify) is not None for item in ours)
         lines.append(f"done already: {done} of {len(ours)}")
@@ -284,6 +288,7 @@ def make_job(
     """
     facts, work, items, ours = planned.facts, planned.work, planned.items, planned.ours
     folder = JobFolder(args.out)
+    folder.check_scheduler(work.settings.scheduler)
     folder.make()
     started = time.time()
     claims = join(folder, work)

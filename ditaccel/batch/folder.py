@@ -170,6 +170,29 @@ class JobFolder:
         """Content of `job.json`, empty if it is missing."""
         return _load(self.root / JOB, shapes.JOB) or {}
 
+    def check_scheduler(self, name: str) -> None:
+        """Refuse to go on with a job under another scheduler: its outputs would not be of one kind.
+
+        Args:
+            name: short name of the scheduler that is asked for, empty for the model's own.
+
+        Raises:
+            UsageError: the job was begun with another one.
+        """
+        settings = self.job().get("settings")
+        if settings is None:
+            return
+        begun = settings.get("scheduler", "")
+        if begun != name:
+            former, now = (
+                f"scheduler {each!r}" if each else "the model's own scheduler"
+                for each in (begun, name)
+            )
+            raise UsageError(
+                f"{self.root} was begun with {former}, and this command asks for {now}; give "
+                "another folder, or the same scheduler"
+            )
+
     def chosen(self, items: Sequence[Item]) -> list[Item]:
         """The items that the newest command asked for (`limit`, `filters`), by default all."""
         ids = self.job().get("chosen")

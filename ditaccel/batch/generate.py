@@ -162,7 +162,7 @@ def _parsed(action: argparse.Action, name: str, text: str) -> Any:
 
 def _work_here(args: argparse.Namespace, pipe: Any, options: Mapping[str, Any]) -> None:
     """A loaded pipeline stays in this process, on its device and in its dtype."""
-    for name in ("workers", "device", "dtype", "pipeline", "engine"):
+    for name in ("workers", "device", "dtype", "pipeline", "engine", "scheduler"):
         if name in options:
             raise UsageError(
                 f"{name} is for a model that workers load; a loaded pipeline is used as it is"

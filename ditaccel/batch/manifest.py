@@ -80,6 +80,7 @@ class Settings:
         pipeline: reference of the function that makes the pipeline, which every worker imports;
             empty for the model's own.
         max_input: most pixels of an input image, or of all frames of an input video.
+        scheduler: short name of another scheduler (`io.schedulers`); empty for the model's own.
     """
 
     config: str = "balanced"
@@ -94,6 +95,7 @@ class Settings:
     allow_remote: bool = False
     pipeline: str = ""
     max_input: int = MAX_PIXELS
+    scheduler: str = ""
 
 
 def _digest(data: Any) -> str:
@@ -267,6 +269,8 @@ class Planner:
         decides["inputs"] = {k: self._fingerprint(v) for k, v in item.inputs.items()}
         decides["model"] = self.facts.fingerprint
         decides["output"] = [settings.save, settings.codec, settings.crf, settings.dtype]
+        if settings.scheduler:
+            decides["scheduler"] = settings.scheduler
         return _digest(decides)
 
     def _name(self, item: Item, row: Row) -> str:

@@ -73,7 +73,7 @@ JOB = record(
     {},
     {
         "model": text,
-        "settings": record({}, {"save": items(text)}),
+        "settings": record({}, {"save": items(text), "scheduler": text}),
         "config": maybe(table(anything)),
         "versions": table(anything),
         "chosen": maybe(items(text)),

@@ -22,6 +22,8 @@ from .option_types import arms_of, checked
 from .registry import KINDS, AttentionConfig, CacheConfig, MethodConfig, check_kind, methods
 
 FORMAT = 1
+# Keys of a file beside those of methods.
+_OTHERS = ("label", "steps", "scheduler")
 
 # How many steps a call runs; see `AccelerationConfig.steps`.
 Steps = int | float | Literal["keep", "auto"]
@@ -49,6 +51,9 @@ class AccelerationConfig:
             and `"auto"` keep the steps where there are few (12 and fewer remain), where the call
             gives its own noise levels, and where the method was made for a number of steps.
 
+        scheduler: what it was tuned with (`core.denoising.schedulers.described`), empty for any;
+            with another one, `accelerate` warns.
+
     Raises:
         ConfigError: a value is not a config of a method of its kind, or not a number of steps.
     """
@@ -57,6 +62,7 @@ class AccelerationConfig:
     attention: AttentionConfig | None = None
     label: str = ""
     steps: Steps = _KEEP
+    scheduler: str = ""
 
     def __post_init__(self) -> None:
         for kind in KINDS:
@@ -156,10 +162,11 @@ def from_dict(data: Any) -> AccelerationConfig:
     )
     parts = {kind: options.pop(kind, None) for kind in KINDS}
     label, steps = options.pop("label", ""), options.pop("steps", _KEEP)
+    scheduler = options.pop("scheduler", "")
     if options:
         unknown = next(iter(options))
         raise ConfigError(
-            f"a config has no key {unknown!r}{suggest(str(unknown), [*KINDS, 'label', 'steps'])}"
+            f"a config has no key {unknown!r}{suggest(str(unknown), [*KINDS, *_OTHERS])}"
         )
     for kind, part in parts.items():
         require(
@@ -168,7 +175,7 @@ def from_dict(data: Any) -> AccelerationConfig:
     made: dict[str, Any] = {
         kind: method_from_dict(part) for kind, part in parts.items() if part is not None
     }
-    return AccelerationConfig(**made, label=str(label), steps=steps)
+    return AccelerationConfig(**made, label=str(label), steps=steps, scheduler=scheduler)
 
 
 def to_dict(config: AccelerationConfig) -> dict[str, Any]:
@@ -178,6 +185,8 @@ def to_dict(config: AccelerationConfig) -> dict[str, Any]:
         data["label"] = config.label
     if config.steps != _KEEP:
         data["steps"] = config.steps
+    if config.scheduler:
+        data["scheduler"] = config.scheduler
     for part in config.methods:
         options = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
         data[part.kind] = {"method": part.method, **{k: plain(v) for k, v in options.items()}}

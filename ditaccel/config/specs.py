@@ -172,7 +172,11 @@ def combined(configs: Sequence[AccelerationConfig]) -> AccelerationConfig:
     made = [method for config in configs for method in config.methods]
     steps = {config.steps for config in configs} - {"keep"}
     require(len(steps) < 2, f"two numbers of steps are given: {' and '.join(map(str, steps))}")
-    return replace(AccelerationConfig.of(*made, label=label), steps=next(iter(steps), "keep"))
+    return replace(
+        AccelerationConfig.of(*made, label=label),
+        steps=next(iter(steps), "keep"),
+        scheduler=next((c.scheduler for c in configs if c.scheduler), ""),
+    )
 
 
 def resolve(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,12 +53,33 @@ def put_scheduler(pipe: Any, name: str | None) -> None:
     """
     if name is None:
         return
-    if name not in SCHEDULERS:
+    check_scheduler(name)
+    pipe.scheduler = _like(pipe.scheduler, name)
+
+
+def check_scheduler(name: str | None) -> None:
+    """Look whether there is a scheduler of a short name, or none is asked for.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    if name is not None and name not in SCHEDULERS:
         raise UnsupportedError(
             f"there is no scheduler {name!r}{suggest(name, list(SCHEDULERS))}; known: "
             f"{', '.join(SCHEDULERS)} (any other one: a function that makes the pipeline)"
         )
-    pipe.scheduler = _like(pipe.scheduler, name)
+
+
+@contextmanager
+def with_scheduler(pipe: Any, name: str | None) -> Iterator[None]:
+    """A pipeline with another scheduler for a while; see `put_scheduler`."""
+    own = getattr(pipe, "scheduler", None)
+    put_scheduler(pipe, name)
+    try:
+        yield
+    finally:
+        if name is not None:
+            pipe.scheduler = own
 
 
 def _like(scheduler: Any, name: str) -> Any:

@@ -20,6 +20,7 @@ from ..config import AccelerationConfig, to_dict
 from ..config.completion import completed
 from ..core._compat import ContextListener
 from ..core.denoising.loops import Loop, Loops
+from ..core.denoising.schedulers import described
 from ..core.denoising.state import LoopState
 from ..core.denoising.tracker import DenoisingStep
 from ..core.patching import PatchLedger, patch_of, unwrapped
@@ -100,12 +101,22 @@ class Session:
         try:
             for name, transformer in self.transformers.items():
                 self._stand_before(name, transformer)
+            self._warn_of_scheduler()
             if self.config.steps != "keep":
                 self._choose_steps()
         except BaseException:
             self._ledger.undo()
             raise
         self.is_on = True
+
+    def _warn_of_scheduler(self) -> None:
+        scheduler, tuned = getattr(self._pipe(), "scheduler", None), self.config.scheduler
+        if tuned and scheduler is not None and described(scheduler) != tuned:
+            self._booking.warn(
+                f"this config was tuned with {tuned}, and the pipeline has {described(scheduler)}: "
+                "what it skips may not be what this scheduler can spare; tune it again, or use the "
+                "former scheduler"
+            )
 
     def _choose_steps(self) -> None:
         pipe = self._pipe()

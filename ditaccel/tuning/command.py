@@ -6,6 +6,7 @@ import argparse
 import sys
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,20 @@ from ditaccel.io.factory import Opened
 from ditaccel.io.given import whole_argument
 from ditaccel.io.models import Sheet, part_of_prompts, prompts_for, read_sheet
 from ditaccel.io.opening import choose_device, open_pipeline, use_threads
+from ditaccel.io.schedulers import check_scheduler, put_scheduler
 from ditaccel.tuning.calibration import calibrate
 from ditaccel.tuning.fitting import fitted_on
 from ditaccel.tuning.quality import MOST_PSNR, STATISTICS
 from ditaccel.tuning.refine import Refine
 from ditaccel.tuning.target import Target
-from ditaccel.tuning.tuner import PAIRS, Tuner, calibrated_config, no_saving, paired
+from ditaccel.tuning.tuner import (
+    PAIRS,
+    Tuner,
+    calibrated_config,
+    no_saving,
+    paired,
+    scheduler_of,
+)
 
 EXAMPLE = """\
 examples:
@@ -34,7 +43,7 @@ examples:
     --out refined.yaml
 
 then: ditaccel.accelerate(pipe, "wan-35db.yaml")
-A file is valid for the step count that it was made with. With several targets
+A file is valid for the scheduler and the step count that it was made with. With several targets
 --out is a folder, and the dense runs are made only once.
 exit code: 0 all targets reached, 1 not all, 2 the command is wrong.
 """
@@ -85,6 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_steps(parser)
     options.add_call(parser)
     options.add_running(parser)
+    options.add_scheduler(parser)
     _add_refining(parser)
     parser.add_argument(
         "--memory",
@@ -166,10 +176,14 @@ class _Files:
 
     Args:
         places: of the files by name.
+
+    Attributes:
+        scheduler: of the pipeline, which goes into the files.
     """
 
     def __init__(self, places: dict[str, Path]) -> None:
         self.places = places
+        self.scheduler = ""
         self.missed: list[str] = []
 
     def make_folder(self) -> None:
@@ -186,7 +200,7 @@ class _Files:
 
     def write(self, name: str, config: configs.AccelerationConfig) -> Path:
         """Write a config that reached its target."""
-        configs.dump(config, self.places[name])
+        configs.dump(replace(config, scheduler=self.scheduler), self.places[name])
         return self.places[name]
 
     def miss(self, name: str, why: str, config: configs.AccelerationConfig | None) -> Path | None:
@@ -267,9 +281,12 @@ def run(args: argparse.Namespace) -> int:
     """
     goals = _names(args)
     fitted = None if args.fit is None else configs.parse_spec(args.fit).cache
+    check_scheduler(args.scheduler)
     files = _Files(_places(args, goals or [args.fit.partition(":")[0].strip()]))
     use_threads(args.threads, choose_device(args.device))
     opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
+    put_scheduler(opened.pipe, args.scheduler)
+    files.scheduler = scheduler_of(opened.pipe)
     calls = _calls(opened, read_sheet(args.model), args)
     files.make_folder()  # not before: a wrong model leaves nothing behind
     with calls_of(opened.pipe, "tune"):

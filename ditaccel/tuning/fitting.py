@@ -16,6 +16,7 @@ from ..core.transformers import transformers_of
 from ..errors import ConfigError, UsageError
 from ..io.asking import check_call
 from ..io.prompts import Prompt, as_calls
+from ..io.schedulers import with_scheduler
 from ..sessions.session import Session, session_of
 from ..warning import warn
 
@@ -43,6 +44,7 @@ def fit(
     config: Any,
     prompts: Prompt | Iterable[Prompt],
     *,
+    scheduler: str | None = None,
     seed: int = 1000,
     progress: Callable[[str], None] = lambda line: None,
     **call: Any,
@@ -57,6 +59,7 @@ def fit(
         config: of a method that has constants to be measured, e.g. `MagCacheConfig()`; its other
             options are kept.
         prompts: a prompt or several, or mappings of call arguments.
+        scheduler: short name of another scheduler to measure with, as in `tune`.
         seed: the noise of generation i is drawn with `seed + i`.
         progress: called with one line per generation, and with what was measured.
         **call: arguments of every pipeline call, e.g. `num_inference_steps=50, height=480`.
@@ -73,7 +76,8 @@ def fit(
     calls = as_calls(prompts, call)
     for one in calls:
         check_call(pipe, one, "fit")
-    found = fitted_on(pipe, config, calls, seed, progress)
+    with with_scheduler(pipe, scheduler):
+        found = fitted_on(pipe, config, calls, seed, progress)
     for line in found.notes:
         progress(line)
     for line in found.warnings:

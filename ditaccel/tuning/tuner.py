@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -18,12 +19,14 @@ from ..caching.engine.options import MemoryBudget
 from ..config import AccelerationConfig, choice, require
 from ..config.option_types import checked_value
 from ..core._compat import refuse_split
+from ..core.denoising.schedulers import described
 from ..core.transformers import transformers_of
 from ..errors import ConfigError, UsageError
 from ..io import given
 from ..io.asking import check_call, refuse_modular
 from ..io.progress import Progress, duration
 from ..io.prompts import Prompt, as_calls, listed
+from ..io.schedulers import with_scheduler
 from ..pipelines import FamilyAdapter
 from ..sessions.session import session_of
 from ..warning import warn
@@ -306,6 +309,12 @@ class Tuner:
         return best
 
 
+def scheduler_of(pipe: Any) -> str:
+    """What a config that was tuned on a pipeline names as its scheduler."""
+    scheduler = getattr(pipe, "scheduler", None)
+    return "" if scheduler is None else described(scheduler)
+
+
 def calibrated_config(calibration: Calibration, error: float) -> AccelerationConfig:
     """The config of a calibration, with its target as label."""
     label = f"attention within {100 * error:g} %"
@@ -329,6 +338,7 @@ def tune(
     *,
     steps: int | None = None,
     pairs: int | None = None,
+    scheduler: str | None = None,
     refine: int | Refine = 0,
     adapter: FamilyAdapter | None = None,
     seed: int = 0,
@@ -350,6 +360,8 @@ def tune(
         steps: scheduler steps; by default those that the pipeline takes by itself.
         pairs: prompt-seed pairs to learn from, the prompts in turn, each time with another seed; by
             default 8, or one per prompt if there are more.
+        scheduler: short name of another scheduler to tune for, such as `unipc`
+            (`ditaccel.io.schedulers`); the pipeline has its own again afterwards.
         refine: plans to try around the best one, or a `Refine` (annealing, time limit, resume).
         adapter: what ditaccel must know of a model of your own, as in `accelerate`.
         seed: seed of the first generation.
@@ -359,7 +371,8 @@ def tune(
         **call: arguments of every pipeline call, e.g. `height=512`.
 
     Returns:
-        A step mask made for this number of steps; another number is refused when it runs.
+        A step mask made for this number of steps and this scheduler; another number is refused when
+        it runs, and another scheduler is a warning.
 
     Raises:
         ConfigError: a target out of range, a share out of reach, or too few steps to skip any. A
@@ -372,14 +385,18 @@ def tune(
         raise ConfigError(f"target is {target!r}; give a Target, such as Target(psnr=35)")
     seed = checked_value("tune", "seed", int, seed)
     calls = as_calls(listed(prompts), _with_steps(call, steps))
-    if target.attention_error is not None:
-        return _calibrated(pipe, calls, target.attention_error, seed, progress, adapter)
     pairs = checked_value("tune", "pairs", int | None, pairs)
     require(pairs is None or pairs >= 1, f"tune: pairs is {pairs}; it must be 1 or more")
     if not isinstance(refine, Refine):
         refine = Refine(trials=checked_value("tune", "refine", int, refine))
-    calls = paired(calls, pairs)
-    return Tuner(pipe, calls, seed, progress, memory_budget, refine, adapter).reach(target).config
+    with with_scheduler(pipe, scheduler):
+        if target.attention_error is not None:
+            found = _calibrated(pipe, calls, target.attention_error, seed, progress, adapter)
+        else:
+            calls = paired(calls, pairs)
+            tuner = Tuner(pipe, calls, seed, progress, memory_budget, refine, adapter)
+            found = tuner.reach(target).config
+        return replace(found, scheduler=scheduler_of(pipe))
 
 
 def _calibrated(

@@ -25,6 +25,7 @@ from ditaccel.errors import UnsupportedError
 from ditaccel.io.files import read_lines
 from ditaccel.io.frames import to_uint8
 from ditaccel.io.models import load_pipeline
+from ditaccel.io.schedulers import put_scheduler
 
 Run = Callable[..., tuple[int, str, str]]
 Jobs = Callable[..., Path]
@@ -328,6 +329,31 @@ def test_configs_of_rows(generate: Run, jobs: Jobs, tmp_path: Path) -> None:
     assert records[3]["config"]["steps"] == 3  # and the call of the row asked for more
     assert {len(signs) for signs in records[3]["steps"]["steps"].values()} == {3}
     assert records[3]["call"]["num_inference_steps"] > 3
+
+
+def test_another_scheduler_is_used_and_never_mixed(
+    generate: Run, jobs: Jobs, model: Path, tmp_path: Path
+) -> None:
+    options = ("--config", "none", "--save", "latents", "--scheduler")
+    assert generate(jobs(1), *options, "euler")[0] == 0
+    (record,) = sidecars(tmp_path / "out").values()
+    assert record["scheduler"] == "euler"
+    pipe = load_pipeline(model)
+    put_scheduler(pipe, "euler")
+    call = {**record["call"], "class_labels": [record["class_label"]], "output_type": "np"}
+    plain = to_uint8(pipe(**call, generator=torch.Generator().manual_seed(record["seed"])).images)
+    from safetensors.torch import load_file
+
+    latents = load_file(tmp_path / "out/outputs" / f"{record['name']}.latents.safetensors")
+    with torch.no_grad():
+        decoded = (pipe.vae.decode(latents["latents"][None]).sample / 2 + 0.5).clamp(0, 1)
+    assert np.array_equal(to_uint8(decoded.permute(0, 2, 3, 1)), plain)
+    code, _, noted = generate(jobs(2), *options, "unipc")
+    assert code == 2 and "was begun with scheduler 'euler', and this command asks for" in noted
+    code, _, noted = generate(jobs(2), *options[:-1])
+    assert code == 2 and "asks for the model's own scheduler" in noted
+    code, _, noted = generate(jobs(1), *options, "eulr", out=tmp_path / "other")
+    assert code == 2 and "did you mean 'euler'" in noted and not (tmp_path / "other").exists()
 
 
 def test_a_config_that_the_model_refuses(

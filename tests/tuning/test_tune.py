@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from diffusers import (
@@ -23,6 +25,7 @@ from ditaccel.caching.engine.forecast import newton_weights
 from ditaccel.core.denoising.probing import Probe
 from ditaccel.core.denoising.response import euler
 from ditaccel.core.transformers import transformers_of
+from ditaccel.io.schedulers import put_scheduler
 from ditaccel.tuning.masks import Mask
 from ditaccel.tuning.recording import record
 from ditaccel.tuning.schedule_search import GapCosts, Trajectory, best_steps
@@ -58,6 +61,26 @@ def test_any_deterministic_scheduler_is_tuned(scheduler):
     pipe, call = decoded(*tiny_wan(layers=2, scheduler=scheduler))
     config = ditaccel.tune(pipe, [call], Target(computed_share=0.6), pairs=1)
     assert config.cache.total == 8 and 2 <= len(config.cache.steps) <= 7
+
+
+def test_tuned_for_another_scheduler_which_the_file_names(tmp_path):
+    pipe = dit()
+    own = pipe.scheduler
+    call = {**CALLS[0], "num_inference_steps": 8}
+    target = Target(computed_share=0.6)
+    config = ditaccel.tune(pipe, [call], target, pairs=1, scheduler="unipc")
+    assert pipe.scheduler is own
+    assert config.scheduler == "UniPCMultistepScheduler of order 2"
+    config.save(tmp_path / "tuned.yaml")
+    with pytest.warns(UserWarning, match="tuned with UniPCMultistepScheduler of order 2, and the"):
+        ditaccel.accelerate(pipe, str(tmp_path / "tuned.yaml"))
+    ditaccel.restore(pipe)
+    put_scheduler(pipe, "unipc")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ditaccel.accelerate(pipe, config)
+    with pytest.raises(ditaccel.UnsupportedError, match="no scheduler 'unipcc'"):
+        ditaccel.tune(pipe, [call], target, scheduler="unipcc")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from ...io.files import read_json
 from ...io.models import line_of
 from ...io.opening import open_pipeline
 from ...io.provenance import versions
+from ...io.schedulers import put_scheduler
 from ..encode import thumbnail, write_files
 from ..folder import DONE, FAILED, JOB, THUMBNAIL, JobFolder, item_facts, sha256, size_of
 from ..making import Made, Maker, is_out_of_memory, release_memory
@@ -115,6 +116,7 @@ class Worker:
         self.pipe = opened.pipe
         if settings.pipeline:
             self._check_class()
+        put_scheduler(self.pipe, settings.scheduler or None)
         self.seam = Seam(self.pipe, overlap=options.lanes > 1)
         self.maker = Maker(self.pipe, self.seam, settings.save, opened.call, settings.max_input)
         first = queue.peek()
@@ -406,6 +408,8 @@ class Worker:
             "threads": torch.get_num_threads(),
             "versions": self._versions,
         }
+        if self.settings.scheduler:
+            record["scheduler"] = self.settings.scheduler
         plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
         return plain
 

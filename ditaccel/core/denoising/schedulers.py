@@ -94,6 +94,13 @@ def is_scheduler(value: Any) -> bool:
     return any(hasattr(type(v), "set_timesteps") and hasattr(type(v), "step") for v in own.values())
 
 
+def described(scheduler: Any) -> str:
+    """A scheduler in words that tell it from others: its class, and the order of its solver."""
+    inner = wrapped(scheduler)
+    order = _options(inner).get("solver_order")
+    return type(inner).__name__ + ("" if order is None else f" of order {order}")
+
+
 def position(scheduler: Any) -> int | None:
     """Where the scheduler stands: a number that moves with each of its steps; None if unknown."""
     for name in ("_step_index", "counter"):  # (PNDM counts)
