@@ -61,10 +61,9 @@ def accelerate(
     Args:
         pipe: a diffusers pipeline, or a bare transformer. A transformer of an unknown family is
             recognised from its signature and block lists, with a warning.
-        config: a preset name (`"balanced"` when nothing is given), the path of a config file, an
-            inline spec such as `"taylorseer:interval=3"`, the config of a method, an
-            `AccelerationConfig`, or a list of these. None, `"none"` and `"dense"` mean a dense run
-            everywhere, and are refused here.
+        config: a preset name, the path of a config file, an inline spec such as
+            `"taylorseer:interval=3"`, the config of a method, an `AccelerationConfig`, or a list of
+            these. None, `"none"` and `"dense"` mean a dense run, and are refused here.
         *more: further ones, as in such a list: one caching and one attention method go together.
         cache: config of a caching method, e.g. `TaylorSeerConfig(interval=3)`; replaces the one in
             `config`, and needs no `config`.
@@ -74,23 +73,17 @@ def accelerate(
         scheduler: for a bare transformer in a loop of your own: the scheduler whose timesteps the
             loop follows. Without it, one among the local variables of the loop is found.
         sigmas: likewise, for a loop without a scheduler that takes Euler steps: its noise levels,
-            falling, such as `[1.0, 0.75, 0.5, 0.25, 0.0]`. With either of the two, gap correction
-            and all that follows the number of steps works as in a pipeline.
-        steps: scheduler steps of a pipeline's call, by those that it asks for: `"keep"` (the
-            default) runs them; a whole number, at most so many; a share between 0 and 1, that part
-            of them; `"auto"`, the share that was measured to be best with the preset. The report
-            has what was asked for and what was run. Steps that a method computes, as `step_mask`
-            names them, are a list.
+            falling, such as `[1.0, 0.75, 0.5, 0.25, 0.0]`. With either, gap correction works.
+        steps: of a call, by those that it asks for (`AccelerationConfig.steps`): `"auto"`, a share,
+            or at most so many; a list is an option of `step_mask`. The report has what was run.
         **options: of the methods, in place of those in `config`: `tolerance=0.02`.
 
     Returns:
         The same pipeline.
 
     Raises:
-        ConfigError: an unknown preset, option or method, a value out of range, or two methods of
-            one kind.
-        UnsupportedError: no transformer, or one that this method cannot be applied to, with the
-            reason.
+        ConfigError: an unknown preset, option or method, a wrong value, or two methods of a kind.
+        UnsupportedError: no transformer, or one that this method cannot be applied to.
         UsageError: it is not a pipeline, or a pipeline was given a scheduler.
     """
     listed = [config, *more] if more else config

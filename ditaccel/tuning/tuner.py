@@ -348,9 +348,8 @@ def tune(
 ) -> AccelerationConfig:
     """Search the steps to compute for a pipeline, its scheduler and its step count.
 
-    One dense generation per prompt-seed pair is recorded; dynamic programming finds the computed
-    steps that leave the least error in the latents; a few generations check the result against the
-    target, and more of them refine it. Save the config with `ditaccel.config.dump`.
+    A dense generation per prompt-seed pair is recorded; dynamic programming finds the steps that
+    leave the least error; a few generations check the result, and more of them refine it.
 
     Args:
         pipe: an unaccelerated pipeline, with one transformer or two that take over from each other.
@@ -360,24 +359,20 @@ def tune(
         steps: scheduler steps; by default those that the pipeline takes by itself.
         pairs: prompt-seed pairs to learn from, the prompts in turn, each time with another seed; by
             default 8, or one per prompt if there are more.
-        scheduler: short name of another scheduler to tune for, such as `unipc`
-            (`ditaccel.io.schedulers`); the pipeline has its own again afterwards.
+        scheduler: short name of another one to tune for (`ditaccel.io.schedulers`): `unipc`.
         refine: plans to try around the best one, or a `Refine` (annealing, time limit, resume).
         adapter: what ditaccel must know of a model of your own, as in `accelerate`.
         seed: seed of the first generation.
         progress: called with one line per generation.
-        memory_budget: bytes, or text such as `2GB`, for the recorded outputs of one generation;
-            what exceeds it is spooled to a temporary file.
+        memory_budget: bytes, or text such as `2GB`, for one generation's outputs, see `Tuner`.
         **call: arguments of every pipeline call, e.g. `height=512`.
 
     Returns:
-        A step mask made for this number of steps and this scheduler; another number is refused when
-        it runs, and another scheduler is a warning.
+        A step mask for this number of steps (another one is refused) and this scheduler.
 
     Raises:
         ConfigError: a target out of range, a share out of reach, or too few steps to skip any. A
-            PSNR out of reach is a warning, and the best plan is returned; so is a calibration that
-            would skip nothing.
+            PSNR out of reach, or a calibration that would skip nothing, is a warning.
         UnsupportedError: a scheduler that draws noise or clips.
         UsageError: `Refine.resume` is a file of another search.
     """
@@ -390,12 +385,11 @@ def tune(
     if not isinstance(refine, Refine):
         refine = Refine(trials=checked_value("tune", "refine", int, refine))
     with with_scheduler(pipe, scheduler):
-        if target.attention_error is not None:
-            found = _calibrated(pipe, calls, target.attention_error, seed, progress, adapter)
+        if (error := target.attention_error) is not None:
+            found = _calibrated(pipe, calls, error, seed, progress, adapter)
         else:
-            calls = paired(calls, pairs)
-            tuner = Tuner(pipe, calls, seed, progress, memory_budget, refine, adapter)
-            found = tuner.reach(target).config
+            given = paired(calls, pairs), seed, progress, memory_budget, refine, adapter
+            found = Tuner(pipe, *given).reach(target).config
         return replace(found, scheduler=scheduler_of(pipe))
 
 
