@@ -14,13 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from .api import accelerate, accelerated, families, is_accelerated, presets, report, reset, restore
 from .attention.adaspa import AdaSpaConfig
+from .attention.attention_tile import AttentionTileConfig
+from .attention.clear import CLEARConfig
+from .attention.ditfastattn import DiTFastAttnConfig
 from .attention.draft_attention import DraftAttentionConfig
 from .attention.lite_attention import LiteAttentionConfig
 from .attention.nabla import NABLAConfig
+from .attention.neighborhood import NeighborhoodConfig
 from .attention.pbs import PBSConfig
+from .attention.radial import RadialConfig
+from .attention.rainfusion import RainFusionConfig
 from .attention.sla import SLAConfig
 from .attention.sol import SolConfig
 from .attention.sparge import SpargeConfig
+from .attention.sparse_vdit import SparseVDiTConfig
+from .attention.sta import STAConfig
+from .attention.svg1 import SVG1Config
 from .attention.svg2 import SVG2Config
 from .attention.vmoba import VMoBAConfig
 from .attention.xattention import XAttentionConfig
@@ -68,11 +77,14 @@ __all__ = [
     "AdaSpaConfig",
     "AdaptiveTaylorConfig",
     "AttentionContract",
+    "AttentionTileConfig",
     "BlockContract",
+    "CLEARConfig",
     "ConfidenceGatedTaylorConfig",
     "ConfigError",
     "DBCacheConfig",
     "DiCacheConfig",
+    "DiTFastAttnConfig",
     "Diagnosis",
     "DitaccelError",
     "DraftAttentionConfig",
@@ -86,17 +98,23 @@ __all__ = [
     "MagCacheConfig",
     "MeanCacheConfig",
     "NABLAConfig",
+    "NeighborhoodConfig",
     "PABConfig",
     "PBSConfig",
     "RACERConfig",
+    "RadialConfig",
+    "RainFusionConfig",
     "Refine",
     "Report",
     "ReuseConfig",
     "SLAConfig",
+    "STAConfig",
+    "SVG1Config",
     "SVG2Config",
     "SeaCacheConfig",
     "SolConfig",
     "SpargeConfig",
+    "SparseVDiTConfig",
     "StepMaskConfig",
     "TAFCConfig",
     "Target",

@@ -61,7 +61,7 @@ class CLEARConfig(BoxOptions):
     def examples(cls) -> tuple[Example, ...]:
         """See `MethodConfig`."""
         small = cls(box=(1, 4, 4), min_tokens=0, dense_steps=0, break_even=1.0)
-        return (Example(replace(small, radius=1e6), replace(small, radius=2.0)),)
+        return (Example(replace(small, radius=1e6), replace(small, radius=1.0)),)
 
     def planner(self) -> CLEARPlanner:
         """What the seam carries out."""

@@ -106,14 +106,12 @@ class NeighborhoodPlanner(BoxPlanner):
     def sees(self, boxes: Boxes, context: LayerContext) -> Tensor:
         """See `BoxPlanner`."""
         config = self.config
-        sizes = (
-            extent(getattr(config, name), boxes.grid, boxes.line)
-            for name in ("window", "stride", "dilation")
+        window, stride, dilation = (
+            extent(size, boxes.grid, boxes.line)
+            for size in (config.window, config.stride, config.dilation)
         )
-        return boxes.each_sees([
-            neighbors(n, *axis, places)
-            for n, places, *axis in zip(boxes.grid, boxes.places, *sizes, strict=True)
-        ])  # fmt: skip
+        axes = zip(boxes.grid, window, stride, dilation, boxes.places, strict=True)
+        return boxes.each_sees([neighbors(*axis) for axis in axes])
 
 
 def neighbors(

@@ -177,6 +177,9 @@ def radial_tiles(
         kept[rows[some[at_rows]], columns[at_columns]] = True
     own = torch.arange(length)
     kept[own // q_tile, own // k_tile] = True
+    others = own[frames.labels(length) < 0]  # text, given images or frames
+    kept[others // q_tile] = True
+    kept[:, others // k_tile] = True
     return kept
 
 

@@ -84,12 +84,16 @@ class STAPlanner(BoxPlanner):
 
     def sees(self, boxes: Boxes, context: LayerContext) -> Tensor:
         """See `BoxPlanner`."""
-        tiles = tuple(-(-n // size) for n, size in zip(boxes.grid, boxes.box, strict=True))
-        window = extent(self.config.window, tiles, boxes.line)
-        return boxes.each_sees([
-            tile_window(n, size, wide)
-            for n, size, wide in zip(boxes.grid, boxes.box, window, strict=True)
-        ])  # fmt: skip
+        frames, rows, columns = (
+            -(-n // size) for n, size in zip(boxes.grid, boxes.box, strict=True)
+        )
+        window = extent(self.config.window, (frames, rows, columns), boxes.line)
+        return boxes.each_sees(
+            [
+                tile_window(n, size, wide)
+                for n, size, wide in zip(boxes.grid, boxes.box, window, strict=True)
+            ]
+        )
 
 
 def tile_window(length: int, tile: int, window: int) -> tuple[Tensor, Tensor]:

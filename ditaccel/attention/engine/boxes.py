@@ -184,7 +184,11 @@ def extent(size: Sequence[int], grid: Grid, line: bool) -> Triple:
 
 
 def cover(kept: Tensor, labels: Tensor, q_tiling: Tiling, k_tiling: Tiling) -> Tensor:
-    """The tiles that hold a pair of tokens of a map, bool `(Tq, Tk)`.
+    """The tiles that hold a pair of labels of a map, bool `(Tq, Tk)`.
+
+    Where tiles are boxes, these are those that hold a pair of tokens; a box that lies in two tiles
+    (at the edges of a grid that the box does not divide) counts for both as a whole. Tokens without
+    a label (text, given images or frames) attend to all, and all attend to them.
 
     Args:
         kept: bool `(n, n)`, which label of a query goes with which of a key.
@@ -193,7 +197,23 @@ def cover(kept: Tensor, labels: Tensor, q_tiling: Tiling, k_tiling: Tiling) -> T
         k_tiling: of the keys.
     """
     rows, columns = (_members(labels, tiling, len(kept)) for tiling in (q_tiling, k_tiling))
-    return rows @ kept.float() @ columns.T > 0
+    return with_others(rows @ kept.float() @ columns.T > 0, labels < 0, q_tiling, k_tiling)
+
+
+def with_others(mask: Tensor, others: Tensor, q_tiling: Tiling, k_tiling: Tiling) -> Tensor:
+    """Tiles, and those of tokens that attend to all, and that all attend to.
+
+    Args:
+        mask: bool `(..., Tq, Tk)`.
+        others: whether the token at each place is one of them, bool `(L,)` on the CPU.
+        q_tiling: of the queries.
+        k_tiling: of the keys.
+    """
+    rows, columns = (
+        _members(others.long() - 1, tiling, 1)[:, 0].bool().to(mask.device)
+        for tiling in (q_tiling, k_tiling)
+    )
+    return mask | rows[:, None] | columns
 
 
 def _members(labels: Tensor, tiling: Tiling, count: int) -> Tensor:

@@ -154,8 +154,11 @@ class Branch(Protocol):
         scale: float,
         key_mask: Tensor | None,
         backend: str | None,
-    ) -> tuple[TileAttentionOutput, Tensor]:
-        """The tiles of the map, with their log-sum-exp, and what the branch adds to them."""
+    ) -> tuple[TileAttentionOutput, Tensor | None]:
+        """The tiles of the map, with their log-sum-exp, and what the branch adds to them, if any.
+
+        Without a log-sum-exp, the rest of the map is in the output already.
+        """
         ...
 
     def add(self, out: Tensor, extra: Tensor) -> Tensor:
