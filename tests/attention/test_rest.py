@@ -12,7 +12,14 @@ from planners import bounds_of, context_of, heads_of, of, orders_of
 from tiny import generate, peaked
 
 import ditaccel
-from ditaccel import LiteAttentionConfig, SLAConfig, SVG2Config
+from ditaccel import (
+    LiteAttentionConfig,
+    RadialConfig,
+    SLAConfig,
+    STAConfig,
+    SVG1Config,
+    SVG2Config,
+)
 from ditaccel.attention.engine.attend import attend, slower_kernel
 from ditaccel.attention.engine.options import FixedTileOptions
 from ditaccel.attention.engine.planner import Dense, DenseReason, Plan
@@ -136,6 +143,9 @@ MAPS = {
     ),
     "sla": (SLAConfig, {"critical": 0.3, "cube": (3, 2, 2), **SMALL}),
     "sla, negligible": (SLAConfig, {"critical": 0.3, "negligible": 0.3, "cube": (), **SMALL}),
+    "sta": (STAConfig, {"box": (1, 3, 3), "window": (1, 1, 1), **COMMON}),
+    "svg1": (SVG1Config, {"density": 0.3, **SMALL}),
+    "radial": (RadialConfig, {"decay": 0.1, "neighbor": 0.1, **SMALL}),
     "checkers": (_Checkers, SMALL),
 }
 RESTS = ("nothing", "means", "moments")
