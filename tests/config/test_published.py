@@ -38,19 +38,33 @@ def test_every_published_preset_is_a_config_that_reads_back(family, name):
 def test_each_published_method_has_a_preset_and_ours_has_none():
     methods = {name.partition(":")[2] for family, name in NAMED if family == "wan"} - {""}
     assert methods == {
+        "adaspa",
+        "attention_tile",
+        "clear",
         "confidence_gated_taylor",
         "dbcache",
+        "draft_attention",
         "easycache",
         "first_block_residual",
         "fora",
         "lite_attention",
         "magcache",
+        "nabla",
+        "radial",
+        "rainfusion",
         "seacache",
         "sla",
+        "sol",
+        "sparge",
+        "sparse_vdit",
+        "sta",
+        "svg1",
         "svg2",
         "tafc",
         "taylorseer",
         "teacache",
+        "vmoba",
+        "xattention",
     }
 
 
@@ -66,6 +80,11 @@ def test_each_published_method_has_a_preset_and_ours_has_none():
         ("wan", "svg2", {"q_clusters": 300, "k_clusters": 1000, "refresh": 1, "compensate": False}),
         ("hunyuan_video", "svg2", {"q_clusters": 400, "cluster_when_dense": True}),
         ("sd3", "lite_attention", {"threshold": -10.0, "retest": 0, "share_branches": True}),
+        # mit-han-lab/radial-attention 72788d4, NATTEN 8c8729f
+        ("wan", "radial", {"decay": 0.2, "sinks": ("first_frame",), "dense_layers": 1}),
+        ("hunyuan_video", "radial", {"decay": 1.0, "neighbor": 1.0, "sinks": ()}),
+        ("hunyuan_video", "neighborhood", {"window": (18, 24, 24), "stride": (16, 8, 8)}),
+        ("wan", "svg1", {"density": 0.3, "refresh": 1, "q_tile": 128, "k_tile": 128}),
         ("wan", "sla", {"mode": "sla", "projection": "shared", "q_tile": 64, "dense_steps": 0}),
     ],
 )
