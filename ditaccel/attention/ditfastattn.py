@@ -37,7 +37,7 @@ from ..kernels import TileAttentionOutput, TileMap
 from .engine.attend import attend
 from .engine.boxes import with_others
 from .engine.head_classes import band
-from .engine.options import FixedTileOptions, Swept
+from .engine.options import FixedTileOptions
 from .engine.plan_files import SavedPlan
 from .engine.planner import Dense, DenseReason, LayerContext, Plan, State
 from .engine.tile_planner import TilePlanner
@@ -81,8 +81,6 @@ class DiTFastAttnConfig(FixedTileOptions):
         "dit": {**_PUBLISHED, "window": 128},
         "pixart": {**_PUBLISHED, "window": 512},
     }
-    swept: ClassVar[Swept] = Swept("window", (0.02, 0.05, 0.1, 0.2, 0.3))
-
     window: int | float = 0.125
     interval: int = 4
     plan: str | os.PathLike[str] | None = None
