@@ -49,12 +49,30 @@ def put_scheduler(pipe: Any, name: str | None) -> None:
         name: of `SCHEDULERS`; None changes nothing.
 
     Raises:
-        UnsupportedError: there is no such scheduler, or not for models of this kind.
+        UnsupportedError: there is no such scheduler, or not for models of this kind, or the
+            pipeline does not start from the noise that it needs.
     """
     if name is None:
         return
     check_scheduler(name)
-    pipe.scheduler = _like(pipe.scheduler, name)
+    made = _like(pipe.scheduler, name)
+    if float(getattr(made, "init_noise_sigma", 1.0)) > 1.0 and not _asks_for_noise_level(pipe):
+        raise UnsupportedError(
+            f"{type(pipe).__name__} starts from noise of size 1 and steps the scaled latents, "
+            f"whatever its scheduler is made for, so {name} would make other pictures there; use "
+            "one that keeps latents at one size: ddim, unipc, dpm++2m"
+        )
+    pipe.scheduler = made
+
+
+def _asks_for_noise_level(pipe: Any) -> bool:
+    """Whether a pipeline scales its first noise as the scheduler wants it (DiT's does not)."""
+    members = [member for base in type(pipe).__mro__ for member in vars(base).items()]
+    if "__call__" not in dict(members) or hasattr(pipe, "blocks"):  # (modular: its blocks do)
+        return True
+    methods = (inspect.unwrap(value) for _, value in members if callable(value))
+    codes = (getattr(method, "__code__", None) for method in methods)
+    return any(code is not None and "init_noise_sigma" in code.co_names for code in codes)
 
 
 def check_scheduler(name: str | None) -> None:

@@ -184,6 +184,7 @@ class Corridor:
                 adapter.is_converted(self._transformer),
                 traits,
                 caller.scheduler,
+                caller.step_options,
             )
             if step.generation != loop.generation:
                 self._begin_generation(step, loop)

@@ -335,11 +335,11 @@ def test_another_scheduler_is_used_and_never_mixed(
     generate: Run, jobs: Jobs, model: Path, tmp_path: Path
 ) -> None:
     options = ("--config", "none", "--save", "latents", "--scheduler")
-    assert generate(jobs(1), *options, "euler")[0] == 0
+    assert generate(jobs(1), *options, "dpm++2m")[0] == 0
     (record,) = sidecars(tmp_path / "out").values()
-    assert record["scheduler"] == "euler"
+    assert record["scheduler"] == "dpm++2m"
     pipe = load_pipeline(model)
-    put_scheduler(pipe, "euler")
+    put_scheduler(pipe, "dpm++2m")
     call = {**record["call"], "class_labels": [record["class_label"]], "output_type": "np"}
     plain = to_uint8(pipe(**call, generator=torch.Generator().manual_seed(record["seed"])).images)
     from safetensors.torch import load_file
@@ -349,11 +349,11 @@ def test_another_scheduler_is_used_and_never_mixed(
         decoded = (pipe.vae.decode(latents["latents"][None]).sample / 2 + 0.5).clamp(0, 1)
     assert np.array_equal(to_uint8(decoded.permute(0, 2, 3, 1)), plain)
     code, _, noted = generate(jobs(2), *options, "unipc")
-    assert code == 2 and "was begun with scheduler 'euler', and this command asks for" in noted
+    assert code == 2 and "was begun with scheduler 'dpm++2m', and this command asks for" in noted
     code, _, noted = generate(jobs(2), *options[:-1])
     assert code == 2 and "asks for the model's own scheduler" in noted
-    code, _, noted = generate(jobs(1), *options, "eulr", out=tmp_path / "other")
-    assert code == 2 and "did you mean 'euler'" in noted and not (tmp_path / "other").exists()
+    code, _, noted = generate(jobs(1), *options, "unipcc", out=tmp_path / "other")
+    assert code == 2 and "did you mean 'unipc'" in noted and not (tmp_path / "other").exists()
 
 
 def test_a_config_that_the_model_refuses(

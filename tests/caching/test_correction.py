@@ -9,11 +9,12 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from tiny import generate, tiny_wan
+from tiny import FAMILIES, generate, tiny_wan
 
 import ditaccel
 from ditaccel.caching.engine.forecast import History
@@ -126,6 +127,22 @@ def unipc(order=2):
     return UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=order
     )
+
+
+def test_noise_that_a_call_asks_for_is_noise():
+    """`eta` of DDIM is an argument of the call: the scheduler itself tells nothing of it."""
+    pipe, call = FAMILIES["pixart"]()
+    pipe.scheduler = DDIMScheduler(clip_sample=False)
+    call, spec = {**call, "num_inference_steps": 14}, "taylorseer:interval=3,granularity=last_block"
+    found = []
+    for eta in (0.0, 0.7, 0.0):
+        with ditaccel.accelerated(pipe, f"{spec},correction=auto"):
+            generate(pipe, {**call, "eta": eta})
+            found.append(ditaccel.report(pipe).correction)
+    assert found == ["on", "off: this scheduler draws noise in its steps", "on"]
+    ditaccel.accelerate(pipe, f"{spec},correction=always")
+    with pytest.raises(ditaccel.ConfigError, match="draws noise"):
+        generate(pipe, {**call, "eta": 0.7})
 
 
 def test_scheduler_that_draws_noise_is_left_alone_or_refused():
@@ -260,14 +277,15 @@ def test_long_gaps_of_noise_prediction_are_left_alone():
         assert ends[1].correction is not None, "flow matching has no feedback"
 
 
-@pytest.mark.parametrize("interval", [3])
-def test_noise_prediction_answers_to_the_error_and_is_allowed_for(interval):
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler])
+def test_noise_prediction_answers_to_the_error_and_is_allowed_for(kind, interval=3):
     """Data of unit variance: the exact noise prediction is `x * sigma / (1 + sigma^2)`.
 
     At high noise the computed step at the end of a gap has already answered to the gap's error;
     without `feedback` the correction would count it twice.
     """
-    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
+    options = {"clip_sample": False} if kind is DDIMScheduler else {"timestep_spacing": "leading"}
+    scheduler = kind(**options, steps_offset=1)
     scheduler.set_timesteps(50)
     pipe = Pipe(scheduler=scheduler)
     tracker = DenoisingTracker(pipe)

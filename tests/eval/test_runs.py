@@ -421,7 +421,7 @@ def test_sampler_arguments(pipelines) -> None:
 
 
 def test_runs_with_different_schedulers_never_mix(finished, model_folder) -> None:
-    other = replace(OPTIONS, scheduler="euler")
+    other = replace(OPTIONS, scheduler="unipc")
     with pytest.raises(UsageError, match="another setup"):
         evaluate(str(model_folder), CONFIGS, PROMPTS, [0, 1], finished, other)
     unknown = replace(OPTIONS, scheduler="nosuch")

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from tiny import FAMILIES, tiny_dit
 
 from ditaccel.core.denoising.schedulers import is_flow
 from ditaccel.errors import UnsupportedError
@@ -63,3 +64,16 @@ def test_none_keeps_the_scheduler_and_mistakes_are_one_line():
     with pytest.raises(UnsupportedError, match="no scheduler ddim for flow-matching models"):
         put_scheduler(pipe, "ddim")
     assert pipe.scheduler is own
+
+
+@pytest.mark.parametrize("name", ["euler", "heun"])
+def test_a_pipeline_that_starts_from_other_noise_is_refused(name):
+    """DiT's gives `step` the scaled latents: pictures under Euler are not those under DDIM."""
+    pipe, _ = tiny_dit(scheduler=DDIMScheduler())
+    own = pipe.scheduler
+    with pytest.raises(UnsupportedError, match="DiTPipeline starts from noise of size 1"):
+        put_scheduler(pipe, name)
+    assert pipe.scheduler is own
+    other, _ = FAMILIES["pixart"]()
+    put_scheduler(other, name)
+    assert type(other.scheduler).__name__ == SCHEDULERS[name].noise

@@ -177,6 +177,19 @@ class Caller:
     schedulers: tuple[Any, ...] = ()
     chain: tuple[Mark, ...] = ()
 
+    def step_options(self) -> dict[str, float]:
+        """What a pipeline gives `scheduler.step` besides outputs and noise: `eta` of DDIM.
+
+        It is an argument of the call, and nothing of the scheduler tells it.
+        """
+        for frame in _frames() if self.pipeline is not None else ():
+            eta = _locals(frame).get("eta")
+            if isinstance(eta, (int, float)) and eta:
+                return {"eta": float(eta)}
+            if frame.f_trace is self.mark:
+                break
+        return {}
+
     @property
     def scheduler(self) -> Any:
         """The scheduler that decides, None if none is in sight."""

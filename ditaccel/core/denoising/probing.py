@@ -67,21 +67,23 @@ class Probe:
     Args:
         scheduler: a copy of its own (`Probe.of`), or noise levels.
         offset: where in its timesteps the loop begins.
+        options: further arguments of its `step`.
     """
 
     scheduler: Any
     offset: int
+    options: Mapping[str, float] = field(default_factory=dict)
     _found: Found | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, scheduler: Any, offset: int) -> Probe:
+    def of(cls, scheduler: Any, offset: int, options: Mapping[str, float] | None = None) -> Probe:
         """Take a copy of a scheduler that is about to run; the scheduler is left alone."""
         if isinstance(scheduler, GivenSigmas):
             return cls(scheduler, offset)
         try:
-            return cls(_copied(scheduler, {}), offset)
+            return cls(_copied(scheduler, {}), offset, dict(options or {}))
         except Exception:  # of whatever type: not every object can be copied
-            return cls(None, offset, Found(Probed.FAILED))
+            return cls(None, offset, _found=Found(Probed.FAILED))
 
     @property
     def probed(self) -> Probed:
@@ -112,7 +114,7 @@ class Probe:
             if key is not None and found is not None:
                 _KNOWN.move_to_end(key)
         if found is None:
-            found = _measured(self.scheduler, self.offset)
+            found = _measured(self.scheduler, self.offset, self.options)
             with _LOCK:
                 if key is not None:
                     _KNOWN[key] = found
@@ -129,7 +131,8 @@ class Probe:
                 digest.update(part)
         except TypeError:
             return None  # it is probed each time
-        return type(self.scheduler), self.offset, digest.digest()
+        options = tuple(sorted(self.options.items()))
+        return type(self.scheduler), self.offset, options, digest.digest()
 
 
 def _parts(value: Any, depth: int) -> Iterator[bytes]:
@@ -189,13 +192,13 @@ def _part(value: Any, memo: dict[int, Any]) -> Any:
     return copy.deepcopy(value, memo)
 
 
-def _measured(scheduler: Any, offset: int) -> Found:
+def _measured(scheduler: Any, offset: int, options: Mapping[str, float]) -> Found:
     """Step copies of a scheduler through a loop."""
     size = len(scheduler.timesteps[offset:]) + 1
     draw = torch.Generator().manual_seed(size)
     random = _SIZE * torch.randn(size, size, generator=draw).double()
     unit = torch.eye(size).double()
-    rows, scales = _stepped(scheduler, offset, torch.stack([unit, random, random], 1))
+    rows, scales = _stepped(scheduler, offset, torch.stack([unit, random, random], 1), options)
     table, first, second = rows.unbind(1)
     most = _ROUNDING * size * (table.abs() @ random.abs())
     noisy = bool(((first - second).abs() > most).any())
@@ -204,19 +207,24 @@ def _measured(scheduler: Any, offset: int) -> Found:
             return Found(Probed.LINEAR, Response(table.numpy(), scales))
         small = _SMALL * torch.stack([unit, 0 * unit], 1)
         inputs = small.unbind(1)
-        moved, still = (_stepped(scheduler, offset, each[:, None])[0][:, 0] for each in inputs)
+        moved, still = (
+            _stepped(scheduler, offset, each[:, None], options)[0][:, 0] for each in inputs
+        )
         tangent = Response(((moved - still) / _SMALL).numpy(), scales)
         return Found(Probed.STOCHASTIC if noisy else Probed.NONLINEAR, tangent)
     return Found(Probed.STOCHASTIC if noisy else Probed.FAILED)
 
 
-def _stepped(scheduler: Any, offset: int, inputs: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+def _stepped(
+    scheduler: Any, offset: int, inputs: torch.Tensor, options: Mapping[str, float]
+) -> tuple[torch.Tensor, np.ndarray]:
     """Run a loop on a copy of a scheduler.
 
     Args:
         scheduler: is left as it is.
         offset: where in its timesteps the loop begins.
         inputs: outputs of all calls and, last, the initial latents, `(C + 1, B, C + 1)`.
+        options: further arguments of `step`, those of them that it takes.
 
     Returns:
         The latents, `(C + 1, B, C + 1)`, fewer where the scheduler did not make it to the end, and
@@ -226,7 +234,7 @@ def _stepped(scheduler: Any, offset: int, inputs: torch.Tensor) -> tuple[torch.T
     rows, scales, times = [inputs[-1]], [], scheduler.timesteps[offset:]
     try:
         with torch.inference_mode(), torch.device("cpu"):
-            for latents, scale in _run(scheduler, times, inputs[:, :, None, None], draw):
+            for latents, scale in _run(scheduler, times, inputs[:, :, None, None], draw, options):
                 rows.append(latents.flatten(1))
                 scales.append(scale)
     except Exception:  # of whatever type: a scheduler that wants something else of its caller
@@ -242,7 +250,11 @@ def _own_numbers(parameters: Any) -> contextlib.AbstractContextManager[None]:
 
 
 def _run(
-    scheduler: Any, times: torch.Tensor, inputs: torch.Tensor, draw: torch.Generator
+    scheduler: Any,
+    times: torch.Tensor,
+    inputs: torch.Tensor,
+    draw: torch.Generator,
+    options: Mapping[str, float],
 ) -> Iterator[tuple[torch.Tensor, float]]:
     """Run a loop as pipelines do.
 
@@ -251,13 +263,15 @@ def _run(
         times: its timesteps.
         inputs: outputs of all calls and, last, the initial latents, `(C + 1, B, 1, 1, C + 1)`.
         draw: random numbers for `step`.
+        options: further arguments of `step`.
 
     Yields:
         The latents after each call, `(B, 1, 1, C + 1)`, and the scale of its model input.
     """
     latents, before = inputs[-1], None
     parameters = inspect.signature(scheduler.step).parameters
-    rest: dict[str, Any] = {"generator": draw} if "generator" in parameters else {}
+    rest: dict[str, Any] = {name: v for name, v in options.items() if name in parameters}
+    rest |= {"generator": draw} if "generator" in parameters else {}
     for i, now in enumerate(times):
         scale = _input_scale(scheduler, latents, now)
         with _own_numbers(parameters):

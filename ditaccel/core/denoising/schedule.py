@@ -7,6 +7,7 @@ that somebody else steps, or that was never set, must not decide anything.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
@@ -101,13 +102,20 @@ class Schedule:
     probe: Probe | None = None
 
     @classmethod
-    def of(cls, scheduler: Any, first: float, mixes: bool = False) -> Schedule:
+    def of(
+        cls,
+        scheduler: Any,
+        first: float,
+        mixes: bool = False,
+        options: Mapping[str, float] | None = None,
+    ) -> Schedule:
         """The schedule of a loop that begins now.
 
         Args:
             scheduler: of the pipeline that calls, None where there is none in sight.
             first: the first timestep that the transformer got.
             mixes: see the attribute.
+            options: further arguments of the scheduler's `step` (`Caller.step_options`).
         """
         if scheduler is None:
             return cls()
@@ -127,7 +135,7 @@ class Schedule:
         found = replace(found, values=tuple(values), sigmas=tuple(sigmas))
         if not in_use(scheduler):
             return replace(found, known=Known.NOT_SET)
-        return found._begun(first, scheduler)
+        return found._begun(first, scheduler, options)
 
     @property
     def total(self) -> int | None:
@@ -282,7 +290,7 @@ class Schedule:
             and (not match.scale or abs(match.shift + match.scale * level - value) <= most)
         )
 
-    def _begun(self, first: float, scheduler: Any) -> Schedule:
+    def _begun(self, first: float, scheduler: Any, options: Mapping[str, float] | None) -> Schedule:
         """The schedule, and where in it the loop begins."""
         begin = getattr(scheduler, "_begin_index", None)
         begin = None if begin is None else int(begin)
@@ -302,7 +310,7 @@ class Schedule:
             readings=tuple(found),
             direction=direction,
             sure=begin is not None or offset == 0,
-            probe=None if offset is None else Probe.of(scheduler, offset),
+            probe=None if offset is None else Probe.of(scheduler, offset, options),
         )
 
     def _matches(self, now: float, scheduler: Any, begin: int | None) -> list[_Match]:

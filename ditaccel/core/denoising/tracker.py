@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import pairwise
@@ -241,6 +241,7 @@ class DenoisingTracker:
         converted: bool = False,
         traits: Traits | None = None,
         scheduler: Any = None,
+        step_options: Callable[[], Mapping[str, float]] = dict,
     ) -> DenoisingStep:
         """Place one transformer call.
 
@@ -252,6 +253,7 @@ class DenoisingTracker:
             converted: `FamilyAdapter.converted`.
             traits: what tells the call from others of its step; without them, unnamed calls count.
             scheduler: of the pipeline that calls; by default that of `pipe`.
+            step_options: gives the further arguments of its `step`, asked when a loop begins.
         """
         reading = read(timestep, self._course.last, self._course.direction)
         if scheduler is None:
@@ -262,7 +264,7 @@ class DenoisingTracker:
         if traits is not None and where is not None:
             traits = replace(traits, sample=None)  # the scheduler tells steps apart
         if reading.turned_back or self._begins_generation(reading.progress, scheduler):
-            self._begin_generation(scheduler, reading, preconditioned, converted)
+            self._begin_generation(scheduler, reading, preconditioned, converted, step_options())
         name, course = None if context is None else context.name, self._course
         if course.begins_step(reading.progress, where) or course.branches.is_next_step(
             transformer, name, traits
@@ -331,7 +333,12 @@ class DenoisingTracker:
         return False
 
     def _begin_generation(
-        self, scheduler: Any, reading: Reading, mixes: bool, converted: bool
+        self,
+        scheduler: Any,
+        reading: Reading,
+        mixes: bool,
+        converted: bool,
+        options: Mapping[str, float],
     ) -> None:
         course = self._course
         alike = abs(reading.level - self._start) <= 0.01 * abs(self._start)
@@ -342,6 +349,7 @@ class DenoisingTracker:
             self._strikes += 1
         self._start = reading.level
         self.generation = self._next()
-        schedule = replace(Schedule.of(scheduler, reading.level, mixes), converted=converted)
+        schedule = Schedule.of(scheduler, reading.level, mixes, options)
+        schedule = replace(schedule, converted=converted)
         switch = switch_of(self._pipe(), schedule.values[schedule.offset or 0 :])
         self._course = _Course(schedule, direction=schedule.direction, switch=switch)
