@@ -172,6 +172,11 @@ class MagCacheConfig(ForecastOptions, FittedConfig):
         exact = cls(threshold=0, ratios=ratios)
         return (Example(exact, cls(threshold=1e9, ratios=ratios)),)
 
+    @property
+    def is_fitted(self) -> bool:
+        """See `FittedConfig`."""
+        return bool(self.ratios)
+
     def policy(self) -> CachePolicy:
         """What the hooks carry out.
 
@@ -179,7 +184,7 @@ class MagCacheConfig(ForecastOptions, FittedConfig):
             ConfigError: there are no ratios.
         """
         require(
-            bool(self.ratios),
+            self.is_fitted,
             "magcache has no ratios, which are measured once per model: config = ditaccel.fit(pipe,"
             " MagCacheConfig(), prompts)",
         )

@@ -22,6 +22,7 @@ from ..attention.engine.planner import Planner, planner_of
 from ..attention.engine.runtime import find_attention
 from ..caching.engine.blocks import find_blocks
 from ..caching.engine.correction import check_correction, why_not
+from ..caching.engine.fitted import FittedConfig
 from ..caching.engine.policy import CachePolicy, policy_of, too_few_steps
 from ..config import AccelerationConfig, AttentionConfig, CacheConfig, MethodConfig
 from ..config.completion import completed
@@ -270,7 +271,8 @@ def _diagnosis(
         tried = [(type(each), each) for each in chosen.methods]
     found.methods = [examiner.verdict(*each, found.transformers[0]) for each in tried]
     if chosen is not None:
-        found.problem = next((m.reason for m in found.methods if m.reason), "")
+        why = (m.reason or (m.to_fit and f"{m.name} {m.to_fit}") for m in found.methods)
+        found.problem = next(filter(None, why), "")
         if not found.problem and all(m.idle for m in found.methods):
             found.problem = "; ".join(f"{m.name} {m.note}" for m in found.methods)
     else:
@@ -329,6 +331,13 @@ class _Examiner:
     def _verdict(self, method: Any, facts: TransformerFacts) -> MethodVerdict:
         setting, _ = completed(AccelerationConfig.of(method), self.adapter)
         (method,) = setting.methods
+        if isinstance(method, FittedConfig) and not method.is_fitted:
+            made = f"{type(method).__name__}()"
+            to_fit = (
+                f"works once its {method.fits} are measured: config = ditaccel.fit(pipe, {made}, "
+                "prompts)"
+            )
+            return MethodVerdict(method.method, method.kind, to_fit=to_fit)
         found = MethodVerdict(method.method, method.kind, try_on(self.transformers, setting))
         dry = self.adapter.provisional
         if isinstance(method, CacheConfig):

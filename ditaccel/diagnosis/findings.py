@@ -29,6 +29,8 @@ class MethodVerdict:
         idle: whether it applies, and would do nothing at the size of the call.
         limit: bytes of memory that this machine has for its cache, where that is too little.
         pays: where it saves time, as far as that is known before a run.
+        to_fit: how to measure the constants that it needs of the model first; empty where it needs
+            none, or has them.
     """
 
     name: str
@@ -39,11 +41,12 @@ class MethodVerdict:
     idle: bool = False
     limit: int | None = None
     pays: str = ""
+    to_fit: str = ""
 
     @property
     def works(self) -> bool:
         """Whether it would do something."""
-        return not self.reason and not self.idle
+        return not self.reason and not self.idle and not self.to_fit
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ def _method_lines(methods: Iterable[MethodVerdict]) -> list[str]:
     lines = []
     for each in methods:
         joint = ", but " if each.idle else ", "
-        text = each.reason or f"works{each.note and joint + each.note}"
+        text = each.reason or each.to_fit or f"works{each.note and joint + each.note}"
         if not each.reason and each.memory is not None:
             text += f", about {size(each.memory)} of cache"
         if not each.reason and each.limit is not None:

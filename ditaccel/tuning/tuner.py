@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from ..api import accelerated
-from ..api import report as report_of
 from ..caching.engine.options import MemoryBudget
 from ..config import AccelerationConfig, choice, require
 from ..config.option_types import checked_value
@@ -164,10 +163,10 @@ class Tuner:
             raise ConfigError(f"{self.total} steps leave nothing to skip; use more steps")
         self._calls_of_dense = self.total * (1 if difference is None else 2)
         self._known: dict[Mask, Trial] = {}
-        self._shares: dict[Mask, float] = {}
         self._trials = partial(
             Trials, self._levels, sum(map(len, self._dense)), known=self._known, journal=journal
         )
+        self._checks = self._trials("mean")
 
     def _generate(self, i: int) -> np.ndarray:
         # drawn on the CPU on every device: the noise must not depend on the machine
@@ -178,21 +177,19 @@ class Tuner:
         """Run a mask on one call after the other."""
         with accelerated(self._pipe, mask.config(self.total), adapter=self._adapter):
             for i, dense in enumerate(self._dense):
-                levels = psnrs(self._generate(i), dense)
-                self._shares[mask] = report_of(self._pipe).computed_share
-                yield levels
+                yield psnrs(self._generate(i), dense)
 
     def check(self, plan: Plan) -> TuningRun:
         """Run a plan on all calls; returns what it gave."""
         new = plan.mask not in self._known
-        run = self._as_run(self._trials("mean").tried(plan.mask))
+        run = self._as_run(self._checks.tried(plan.mask))
         if new:
             self._progress(run.line)
         return run
 
     def _as_run(self, trial: Trial) -> TuningRun:
         mask = trial.mask
-        share = self._shares.get(mask, mask.calls / self._calls_of_dense)
+        share = mask.calls / self._calls_of_dense
         return TuningRun(mask.config(self.total), share, trial.levels, mask)
 
     @property

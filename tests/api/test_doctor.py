@@ -67,11 +67,11 @@ def test_it_foretells_what_accelerate_does_and_changes_nothing(name, tmp_path, m
     assert [f.component for f in found.transformers] == list(transformers_of(pipe))
     for method, told in zip([cls() for cls in methods().values()], found.methods, strict=True):
         assert told.name == method.method
-        if told.reason:
+        if told.reason or told.to_fit:
             # (ConfigError: a method whose constants have to be measured first)
             with pytest.raises((ditaccel.UnsupportedError, ditaccel.ConfigError)) as raised:
                 ditaccel.accelerate(pipe, **{method.kind: method})
-            assert str(raised.value) == told.reason
+            assert told.to_fit or str(raised.value) == told.reason
         else:
             ditaccel.accelerate(pipe, **{method.kind: method})
             report = ditaccel.report(pipe)
@@ -383,3 +383,13 @@ def test_both_experts_of_wan_22_are_told(tmp_path):
     assert "none of the steps 13 to 15" in mask.problem and not mask.ok
     pipe.register_to_config(boundary_ratio=None)
     assert "experts" not in ditaccel.doctor(pipe, "balanced").scheduler
+
+
+def test_a_method_without_its_constants_works_once_they_are_measured():
+    pipe, _ = tiny_wan()
+    found = ditaccel.doctor(pipe)
+    (verdict,) = (each for each in found.methods if each.name == "magcache")
+    assert not verdict.reason and not verdict.works and found.ok
+    assert "Method magcache (cache): works once its magnitude ratios are measured" in str(found)
+    asked = ditaccel.doctor(pipe, "magcache")
+    assert not asked.ok and asked.problem.startswith("magcache works once its magnitude ratios")

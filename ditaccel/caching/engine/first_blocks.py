@@ -37,9 +37,11 @@ class FirstBlocks:
         gate, main = policy.gate, blocks.main
         if gate.first_blocks + gate.last_blocks >= len(main):
             last = f" and the last {gate.last_blocks} behind them" if gate.last_blocks else ""
+            number = gate.first_blocks
+            first = "the first block is" if number == 1 else f"the first {number} blocks are"
             raise UnsupportedError(
-                f"the first {gate.first_blocks} blocks are to run before it is decided about the "
-                f"others{last}, and there are {len(main)} in all; use fewer"
+                f"{first} to run before it is decided about the others{last}, and there are "
+                f"{len(main)} in all; use fewer"
             )
         kinds = {b.contract.kind(path) for b in blocks for path in b.contract.forecast_modules}
         if gate.module_kinds and not kinds.intersection(gate.module_kinds):

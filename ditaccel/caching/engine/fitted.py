@@ -72,6 +72,11 @@ class FittedConfig(CacheConfig):
 
     fits: ClassVar[str] = ""
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it has its constants, so that it can run."""
+        return True
+
     @abstractmethod
     def recording(self) -> CachePolicy:
         """A policy whose gate is a `Recorder` of its own."""
