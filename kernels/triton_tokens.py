@@ -105,3 +105,53 @@ def permute_kernel(
     p_out += i_b * s_out_b + i_h * s_out_h
     b_x = tl.load(p_x + source[:, None] * s_x_l + o_d[None, :] * s_x_d, mask=mask)
     tl.store(p_out + target[:, None] * s_out_l + o_d[None, :] * s_out_d, b_x, mask=mask)
+
+
+@triton.jit(do_not_specialize=["heads", "length", "s_x_b"])
+def quantise_kernel(
+    p_x,
+    p_mean,
+    p_out,
+    p_scale,
+    p_constant,
+    s_x_b,
+    s_x_h,
+    s_x_l,
+    s_x_d,
+    heads,
+    length,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    GROUP: tl.constexpr,
+    SUBTRACT: tl.constexpr,
+    CONSTANT: tl.constexpr,
+):
+    """Tokens as 8-bit integers with one scale each, see `attention/int8.py`.
+
+    `p_mean` holds float32 `(B, H / GROUP, D)`: SUBTRACT takes it off the tokens, CONSTANT stores
+    its product with each of them.
+    """
+    i_bh = tl.program_id(1).to(tl.int64)
+    i_b, i_h = i_bh // heads, i_bh % heads
+    o_l = tl.program_id(0).to(tl.int64) * BLOCK_L + tl.arange(0, BLOCK_L)
+    o_d = tl.arange(0, BLOCK_D).to(tl.int64)
+    valid, mask_d = o_l < length, o_d < D
+    mask = valid[:, None] & mask_d[None, :]
+    p_x += i_b * s_x_b + i_h * s_x_h
+    b_x = tl.load(p_x + o_l[:, None] * s_x_l + o_d[None, :] * s_x_d, mask=mask, other=0.0)
+    b_x = b_x.to(tl.float32)
+    if SUBTRACT or CONSTANT:
+        p_mean += (i_b * (heads // GROUP) + i_h // GROUP) * D
+        b_mean = tl.load(p_mean + o_d, mask=mask_d, other=0.0)
+    if CONSTANT:
+        b_constant = tl.sum(b_x * b_mean[None, :], 1)
+        tl.store(p_constant + i_bh * length + o_l, b_constant, mask=valid)
+    if SUBTRACT:
+        b_x -= b_mean[None, :]
+    b_scale = tl.maximum(tl.div_rn(tl.max(tl.abs(b_x), 1), 127.0), 1e-30)
+    tl.store(p_scale + i_bh * length + o_l, b_scale, mask=valid)
+    b_x = tl.div_rn(b_x, tl.broadcast_to(b_scale[:, None], b_x.shape))
+    # Adding 1.5 * 2^23 leaves no bits behind the point: to the nearest, ties to even.
+    b_x = (b_x + 12582912.0) - 12582912.0
+    tl.store(p_out + (i_bh * length + o_l[:, None]) * D + o_d[None, :], b_x.to(tl.int8), mask=mask)

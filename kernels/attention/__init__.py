@@ -8,7 +8,7 @@ from ..dispatch import choose, own_precision, reasons
 from ..tile_map import TileMap
 from . import operator
 from .backends import BACKENDS
-from .call import Marking, TileAttentionOutput, TileCentroids, check_call
+from .call import Marking, Precision, TileAttentionOutput, TileCentroids, check_call
 from .merge import merge_attention
 
 __all__ = [
@@ -32,12 +32,13 @@ def tile_attention_backends(
     return_lse: bool = False,
     marking: Marking | None = None,
     centroids: TileCentroids | None = None,
+    precision: Precision = "model",
 ) -> dict[str, str | None]:
     """Why each backend cannot run this call of `tile_attention`; None for those that can.
 
     The order is the one in which they are asked; takes what `tile_attention` takes.
     """
-    call = check_call(q, k, v, tile_map, scale, mask, return_lse, marking, centroids)
+    call = check_call(q, k, v, tile_map, scale, mask, return_lse, marking, centroids, precision)
     return reasons(BACKENDS, call)
 
 
@@ -53,6 +54,7 @@ def tile_attention(
     return_lse: bool = False,
     marking: Marking | None = None,
     centroids: TileCentroids | None = None,
+    precision: Precision = "model",
     backend: str | None = None,
 ) -> TileAttentionOutput:
     """Softmax attention over the tiles of a map.
@@ -73,6 +75,10 @@ def tile_attention(
         marking: find the tiles that the next step may skip; see `Marking`.
         centroids: what stands for skipped tiles under the same softmax; a mask is no concern of
             theirs. Not together with marking.
+        precision: of the scores: `model`, that of q and k, or `int8`, integers with one scale per
+            token, the mean of the keys taken off (`int8.py` has the formula); products with v
+            stay in the model's precision. Faster where a chip multiplies integers faster; a CPU
+            computes the same numbers in float32. Without gradients.
         backend: `triton`, `flex`, `torch` or `naive`; by default the first that can run the call.
             `tile_attention_backends` gives the reasons.
 
@@ -83,7 +89,7 @@ def tile_attention(
         TypeError: dtypes that differ or do not fit.
         ValueError: shapes or devices that do not fit, or a backend that cannot run the call.
     """
-    call = check_call(q, k, v, tile_map, scale, mask, return_lse, marking, centroids)
+    call = check_call(q, k, v, tile_map, scale, mask, return_lse, marking, centroids, precision)
     chosen = choose("tile_attention", BACKENDS, call, backend)
     if call.needs_grad and chosen.backward is not None:
         return operator.run(call, chosen.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ..tile_map import TileMap
 from ..tiling import Tiling
 
 LOG2_E = math.log2(math.e)
+Precision = Literal["model", "int8"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +120,7 @@ class AttentionCall:
     return_lse: bool
     marking: Marking | None
     centroids: TileCentroids | None = None
+    precision: Precision = "model"
 
     @property
     def group(self) -> int:
@@ -168,6 +170,7 @@ def check_call(
     return_lse: bool,
     marking: Marking | None,
     centroids: TileCentroids | None = None,
+    precision: Precision = "model",
 ) -> AttentionCall:
     """Turn the arguments of `tile_attention` into a call, or say what is wrong with them."""
     _check_tensors(q, k, v)
@@ -202,7 +205,17 @@ def check_call(
             tile_map = tile_map.reversed()
     if centroids is not None:
         _check_centroids(centroids, k, tile_map, marking)
-    return AttentionCall(q, k, v, tile_map, float(scale), mask, return_lse, marking, centroids)
+    call = AttentionCall(
+        q, k, v, tile_map, float(scale), mask, return_lse, marking, centroids, precision
+    )
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be {' or '.join(get_args(Precision))}, got {precision!r}")
+    if precision != "model" and call.needs_grad:
+        raise ValueError(
+            "8-bit scores have no gradient: train with precision='model', or call this under "
+            "torch.no_grad()"
+        )
+    return call
 
 
 def _check_centroids(

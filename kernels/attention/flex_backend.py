@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from math import gcd
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from .call import AttentionCall, TileAttentionOutput
+from .int8 import in_int8
 
 
 def why_not(call: AttentionCall) -> str | None:
@@ -41,6 +43,8 @@ def run(call: AttentionCall) -> TileAttentionOutput:
 
     The first call with a new kind of shape compiles for tens of seconds.
     """
+    if call.precision == "int8":
+        return in_int8(replace(call, v=call.v.float()), run)
     from torch.nn.attention.flex_attention import AuxRequest
 
     options = None

@@ -19,7 +19,7 @@ from ..fuzz import poisoned, relative_rmse
 from ..tile_map import TileMap
 from ..tiling import Tiling
 from . import tile_attention, tile_attention_backends
-from .call import Marking, TileAttentionOutput, TileCentroids
+from .call import Marking, Precision, TileAttentionOutput, TileCentroids
 
 INTERPRETED = (40, 400)
 # Relative RMSE against float64 on the same inputs. In half precision the weights are rounded to the
@@ -42,6 +42,7 @@ class Case:
     marking: Marking | None
     centroids: TileCentroids | None
     exact: bool
+    precision: Precision
 
     def run(self, backend: str, marking: Marking | None = None) -> TileAttentionOutput:
         """The call, on one backend."""
@@ -55,6 +56,7 @@ class Case:
             return_lse=True,
             marking=marking or self.marking,
             centroids=self.centroids,
+            precision=self.precision,
             backend=backend,
         )
 
@@ -70,6 +72,7 @@ class Case:
             return_lse=True,
             marking=self.marking,
             centroids=self.centroids,
+            precision=self.precision,
         )
 
     def __str__(self) -> str:
@@ -83,6 +86,7 @@ class Case:
             f"{tuple(self.k.shape)}, tiles {' x '.join(tilings)}, map "
             f"{tuple(self.tile_map.indices.shape)}, scale {self.scale}, mask {mask}, {self.marking}"
             f"{', centroids' if self.centroids else ''}"
+            f", {self.precision}"
         )
 
 
@@ -143,7 +147,10 @@ def draw(seed: int, device: str = "cpu", dtypes: tuple[torch.dtype, ...] | None 
             bias = torch.randn((*shared, q_tiling.tiles, k_tiling.tiles), generator=generator)
             bias = bias.to(device)
         centroids = TileCentroids(means[0], means[1], bias)
-    return Case(q, k, v, tile_map, scale, mask, marking, centroids, exact)
+    precision: Precision = "int8" if rng.random() < 0.3 else "model"
+    # (the scores of rounded queries and keys are no integers)
+    exact = exact and precision == "model"
+    return Case(q, k, v, tile_map, scale, mask, marking, centroids, exact, precision)
 
 
 def _draw_tiling(

@@ -7,6 +7,7 @@ import torch
 from ..dispatch import why_no_float64
 from .call import AttentionCall, TileAttentionOutput, row_keeps, token_bounds
 from .centroids import centroid_bias
+from .int8 import in_int8
 
 
 def why_not(call: AttentionCall) -> str | None:
@@ -16,6 +17,8 @@ def why_not(call: AttentionCall) -> str | None:
 
 def run(call: AttentionCall) -> TileAttentionOutput:
     """Softmax over the keys of the listed tiles, one query tile after the other."""
+    if call.precision == "int8":
+        return in_int8(call, run)
     batch, heads, q_len, _ = call.q.shape
     tile_map = call.tile_map
     q_bounds = token_bounds(tile_map.q_tiling, batch, heads)

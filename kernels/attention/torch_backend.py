@@ -21,6 +21,7 @@ from torch import Tensor
 from . import torch_lists
 from .call import LOG2_E, AttentionCall, TileAttentionOutput, row_keeps
 from .centroids import with_centroids
+from .int8 import in_int8
 from .torch_lists import of_head
 
 # Scores of one batch of query tiles: few enough to stay in cache, and so many that the calls into
@@ -38,6 +39,8 @@ def why_not(call: AttentionCall) -> str | None:
 
 def run(call: AttentionCall) -> TileAttentionOutput:
     """Attend to the listed keys of each query tile; computes in float32."""
+    if call.precision == "int8":
+        return in_int8(call, run)
     if (call.centroids is not None or not call.tile_map.is_fixed) and torch_lists.fits(call):
         return torch_lists.run(call)
     return with_centroids(call, _run)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..tiling import Tiling
 from ..triton_common import SMALL_SHARED, Launch, block_of, shared_strides
 from .call import LOG2_E, AttentionCall, TileAttentionOutput
 from .centroids import centroid_bias
+from .int8 import key_mean, without_mean
 
 # The kernel that owns keys holds two sums of this width.
 MAX_HEAD_DIM_WITH_GRADIENT = 128
@@ -143,7 +145,8 @@ def launch_for(call: AttentionCall, arch: int | str) -> Launch:
     flags = {
         "GROUP": call.group,
         "D": dim,
-        "BLOCK_D": block_of(dim),
+        # An integer product adds up 32 channels at least.
+        "BLOCK_D": block_of(max(dim, 32) if call.precision == "int8" else dim),
         "BLOCK_M": blocks.rows,
         "BLOCK_N": blocks.columns,
         "Q_TILE": call.tile_map.q_tiling.tile or 0,
@@ -156,6 +159,7 @@ def launch_for(call: AttentionCall, arch: int | str) -> Launch:
         "MARK": call.marking is not None,
         "SKIP_NOW": call.marking is not None and call.marking.skip_now,
         "CENTROIDS": call.centroids is not None,
+        "INT8": call.precision == "int8",
         # Not TF32: its scores have 10 bits, and marks would differ from those of other backends.
         "PRECISION": "ieee",
     }
@@ -166,10 +170,11 @@ def run(call: AttentionCall) -> TileAttentionOutput:
     """Launch the kernel; nothing waits for the device."""
     from .triton_kernel import tile_attention_kernel
 
-    q, k, v, tile_map, device = call.q, call.k, call.v, call.tile_map, call.q.device
-    batch, heads, q_len, _ = q.shape
+    v, tile_map, device = call.v, call.tile_map, call.q.device
+    batch, heads, q_len, _ = call.q.shape
     launch = launch_for(call, arch_of(device))
-    output = torch.empty_like(q)
+    output = torch.empty_like(call.q)
+    q, k, scales, constants, centroids = _operands(call)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=device) if call.return_lse else None
     keep = thresholds = None
     if call.marking is not None:
@@ -183,10 +188,9 @@ def run(call: AttentionCall) -> TileAttentionOutput:
         for tiling in (tile_map.q_tiling, tile_map.k_tiling)
     )
     mask = None if call.mask is None else call.mask.view(torch.uint8)
-    centroids = _centroids(call)
     tile_attention_kernel[(programs, batch * heads)](
         *(q, k, v, output, lse, marks, thresholds, indices, counts, work_tile, work_row),
-        *(q_bounds, k_bounds, mask, *centroids),
+        *(q_bounds, k_bounds, mask, *centroids, *scales),
         *q.stride(),
         *k.stride(),
         *v.stride(),
@@ -202,7 +206,67 @@ def run(call: AttentionCall) -> TileAttentionOutput:
         call.scale * LOG2_E,
         **launch.options,
     )
+    if lse is not None and constants is not None:
+        lse += constants * call.scale
     return TileAttentionOutput(output, lse, keep)
+
+
+class _Operands(NamedTuple):
+    """What the kernel reads for scores.
+
+    Attributes:
+        q: queries.
+        k: keys.
+        scales: of the tokens of both, where they are integers.
+        constants: what the scores of each query lack.
+        centroids: mean keys, mean values and bias.
+    """
+
+    q: Tensor
+    k: Tensor
+    scales: tuple[Tensor | None, Tensor | None]
+    constants: Tensor | None
+    centroids: tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def _operands(call: AttentionCall) -> _Operands:
+    if call.precision == "model":
+        return _Operands(call.q, call.k, (None, None), None, _centroids(call))
+    mean = key_mean(call.k)
+    k, k_scale, _ = _integers(call.k, mean, subtract=True)
+    q, q_scale, constants = _integers(call.q, mean, subtract=False)
+    centroids = _centroids(replace(call, centroids=without_mean(call, mean)))
+    return _Operands(q, k, (q_scale, k_scale), constants, centroids)
+
+
+def _integers(x: Tensor, mean: Tensor, *, subtract: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens as integers and their scales, see `.int8`.
+
+    Args:
+        x: queries or keys, any strides.
+        mean: of the keys, float32 `(B, Hkv, 1, D)`.
+        subtract: whether to take it off; if not, its product with each token comes third.
+    """
+    from ..triton_tokens import quantise_kernel
+
+    batch, heads, length, dim = x.shape
+    integers = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    scale, constant = torch.empty((2, *x.shape[:3]), dtype=torch.float32, device=x.device)
+    launch = quantise_launch(dim, heads // mean.shape[1], subtract)
+    quantise_kernel[(-(-length // launch.flags["BLOCK_L"]), batch * heads)](
+        *(x, mean.contiguous(), integers, scale, constant),
+        *x.stride(),
+        heads,
+        length,
+        **launch.options,
+    )
+    return integers, scale, constant
+
+
+def quantise_launch(dim: int, group: int, subtract: bool) -> Launch:
+    """Flags and options of the kernel that makes integers."""
+    flags = {"D": dim, "BLOCK_D": block_of(dim), "BLOCK_L": 32, "GROUP": group}
+    return Launch({**flags, "SUBTRACT": subtract, "CONSTANT": not subtract}, 4)
 
 
 def lists_of(tile_map: TileMap) -> tuple[Tensor, Tensor]:

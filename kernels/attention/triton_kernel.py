@@ -45,7 +45,9 @@ def masked_scores(
 @triton.jit
 def _scores(
     b_q,
+    b_q_scale,
     p_keys,
+    p_k_scale,
     p_mask,
     s_mask_q,
     s_mask_k,
@@ -58,9 +60,13 @@ def _scores(
     BLOCK_D: tl.constexpr,
     MASK: tl.constexpr,
     EVEN_K: tl.constexpr,
+    INT8: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Raw scores `[BLOCK_M, BLOCK_N]` of one block of keys; see `masked_scores`."""
+    """Raw scores `[BLOCK_M, BLOCK_N]` of one block of keys; see `masked_scores`.
+
+    With INT8 queries and keys are integers, each token with a scale of its own.
+    """
     column_valid = o_columns < k_end
     if EVEN_K and D == BLOCK_D:
         b_k = tl.load(p_keys)
@@ -68,7 +74,14 @@ def _scores(
         b_k = tl.load(p_keys, mask=mask_d[:, None], other=0.0)
     else:
         b_k = tl.load(p_keys, mask=mask_d[:, None] & column_valid[None, :], other=0.0)
-    b_s = tl.dot(b_q, b_k, input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+    if INT8:
+        if EVEN_K:
+            b_k_scale = tl.load(p_k_scale + o_columns)
+        else:
+            b_k_scale = tl.load(p_k_scale + o_columns, mask=column_valid, other=0.0)
+        b_s = tl.dot(b_q, b_k).to(tl.float32) * b_k_scale[None, :] * b_q_scale[:, None]
+    else:
+        b_s = tl.dot(b_q, b_k, input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
     return masked_scores(
         b_s,
         p_mask,
@@ -164,6 +177,8 @@ def tile_attention_kernel(
     p_mean_k,
     p_mean_v,
     p_bias,
+    p_q_scale,
+    p_k_scale,
     s_q_b,
     s_q_h,
     s_q_l,
@@ -217,6 +232,7 @@ def tile_attention_kernel(
     MARK: tl.constexpr,
     SKIP_NOW: tl.constexpr,
     CENTROIDS: tl.constexpr,
+    INT8: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One block of query rows times the key tiles that its query tile lists.
@@ -229,6 +245,7 @@ def tile_attention_kernel(
     c is the scale in powers of two (Dao et al., FlashAttention-2). MARK stores 1 for a tile that a
     valid row wants to keep; several programs may store the same 1 for one tile. CENTROIDS visits
     the mean key of each key tile too, with a bias that is -inf where the tile itself was visited.
+    INT8 takes integers with one scale per token for q and k (`int8.py`).
     """
     i_program = tl.program_id(0)
     i_bh = tl.program_id(1).to(tl.int64)
@@ -264,6 +281,10 @@ def tile_attention_kernel(
         other=0.0,
     )
     i_kv = i_h // GROUP
+    b_q_scale = row_valid
+    if INT8:
+        b_q_scale = tl.load(p_q_scale + i_bh * q_len + o_rows, mask=row_valid, other=1.0)
+        p_k_scale += (i_b * (heads // GROUP) + i_kv) * k_len
     p_keys = p_k + i_b * s_k_b + i_kv * s_k_h
     p_keys = p_keys + o_d[:, None] * s_k_d + o_n.to(tl.int64)[None, :] * s_k_l  # [BLOCK_D, BLOCK_N]
     p_values = p_v + i_b * s_v_b + i_kv * s_v_h
@@ -294,7 +315,9 @@ def tile_attention_kernel(
             o_columns = jump + o_n
             b_s = _scores(
                 b_q,
+                b_q_scale,
                 p_keys + jump * s_k_l,
+                p_k_scale,
                 p_mask,
                 s_mask_q,
                 s_mask_k,
@@ -307,6 +330,7 @@ def tile_attention_kernel(
                 BLOCK_D,
                 MASK,
                 EVEN_K,
+                INT8,
                 PRECISION,
             )
             b_max = tl.max(b_s, 1)
@@ -355,7 +379,9 @@ def tile_attention_kernel(
                 o_columns = jump + o_n
                 b_s = _scores(
                     b_q,
+                    b_q_scale,
                     p_keys + jump * s_k_l,
+                    p_k_scale,
                     p_mask,
                     s_mask_q,
                     s_mask_k,
@@ -368,6 +394,7 @@ def tile_attention_kernel(
                     BLOCK_D,
                     MASK,
                     False,
+                    INT8,
                     PRECISION,
                 )
                 b_max = tl.max(b_s, 1)
@@ -399,12 +426,17 @@ def tile_attention_kernel(
         own = (i_b * (heads // GROUP) + i_kv) * k_tiles * D
         p_keys = p_mean_k + own + o_d[:, None] + o_n[None, :] * D
         p_values = p_mean_v + own + o_n[:, None] * D + o_d[None, :]
+        b_own = b_q
+        if INT8:
+            b_own = b_q.to(p_mean_k.dtype.element_ty)
         p_bias += i_b * s_bias_b + i_h * s_bias_h + i_tile.to(tl.int64) * k_tiles
         for start in range(0, k_tiles, BLOCK_N):
             o_columns = start + o_n
             b_s = _scores(
-                b_q,
+                b_own,
+                b_q_scale,
                 p_keys + start * D,
+                p_k_scale,
                 p_mask,
                 s_mask_q,
                 s_mask_k,
@@ -417,8 +449,11 @@ def tile_attention_kernel(
                 BLOCK_D,
                 0,
                 False,
+                False,
                 PRECISION,
             )
+            if INT8:
+                b_s *= b_q_scale[:, None]
             bias = tl.load(p_bias + o_columns, mask=o_columns < k_tiles, other=float("-inf"))
             b_s += bias[None, :]
             running, total, acc = _accumulate(

@@ -1,0 +1,79 @@
+"""8-bit scores: queries and keys as integers with one scale per token; means are taken off first.
+
+Of one head, with queries q `(Lq, D)`, keys k `(Lk, D)` and the mean m `(D,)` of all keys, which
+real keys are far from zero by (Zhang et al., SageAttention, arXiv 2410.02367),
+
+    q_i . k_j = q_i . (k_j - m) + q_i . m.
+
+The last term is the same for all keys of a query, so no softmax sees it: it is left out of the
+scores, and only the log-sum-exp gets it back, times the scale. The first is a product of integers:
+
+    q_i . (k_j - m) ~ a_i b_j (x_i . y_j),  a_i = max |q_i| / 127,  x_i = round(q_i / a_i),
+
+with b and y alike of `k - m`; `x_i . y_j` is exact in 32 bits. Per token is the finest of the
+granularities that SageAttention publishes, and the only one that does not depend on how the
+sequence is cut into tiles: the scales are one vector of a block's rows and one of its columns, and
+a map that changes rounds nothing differently. The product with the values stays in the model's
+precision, and so do the means that stand for tiles: they meet the rounded queries, m taken off.
+
+`in_int8` is the definition, and all there is outside of Triton: it rounds, and computes in float32.
+So 8 bits save time where a chip multiplies integers faster, and on a CPU they save none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .call import AttentionCall, TileAttentionOutput, TileCentroids
+
+# Of integers that are symmetric about 0.
+LARGEST = 127.0
+# Scale of a token that is all zeros, whose integers are 0.
+_SMALLEST = 1e-30
+
+
+def key_mean(k: Tensor) -> Tensor:
+    """Mean over all keys, `(B, Hkv, L, D)` to float32 `(B, Hkv, 1, D)`."""
+    return k.mean(2, keepdim=True, dtype=torch.float32)
+
+
+def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers of -127 to 127 as float32, `(..., D)`, and their scales, `(..., 1)`."""
+    x = x.float()
+    scale = (x.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=_SMALLEST)
+    return (x / scale).round(), scale
+
+
+def in_int8(
+    call: AttentionCall, run: Callable[[AttentionCall], TileAttentionOutput]
+) -> TileAttentionOutput:
+    """Let `run`, which computes in float32 or more, attend with rounded queries and keys."""
+    mean = key_mean(call.k)
+    wide = torch.promote_types(call.q.dtype, torch.float32)
+    q, k = (x[0].mul_(x[1]).to(wide) for x in (quantised(call.q), quantised(call.k - mean)))
+    result = run(replace(call, q=q, k=k, centroids=without_mean(call, mean), precision="model"))
+    output = torch.empty_like(call.q).copy_(result.output)
+    return result._replace(output=output, lse=true_lse(call, result.lse, mean))
+
+
+def without_mean(call: AttentionCall, mean: Tensor) -> TileCentroids | None:
+    """The means of tiles, m taken off them too."""
+    if call.centroids is None:
+        return None
+    return call.centroids._replace(keys=call.centroids.keys - mean)
+
+
+def true_lse(call: AttentionCall, lse: Tensor | None, mean: Tensor) -> Tensor | None:
+    """The log-sum-exp of the scores themselves, `q . m` added back."""
+    if lse is None:
+        return None
+    return lse + row_constants(call.q, mean) * call.scale
+
+
+def row_constants(q: Tensor, mean: Tensor) -> Tensor:
+    """`q . m`, float32 `(B, H, Lq)`: what each query's scores all lack."""
+    return (q.float() * mean.repeat_interleave(q.shape[1] // mean.shape[1], 1)).sum(-1)
