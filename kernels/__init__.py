@@ -2,6 +2,7 @@
 
 from .attention import (
     Marking,
+    Precision,
     TileAttentionOutput,
     TileCentroids,
     merge_attention,
@@ -34,6 +35,7 @@ __all__ = [
     "Clusters",
     "FeatureMap",
     "Marking",
+    "Precision",
     "SparseLinearOutput",
     "TileAttentionOutput",
     "TileCentroids",

@@ -398,9 +398,17 @@ def _too_short(planner: Planner, size: CallSize) -> str:
 def _pays(planner: Planner, device: torch.device) -> str:
     """Where an attention method saves time: what it keeps shows in the first steps of a run."""
     share = 100 * break_even_of(planner.break_even, device.type)
-    if share >= 100:
-        return ""
-    return f"in layers that keep under {share:.0f} % of their attention; others stay dense"
+    found = []
+    if share < 100:
+        found.append(
+            f"in layers that keep under {share:.0f} % of their attention; others stay dense"
+        )
+    if planner.precision != "model":
+        scores = "with 8-bit scores"
+        if device.type == "cpu":
+            scores += ", which save no time on a CPU (it computes the same numbers in float32)"
+        found.append(scores)
+    return "; ".join(found)
 
 
 def _recommendation(

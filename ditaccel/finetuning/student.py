@@ -55,6 +55,11 @@ class Student:
             config.weights is None,
             "finetune starts from the pipeline's own weights; leave SLAConfig(weights=…) out",
         )
+        require(
+            config.precision == "model",
+            f"precision={config.precision!r} has no gradient; train in the model's precision, and "
+            "set it where the weights are used",
+        )
         self._transformers = dict(transformers)
         self._ledger = PatchLedger(owner=self)
         self.warned: list[str] = []

@@ -91,7 +91,7 @@ class _Recorder(Watcher):
                 dense = F.scaled_dot_product_attention(
                     q, k, v, every, scale=scale, enable_gqa=grouped
                 )
-            result = attend(plan, q, k, v, scale, mask, planner.backend)
+            result = attend(plan, q, k, v, scale, mask, planner.backend, planner.precision)
             planner.update(plan, result, own)
             error = (result.output - dense).float().abs().sum() / dense.float().abs().sum()
             key = (context.layer, part, name)

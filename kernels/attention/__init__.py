@@ -13,6 +13,7 @@ from .merge import merge_attention
 
 __all__ = [
     "Marking",
+    "Precision",
     "TileAttentionOutput",
     "TileCentroids",
     "merge_attention",

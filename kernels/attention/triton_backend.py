@@ -90,6 +90,27 @@ def blocks_for(call: AttentionCall, arch: int | str) -> Blocks:
 
 def _most(call: AttentionCall, arch: int | str) -> Blocks:
     """The blocks for tiles of any size."""
+    most = _most_in_floats(call, arch)
+    if call.precision == "model" or call.q.element_size() == 4:
+        return most
+    # Scores that come as integers are turned into floats in registers of their own.
+    dim, marks, tile_map = call.q.shape[3], call.marking is not None, call.tile_map
+    variable = tile_map.q_tiling.tile is None or tile_map.k_tiling.tile is None
+    ragged = call.mask is not None or tile_map.k_len % (tile_map.k_tiling.tile or 1) != 0
+    if isinstance(arch, str):
+        return replace(most, warps=4) if ragged and 64 < dim <= 128 else most
+    if 100 <= arch < 120:
+        if dim <= 64 and (marks or call.centroids is not None):
+            return replace(most, warps=8)
+        return replace(most, columns=32) if 64 < dim <= 128 and variable else most
+    if arch < 90 and 64 < dim <= 128:
+        skip_now = call.marking is not None and call.marking.skip_now
+        if ragged or (arch > 80 and marks and not skip_now):
+            return replace(most, columns=32)
+    return most
+
+
+def _most_in_floats(call: AttentionCall, arch: int | str) -> Blocks:
     dim = call.q.shape[3]
     variable = call.tile_map.q_tiling.tile is None or call.tile_map.k_tiling.tile is None
     if isinstance(arch, str):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import (
+    Precision,
     TileAttentionOutput,
     merge_attention,
     moment_attention_backends,
@@ -24,6 +25,7 @@ def attend(
     scale: float,
     key_mask: Tensor | None = None,
     backend: str | None = None,
+    precision: Precision = "model",
 ) -> TileAttentionOutput:
     """Attention by a plan, in the order of the model.
 
@@ -35,18 +37,21 @@ def attend(
         scale: of the softmax.
         key_mask: bool `(B, L)`, True for keys that take part; None for all.
         backend: of `tile_attention`, None for the best that can run.
+        precision: of its scores.
 
     Returns:
         The output, and the marks that the plan asks for.
     """
     if plan.heads is not None:
-        outs = [attend(part, q, k, v, scale, key_mask, backend).output for part in plan.parts]
+        outs = [
+            attend(part, q, k, v, scale, key_mask, backend, precision).output for part in plan.parts
+        ]
         return TileAttentionOutput(torch.cat(outs, 1).index_select(1, plan.heads), None, None)
     order, mask = plan.order, key_mask
     if order is not None:
         q, k, v = order.queries(q), order.keys(k), order.keys(v)
         mask = order.key_mask(key_mask)
-    exact, extra = _exact(plan, q, k, v, scale, mask, backend)
+    exact, extra = _exact(plan, q, k, v, scale, mask, backend, precision)
     out = exact.output
     if exact.lse is not None and plan.rest != "nothing":
         rest = rest_part(plan, q, k, v, scale, mask, exact.keep)
@@ -66,6 +71,7 @@ def _exact(
     scale: float,
     mask: Tensor | None,
     backend: str | None,
+    precision: Precision,
 ) -> tuple[TileAttentionOutput, Tensor | None]:
     """The tiles of the map, and what a trained branch adds.
 
@@ -73,7 +79,7 @@ def _exact(
     makes no marks, which they would hide.
     """
     if plan.branch is not None:
-        return plan.branch.run(plan, q, k, v, scale, mask, backend)
+        return plan.branch.run(plan, q, k, v, scale, mask, backend, precision)
     at_once = plan.rest == "means" and plan.marking is None
     result = tile_attention(
         q,
@@ -85,18 +91,22 @@ def _exact(
         return_lse=plan.rest != "nothing" and not at_once,
         marking=plan.marking,
         centroids=centroids(plan, q, k, v, scale, mask) if at_once else None,
+        precision=precision,
         backend=backend,
     )
     return result, None
 
 
-def slower_kernel(plan: Plan, q: Tensor, k: Tensor, v: Tensor) -> str:
+def slower_kernel(
+    plan: Plan, q: Tensor, k: Tensor, v: Tensor, precision: Precision = "model"
+) -> str:
     """Which Triton kernel that a plan launches cannot run on a device, and why; "" where all can.
 
     For the arguments see `attend`.
     """
     tile_map = plan.tile_map
-    reason = tile_attention_backends(q, k, v, tile_map, marking=plan.marking)["triton"]
+    found = tile_attention_backends(q, k, v, tile_map, marking=plan.marking, precision=precision)
+    reason = found["triton"]
     if reason is not None:
         return f"the Triton kernel cannot run here ({reason})"
     if (plan.parts[0] if plan.parts else plan).rest != "moments":

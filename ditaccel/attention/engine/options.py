@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...config import AttentionConfig, require
 from ...errors import ConfigError
-from ...kernels import Tiling
+from ...kernels import Precision, Tiling
 
 Ranges = tuple[tuple[int, int], ...]
 Backend = Literal["auto", "triton", "torch", "naive"]
@@ -35,6 +35,10 @@ class TileOptions(AttentionConfig):
             `means`, one mean key and value per tile, weighted by its size and the spread of its
             keys; or their `moments`, whose values follow the query too (`kernels/moments`). None
             for what the method itself does.
+        precision: of the scores of tiles that are computed: `model`, or `int8`, 8-bit integers with
+            one scale per token (SageAttention, arXiv 2410.02367; `kernels/attention/int8.py`),
+            which is meant for GPUs: a CPU computes the same numbers in float32 and gains nothing.
+            What `rest` stands for, and layers that stay dense, keep the model's precision.
         schedule: values along the loop of the option that sets how much the method keeps (`swept`
             in its config; a number), `[[share, value], …]`:
             at that share of the steps it has that value, between two shares it changes in a
@@ -60,6 +64,7 @@ class TileOptions(AttentionConfig):
     swept: ClassVar[Swept | None] = None
 
     rest: Rest | None = None
+    precision: Precision = "model"
     schedule: Schedule = ()
     sinks: tuple[Sink, ...] = ()
     sink_tokens: Ranges = ()

@@ -22,7 +22,7 @@ from ...config import AttentionConfig
 from ...config.checks import made
 from ...core.denoising.tracker import DenoisingStep
 from ...core.patching import PatchLedger
-from ...kernels import Marking, TileAttentionOutput, TileMap, TileMoments
+from ...kernels import Marking, Precision, TileAttentionOutput, TileMap, TileMoments
 from ...pipelines.grids import Grid
 from .options import Rest
 from .order import Order
@@ -154,6 +154,7 @@ class Branch(Protocol):
         scale: float,
         key_mask: Tensor | None,
         backend: str | None,
+        precision: Precision,
     ) -> tuple[TileAttentionOutput, Tensor | None]:
         """The tiles of the map, with their log-sum-exp, and what the branch adds to them, if any.
 
@@ -227,6 +228,7 @@ class Planner(ABC):
         break_even: kept share above which a layer is dense for a while, and a generation from half
             way on; None for what the device gives.
         backend: of the kernels, None for the best that can run.
+        precision: of the scores of the tiles that are computed.
         shares_branches: whether there is one state per layer for all guidance branches, as they
             come; else each branch has its own.
     """
@@ -235,6 +237,7 @@ class Planner(ABC):
     least_steps: int = 0
     break_even: float | None = None
     backend: str | None = None
+    precision: Precision = "model"
     shares_branches: bool = False
 
     @abstractmethod

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from ...core.stopwatch import Stopwatch
 from ...errors import UsageError
-from ...kernels import TileMap
+from ...kernels import Precision, TileMap
 from .planner import DenseReason
 
 # Side of the pictures of tile maps.
 _THUMBNAIL = 48
 # A batch job makes thousands of generations: calls beyond this are forgotten, the oldest first.
 MAX_RECORDS = 50_000
+_SCORES: dict[Precision, str] = {"model": "", "int8": " with 8-bit scores"}
 _DIGITS = "0123456789#"
 _LEGEND = "kept, skipped; queries run down, keys to the right; grey: not sparse"
 
@@ -74,20 +75,22 @@ class AttentionLog:
     Attributes:
         transformer: its component name.
         layers: names of its self-attention layers, in order.
+        precision: of the scores of sparse calls.
         records: the newest calls.
         maps: pictures of the newest generation's maps by (layer, branch, step): kept share of
             regions, 255 for all.
     """
 
-    def __init__(self, transformer: str, layers: list[str]) -> None:
+    def __init__(self, transformer: str, layers: list[str], precision: Precision = "model") -> None:
         self.transformer = transformer
         self.layers = layers
+        self.precision = precision
         self.records: list[AttentionRecord] = []
         self.maps: dict[tuple[int, str, int], Tensor] = {}
 
     def copy(self) -> AttentionLog:
         """What is in it now; the copy does not grow."""
-        made = AttentionLog(self.transformer, list(self.layers))
+        made = AttentionLog(self.transformer, list(self.layers), self.precision)
         made.records, made.maps = list(self.records), dict(self.maps)
         return made
 
@@ -138,7 +141,8 @@ class AttentionLog:
         planning = sum(r["planning_s"] for r in rows)
         line = (
             f"Attention of {self.transformer}: {sparse} of {len(rows)} calls sparse, "
-            f"{100 * self.density:.0f} % of the attention matrix computed; "
+            f"{100 * self.density:.0f} % of the attention matrix computed"
+            f"{_SCORES[self.precision] if sparse else ''}; "
             f"{spent:.2f} s, of which {100 * planning / max(spent, 1e-9):.0f} % planning."
         )
         if not sparse:

@@ -86,7 +86,7 @@ class AttentionRuntime(PerLoop):
         self._name, self._adapter, self._warn = name, adapter, warn
         self._planner, self._transformer = planner, transformer
         self._modules = find_attention(transformer, adapter.attention, adapter.no_attention_because)
-        self.log = AttentionLog(name, [m.name for m in self._modules])
+        self.log = AttentionLog(name, [m.name for m in self._modules], planner.precision)
         self._seam = ProcessorSeam(self._modules, self._attend)
         self._first_with: dict[str, str] = {}  # the first layer with a mask of each refused kind
         self._now: CallInProgress | None = None
@@ -386,7 +386,7 @@ class AttentionRuntime(PerLoop):
         q, k, v, backend = call.q, call.k, call.v, self._planner.backend
         if backend is None and q.device.type not in _WITHOUT_TRITON:
             self._warn_of_backend(plan, q, k, v)
-        result = attend(plan, q, k, v, call.scale, key_mask, backend)
+        result = attend(plan, q, k, v, call.scale, key_mask, backend, self._planner.precision)
         self._planner.update(plan, result, state.planner)
         return result.output
 
@@ -395,6 +395,6 @@ class AttentionRuntime(PerLoop):
         if self._looked_at_backend:
             return
         self._looked_at_backend = True
-        reason = slower_kernel(plan, q, k, v)
+        reason = slower_kernel(plan, q, k, v, self._planner.precision)
         if reason:
             self._warn(f"{self._name}: {reason}; a slower backend does")

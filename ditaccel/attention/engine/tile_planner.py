@@ -60,6 +60,7 @@ class TilePlanner(Planner):
         self.least_tokens = config.min_tokens
         self.break_even = config.break_even
         self.backend = None if config.backend == "auto" else config.backend
+        self.precision = config.precision
         self.rest: Rest = config.rest or "nothing"
 
     def plan(

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...kernels import TileAttentionOutput, feature_map, sparse_linear_attention
+from ...kernels import (
+    Precision,
+    TileAttentionOutput,
+    TileMap,
+    feature_map,
+    sparse_linear_attention,
+    tile_attention,
+)
 from ..engine.planner import Plan
 
 
@@ -36,6 +43,7 @@ class LinearBranch:
         scale: float,
         key_mask: Tensor | None,
         backend: str | None,
+        precision: Precision,
     ) -> tuple[TileAttentionOutput, Tensor]:
         """The critical tiles, and linear attention over the marginal ones or over all."""
         assert plan.stands_for is not None
@@ -43,12 +51,20 @@ class LinearBranch:
         if self._options["linear"] == "all":
             summed = torch.ones_like(summed)
         q_features, k_features = feature_map(self._options["feature_map"])(q, k)
+        critical, exact = plan.tile_map, None
+        if precision != "model":
+            exact = tile_attention(
+                q, k, v, critical, scale=scale, mask=key_mask, return_lse=True,
+                precision=precision, backend=backend,
+            )  # fmt: skip
+            none = torch.zeros_like(critical.to_mask())
+            critical = TileMap.from_mask(none, critical.q_tiling, critical.k_tiling)
         result = sparse_linear_attention(
-            q, k, v, plan.tile_map, summed,
+            q, k, v, critical, summed,
             q_features=q_features, k_features=k_features, scale=scale, mask=key_mask,
             backend=backend,
         )  # fmt: skip
-        return TileAttentionOutput(result.sparse, result.lse, None), result.linear
+        return exact or TileAttentionOutput(result.sparse, result.lse, None), result.linear
 
     def add(self, out: Tensor, extra: Tensor) -> Tensor:
         """Add linear attention through the projection."""
