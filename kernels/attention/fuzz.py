@@ -148,8 +148,7 @@ def draw(seed: int, device: str = "cpu", dtypes: tuple[torch.dtype, ...] | None 
             bias = bias.to(device)
         centroids = TileCentroids(means[0], means[1], bias)
     precision: Precision = "int8" if rng.random() < 0.3 else "model"
-    # (the scores of rounded queries and keys are no integers)
-    exact = exact and precision == "model"
+    exact &= precision == "model"  # scores of rounded queries and keys are not integers
     return Case(q, k, v, tile_map, scale, mask, marking, centroids, exact, precision)
 
 
