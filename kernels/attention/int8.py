@@ -13,20 +13,20 @@ scores, and only the log-sum-exp gets it back, times the scale. The first is a p
 with b and y alike of `k - m`; `x_i . y_j` is exact in 32 bits. Per token is the finest of the
 granularities that SageAttention publishes, and the only one that does not depend on how the
 sequence is cut into tiles: the scales are one vector of a block's rows and one of its columns, and
-a map that changes rounds nothing differently. (On recorded calls of shapes-wan one scale per 128
-queries has 1.4 times the error; one per 64 keys has as good as the same.)
+a map that changes rounds nothing differently. (On calls recorded from shapes-wan, one scale per 128
+queries has 1.2 to 1.5 times the error, and one per 64 keys up to 1.1 times.)
 
 Queries can be centred too. With c_t `(D,)` the mean query of query tile t, for i in t,
 
     q_i . (k_j - m) = (q_i - c_t) . (k_j - m) + c_t . (k_j - m),
 
-whose last term, `(Tq, Lk)` in float32 for each head, is not the same for all keys and has to be
-added to the scores tile by tile. It is left out, as SageAttention leaves it out of its 8-bit
-kernels: it takes 10 to 30 % off the error there, for a matrix of gigabytes at 75000 tokens.
+whose last term, `(Tq, Lk)` in float32 per head, differs from key to key and has to be added to the
+scores tile by tile. It is left out, as SageAttention leaves it out of its 8-bit kernels: on those
+calls it takes up to a third off the error, for a matrix of gigabytes at 75000 tokens.
 
-The product with the values stays in the model's
-precision, and so do the means that stand for tiles: they meet the rounded queries, m taken off. (8-bit floats for weights and values are left out: their
-formats differ from chip to chip, and no such chip was there to try them.)
+The product with the values stays in the model's precision, and so do the means that stand for
+tiles: they meet the rounded queries, m taken off. (8-bit floats for weights and values are left
+out: their formats differ from chip to chip, and there was no such chip to try them on.)
 
 `in_int8` is the definition, and all there is outside of Triton: it rounds, and computes in float32.
 So 8 bits save time where a chip multiplies integers faster, and on a CPU they save none.
