@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from ..config import Example, method, require
-from ..kernels import TileAttentionOutput, TileMap
+from ..kernels import Precision, TileAttentionOutput, TileMap
 from .engine.attend import attend
 from .engine.boxes import with_others
 from .engine.head_classes import band
@@ -149,9 +149,10 @@ class _Kept:
         scale: float,
         key_mask: Tensor | None,
         backend: str | None,
+        precision: Precision,
     ) -> tuple[TileAttentionOutput, Tensor | None]:
         """The output of the call; nothing is added to it."""
-        call = (q, k, v, scale, key_mask, backend)
+        call = (q, k, v, scale, key_mask, backend, precision)
         if self.word == "S":
             out = self.state["output"]
         elif self.word in "CB":
@@ -277,7 +278,7 @@ class DiTFastAttnPlanner(TilePlanner):
         within = own.setdefault("window", self._window(q, k, context))
         tilings = within.tile_map.q_tiling, within.tile_map.k_tiling
         full = Plan(TileMap.dense(*tilings, device=q.device), "full")
-        call = (q, k, v, scale, context.key_mask, self.backend)
+        call = (q, k, v, scale, context.key_mask, self.backend, self.precision)
         dense, window = attend(full, *call).output, attend(within, *call).output
         outputs: dict[str, Tensor] = {}
         if config.share_steps and "output" in own:
