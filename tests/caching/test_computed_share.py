@@ -6,7 +6,7 @@ import pytest
 import torch
 from compositions import transformers
 from conformance import METHODS, short
-from put_on_later import CHANGES
+from put_on_later import CHANGES, is_attention
 from tiny import FAMILIES, generate
 
 import ditaccel
@@ -14,7 +14,7 @@ from ditaccel.caching.engine.blocks import find_blocks
 
 ATTENTION = ("lite_attention", "svg2", "sla")
 SPECS = {
-    **{name: specs.skipping for name, specs in METHODS.items() if name not in ATTENTION},
+    **{name: specs.skipping for name, specs in METHODS.items() if not is_attention(name)},
     "output": "taylorseer:interval=2,granularity=last_block,target=output",
     "follow": "taylorseer:interval=3,granularity=last_block,guidance=follow",
     "difference": "confidence_gated_taylor:threshold=1e9,warmup=2,guidance=difference",
