@@ -97,7 +97,9 @@ def test_methods_under_autocast(name, method):
     assert torch.isfinite(skipping).all() and not torch.equal(skipping, dense)
 
 
-@pytest.mark.parametrize("name", [pytest.param("flux", marks=pytest.mark.slow), "sd3", "wan"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("flux", "sd3")), "wan"]
+)
 def test_compiled_blocks_under_autocast(name, monkeypatch):
     """Casts are in the graph: dense answers are those of the family's own attention."""
     pipe, call = FAMILIES[name]()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from job_folders import assert_tidy, outputs
 from tqdm.std import tqdm
 
@@ -17,7 +18,7 @@ from ditaccel.io.files import read_lines
 
 Jobs = Callable[..., Path]
 # An item takes hundredths of a second here; kills come while loading, too.
-KILLS, SPAN, ITEMS = 20, 0.4, 150
+SPAN = 0.4
 
 
 def _start(command: list[str]) -> int:
@@ -79,13 +80,16 @@ def test_a_child_killed_in_a_progress_bar_stops_no_other(
     assert os.waitpid(_start([*command, "--workers", "1"]), 0)[1] == 0
 
 
-def test_twenty_kills(jobs: Jobs, model: Path, tmp_path: Path) -> None:
-    command = ["generate", str(model), "--jobs", str(jobs(ITEMS)), "--save", "png,frames"]
+@pytest.mark.parametrize(
+    ("kills", "items"), [(7, 50), pytest.param(20, 150, marks=pytest.mark.slow)]
+)
+def test_many_kills(kills: int, items: int, jobs: Jobs, model: Path, tmp_path: Path) -> None:
+    command = ["generate", str(model), "--jobs", str(jobs(items)), "--save", "png,frames"]
     command += ["--workers", "1"]
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     assert os.waitpid(_start([*command, "--out", str(whole)]), 0)[1] == 0
-    hits, code = _killed_until_done([*command, "--out", str(torn)], KILLS)
+    hits, code = _killed_until_done([*command, "--out", str(torn)], kills)
     assert code == 0
-    assert hits >= KILLS // 2, "the run ended before most kills: give it more items"
+    assert hits >= kills // 2, "the run ended before most kills: give it more items"
     assert outputs(torn) == outputs(whole)
-    _assert_once(torn, ITEMS)
+    _assert_once(torn, items)

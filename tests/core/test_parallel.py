@@ -53,14 +53,14 @@ def in_the_middle(name, spec):
     return spec.format(threshold=f"{room * median(errors):.6e}")
 
 
-@pytest.fixture(scope="module")
-def both_ranks(tmp_path_factory):
-    """Jobs, and what each rank made of them."""
+@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.slow)])
+def both_ranks(request, tmp_path_factory):
+    """Jobs, and what each rank made of them: every method on one model, then on the other."""
     folder = tmp_path_factory.mktemp("ranks")
     jobs = [("flux", "", "before"), ("wan", "", "before")]
-    for name in ("flux", "wan"):
-        for i, spec in enumerate(SPECS):
-            jobs.append((name, in_the_middle(name, spec), ("before", "after")[i % 2]))
+    for i, spec in enumerate(SPECS):
+        name = ("flux", "wan")[(i + request.param) % 2]
+        jobs.append((name, in_the_middle(name, spec), ("before", "after")[i // 2 % 2]))
     (folder / "jobs.json").write_text(json.dumps(jobs))
     command = [sys.executable, "-P", str(SUPPORT / "two_ranks.py")]
     paths = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -71,7 +71,7 @@ def both_ranks(tmp_path_factory):
     ]
     try:
         for rank in ranks:
-            _, errors = rank.communicate(timeout=240)
+            _, errors = rank.communicate(timeout=1200)  # (pytest's own limit is shorter)
             assert rank.returncode == 0, errors.decode()[-2000:]
     finally:
         for rank in ranks:
@@ -100,7 +100,7 @@ def test_two_ranks_decide_as_one(both_ranks):
             assert (here is None) == (there is None)
             assert here is None or here == pytest.approx(there, rel=1e-3), what
         forecasts += actions.count("forecast")
-    assert forecasts > 50
+    assert forecasts > 20
 
 
 class FakeGroup:

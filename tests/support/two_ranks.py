@@ -77,7 +77,7 @@ def main() -> None:
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=2,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(minutes=20),
     )
     jobs = json.loads((folder / "jobs.json").read_text())
     torch.save([run(*job, rank) for job in jobs], folder / f"{rank}.pt")
