@@ -1,14 +1,11 @@
 """Ranks that compute one transformer together decide as one; what cannot work so is refused."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import multiprocessing
 from statistics import median
 
 import pytest
 import torch
+import two_ranks
 from diffusers import ContextParallelConfig
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from inspection import traces
@@ -19,7 +16,6 @@ import ditaccel
 from ditaccel import config as configs
 from ditaccel.core.ranks import Ranks
 
-SUPPORT = Path(__file__).resolve().parents[1] / "support"
 MESSAGE = r"transformer is split over several ranks, and not by .* run one whole pipeline per rank"
 # Flux shares tokens out at its root, Wan at its first block.
 SPECS = [
@@ -61,18 +57,14 @@ def both_ranks(request, tmp_path_factory):
     for i, spec in enumerate(SPECS):
         name = ("flux", "wan")[(i + request.param) % 2]
         jobs.append((name, in_the_middle(name, spec), ("before", "after")[i // 2 % 2]))
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    command = [sys.executable, "-P", str(SUPPORT / "two_ranks.py")]
-    paths = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen([*command, str(r), str(folder)], env=env, stderr=subprocess.PIPE)
-        for r in range(2)
-    ]
+    fork = multiprocessing.get_context("fork")  # (nothing has to be imported again)
+    ranks = [fork.Process(target=two_ranks.main, args=(r, jobs, folder)) for r in range(2)]
     try:
         for rank in ranks:
-            _, errors = rank.communicate(timeout=1200)  # (pytest's own limit is shorter)
-            assert rank.returncode == 0, errors.decode()[-2000:]
+            rank.start()
+        for rank in ranks:
+            rank.join()
+            assert rank.exitcode == 0, "its traceback is in the captured stderr"
     finally:
         for rank in ranks:
             rank.kill()

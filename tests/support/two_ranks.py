@@ -1,13 +1,12 @@
 """One of two ranks that compute a tiny transformer together, by gloo on the CPU.
 
-python two_ranks.py RANK FOLDER: runs what `FOLDER/jobs.json` lists, writes `FOLDER/RANK.pt`.
+`main` runs in a process of its own, one per rank.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
-import sys
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,15 @@ def run(name: str, spec: str, order: str, rank: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Join the other rank and do the jobs."""
-    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+def main(rank: int, jobs: list[tuple[str, str, str]], folder: Path) -> None:
+    """Join the other rank, do the jobs, and write `folder/RANK.pt`.
+
+    Args:
+        rank: 0 or 1.
+        jobs: model, spec, and whether the transformer is split "before" or "after" `accelerate`.
+        folder: where the ranks meet.
+    """
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group(
@@ -79,10 +84,5 @@ def main() -> None:
         world_size=2,
         timeout=datetime.timedelta(minutes=20),
     )
-    jobs = json.loads((folder / "jobs.json").read_text())
     torch.save([run(*job, rank) for job in jobs], folder / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
