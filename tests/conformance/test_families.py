@@ -30,9 +30,9 @@ def test_tiny_pipelines_of_a_family_are_in_the_file_of_its_name():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_method_is_exact_skips_and_is_undone(name):
-    """Every other method, in turn; `test_the_whole_cross_product` has all of them."""
-    subject, first = Subject(FAMILIES[name], STEPS), list(FAMILIES).index(name) % 2
-    for method in list(METHODS)[first::2]:
+    """Every third method, in turn; `test_the_whole_cross_product` has all of them."""
+    subject, first = Subject(FAMILIES[name], STEPS), list(FAMILIES).index(name) % 3
+    for method in list(METHODS)[first::3]:
         conformance.check_method(subject, method)
     subject.assert_as_found("one of the methods")
 
