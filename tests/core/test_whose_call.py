@@ -12,8 +12,8 @@ def known():
 
 @pytest.mark.parametrize("part", range(10))
 def test_interleaved_owners_equal_fresh_pipelines(part, known):
-    for seed in range(8):
-        Case(8 * part + seed, known, combination=part).run()
+    for seed in range(15):
+        Case(15 * part + seed, known, combination=part).run()
 
 
 @pytest.mark.slow
