@@ -32,6 +32,7 @@ MAY_NAME = {
     "ditaccel/finetuning/student.py": "trains one method",
     "ditaccel/tuning/masks.py": "what tune searches is a step mask",
     "eval/bench/attention.py": "times the clustering of one method",
+    "eval/bench/maps/choice.py": "chooses the maps of one method",
     "eval/bench/overhead.py": "the configs that are timed by default",
     "eval/bench/sla.py": "times one method",
     "eval/bench/trajectory.py": "compares one forecast along a trajectory",

@@ -13,6 +13,7 @@ from ...kernels import (
     tile_attention,
     tile_attention_backends,
 )
+from .heads import OutputOfParts
 from .planner import Plan
 from .rest import centroids, rest_part
 
@@ -40,13 +41,14 @@ def attend(
         precision: of its scores.
 
     Returns:
-        The output, and the marks that the plan asks for.
+        The output, and the marks that the plan asks for; of a plan of parts, `OutputOfParts`.
     """
     if plan.heads is not None:
-        outs = [
-            attend(part, q, k, v, scale, key_mask, backend, precision).output for part in plan.parts
-        ]
-        return TileAttentionOutput(torch.cat(outs, 1).index_select(1, plan.heads), None, None)
+        parts = [attend(part, q, k, v, scale, key_mask, backend, precision) for part in plan.parts]
+        every = torch.cat([part.output for part in parts], 1)
+        made = OutputOfParts(every.index_select(1, plan.heads), None, None)
+        made.parts = parts
+        return made
     order, mask = plan.order, key_mask
     if order is not None:
         q, k, v = order.queries(q), order.keys(k), order.keys(v)
@@ -104,12 +106,14 @@ def slower_kernel(
 
     For the arguments see `attend`.
     """
+    if plan.parts:
+        return next(filter(None, (slower_kernel(part, q, k, v, precision) for part in plan.parts)), "")
     tile_map = plan.tile_map
     found = tile_attention_backends(q, k, v, tile_map, marking=plan.marking, precision=precision)
     reason = found["triton"]
     if reason is not None:
         return f"the Triton kernel cannot run here ({reason})"
-    if (plan.parts[0] if plan.parts else plan).rest != "moments":
+    if plan.rest != "moments":
         return ""
     tilings = tile_map.q_tiling, tile_map.k_tiling
     if not tile_map.is_fixed:

@@ -24,6 +24,7 @@ from ...core.denoising.tracker import DenoisingStep
 from ...core.patching import PatchLedger
 from ...kernels import Marking, Precision, TileAttentionOutput, TileMap, TileMoments
 from ...pipelines.grids import Grid
+from .heads import joined
 from .options import Rest
 from .order import Order
 
@@ -203,7 +204,7 @@ class Plan:
 
     @classmethod
     def of_heads(cls, parts: Sequence[tuple[list[int], Plan]]) -> Plan:
-        """One plan of several, each for some heads; their tilings must be the same.
+        """One plan of several, each for some heads.
 
         Args:
             parts: numbers of the heads, and the plan for them.
@@ -211,11 +212,9 @@ class Plan:
         if len(parts) == 1:
             return parts[0][1]
         plans = [plan for _, plan in parts]
-        first = plans[0].tile_map
         numbers = [head for heads, _ in parts for head in heads]
-        place = torch.tensor(numbers, device=first.device).argsort()
-        mask = torch.cat([plan.tile_map.to_mask() for plan in plans], 1)[:, place]
-        tile_map = TileMap.from_mask(mask, first.q_tiling, first.k_tiling)
+        place = torch.tensor(numbers, device=plans[0].tile_map.device).argsort()
+        tile_map = joined([(len(heads), plan.tile_map) for heads, plan in parts], place)
         return cls(tile_map, plans[0].reason, parts=tuple(plans), heads=place)
 
 

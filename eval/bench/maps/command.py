@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from ditaccel.io.models import execution_device, line_of, prompts_for, read_shee
 from ditaccel.io.opening import use_threads
 from ditaccel.tuning.observe import observed
 
-from .curves import Row, curves_of, draw, table, verdicts
-from .points import RESTS, Measured, Point, attention_methods, points_of
+from .curves import Row, best_at, curves_of, draw, table, verdicts
+from .points import CHOSEN, RESTS, Measured, Point, attention_methods, points_of
 from .records import AllSeenError, Recorder, Records, record
 
 HELP = "error against density of every attention map, with what may stand for its rest"
@@ -65,10 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WORD",
         help="precisions of the scores, where methods have that option (default: their own)",
     )
-    one = whole("--layers", 0)
+    _add_calls(parser)
+
+
+def _add_calls(parser: argparse.ArgumentParser) -> None:
+    """Which calls are recorded, and what is made of the figures."""
+    add = parser.add_argument
     add(
         "--layers",
-        type=listed("--layers", one),
+        type=listed("--layers", whole("--layers", 0)),
         metavar="N,N",
         help="attention layers to record, from 0 (default: four, spread evenly)",
     )
@@ -92,6 +98,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="densities of the printed table, between the points measured "
         "(default 0.05 0.1 0.2 0.3)",
+    )
+    add(
+        "--choose",
+        type=number("--choose", 0, 1000, open_ends=True),
+        metavar="SHARE",
+        help="also choose, for each head, the map of the least error within this share of dense "
+        "SDPA's time, and write the config to chosen.yaml",
     )
 
 
@@ -123,13 +136,19 @@ def run(args: argparse.Namespace) -> int:
                 row = _measured(point, records, clock, measured, device, refused)
             if row is not None:
                 rows.append({"model": records.about["model"], **row})
-        _write(folder, rows, records, device)
-    reasons: dict[str, list[str]] = {}
+        _write(folder, rows, records)
+    reasons: dict[str, Counter[str]] = {}
     for label, why in refused:
-        reasons.setdefault(why, []).append(label)
+        reasons.setdefault(why, Counter())[label.rpartition(",")[0] or label] += 1
     for why, labels in reasons.items():
-        print(f"left out: {', '.join(labels)}: {why}", file=sys.stderr)
-    return _show(folder, rows, args.density, records, device)
+        names = (f"{label} ({count} settings)" for label, count in labels.items())
+        print(f"left out: {'; '.join(names)}: {why}", file=sys.stderr)
+    _show(folder, rows, args.density, records, device)
+    if args.choose is not None:
+        rows += _chosen(args.choose, folder, rows, records, clock, device)
+        _write(folder, rows, records)
+    print(f"written to {folder}")
+    return 0
 
 
 def _measured(
@@ -150,6 +169,43 @@ def _measured(
         refused.append((point.label, line_of(error)))
         return None
     return measured.add(point, {**figures, "machine": machine(device)})
+
+
+def _chosen(
+    budget: float,
+    folder: Path,
+    rows: Sequence[Row],
+    records: Records,
+    clock: Clock,
+    device: torch.device,
+) -> list[Row]:
+    """Choose a map for each head, and measure the choice on the calls that it was made from."""
+    from ditaccel.config import AccelerationConfig
+
+    from .choice import choose
+
+    config = choose(rows, records, budget)
+    AccelerationConfig(attention=config).save(folder / "chosen.yaml")
+    point = Point(config.method, CHOSEN, f"{budget:g} of dense", "", "", None, config)
+    measured = Measured(folder, config.method)
+    row = measured.get(point)
+    if row is None:
+        row = _measured(point, records, clock, measured, device, [])
+    if row is None:
+        return []
+    line = (
+        f"a map for each head ({len(config.maps)} of them): {100 * row['density']:.1f} % density, "
+        f"error {100 * row['error']:.2f} %, {row['planning'] + row['kernel']:.2f} of dense SDPA's "
+        "time"
+    )
+    single = [c for c in curves_of(rows) if c.setting != CHOSEN]
+    best = best_at(single, row["density"])
+    if best is not None:
+        error = best.at(row["density"], "error")
+        assert error is not None
+        line += f"; the best map for all heads there: {best.name}, {100 * error:.2f} %"
+    print(line)
+    return [{"model": records.about["model"], **row}]
 
 
 def _recorded(args: argparse.Namespace, folder: Path) -> Records:
@@ -189,7 +245,7 @@ def _record(subject: Subject, args: argparse.Namespace, place: Path) -> dict[str
     return {"family": adapter.name, "device": str(device), "calls": recorder.seen}
 
 
-def _write(folder: Path, rows: Sequence[Row], records: Records, device: torch.device) -> None:
+def _write(folder: Path, rows: Sequence[Row], records: Records) -> None:
     """All rows as CSV, and with the figures of each head as JSON."""
     columns = [*FIELDS, *MACHINE]
     text = io.StringIO(newline="")
@@ -213,7 +269,8 @@ def _show(
     densities: Iterable[float],
     records: Records,
     device: torch.device,
-) -> int:
+) -> None:
+    """Print the table, and draw the plot."""
     curves = curves_of(rows)
     if not curves:
         raise UsageError("none of these methods suits the recorded calls; name others", "methods")
@@ -230,5 +287,3 @@ def _show(
         draw(curves, folder / "maps.png", title)
     except ImportError:
         print("no plot: it needs matplotlib (pip install ditaccel[eval])", file=sys.stderr)
-    print(f"written to {folder}")
-    return 0

@@ -15,7 +15,7 @@ from ditaccel.io.files import read_json, write_json
 from ditaccel.io.given import suggest
 
 RESTS: tuple[str, ...] = get_args(Rest)
-DEFAULT, PUBLISHED = "default", "published"
+DEFAULT, PUBLISHED, CHOSEN = "default", "published", "chosen"
 _MEASURED = "methods"
 # All of a run is measured: no step, layer, length or dense map is left out.
 _OPEN: dict[str, Any] = {"dense_steps": 0, "dense_layers": 0, "min_tokens": 0, "break_even": 1.0}
@@ -27,7 +27,8 @@ class Point:
 
     Attributes:
         method: its name.
-        setting: `DEFAULT`, or `PUBLISHED` for the options of its authors.
+        setting: `DEFAULT`; `PUBLISHED` for the options of its authors; `CHOSEN` for what was chosen
+            from the figures of the others.
         rest: what stands for tiles that are not computed; `as published` where its authors' options
             say so.
         precision: of the scores; empty where the method takes its own.

@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 import torch
 from ditaccel.eval.bench import maps
-from ditaccel.eval.bench.maps import command, curves, points, records
+from ditaccel.eval.bench.maps import choice, command, curves, points, records
 from ditaccel.eval.bench.maps.measure import kept_mass, kept_pairs, measure
 from ditaccel.eval.bench.overhead import Clock
 from ditaccel.eval.bench.shared import Subject
@@ -287,3 +287,60 @@ def test_a_density_is_a_share_above_zero(share, capsys):
     with pytest.raises(SystemExit):
         cli.main(["bench", "maps", "m", "--out", "o", f"--density={share}"])
     assert "--density must be" in capsys.readouterr().err
+
+
+# -- a map for each head --
+
+
+def figures(spec, errors, planning, kernel, densities):
+    """A row of one layer with two heads."""
+    layer = {"error": errors, "density": densities}
+    density = sum(densities) / 2
+    row = {"method": "band", "spec": spec, "density": density, "layers": {"transformer/1": layer}}
+    return {**row, "planning": planning, "kernel": kernel}
+
+
+class Recorded:
+    """What a choice asks of records: four heads, those of a pair share their keys."""
+
+    def __init__(self, heads=None):
+        self.about = {"asked": {"heads": heads}}
+
+    def read(self, number):
+        return call()
+
+    def layer_names(self):
+        return [("transformer", 1)]
+
+
+def test_a_choice_is_the_least_error_within_the_time():
+    # cost of head pairs (0, 1) and (2, 3): a 0.1 and 0.1; b 0.5 and 0.5; c 0.2 and 0.6
+    rows = [
+        figures("sla:critical=0.1", [0.4, 0.4, 0.2, 0.2], 0.0, 0.1, [0.1] * 4),
+        figures("sla:critical=0.5", [0.1, 0.1, 0.1, 0.1], 0.1, 0.4, [0.5] * 4),
+        figures("svg2", [0.1, 0.1, 0.1, 0.2], 0.0, 0.4, [0.2, 0.2, 0.6, 0.6]),
+    ]
+    for row in rows:
+        row["density"] = sum(row["layers"]["transformer/1"]["density"]) / 4
+    best = choice.choose(rows, Recorded(), 0.5)
+    assert best.heads[1] == (0, 0, 0, 0) and best.maps == ("sla:critical=0.5",)
+    mixed = choice.choose(rows, Recorded(), 0.2)
+    chosen = [mixed.maps[number] for number in mixed.heads[1]]
+    assert chosen == ["svg2", "svg2", "sla:critical=0.1", "sla:critical=0.1"]
+    assert len(mixed.heads) == 4  # layers that were not recorded have a map too
+    with pytest.raises(UsageError, match=r"the cheapest maps take 0\.10 of dense attention's time"):
+        choice.choose(rows, Recorded(), 0.05)
+    with pytest.raises(UsageError, match="record without it"):
+        choice.choose(rows, Recorded(heads=2), 0.5)
+
+
+def test_the_chosen_config_is_written_and_measured(bench, capsys):
+    words = ("--methods", "sla,svg2", "--at", "2,3", "--layers", "1", "--rest", "means")
+    assert bench(*words, "--choose", "900") == 0
+    made = config.load(bench.out / "chosen.yaml").attention
+    assert len(made.heads) == 3 and made.maps
+    assert "a map for each head" in capsys.readouterr().out
+    rows = json.loads((bench.out / "maps.json").read_text())["rows"]
+    assert rows[-1]["setting"] == "chosen" and rows[-1]["spec"] == config.method_spec(made)
+    # nothing that is measured for all heads has less error
+    assert rows[-1]["error"] <= min(row["error"] for row in rows) * (1 + 1e-6)
