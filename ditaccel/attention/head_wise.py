@@ -160,13 +160,16 @@ class HeadWisePlanner(TilePlanner):
             )
         return [(n, [h for h, m in enumerate(chosen) if m == n]) for n in sorted(set(chosen))]
 
-    def warm_up(self, q: Tensor, k: Tensor, context: LayerContext, state: State) -> None:
+    def warm_up(
+        self, q: Tensor, k: Tensor, scale: float, context: LayerContext, state: State
+    ) -> None:
         """See `TilePlanner`."""
         for number, heads in self.served(context, q.shape[1], q.shape[1] // k.shape[1]):
             planner = self._planners[number]
             if isinstance(planner, TilePlanner):
                 own = OfHeads(heads, q.shape[1] // k.shape[1])
-                planner.warm_up(own.queries(q), own.keys(k), context, _own(state, number))
+                tensors = own.queries(q), own.keys(k)
+                planner.warm_up(*tensors, scale, context, _own(state, number))
 
     def sparse(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State

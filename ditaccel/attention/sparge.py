@@ -58,7 +58,7 @@ class SpargeConfig(FixedTileOptions):
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "": {**_PUBLISHED, "top_k": 0.5, "similarity": -0.1, "pv_threshold": 50.0}
     }
-    swept: ClassVar[Swept] = Swept("top_p", (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95))
+    swept: ClassVar[Swept] = Swept("top_p", (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9), {"top_k": None})
 
     top_p: float = 0.9
     top_k: float | None = None

@@ -73,6 +73,13 @@ def _add_calls(parser: argparse.ArgumentParser) -> None:
     """Which calls are recorded, and what is made of the figures."""
     add = parser.add_argument
     add(
+        "--tile",
+        type=whole("--tile", 16),
+        metavar="N",
+        help="queries and keys per tile, where methods let them be chosen (default: their own); "
+        "give it to compare maps at equal density",
+    )
+    add(
         "--layers",
         type=listed("--layers", whole("--layers", 0)),
         metavar="N,N",
@@ -127,7 +134,8 @@ def run(args: argparse.Namespace) -> int:
     refused: list[tuple[str, str]] = []
     for name, kind in kinds.items():
         measured = Measured(folder, name)
-        for point in points_of(kind, records.about["family"], args.rest, args.precision):
+        family = records.about["family"]
+        for point in points_of(kind, family, args.rest, args.precision, args.tile):
             if not isinstance(point, Point):
                 refused.append(point)
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +75,11 @@ def attention_methods(names: Sequence[str] | None) -> dict[str, type[AttentionCo
 
 
 def points_of(
-    kind: type[AttentionConfig], family: str, rests: Sequence[str], precisions: Sequence[str]
+    kind: type[AttentionConfig],
+    family: str,
+    rests: Sequence[str],
+    precisions: Sequence[str] = (),
+    tile: int | None = None,
 ) -> Iterator[Point | tuple[str, str]]:
     """All that is measured of a method.
 
@@ -83,6 +88,7 @@ def points_of(
         family: whose published options are meant.
         rests: what stands for tiles that are not computed, in turn.
         precisions: of the scores, in turn, where the method has that option.
+        tile: tokens per tile of queries and of keys, where the method lets them be chosen.
 
     Yields:
         A point; or, of one whose options do not go together, its label and the reason.
@@ -109,10 +115,21 @@ def points_of(
                 label = _label(kind.method, setting, rest, option, value)
                 try:
                     config = replace(kind(), **{**options, **exact, **chosen, **shared})
+                    config = _tiled(config, tile)
                 except ConfigError as error:
                     yield label, str(error)
                     continue
                 yield Point(kind.method, setting, rest, precision, option, value, config)
+
+
+def _tiled(config: Any, tile: int | None) -> Any:
+    """A config with other tiles, unless its own follow from something else."""
+    names = [name for name in ("q_tile", "k_tile") if name in config.__dataclass_fields__]
+    if tile is None:
+        return config
+    with contextlib.suppress(ConfigError):
+        return replace(config, **dict.fromkeys(names, tile))
+    return config
 
 
 def _label(method: str, setting: str, rest: str, option: str, value: Any) -> str:
