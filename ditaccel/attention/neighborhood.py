@@ -65,7 +65,7 @@ class NeighborhoodConfig(BoxOptions):
     }
     swept: ClassVar[Swept] = Swept(
         "window",
-        ((6, 8, 8), (10, 16, 16), (14, 24, 24), (18, 32, 32), (24, 40, 40)),
+        ((2, 8, 8), (4, 8, 8), (6, 8, 8), (10, 16, 16), (14, 24, 24), (18, 32, 32)),
         {"stride": (2, 8, 8)},
     )
 

@@ -60,7 +60,12 @@ class RainFusionConfig(FixedTileOptions):
         "wan": {**_PUBLISHED, "sinks": ("first_frame",), "sink_queries": True},
     }
     density_option: ClassVar[str] = "bandwidth"
-    swept: ClassVar[Swept] = Swept("bandwidth", (0.03, 0.05, 0.1, 0.2, 0.3))
+    swept: ClassVar[Swept] = Swept(
+        "bandwidth",
+        (0.02, 0.05, 0.1, 0.2, 0.3),
+        # bands of 95 % recall are wide, and every other token is half of the matrix
+        {"recall": 0.4, "stride": 8},
+    )
 
     bandwidth: float = 0.2
     recall: float = 0.95

@@ -64,7 +64,7 @@ class SparseVDiTConfig(FixedTileOptions):
         "": {"trade": 0.5, "dense_steps": 0, "min_tokens": 0, "break_even": 1.0}
     }
     density_option: ClassVar[str] = "limit"
-    swept: ClassVar[Swept] = Swept("limit", (1.0, 0.5, 0.3, 0.2, 0.15, 0.1))
+    swept: ClassVar[Swept] = Swept("limit", (2.0, 1.4, 1.0, 0.8, 0.5, 0.3))
 
     plan: str | os.PathLike[str] | None = None
     save_plan: str | os.PathLike[str] | None = None
