@@ -18,6 +18,7 @@ from .attention.attention_tile import AttentionTileConfig
 from .attention.clear import CLEARConfig
 from .attention.ditfastattn import DiTFastAttnConfig
 from .attention.draft_attention import DraftAttentionConfig
+from .attention.head_wise import HeadWiseConfig
 from .attention.lite_attention import LiteAttentionConfig
 from .attention.nabla import NABLAConfig
 from .attention.neighborhood import NeighborhoodConfig
@@ -94,6 +95,7 @@ __all__ = [
     "FamilyAdapter",
     "FirstBlockResidualConfig",
     "Generated",
+    "HeadWiseConfig",
     "LiteAttentionConfig",
     "MagCacheConfig",
     "MeanCacheConfig",
