@@ -142,8 +142,9 @@ def run(args: argparse.Namespace) -> int:
             row = measured.get(point)
             if row is None:
                 row = _measured(point, records, clock, measured, device, refused)
-            if row is not None:
-                rows.append({"model": records.about["model"], **row})
+            if row is not None:  # (two settings may be the same)
+                own = {"setting": point.setting, "rest": point.rest}
+                rows.append({"model": records.about["model"], **row, **own})
         _write(folder, rows, records)
     reasons: dict[str, Counter[str]] = {}
     for label, why in refused:
