@@ -117,6 +117,12 @@ class HeadWisePlanner(TilePlanner):
             own = _map_of(text)
             shared = {k: v for k, v in (given | _OPEN).items() if k in own.__dataclass_fields__}
             self._planners.append(planner_of(replace(own, **shared)))
+        other = [p.precision for p in self._planners if p.precision != self.precision]
+        require(
+            not other,
+            f"maps has precision={other[:1]} where head_wise has {self.precision!r}; give it to "
+            "head_wise, for all maps",
+        )
         self.least_steps = max(planner.least_steps for planner in self._planners)
 
     def attach(self, name: str, transformer: nn.Module, ledger: PatchLedger) -> None:

@@ -150,6 +150,7 @@ def test_what_cannot_be_is_one_line(options, line):
     "options, line",
     [
         ({}, "head_wise needs maps"),
+        ({"maps": ("svg2:precision=int8",)}, "give it to head_wise, for all maps"),
         ({"maps": MAPS, "heads": ((0,) * 8,)}, "heads has 1 layers, but the transformer has 4"),
         ({"maps": MAPS, "heads": ((0, 1),) * 4}, "heads has 2 heads in layer 1, but there are 8"),
         ({"maps": MAPS, "heads": ((0, 1) * 4,) * 4}, "gives different maps to heads of layer 1"),

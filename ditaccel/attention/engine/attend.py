@@ -107,7 +107,9 @@ def slower_kernel(
     For the arguments see `attend`.
     """
     if plan.parts:
-        return next(filter(None, (slower_kernel(part, q, k, v, precision) for part in plan.parts)), "")
+        return next(
+            filter(None, (slower_kernel(part, q, k, v, precision) for part in plan.parts)), ""
+        )
     tile_map = plan.tile_map
     found = tile_attention_backends(q, k, v, tile_map, marking=plan.marking, precision=precision)
     reason = found["triton"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ditaccel.attention.head_wise import HeadWiseConfig
 from ditaccel.errors import UsageError
@@ -94,7 +94,12 @@ def choose(rows: Sequence[Row], records: Records, budget: float) -> HeadWiseConf
     group = count // call.k.shape[1]
     if records.about["asked"]["heads"] is not None:
         raise UsageError("a choice for each head needs all of them; record without it", "heads")
-    rows = [row for row in rows if row["method"] != HeadWiseConfig.method]
+    # the precision of the scores is one for all heads
+    rows = [
+        row
+        for row in rows
+        if row["method"] != HeadWiseConfig.method and row["precision"] == rows[0]["precision"]
+    ]
     own = [list(range(start, start + group)) for start in range(0, count, group)]
     recorded = sorted({layer for _, layer in records.layer_names()})
     names = {layer: f"{name}/{layer}" for name, layer in reversed(records.layer_names())}
@@ -111,4 +116,5 @@ def choose(rows: Sequence[Row], records: Records, budget: float) -> HeadWiseConf
         tuple(numbers[spec] for spec in by_layer[layer]) if layer in by_layer else tuple(other)
         for layer in range(layers)
     ]
-    return HeadWiseConfig(maps=tuple(specs), heads=tuple(served))
+    made = HeadWiseConfig(maps=tuple(specs), heads=tuple(served))
+    return replace(made, precision=rows[0]["precision"]) if rows[0]["precision"] else made

@@ -200,7 +200,8 @@ def _ticks(grid: Any, curves: Sequence[Curve]) -> None:
     """Plain numbers on both axes, and no room for errors that only rounding leaves."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    errors = [100 * row["error"] for curve in curves for row in curve.rows]
+    every = [row for curve in curves for row in curve.rows]
+    errors = [100 * row["error"] for row in every if row["density"] < 0.95] or [1.0]
     densities = [100 * row["density"] for curve in curves for row in curve.rows]
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     steps = [x for x in (1, 2, 3, 5, 10, 20, 30, 50, 100) if min(densities) <= x <= 100]

@@ -141,7 +141,8 @@ class Figures:
         plan = planner.plan(q, k, v, call.scale, context, state)
         planned = self._now()
         if isinstance(plan, Plan):
-            result = attend(plan, q, k, v, call.scale, context.key_mask, planner.backend)
+            kernel = planner.backend, planner.precision
+            result = attend(plan, q, k, v, call.scale, context.key_mask, *kernel)
             planner.update(plan, result, state)
         ran = self._now()
         dense = F.scaled_dot_product_attention(
