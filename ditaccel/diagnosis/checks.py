@@ -38,7 +38,7 @@ from ..pipelines import FamilyAdapter
 from ..sessions.open_sessions import sessions_on, suspended
 from ..sessions.session import Session
 from .findings import Diagnosis, MethodVerdict, TransformerFacts
-from .known_before import few_steps_of, published_for
+from .known_before import auto_steps_of, few_steps_of, published_for
 from .memory_estimate import cache_bytes, memory_here
 from .sizes import CallSize, call_size, text_of
 
@@ -240,7 +240,9 @@ def _diagnosis(
         found.presets = [*adapter.presets, *published_presets(adapter)]
         found.checkpoint, found.schedules = published_for(adapter)
         expected = steps or (call or {}).get("num_inference_steps")
-        found.few_steps = few_steps_of(adapter, expected if isinstance(expected, int) else None)
+        total = expected if isinstance(expected, int) else None
+        found.few_steps = few_steps_of(adapter, total)
+        found.auto_steps = auto_steps_of(adapter, total)
         first = next(iter(transformers.values()))
         size = call_size(pipe, unwrapped(first), adapter, call)
         count = tokens or (None if size is None else size.tokens)

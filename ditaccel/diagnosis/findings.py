@@ -93,6 +93,7 @@ class Diagnosis:
         checkpoint: name of the published checkpoint that this is, empty for none that is known.
         schedules: what was published for it.
         few_steps: what each preset gains in a loop of few steps; empty for other loops.
+        auto_steps: what `steps="auto"` runs with each preset that chooses the number of steps.
         recommendation: what to call, and why; empty where nothing can be accelerated.
         backends: backend of the tile kernel -> why it cannot run here, None where it can.
         versions: package -> version.
@@ -109,6 +110,7 @@ class Diagnosis:
     checkpoint: str = ""
     schedules: list[PublishedSource] = field(default_factory=list)
     few_steps: list[str] = field(default_factory=list)
+    auto_steps: list[str] = field(default_factory=list)
     recommendation: str = ""
     backends: dict[str, str | None] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -134,6 +136,7 @@ class Diagnosis:
             lines.append(f"Schedules published for {self.checkpoint} (none was measured here):")
             lines += [f"  {each}" for each in self.schedules]
         lines += [f"Few steps: {line}" for line in self.few_steps]
+        lines += [f"With steps='auto': {line}" for line in self.auto_steps]
         lines += _method_lines(self.methods)
         for name, reason in self.backends.items():
             lines.append(f"Kernel backend {name}: {reason or 'can run'}")

@@ -8,8 +8,9 @@ from itertools import groupby
 from .. import config as configs
 from ..caching.engine.few_steps import LEAST, MOST
 from ..caching.engine.policy import few_steps_line, policy_of
-from ..pipelines import FamilyAdapter
+from ..pipelines import AUTO_STEPS, FamilyAdapter
 from ..pipelines.schedules import STAND_INS, PublishedSchedule, checkpoints, schedules_for
+from ..sessions.step_count import steps_of_share
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,24 @@ def few_steps_of(adapter: FamilyAdapter, steps: int | None) -> list[str]:
         if setting.cache is not None:
             line = few_steps_line(policy_of(setting.cache), steps)
             lines.append(f"{name}: {line or f'dense or nearly so in {steps} steps'}")
+    return lines
+
+
+def auto_steps_of(adapter: FamilyAdapter, steps: int | None) -> list[str]:
+    """What `steps="auto"` runs with each preset that names a share of the steps, one line each."""
+    lines = []
+    for name, options in adapter.presets.items():
+        share = options.get(AUTO_STEPS)
+        if share is None:
+            continue
+        if steps is None:
+            count = f"{share:.0%} of the steps"
+        elif steps_of_share(share, steps) < steps:
+            count = f"{steps_of_share(share, steps)} of {steps} steps"
+        else:
+            lines.append(f"{name}: all {steps} of these few steps")
+            continue
+        lines.append(f"{name}: {count}, better than all of them with a more daring cache")
     return lines
 
 

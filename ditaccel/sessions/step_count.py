@@ -94,16 +94,23 @@ class StepCount:
             return StepChoice(asked, None, Why.MADE_FOR)
         if isinstance(self._steps, str):
             return StepChoice(asked, None, Why.NO_SHARE)
-        # of an image-to-image run, only so many are made
-        strength = given.get("strength")
+        strength = given.get("strength")  # of an image-to-image run, only that part is made
         part = strength if isinstance(strength, (int, float)) and 0 < strength <= 1 else 1.0
-        fewest = math.ceil((MOST + 1) / part)
-        if asked <= fewest:
-            return StepChoice(asked, None, Why.FEW)
-        run = max(round(self._steps * asked), fewest)
-        if run >= asked:
-            return StepChoice(asked, None, Why.ALL)
-        return StepChoice(asked, run, Why.SHARE)
+        run = steps_of_share(self._steps, asked, part)
+        if run < asked:
+            return StepChoice(asked, run, Why.SHARE)
+        return StepChoice(asked, None, Why.ALL if round(self._steps * asked) >= asked else Why.FEW)
+
+
+def steps_of_share(share: float, asked: int, part: float = 1.0) -> int:
+    """How many steps a share of them is, where so many remain that a cache can measure.
+
+    Args:
+        share: of the steps.
+        asked: steps that the call asks for.
+        part: share of them that the call really makes (`strength` of image-to-image).
+    """
+    return min(max(round(share * asked), math.ceil((MOST + 1) / part)), asked)
 
 
 def _defaults_of(pipe: Any) -> dict[str, Any]:

@@ -393,3 +393,10 @@ def test_a_method_without_its_constants_works_once_they_are_measured():
     assert "Method magcache (cache): works once its magnitude ratios are measured" in str(found)
     asked = ditaccel.doctor(pipe, "magcache")
     assert not asked.ok and asked.problem.startswith("magcache works once its magnitude ratios")
+
+
+def test_what_the_presets_make_of_the_number_of_steps():
+    pipe, _ = tiny_wan()
+    for steps, line in ((40, "balanced: 26 of 40 steps"), (12, "balanced: all 12 of these few")):
+        assert ditaccel.doctor(pipe, steps=steps).auto_steps[0].startswith(line)
+    assert ditaccel.doctor(FAMILIES["flux"]()[0], steps=40).auto_steps == []
