@@ -23,6 +23,8 @@ cat "$out/machine.txt"
 part tests pytest -q -m gpu tests
 part attention ditaccel bench attention --lengths 16384 32768 65536 --dtype bf16 --heads 12 \
   --head-dim 128 --density 1 0.5 0.25 0.1 0.05 --repeats 10 --out "$out/attention.csv"
+part attention-int8 ditaccel bench attention --lengths 16384 32768 65536 --dtype bf16 --heads 12 \
+  --head-dim 128 --density 1 0.5 0.25 0.1 0.05 --precision int8 --repeats 10 --out "$out/attention.csv"
 part attention-short ditaccel bench attention --lengths 4096 8192 --dtype bf16 fp16 --heads 24 \
   --head-dim 64 --density 1 0.5 0.25 0.1 --repeats 20 --out "$out/attention.csv"
 # As published: 95 % of the tiles not critical, 10 % of them negligible; then none negligible, as in

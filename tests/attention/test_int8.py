@@ -18,6 +18,7 @@ from ditaccel import (
     SLAConfig,
     SVG2Config,
 )
+from ditaccel import config as configs
 from ditaccel.attention.engine.attend import attend, slower_kernel
 from ditaccel.attention.engine.planner import LayerContext, Plan
 from ditaccel.attention.sla.linear import LinearBranch
@@ -107,6 +108,25 @@ def test_pipelines_take_it_and_the_report_names_it(name, tmp_path):
 
 def _least(name):
     return {"least_steps": 1} if name == "lite_attention" else {}
+
+
+_METHODS = sorted(n for n, cls in configs.methods().items() if cls.kind == "attention")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", _METHODS)
+def test_every_method_takes_it(name):
+    pipe, call = peaked("wan")
+    call = {**call, "num_inference_steps": 6}
+    config = configs.methods()[name].examples()[0].skipping
+    outs = []
+    for precision in ("model", "int8"):
+        with ditaccel.accelerated(pipe, attention=replace(config, precision=precision)):
+            outs.append(generate(pipe, call))
+            assert ditaccel.report(pipe).attention[0].density < 1
+    assert torch.isfinite(outs[1]).all() and not torch.equal(*outs)
+    # maps that are chosen by thresholds may turn elsewhere after some steps
+    assert relative_rmse(outs[1], outs[0]) < 0.5
 
 
 def test_the_doctor_names_it_and_promises_nothing_on_a_cpu():
