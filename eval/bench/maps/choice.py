@@ -94,12 +94,16 @@ def choose(rows: Sequence[Row], records: Records, budget: float) -> HeadWiseConf
     group = count // call.k.shape[1]
     if records.about["asked"]["heads"] is not None:
         raise UsageError("a choice for each head needs all of them; record without it", "heads")
-    # the precision of the scores is one for all heads
+    # Maps alone, without what a method may add for all heads; the precision is one for all.
     rows = [
         row
         for row in rows
-        if row["method"] != HeadWiseConfig.method and row["precision"] == rows[0]["precision"]
+        if row["method"] != HeadWiseConfig.method
+        and row["option"]
+        and row["precision"] == rows[0]["precision"]
     ]
+    if not rows:
+        raise UsageError("nothing was measured that has a map alone; name other methods", "methods")
     own = [list(range(start, start + group)) for start in range(0, count, group)]
     recorded = sorted({layer for _, layer in records.layer_names()})
     names = {layer: f"{name}/{layer}" for name, layer in reversed(records.layer_names())}

@@ -199,9 +199,10 @@ def _chosen(
     measured = Measured(folder, config.method)
     row = measured.get(point)
     if row is None:
-        row = _measured(point, records, clock, measured, device, [])
-    if row is None:
-        return []
+        refused: list[tuple[str, str]] = []
+        row = _measured(point, records, clock, measured, device, refused)
+        if row is None:
+            raise UsageError(f"{budget:g}: {refused[0][1]}", "choose")
     line = (
         f"a map for each head ({len(config.maps)} of them): {100 * row['density']:.1f} % density, "
         f"error {100 * row['error']:.2f} %, {row['planning'] + row['kernel']:.2f} of dense SDPA's "

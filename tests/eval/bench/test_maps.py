@@ -297,7 +297,7 @@ def figures(spec, errors, planning, kernel, densities):
     layer = {"error": errors, "density": densities}
     density = sum(densities) / 2
     row = {"method": "band", "spec": spec, "density": density, "layers": {"transformer/1": layer}}
-    return {**row, "planning": planning, "kernel": kernel, "precision": ""}
+    return {**row, "planning": planning, "kernel": kernel, "precision": "", "option": "width"}
 
 
 class Recorded:
