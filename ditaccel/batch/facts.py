@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from .. import config as configs
 from ..config.completion import completed
 from ..config.specs import DENSE as DENSE_TEXTS
+from ..core.kinds import NEEDED, arguments, class_of_part, is_modular, source_of
 from ..core.patching import unwrapped
 from ..core.transformers import denoisers_of
 from ..errors import ConfigError, UnsupportedError, UsageError
 from ..io import given
-from ..io.asking import refuse_modular
 from ..io.factory import Factory
+from ..io.indexes import Index
 from ..io.models import (
     Sheet,
     class_label,
-    folder_of,
-    hub_problem,
-    is_hub_id,
     line_of,
     quiet_loading,
+    read_index,
     read_sheet,
     sheet_of,
 )
@@ -40,7 +39,7 @@ DENSE = "none"
 
 @dataclass(frozen=True)
 class Facts:
-    """A model as its `model_index.json`, its `sample.json` and its pipeline class describe it.
+    """A model as its index, its `sample.json` and its pipeline class describe it.
 
     Attributes:
         model: folder or Hub id, as given.
@@ -121,63 +120,28 @@ class Facts:
         return configs.to_dict(replace(chosen, label=""))
 
 
-def _index(model: str) -> dict[str, Any]:
-    folder = given.path(model)
-    if folder.exists():
-        path = folder / "model_index.json"
-        if not path.is_file():
-            raise UsageError(f"{folder} holds no model_index.json: not a diffusers pipeline folder")
-        try:
-            return dict(given.parse_json(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(
-                f"{path} is damaged ({line_of(error)}); get the model again"
-            ) from error
-    if not is_hub_id(model):
-        raise UsageError(f"no model folder at {model}, and it is not a Hub id (owner/name) either")
-    from diffusers import DiffusionPipeline
-
+def _class_of(index: Index, factory: Factory | None) -> type:
+    """The pipeline class that is going to be called."""
     try:
         with quiet_loading():
-            return dict(DiffusionPipeline.load_config(model))
-    except Exception as error:
-        # The Hub client raises a dozen unrelated types here.
-        raise hub_problem(model, error) from error
-
-
-def _class_of(model: str, name: str, factory: Factory | None) -> type:
-    """The pipeline class that is going to be called."""
-    import diffusers
-
-    with quiet_loading():
-        cls = getattr(diffusers, name, None)
-    if inspect.isclass(cls) and issubclass(cls, diffusers.DiffusionPipeline):
-        return cls
-    if factory is not None:
+            return index.pipeline_class()
+    except UsageError:
+        if factory is None:
+            raise
         raise UsageError(
             f"{factory.reference}: which class the function returns is not known before it runs; "
             "annotate it, such as `def make(model, device) -> FluxImg2ImgPipeline:`",
             "pipeline",
-        )
-    raise UsageError(
-        f"{model} asks for the pipeline {name}, which this version of diffusers does not have; "
-        "code that comes with a model is never run"
-    )
+        ) from None
 
 
-def _transformer_of(cls: type, index: dict[str, Any]) -> str:
-    """Name of the transformer's class: the model's, else what the pipeline is annotated with."""
-    listed = (index.get("transformer") or ["", ""])[1]
-    if listed:
-        return str(listed)
-    found = inspect.signature(cls).parameters.get("transformer")
-    annotation = inspect.Parameter.empty if found is None else found.annotation
-    if annotation is inspect.Parameter.empty:
-        return ""
-    return annotation.__name__ if inspect.isclass(annotation) else str(annotation)
+def _transformer_of(cls: type, parts: Mapping[str, str]) -> str:
+    """Name of the transformer's class: the model's, else what the pipeline declares."""
+    listed = (kind for name, kind in parts.items() if name.startswith("transformer"))
+    return parts.get("transformer") or next(listed, "") or class_of_part(cls, "transformer")
 
 
-def _check_parts(folder: Path, index: dict[str, Any], cls: type) -> None:
+def _check_parts(index: Index, cls: type) -> None:
     """Refuse a model folder that lacks a part of its pipeline, before a job's folder is made."""
     needed = [
         name
@@ -185,37 +149,38 @@ def _check_parts(folder: Path, index: dict[str, Any], cls: type) -> None:
         if parameter.default is inspect.Parameter.empty
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
-    listed = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2}
-    missing = [name for name in needed if name not in index]
-    if folder.is_dir():
-        missing += [k for k, v in listed.items() if v[1] and not (folder / k).exists()]
+    missing = [name for name in needed if name not in index.values] + index.missing()
     if missing:
         raise UsageError(
-            f"{folder} is incomplete: it has no {', '.join(missing[:5])}; get it again (an "
+            f"{index.model} is incomplete: it has no {', '.join(missing[:5])}; get it again (an "
             "interrupted download?)"
         )
 
 
 # Pipelines whose names say what they start from; most declare it with a default of None.
-_STARTS = {"VideoToVideo": "video", "ImageToVideo": "image", "Img2Img": "image", "Edit": "image"}
+_STARTS = {
+    "VideoToVideo": "video",
+    "ImageToVideo": "image",
+    "Image2Video": "image",
+    "Img2Img": "image",
+    "Edit": "image",
+}
 
 
 def _starts_from(name: str, arguments: dict[str, bool]) -> str:
     return next((k for part, k in _STARTS.items() if part in name and k in arguments), "")
 
 
-def _arguments_of(cls: type) -> dict[str, bool]:
-    """Parameters of a pipeline's call -> whether it has a default.
+def _defaulted(pipe: Any) -> dict[str, bool]:
+    """Parameters of a pipeline's call, or of its class's -> whether it has a default."""
+    return {name: default is not NEEDED for name, default in arguments(pipe).items()}
 
-    Raises:
-        UnsupportedError: a modular pipeline, whose call names none.
-    """
-    refuse_modular(cls, "generate")
-    return {
-        key: parameter.default is not inspect.Parameter.empty
-        for key, parameter in inspect.signature(cls.__call__).parameters.items()
-        if key != "self" and parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    }
+
+def _fitting(sheet: Sheet, taken: Mapping[str, Any], pipeline: str) -> Sheet:
+    """The sheet of a model for another pipeline of it than it was written for."""
+    for key in sheet.call.keys() - taken:
+        warn(f"{key} of the model's sample.json: {pipeline} takes no such argument")
+    return replace(sheet, call={k: v for k, v in sheet.call.items() if k in taken})
 
 
 def facts_of(pipe: Any) -> Facts:
@@ -228,24 +193,24 @@ def facts_of(pipe: Any) -> Facts:
         pipe: a diffusers pipeline.
 
     Raises:
-        UnsupportedError: it is a modular pipeline.
         UsageError: it is not a pipeline, or its model's sample.json is damaged.
     """
     cls = type(pipe)
     transformer = next(iter(denoisers_of(pipe).values()), None)
     kind = "" if transformer is None else type(unwrapped(transformer)).__name__
     adapter = adapter_for(kind)
-    arguments = _arguments_of(cls)
+    taken = _defaulted(pipe)
+    sheet = _fitting(sheet_of(pipe), taken, cls.__name__) if is_modular(pipe) else sheet_of(pipe)
     return Facts(
-        model=folder_of(pipe) or cls.__name__,
+        model=source_of(pipe) or cls.__name__,
         pipeline=cls.__name__,
         family=adapter.name if adapter else "",
         transformer=kind,
-        arguments=arguments,
+        arguments=taken,
         labels=dict(getattr(pipe, "labels", None) or {}),
-        sheet=sheet_of(pipe),
+        sheet=sheet,
         fingerprint=fingerprint_of(pipe),
-        starts_from=_starts_from(cls.__name__, arguments),
+        starts_from=_starts_from(cls.__name__, taken),
     )
 
 
@@ -258,36 +223,35 @@ def read_facts(model: str, factory: Factory | None = None) -> Facts:
             stands in for the model's own, and the model need not be a folder then.
 
     Raises:
-        UnsupportedError: it is a modular pipeline.
         UsageError: there is none, or it needs code of its own.
     """
     cls = None if factory is None else factory.pipeline_class()
     try:
-        index = _index(model)
+        index = read_index(model)
     except UsageError:
         if cls is None:
             raise
-        index = {}
-    cls = cls or _class_of(model, str(index.get("_class_name")), factory)
+        index = Index(model, is_modular(cls), {})
+    cls = cls or _class_of(index, factory)
+    own = factory is None and index.modular
+    taken = _defaulted(index.hollow() if own else cls)
     if factory is None:
-        _check_parts(given.path(model), index, cls)
+        _check_parts(index, cls)
     name, sheet, digest = cls.__name__, read_sheet(model), fingerprint(model)
-    arguments = _arguments_of(cls)
+    if factory is not None or index.modular:
+        sheet = _fitting(sheet, taken, name)
     if factory is not None:
-        for key in sheet.call.keys() - arguments:
-            warn(f"{key} of the model's sample.json: {name} takes no such argument")
-        sheet = replace(sheet, call={k: v for k, v in sheet.call.items() if k in arguments})
         digest = hashlib.sha256(f"{digest} {factory.identity}".encode()).hexdigest()[:16]
     try:
-        transformer = _transformer_of(cls, index)
+        transformer = _transformer_of(cls, index.parts)
         labels = {
             part.strip(): int(number)
-            for number, text in (index.get("id2label") or {}).items()
+            for number, text in (index.values.get("id2label") or {}).items()
             for part in str(text).split(",")
         }
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise UsageError(
-            f"{model}: model_index.json is damaged ({line_of(error)}); get the model again"
+            f"{model}: its index is damaged ({line_of(error)}); get the model again"
         ) from error
     adapter = adapter_for(transformer)
     return Facts(
@@ -295,9 +259,9 @@ def read_facts(model: str, factory: Factory | None = None) -> Facts:
         pipeline=name,
         family=adapter.name if adapter else "",
         transformer=transformer,
-        arguments=arguments,
+        arguments=taken,
         labels=labels,
         sheet=sheet,
         fingerprint=digest,
-        starts_from="" if factory is not None else _starts_from(name, arguments),
+        starts_from="" if factory is not None else _starts_from(name, taken),
     )

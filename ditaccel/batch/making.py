@@ -13,6 +13,7 @@ import torch
 
 from .. import api
 from .. import config as configs
+from ..core.kinds import decoded, denoised, gives_pictures
 from ..io.frames import to_uint8
 from .inputs import MAX_PIXELS, load_inputs
 from .manifest import Item
@@ -67,6 +68,7 @@ class Maker:
         self.max_input = max_input
         self.keep_latents = "latents" in kinds
         self.decode = any(kind != "latents" for kind in kinds)
+        self.decodes = gives_pictures(pipe)
         self._config: dict[str, Any] | None = None
         self._before: tuple[int, int, float] = (0, 0, 0.0)
 
@@ -124,8 +126,8 @@ class Maker:
         first = items[0]
         inputs = load_inputs(first.inputs, self.max_input)
         made: dict[str, Any] = {**self._call, **first.call, **inputs}
-        made["output_type"] = "np" if getattr(self.pipe, "vae", None) is not None else "latent"
-        # On the CPU on every device, one an item: the noise must depend on the seed alone.
+        made |= decoded(self.pipe) if self.decodes else denoised(self.pipe)
+        # On the CPU on every device, one per item: the noise must depend on the seed alone.
         generators = [torch.Generator("cpu").manual_seed(item.seed) for item in items]
         made["generator"] = generators if len(items) > 1 else generators[0]
         if first.class_label is not None:
@@ -167,7 +169,7 @@ class Maker:
             seen=self._stats,
         )
         latents = turn.latents
-        if arguments["output_type"] == "latent":
+        if not self.decodes:
             latents, value = torch.as_tensor(value), None
         made = []
         for index in range(len(items)):

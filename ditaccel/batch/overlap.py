@@ -20,20 +20,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.kinds import free_hooks, pictures_of, unlogged
 from ..core.transformers import denoisers_of
-from ..errors import DitaccelError
 from ..io.models import execution_device
 
 
-class Interrupted(Exception):
+class Leaving(BaseException):
+    """Leaves a pipeline call.
+
+    It is not an `Exception`: blocks of modular pipelines log those, with their traceback.
+    """
+
+
+class Interrupted(Leaving):
     """The worker was told to stop in the middle of a call."""
 
 
-class Retry(Exception):
+class Retry(Leaving):
     """Another call got in between; the same call must be made again."""
 
 
-class _LatentsOnly(Exception):
+class _LatentsOnly(Leaving):
     """Leaves a pipeline call at its decoder: nothing behind it is wanted."""
 
 
@@ -192,16 +199,10 @@ class Seam:
         value = None
         try:
             try:
-                output = self.pipe(**arguments)
-                value = getattr(output, "frames", None)
-                if value is None:
-                    value = getattr(output, "images", None)
-                if value is None:
-                    raise DitaccelError(
-                        f"{type(self.pipe).__name__} gave neither images nor frames"
-                    )
+                with unlogged():
+                    value = pictures_of(self.pipe, self.pipe(**arguments))
             except _LatentsOnly:
-                self.pipe.maybe_free_model_hooks()  # the call's last line, which it did not reach
+                free_hooks(self.pipe)
             if self._spoilt != spoilt:
                 raise Retry
             if turn.holds:

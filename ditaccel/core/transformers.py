@@ -12,6 +12,7 @@ from ..errors import ConfigError, UnsupportedError, UsageError
 from ..pipelines import FamilyAdapter, adapter_for, adapters
 from ..pipelines.auto import NotRecognisedError, recognise
 from ..pipelines.schedules import recognised
+from .kinds import source_of
 from .patching import unwrapped
 
 
@@ -111,8 +112,7 @@ def with_checkpoint(
     """
     first = unwrapped(next(iter(transformers.values())))
     config = getattr(first, "config", None) or {}
-    names = (getattr(getattr(part, "config", None), "_name_or_path", "") for part in (pipe, first))
-    name = str(next(filter(None, names), "") or "")
+    name = source_of(pipe) or source_of(first)
     found = recognised(
         adapter.name,
         name,

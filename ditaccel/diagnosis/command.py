@@ -15,6 +15,7 @@ from ..errors import UnsupportedError, UsageError
 from ..io import arguments as options
 from ..io import given
 from ..io.given import whole_argument as whole
+from ..io.indexes import MODULAR, ORDINARY, Index, index_file
 from ..io.models import is_hub_id, quiet_loading, read_sheet
 from ..io.opening import open_pipeline
 from ..pipelines import adapter_for
@@ -83,7 +84,7 @@ def model_folder(model: str | Path) -> Path:
         return folder
     from huggingface_hub import try_to_load_from_cache
 
-    for name in ("model_index.json", "config.json"):
+    for name in (ORDINARY, MODULAR, "config.json"):
         found = try_to_load_from_cache(str(model), name)
         if isinstance(found, str):
             return Path(found).parent
@@ -95,43 +96,37 @@ def model_folder(model: str | Path) -> Path:
 
 def _name_of(folder: Path) -> str:
     """The pipeline's or transformer's class name, as the folder gives it."""
-    index = folder / "model_index.json"
-    return str(_read(index if index.is_file() else folder / "config.json").get("_class_name"))
+    return str(_read(index_file(folder) or folder / "config.json").get("_class_name"))
 
 
 def hollow_pipeline(model: str | Path, dtype: torch.dtype = torch.bfloat16) -> Any:
     """The pipeline of a folder without a single weight: what its configs alone make of it.
 
     Returns:
-        An object of the pipeline's class name with `components`, `scheduler` and `vae`; the modules
-        are on the meta device.
+        A modular pipeline, else an object of the pipeline's class name with `components`,
+        `scheduler` and `vae`; the modules are on the meta device.
 
     Raises:
         UsageError: no pipeline or transformer folder, or its files cannot be read.
         UnsupportedError: it is of a class that diffusers lacks, or has a UNet.
     """
     folder = given.path(model)
-    index = folder / "model_index.json"
-    if not index.is_file():
+    file = index_file(folder)
+    if file is None:
         if (folder / "config.json").is_file():
             return _hollow(_read(folder / "config.json").get("_class_name"), folder, dtype)
         raise UsageError(
             f"{folder} holds no model_index.json: not a diffusers pipeline folder (doctor reads "
             "folders and the local Hub cache; download the model first)"
         )
-    listed = _read(index)
-    named = {
-        name: entry[1]
-        for name, entry in listed.items()
-        if isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
-    }
-    _class(listed.get("_class_name"), index)
+    index = Index(str(folder), file.name == MODULAR, _read(file))
+    named = index.parts
+    _class(index.values.get("_class_name"), file)
     for name, kind in named.items():
         if name.startswith("unet"):
             # before anything of it is read: it may well be unreadable, and nobody needs it
             raise UnsupportedError(
-                f"{listed['_class_name']} has a UNet ({kind}); ditaccel accelerates diffusion "
-                "transformers"
+                f"{index.pipeline} has a UNet ({kind}); ditaccel accelerates diffusion transformers"
             )
     parts: dict[str, Any] = {}
     for name, kind in named.items():
@@ -139,12 +134,17 @@ def hollow_pipeline(model: str | Path, dtype: torch.dtype = torch.bfloat16) -> A
             parts[name] = _hollow(kind, folder / name, dtype)
         elif name == "scheduler":
             parts[name] = _scheduler(kind, folder / name)
-    pipe = type(str(listed.get("_class_name", "Pipeline")), (), {})()
+    vae = _vae(named.get("vae"), folder / "vae", dtype)
+    if index.modular:
+        pipe = index.hollow()
+        pipe.register_components(**parts, **({} if vae is None else {"vae": vae}))
+        return pipe
+    pipe = type(index.pipeline, (), {})()
     vars(pipe).update(parts)
     pipe.components, pipe.scheduler = parts, parts.get("scheduler")
-    own = {key: value for key, value in listed.items() if not isinstance(value, list)}
+    own = {key: value for key, value in index.values.items() if not isinstance(value, list)}
     pipe.config = SimpleNamespace(**own | {"_name_or_path": str(folder)})
-    pipe.vae = _vae(listed.get("vae"), folder / "vae", dtype)
+    pipe.vae = vae
     return pipe
 
 
@@ -197,10 +197,10 @@ def _hollow(name: Any, path: Path, dtype: torch.dtype) -> Any:
         ) from None
 
 
-def _vae(entry: Any, path: Path, dtype: torch.dtype) -> Any:
+def _vae(kind: str | None, path: Path, dtype: torch.dtype) -> Any:
     """Sizes come from it; None where it cannot be made."""
     try:
-        return None if not entry or entry[1] is None else _hollow(entry[1], path, dtype)
+        return None if kind is None else _hollow(kind, path, dtype)
     except (UsageError, UnsupportedError):
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..core.kinds import arguments
 from ..pipelines import FamilyAdapter
 from ..pipelines.adapter import packed_tokens, patch_tokens
 from ..pipelines.grids import patch_grid
@@ -107,12 +107,11 @@ def text_of(pipe: Any, call: Mapping[str, Any] | None = None) -> int:
 
 def _parameters(pipe: Any) -> dict[str, Any]:
     """Arguments of the pipeline's call and their defaults."""
-    kind: Any = type(pipe)
-    if not callable(pipe):  # it has the name of its class and no more (`doctor_command`)
-        import diffusers
+    if callable(pipe):
+        return arguments(pipe)
+    import diffusers  # it has the name of its class and no more (`hollow_pipeline`)
 
-        kind = getattr(diffusers, kind.__name__, kind)
-    return {key: p.default for key, p in inspect.signature(kind.__call__).parameters.items()}
+    return arguments(getattr(diffusers, type(pipe).__name__, type(pipe)))
 
 
 def _chosen(

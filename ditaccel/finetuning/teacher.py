@@ -14,6 +14,7 @@ from ..config import require
 from ..core._compat import ContextListener
 from ..core.calls import Arguments, as_tensor
 from ..core.denoising.tracker import DenoisingStep, DenoisingTracker
+from ..core.kinds import denoised, free_hooks
 from ..core.outputs import tensors_of
 from ..core.patching import PatchLedger
 from ..errors import ConfigError, UnsupportedError
@@ -39,8 +40,11 @@ class TeacherCall:
     target: Tensor
 
 
-class _Enough(Exception):
-    """Ends a pipeline call whose first step was all that was wanted."""
+class _Enough(BaseException):
+    """Ends a pipeline call whose first step was all that was wanted.
+
+    It is not an `Exception`: blocks of modular pipelines log those, with their traceback.
+    """
 
 
 def moved(value: Any, device: torch.device | str) -> Any:
@@ -133,12 +137,12 @@ class Teacher:
 
         with torch.no_grad(), self._watched(seen, first_only):
             options = {**self._call, **arguments, "generator": generator}
-            options.setdefault("output_type", "latent")
+            options = {**denoised(self._pipe), **options}
             try:
                 self._pipe(**options)
             except _Enough:
                 # diffusers' cache contexts and offloading hooks close themselves on the way out
-                getattr(self._pipe, "maybe_free_model_hooks", lambda: None)()
+                free_hooks(self._pipe)
         return found
 
     @contextmanager

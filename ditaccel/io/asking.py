@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import DitaccelError, UnsupportedError, UsageError
+from ..core.kinds import arguments, takes_any, unlogged
+from ..errors import DitaccelError, UsageError
 from ..warning import warn
 from . import given as given_texts
 from .models import Sheet, class_label, is_class_pipeline, line_of
@@ -16,10 +17,7 @@ from .models import Sheet, class_label, is_class_pipeline, line_of
 
 def parameters(pipe: Any) -> list[str] | None:
     """Names that a pipeline's call takes; None where it takes any."""
-    found = inspect.signature(type(pipe).__call__).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in found.values()):
-        return None
-    return [name for name in found if name != "self"]
+    return None if takes_any(pipe) else list(arguments(pipe))
 
 
 def accepts(pipe: Any, name: str) -> bool:
@@ -44,26 +42,6 @@ def check_taken(names: Iterable[str], taken: Iterable[str], pipeline: str) -> No
         if name not in known:
             hint = given_texts.suggest(name, known)
             raise UsageError(f"{name}: {pipeline} takes no such argument{hint}", "call")
-
-
-def refuse_modular(kind: type, verb: str) -> None:
-    """Look whether a pipeline gives pictures when it is called as others are.
-
-    A modular pipeline gives what its last blocks leave, and takes no `output_type`.
-
-    Args:
-        kind: class of the pipeline.
-        verb: who asks, for the message.
-
-    Raises:
-        UnsupportedError: it is one of diffusers' modular pipelines.
-    """
-    # by name: diffusers need not be loaded
-    if any(base.__name__ == "ModularPipeline" for base in kind.__mro__):
-        raise UnsupportedError(
-            f"{verb} does not work on modular pipelines ({kind.__name__}): their calls do "
-            "not give pictures in one known form; use ditaccel.accelerate and call it from Python"
-        )
 
 
 def check_call(pipe: Any, call: Mapping[str, Any], verb: str) -> None:
@@ -148,7 +126,8 @@ def calls_of(pipe: Any, verb: str) -> Iterator[None]:
         UsageError: the pipeline, or what it calls, raised something.
     """
     try:
-        yield
+        with unlogged():
+            yield
     except DitaccelError:
         raise
     except Exception as error:

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ..core.kinds import hide_progress, is_pipeline
 from ..core.patching import is_patched
 from ..errors import UsageError
 from . import given
@@ -83,16 +84,15 @@ class Factory:
 
     def pipeline_class(self) -> type | None:
         """The class that the function's annotation says it returns, None where there is none."""
-        from diffusers import DiffusionPipeline
-
         try:
             found = typing.get_type_hints(self.function).get("return")
         except (NameError, TypeError, AttributeError):
             return None
         options = (found, *typing.get_args(found))
         for option in options:
-            if inspect.isclass(option) and issubclass(option, DiffusionPipeline):
-                return option if option is not DiffusionPipeline else None
+            if is_pipeline(option):
+                found_class: type = option
+                return found_class
         return None
 
     def make(self, model: str, device: str, dtype: torch.dtype | None) -> Opened:
@@ -125,8 +125,7 @@ class Factory:
                 "arguments of the pipeline call"
             )
         self._check(pipe, device)
-        if hasattr(pipe, "set_progress_bar_config"):
-            pipe.set_progress_bar_config(disable=True)
+        hide_progress(pipe)
         return Opened(pipe, dict(call))
 
     def _check(self, pipe: Any, device: str) -> None:

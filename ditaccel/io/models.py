@@ -13,8 +13,10 @@ from typing import Any
 
 import torch
 
+from ..core.kinds import arguments, hide_progress, source_of
 from ..errors import UsageError
 from . import given
+from .indexes import MODULAR, Index, index_file
 
 SAMPLE_FILE = "sample.json"
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
@@ -98,14 +100,9 @@ def read_sheet(model: str | Path) -> Sheet:
         raise UsageError(f"{path} is damaged ({line_of(error)}); get the sample again") from error
 
 
-def folder_of(pipe: Any) -> str:
-    """Folder or Hub id that a pipeline was loaded from, "" where it was made otherwise."""
-    return str(getattr(getattr(pipe, "config", None), "_name_or_path", "") or "")
-
-
 def sheet_of(pipe: Any) -> Sheet:
     """The `sample.json` of the folder that a pipeline was loaded from; see `read_sheet`."""
-    folder = folder_of(pipe)
+    folder = source_of(pipe)
     return read_sheet(folder) if folder else Sheet()
 
 
@@ -196,6 +193,44 @@ def quiet_loading() -> Iterator[None]:
             other.set_verbosity(level)
 
 
+def read_index(model: str | Path) -> Index:
+    """The index of a model folder or Hub id.
+
+    Raises:
+        UsageError: there is none, it is damaged, or the Hub gives none; one line.
+    """
+    folder = given.path(model)
+    if folder.exists():
+        path = index_file(folder)
+        if path is None:
+            raise UsageError(
+                f"{folder} holds no model_index.json: not a diffusers pipeline folder (or its "
+                "download was interrupted; get it again)"
+            )
+        try:
+            values = dict(given.parse_json(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(
+                f"{path} is damaged ({line_of(error)}); get the model again"
+            ) from error
+        return Index(str(folder), path.name == MODULAR, values)
+    if not is_hub_id(str(model)):
+        raise UsageError(f"no model folder at {model}, and it is not a Hub id (owner/name) either")
+    import diffusers
+
+    first = None
+    for modular, kind in ((False, "DiffusionPipeline"), (True, "ModularPipeline")):
+        try:
+            with quiet_loading():
+                values = dict(getattr(diffusers, kind).load_config(str(model)))
+            return Index(str(model), modular, values)
+        except Exception as error:
+            # The Hub client raises a dozen unrelated types here.
+            first = first or error
+    assert first is not None
+    raise hub_problem(str(model), first) from first
+
+
 def load_pipeline(
     model: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Any:
@@ -205,21 +240,12 @@ def load_pipeline(
         UsageError: missing, incomplete, damaged or unreachable, in one line with what to do.
     """
     device, folder = given.device(str(device)), given.path(model)
-    if folder.exists():
-        if not (folder / "model_index.json").is_file():
-            raise UsageError(
-                f"{folder} holds no model_index.json: not a diffusers pipeline folder "
-                "(or its download was interrupted; get it again)"
-            )
-    elif not is_hub_id(str(model)):
-        raise UsageError(f"no model folder at {model}, and it is not a Hub id (owner/name) either")
+    index = read_index(model)
     try:
         with quiet_loading():
-            from diffusers import DiffusionPipeline
-
-            pipe = DiffusionPipeline.from_pretrained(
-                str(folder if folder.exists() else model), use_safetensors=True, torch_dtype=dtype
-            )
+            pipe = _loaded(index, dtype)
+    except UsageError:
+        raise
     except Exception as error:
         # diffusers, safetensors, json and the Hub client raise a dozen unrelated types here.
         if not folder.exists():
@@ -230,8 +256,16 @@ def load_pipeline(
         pipe = pipe.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"{device}: {line_of(error)}", "device") from error
-    pipe.set_progress_bar_config(disable=True)
+    hide_progress(pipe)
     return pipe
+
+
+def _loaded(index: Index, dtype: torch.dtype) -> Any:
+    if index.modular:
+        return index.load_modular(dtype)
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(index.model, use_safetensors=True, torch_dtype=dtype)
 
 
 def execution_device(pipe: Any) -> torch.device:
@@ -264,6 +298,4 @@ def class_label(pipe: Any, prompt: str) -> int:
 
 def is_class_pipeline(pipe: Any) -> bool:
     """Whether the pipeline is asked by class number instead of by prompt."""
-    import inspect
-
-    return "class_labels" in inspect.signature(type(pipe).__call__).parameters
+    return "class_labels" in arguments(pipe)

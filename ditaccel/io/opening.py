@@ -12,7 +12,7 @@ import torch
 from . import given
 from .arguments import AUTO
 from .factory import Factory, Opened, read_factory
-from .models import hub_problem, is_hub_id, load_pipeline
+from .models import hub_problem, is_hub_id, load_pipeline, read_index
 
 _SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # A header is some hundred kilobytes for the largest models.
@@ -84,6 +84,8 @@ def choose_dtype(model: str | Path, device: str, name: str | None) -> torch.dtyp
         return torch.float32
     folder = given.path(model)
     if not folder.is_dir() and is_hub_id(str(model)):
+        if read_index(model).modular:  # of parts from wherever: each is loaded as such
+            return torch.bfloat16
         from diffusers import DiffusionPipeline
 
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.denoising.schedulers import is_flow
+from ..core.kinds import is_modular, put_part
 from ..errors import UnsupportedError
 from .given import suggest
 
@@ -50,11 +51,18 @@ def put_scheduler(pipe: Any, name: str | None) -> None:
 
     Raises:
         UnsupportedError: there is no such scheduler, or not for models of this kind, or the
-            pipeline does not start from the noise that it needs.
+            pipeline does not start from the noise that it needs, or its scheduler steps together
+            with others.
     """
     if name is None:
         return
     check_scheduler(name)
+    more = [n for n in getattr(pipe, "components", {}) if n.endswith("_scheduler")]
+    if more:
+        raise UnsupportedError(
+            f"{type(pipe).__name__} takes its steps with {len(more) + 1} schedulers together "
+            f"(scheduler, {', '.join(more)}), so that none of them can be exchanged alone"
+        )
     made = _like(pipe.scheduler, name)
     if float(getattr(made, "init_noise_sigma", 1.0)) > 1.0 and not _asks_for_noise_level(pipe):
         raise UnsupportedError(
@@ -62,13 +70,13 @@ def put_scheduler(pipe: Any, name: str | None) -> None:
             f"whatever its scheduler is made for, so {name} would make other pictures there; use "
             "one that keeps latents at one size: ddim, unipc, dpm++2m"
         )
-    pipe.scheduler = made
+    put_part(pipe, "scheduler", made)
 
 
 def _asks_for_noise_level(pipe: Any) -> bool:
     """Whether a pipeline scales its first noise as the scheduler wants it (DiT's does not)."""
     members = [member for base in type(pipe).__mro__ for member in vars(base).items()]
-    if "__call__" not in dict(members) or hasattr(pipe, "blocks"):  # (modular: its blocks do)
+    if "__call__" not in dict(members) or is_modular(pipe):  # (its blocks do)
         return True
     methods = (inspect.unwrap(value) for _, value in members if callable(value))
     codes = (getattr(method, "__code__", None) for method in methods)
@@ -97,7 +105,7 @@ def with_scheduler(pipe: Any, name: str | None) -> Iterator[None]:
         yield
     finally:
         if name is not None:
-            pipe.scheduler = own
+            put_part(pipe, "scheduler", own)
 
 
 def _like(scheduler: Any, name: str) -> Any:

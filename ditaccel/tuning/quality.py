@@ -36,10 +36,9 @@ def surely(levels: Sequence[float], statistic: str) -> float:
     return level_of(levels, statistic) - doubt_of(levels, statistic)
 
 
-def frames_of(output: Any) -> np.ndarray:
+def as_bytes(pictures: Any) -> np.ndarray:
     """Decoded output as uint8, `(B, …)`: what people see, and a quarter of the memory."""
-    value = output.frames if hasattr(output, "frames") else output.images
-    array = np.asarray(value)
+    array = np.asarray(pictures)
     if not np.isfinite(array).all():
         raise UsageError("a generation came out with NaN or infinity; check weights and dtype")
     return np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)

@@ -214,6 +214,8 @@ def _watch_transformers(
 ) -> None:
     """Tell the recorder of each call, with its place in the loop, until the ledger is undone."""
     tracker = DenoisingTracker(pipe)
+    # (pictures alone are looked at: that sound has a scheduler of its own makes no difference)
+    in_sight = adapter.second_stream is None
 
     def watch(name: str, transformer: nn.Module) -> None:
         listener, arguments = ContextListener(unwrapped(transformer)), Arguments(transformer)
@@ -227,7 +229,7 @@ def _watch_transformers(
                 timestep,
                 listener.current(),
                 adapter.preconditioned,
-                adapter.is_converted(unwrapped(transformer)),
+                in_sight and adapter.is_converted(unwrapped(transformer)),
             )
             recorder.called(name, place, tensors_of(output)[0])
             return output

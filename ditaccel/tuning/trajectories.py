@@ -66,8 +66,8 @@ def response_of(steps: Sequence[DenoisingStep], outputs: int) -> np.ndarray:
     if schedule is None or schedule.mixed or schedule.converted:
         raise UnsupportedError(
             "tune does not know what outputs do to the latents here: the pipeline makes something "
-            "else of them for the scheduler (EDM, predicted pictures), sound has a schedule of its "
-            f"own, or there is no scheduler; {_OTHERWISE}"
+            "else of them for the scheduler (EDM, predicted pictures), or there is no scheduler; "
+            f"{_OTHERWISE}"
         )
     if response is None:
         probed = schedule.probed

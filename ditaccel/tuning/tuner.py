@@ -19,10 +19,11 @@ from ..config import AccelerationConfig, choice, require
 from ..config.option_types import checked_value
 from ..core._compat import refuse_split
 from ..core.denoising.schedulers import described
+from ..core.kinds import decoded, pictures_of, set_by_us
 from ..core.transformers import transformers_of
 from ..errors import ConfigError, UsageError
 from ..io import given
-from ..io.asking import check_call, refuse_modular
+from ..io.asking import check_call
 from ..io.progress import Progress, duration
 from ..io.prompts import Prompt, as_calls, listed
 from ..io.schedulers import with_scheduler
@@ -32,7 +33,7 @@ from ..warning import warn
 from .calibration import Calibration, calibrate
 from .masks import Mask, Moves
 from .plan_search import best_within, cheapest_good
-from .quality import STATISTICS, frames_of, level_of, psnrs, surely
+from .quality import STATISTICS, as_bytes, level_of, psnrs, surely
 from .recording import Recording, record
 from .refine import Goal, Refine, Refinement
 from .schedule_search import Plan, plans
@@ -77,13 +78,14 @@ def _tunable(
 
     Raises:
         UsageError: an accelerated pipeline, or unusable calls.
-        UnsupportedError: no transformer, one that is split over devices, or a modular pipeline.
+        UnsupportedError: no transformer, one that is split over devices, or a pipeline that makes
+            no pictures.
     """
     if not calls:
         raise UsageError("tune needs at least one call to learn from")
-    refuse_modular(type(pipe), "tune")
+    decoded(pipe)
     for call in calls:
-        named = sorted({"output_type", "generator"} & set(call))
+        named = sorted(set_by_us(pipe) & set(call))
         if named:
             raise UsageError(f"tune sets {named[0]} itself; leave it out of the call")
         check_call(pipe, call, "tune")
@@ -171,7 +173,8 @@ class Tuner:
     def _generate(self, i: int) -> np.ndarray:
         # drawn on the CPU on every device: the noise must not depend on the machine
         generator = torch.Generator("cpu").manual_seed(self._seed + i)
-        return frames_of(self._pipe(**self._calls[i], output_type="np", generator=generator))
+        call = {**self._calls[i], **decoded(self._pipe), "generator": generator}
+        return as_bytes(pictures_of(self._pipe, self._pipe(**call)))
 
     def _levels(self, mask: Mask) -> Iterator[list[float]]:
         """Run a mask on one call after the other."""

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ditaccel.core.kinds import decoded, pictures_of
 from ditaccel.errors import UsageError
 from ditaccel.io import arguments as options
 from ditaccel.io import given
@@ -68,9 +69,9 @@ def plain_loop(task: dict[str, Any], out: Path) -> float:
     start = time.perf_counter()
     for number, prompt in enumerate(task["prompts"]):
         generator = torch.Generator().manual_seed(0)
-        made = pipe(**asked(pipe, prompt), generator=generator, output_type="np", **call)
+        made = pipe(**asked(pipe, prompt), generator=generator, **decoded(pipe), **call)
         # With PyAV as ours: `export_to_video` needs imageio or OpenCV, and does the same after it.
-        encode_video(made.frames[0], FPS, str(out / f"{number}.mp4"))
+        encode_video(pictures_of(pipe, made)[0], FPS, str(out / f"{number}.mp4"))
     return time.perf_counter() - start
 
 

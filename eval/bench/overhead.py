@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from ditaccel import api
+from ditaccel.core.kinds import denoised
 from ditaccel.errors import UsageError
 from ditaccel.io.asking import calls_of
 from ditaccel.io.given import whole_argument as whole
@@ -100,7 +101,7 @@ def record(pipe: Any, call: dict[str, Any], steps: int) -> list[TransformerCall]
     )
     try:
         with torch.no_grad():
-            pipe(**{**call, "num_inference_steps": steps, "output_type": "latent"})
+            pipe(**{**call, "num_inference_steps": steps, **denoised(pipe)})
     finally:
         handle.remove()
     return calls

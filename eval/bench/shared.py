@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ditaccel.core.kinds import denoised
 from ditaccel.errors import UsageError
 from ditaccel.io import arguments as options
 from ditaccel.io.arguments import SHORT_DTYPES, dtype
@@ -147,7 +148,7 @@ def run_dense(subject: Subject, index: int) -> None:
     """One generation of a subject, its noise drawn with its number."""
     with torch.no_grad(), calls_of(subject.pipe, "bench"):
         subject.pipe(
-            **{"output_type": "latent", **subject.calls[index]},
+            **{**denoised(subject.pipe), **subject.calls[index]},
             generator=torch.Generator("cpu").manual_seed(index),
         )
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ditaccel import api
+from ditaccel.core.kinds import decoded, pictures_of
 from ditaccel.core.transformers import transformers_of
 from ditaccel.errors import DitaccelError, UsageError
 from ditaccel.io.arguments import add_out, add_steps, number
@@ -91,11 +92,11 @@ class Bench:
 
     def _run(self, i: int, steps: int | None = None) -> np.ndarray:
         """Frames uint8 (F, H, W, 3) of one generation, its noise drawn with its number."""
-        call = {"output_type": "np", **self.calls[i], "num_inference_steps": steps or self.steps}
+        asked = {**decoded(self.pipe), **self.calls[i]}
+        asked["num_inference_steps"] = steps or self.steps
         with calls_of(self.pipe, "bench"):
-            output = self.pipe(**call, generator=torch.Generator("cpu").manual_seed(i))
-        frames = getattr(output, "frames", None)
-        return to_uint8(output.images if frames is None else frames)
+            output = self.pipe(**asked, generator=torch.Generator("cpu").manual_seed(i))
+        return to_uint8(pictures_of(self.pipe, output))
 
     def _psnrs(self, dense: list[np.ndarray], steps: int | None = None) -> list[float]:
         return [psnr(frames, self._run(i, steps)) for i, frames in enumerate(dense)]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ditaccel.io.asking import asked, refuse_modular
+from ditaccel.core.kinds import decoded, pictures_of
+from ditaccel.io.asking import asked
 from ditaccel.io.frames import to_uint8
 from ditaccel.io.models import execution_device, is_class_pipeline
 
@@ -61,11 +62,11 @@ class Sampler:
         steps: scheduler steps of the dense run.
 
     Raises:
-        UnsupportedError: a modular pipeline.
+        UnsupportedError: the pipeline makes no pictures.
     """
 
     def __init__(self, pipe: Any, call: dict[str, Any], steps: int) -> None:
-        refuse_modular(type(pipe), "eval")
+        self._decoded = decoded(pipe)
         self.pipe = pipe
         self.call = {k: v for k, v in call.items() if k != "num_inference_steps"}
         self.steps = steps
@@ -82,7 +83,7 @@ class Sampler:
 
     def arguments(self, prompt: str, seed: int, steps: int | None) -> dict[str, Any]:
         """Keyword arguments of the pipeline call."""
-        arguments = {"output_type": "np", **self.call, **self.subject(prompt)}
+        arguments = {**self._decoded, **self.call, **self.subject(prompt)}
         arguments["num_inference_steps"] = steps or self.steps
         # On the CPU on every device: the noise must not depend on the machine.
         arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
@@ -105,7 +106,4 @@ class Sampler:
         watch = Stopwatch(execution_device(pipe))
         output = pipe(**arguments)
         timing = watch.stop()
-        value = getattr(output, "frames", None)
-        if value is None:
-            value = getattr(output, "images", None)
-        return Generation(to_uint8(value), timing)
+        return Generation(to_uint8(pictures_of(pipe, output)), timing)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import ForkedWorker
 from tiny import tiny_dit
 
+from ditaccel.batch.workers import local
 from ditaccel.cli import main
 
 
@@ -58,3 +60,16 @@ def generate(model: Path, tmp_path: Path, capsys: Any) -> Callable[..., tuple[in
         return code, printed.out, printed.err
 
     return run
+
+
+@pytest.fixture
+def crew(monkeypatch: pytest.MonkeyPatch) -> list[ForkedWorker]:
+    """Workers are forks of this process; here they are, in the order of their start."""
+    started: list[ForkedWorker] = []
+
+    def spawn(arguments: list[str], environment: dict[str, str]) -> ForkedWorker:
+        started.append(ForkedWorker(arguments, environment))
+        return started[-1]
+
+    monkeypatch.setattr(local, "spawn", spawn)
+    return started

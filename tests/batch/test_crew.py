@@ -6,14 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import ForkedWorker
+from forked import ForkedWorker, after
 from job_folders import assert_tidy, outputs
 
 from ditaccel.batch.folder import JobFolder
@@ -26,31 +25,6 @@ from ditaccel.io.files import read_lines
 
 Jobs = Callable[..., Path]
 Generate = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def crew(monkeypatch: pytest.MonkeyPatch) -> list[ForkedWorker]:
-    """Workers are forks of this process; here they are, in the order of their start."""
-    started: list[ForkedWorker] = []
-
-    def spawn(arguments: list[str], environment: dict[str, str]) -> ForkedWorker:
-        started.append(ForkedWorker(arguments, environment))
-        return started[-1]
-
-    monkeypatch.setattr(local, "spawn", spawn)
-    return started
-
-
-def after(seconds: float, ready: Callable[[], Any], act: Callable[[], Any]) -> None:
-    """On a thread: wait until `ready`, some seconds at most, then `act`."""
-
-    def run() -> None:
-        end = time.monotonic() + seconds
-        while not ready() and time.monotonic() < end:
-            time.sleep(0.01)
-        act()
-
-    threading.Thread(target=run, daemon=True).start()
 
 
 def booked(out: Path) -> list[dict[str, Any]]:

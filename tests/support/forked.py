@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ditaccel.batch.workers import worker_main
@@ -56,3 +58,15 @@ class ForkedWorker:
             time.sleep(0.01)
         assert self.returncode is not None
         return self.returncode
+
+
+def after(seconds: float, ready: Callable[[], Any], act: Callable[[], Any]) -> None:
+    """On a thread: wait until `ready`, some seconds at most, then `act`."""
+
+    def run() -> None:
+        end = time.monotonic() + seconds
+        while not ready() and time.monotonic() < end:
+            time.sleep(0.01)
+        act()
+
+    threading.Thread(target=run, daemon=True).start()

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ditaccel.core.kinds import hide_progress
+
 Tiny = tuple[Any, dict[str, Any]]
 
 
@@ -132,8 +134,6 @@ def modular_of(blocks: Any, **parts: Any) -> Any:
     """
     pipe = blocks.init_pipeline()
     pipe.update_components(**parts)
-    if hasattr(pipe._blocks, "set_progress_bar_config"):  # (a pipeline tells the blocks inside)
-        pipe._blocks.set_progress_bar_config(disable=True)
     return _ready(pipe)
 
 
@@ -141,5 +141,5 @@ def _ready(pipe: Any) -> Any:
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
-    pipe.set_progress_bar_config(disable=True)
+    hide_progress(pipe)
     return pipe
