@@ -23,11 +23,12 @@ class _Rate(Accumulated):
 
     Attributes:
         computed: latents and outputs of the last computed step.
-        rate: change of the output per change of the latents, from the last two computed steps.
+        rate: relative change of the output per change of the latents, from the last two computed
+            steps; on the device, so that a step waits for it once.
     """
 
     computed: list[torch.Tensor] = field(default_factory=list)
-    rate: float | None = None
+    rate: torch.Tensor | None = None
 
 
 @dataclass
@@ -44,8 +45,7 @@ class RateGate(AccumulatingGate):
         memory: _Rate = state.memory
         if memory.rate is None or memory.previous is None:
             return None
-        change = _mean_abs(_flat(state.samples) - memory.previous)
-        return memory.rate * float(change / _mean_abs(memory.computed[1]).clamp_min(1e-12))
+        return float(memory.rate * _mean_abs(_flat(state.samples) - memory.previous))
 
     def finished(self, step: DenoisingStep, state: BranchState, verdict: Verdict) -> None:
         super().finished(step, state, verdict)
@@ -57,7 +57,8 @@ class RateGate(AccumulatingGate):
         if memory.computed:
             before, returned = memory.computed
             change = _mean_abs(latents - before).clamp_min(1e-12)
-            memory.rate = float(_mean_abs(output - returned) / change)
+            size = _mean_abs(output).clamp_min(1e-12)
+            memory.rate = _mean_abs(output - returned) / change / size
         memory.computed = [latents, output]
 
 

@@ -21,35 +21,6 @@ from .engine.targets import OutputTarget, target
 
 MAX_SPAN = 6
 
-# Published schedules besides those of `MeanCacheConfig.published`: the same checkpoint with fewer
-# computed steps, or a later checkpoint of the family.
-SCHEDULES: Mapping[str, Mapping[str, Any]] = {
-    "qwen-image-17": {
-        "steps": (*range(9), 10, 17, 24, 31, 38, 45, 48, 49),
-        "spans": (*[1] * 8, 2, *[1] * 5, 4, 1),
-        "total": 50,
-    },
-    "qwen-image-10": {
-        "steps": (0, 1, 3, 7, 14, 21, 28, 35, 42, 49),
-        "spans": (1, 2, *[1] * 6, 4),
-        "total": 50,
-    },
-    "qwen-image-2512-25": {
-        "steps": (*range(16), 23, 31, 37, *range(44, 50)),
-        "spans": (*[1] * 15, 2, 2, 2, 1, 1, 1, 5, 5, 1),
-        "total": 50,
-    },
-    "qwen-image-2512-17": {
-        "steps": (*range(10), 11, 19, 27, 35, 43, 47, 49),
-        "spans": (*[1] * 9, 2, 1, 1, 1, 1, 5, 5),
-        "total": 50,
-    },
-    "qwen-image-2512-10": {
-        "steps": (0, 2, 4, 7, 14, 21, 28, 35, 42, 49),
-        "spans": (1, 3, *[1] * 6, 4),
-        "total": 50,
-    },
-}
 _NO_WIDTH = {
     Known.NO_SCHEDULER: "no scheduler is in sight",
     Known.NOT_SET: "the scheduler in sight is not in use (set_timesteps was not called)",
@@ -63,10 +34,12 @@ class Past:
     """The newest outputs of a branch, computed or not, newest first.
 
     Attributes:
+        most: outputs that are kept: as many as the longest span takes.
         outputs: `(B, …)` each.
         widths: change of the noise level that each step makes.
     """
 
+    most: int = MAX_SPAN
     outputs: list[torch.Tensor] = field(default_factory=list)
     widths: list[float] = field(default_factory=list)
 
@@ -75,7 +48,7 @@ class Past:
         assert step.sigma is not None and step.sigma_next is not None
         self.outputs.insert(0, output)
         self.widths.insert(0, step.sigma_next - step.sigma)
-        del self.outputs[MAX_SPAN:], self.widths[MAX_SPAN:]
+        del self.outputs[self.most :], self.widths[self.most :]
 
     def weights(self, width: float, span: int) -> list[float]:
         """Weights of the outputs in that of a step that follows them.
@@ -139,7 +112,7 @@ class EdgesGate(Gate):
     by_place = True
 
     def memory(self) -> Past:
-        return Past()
+        return Past(max(self.spans, default=1))
 
     @property
     def made_for(self) -> int | None:  # type: ignore[override]

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from ..config import CacheConfig, Example, method, require
 from ..core.denoising.tracker import DenoisingStep
 from ..core.reasons import Reason
-from .engine.forecast import combine
+from .engine.forecast import combine, newton_weights
 from .engine.gate import Gate, StepRules
 from .engine.policy import CachePolicy
 from .engine.state import BranchState, Call, Verdict
@@ -55,24 +56,6 @@ def chebyshev_weights(
     wanted = torch.tensor(row(to), dtype=torch.float64)
     found: list[float] = (design @ torch.linalg.solve(normal, wanted)).tolist()
     return found
-
-
-def local_weights(places: Sequence[float], to: float, order: int) -> list[float]:
-    """Weights over features, newest first, of Spectrum's discrete Taylor series.
-
-    Differences are taken as if features lay as far apart as the two newest.
-    """
-    weights = [0.0] * len(places)
-    weights[0] = 1.0
-    if len(places) < 2:
-        return weights
-    far = (to - places[0]) / (places[0] - places[1])
-    factor = 1.0
-    for level in range(1, min(order, len(places) - 1) + 1):
-        factor *= (far - level + 1) / level
-        for i in range(level + 1):
-            weights[i] += factor * (-1) ** i * math.comb(level, i)
-    return weights
 
 
 def windows(total: int, warmup: int, window: float, growth: float) -> list[int]:
@@ -149,7 +132,7 @@ class DisagreementGate(Gate):
         if not math.isfinite(doubt):
             return Verdict(False, Reason.NON_FINITE, doubt)
         later = repaid(step.index, trust.scheduled) if step.total is not None else None
-        risky = len(trust.seen) >= _LEAST and doubt > quantile(trust.seen, self.risk)
+        risky = len(trust.seen) >= _LEAST and doubt > np.quantile(trust.seen, self.risk)
         trust.seen.append(doubt)
         if risky and later is not None:
             trust.scheduled.remove(later)
@@ -165,7 +148,7 @@ class DisagreementGate(Gate):
         """Weights of the base forecast and of the observer."""
         places, at = state.last.places, state.place(step)
         base = chebyshev_weights(places, at, self.degree, self.ridge, total)
-        return base, local_weights(places, at, 1)
+        return base, newton_weights(places, at, 1)
 
     def trusted(self, horizon: int, doubt: float) -> float:
         """Share of the base forecast against the newest computed feature.
@@ -186,14 +169,6 @@ def disagreement(state: BranchState, base: Sequence[float], local: Sequence[floa
     if state.ranks is not None:
         sums = state.ranks.total(sums)
     return float((sums[0] / sums[1].clamp_min(1e-24)).sqrt())
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The value below which a share of the values lies, between neighbours on a line."""
-    ordered, at = sorted(values), share * (len(values) - 1)
-    low = math.floor(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
 
 
 @method("racer", paper="2608.01740")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -195,8 +195,13 @@ class CurvatureGate(Gate):
         memory, places = state.memory, state.last.places
         if verdict.forecast or not places or places[0] != state.place(step):
             return
-        if memory.error is not None and memory.slope is not None:
-            measured, gap = float(memory.error), step.index - memory.computed_at
+        seen = figures(state.last.features, state.ranks)
+        if memory.error is not None:
+            seen = torch.cat([seen, memory.error.float().reshape(1)])
+        # the one wait for the device
+        size, change, turned, *found = seen.tolist()
+        if found and memory.slope is not None:
+            measured, gap = found[0], step.index - memory.computed_at
             if verdict.reason in _CALIBRATION and gap == 1:
                 distance = abs(places[0] - places[1])
                 estimate = memory.slope * distance / (memory.size + _EPS)
@@ -204,43 +209,36 @@ class CurvatureGate(Gate):
             elif gap > 1:
                 memory.controller.measure(measured)
         memory.error, memory.computed_at = None, step.index
-        self._look(state)
-
-    def _look(self, state: BranchState) -> None:
-        """Take note of where the residuals are going."""
-        memory, ranks = state.memory, state.ranks
-        features, places = state.last.features, state.last.places
-        memory.size = _mean_size(features[0], ranks)
-        if len(features) > 1:
-            change = _mean_size(features[0] - features[1], ranks)
+        memory.size = size
+        if len(places) > 1:
             memory.slope = change / (abs(places[0] - places[1]) + _EPS)
-            memory.curvature = curvature(features[1], features[0], ranks)
+            memory.curvature = turned
 
 
-def _mean_size(values: torch.Tensor, ranks: Ranks | None) -> float:
-    total = values.abs().sum(dtype=torch.float32)
-    if ranks is None:
-        return float(total / values.numel())
-    total, count = ranks.total(torch.stack([total, total.new_full((), values.numel())]))
-    return float(total / count)
+def figures(features: Sequence[torch.Tensor], ranks: Ranks | None = None) -> torch.Tensor:
+    """Where the residuals of computed steps are going, `(3,)`.
 
-
-def curvature(before: torch.Tensor, after: torch.Tensor, ranks: Ranks | None = None) -> float:
-    """Relative change of length plus twice one minus the cosine, mean over the batch.
+    Mean absolute value of the newest; of its change; and the curvature: relative change of length
+    plus twice one minus the cosine, mean over the batch. The last two are 0 of a single residual.
 
     Args:
-        before: residual `(B, …)` of a computed step.
-        after: of the next computed one.
+        features: residuals `(B, …)`, newest first.
         ranks: that have the other tokens, where several compute together.
     """
-    old, new = before.flatten(1).float(), after.flatten(1).float()
-    sums = torch.stack([(old * old).sum(1), (new * new).sum(1), (old * new).sum(1)])
+    after = features[0].flatten(1)
+    before = features[1].flatten(1) if len(features) > 1 else after
+    old, new = before.float(), after.float()
+    sizes = torch.stack([x.abs().sum(dtype=torch.float32) for x in (after, after - before)])
+    squares = torch.stack([(old * old).sum(1), (new * new).sum(1), (old * new).sum(1)])
+    sums = torch.cat([sizes, sizes.new_tensor([after.numel()]), squares.flatten()])
     if ranks is not None:
         sums = ranks.total(sums)
-    old_size, new_size = sums[0].sqrt() + _EPS, sums[1].sqrt() + _EPS
+    old_size, new_size, product = sums[3:].unflatten(0, (3, -1))
+    old_size, new_size = old_size.sqrt() + _EPS, new_size.sqrt() + _EPS
     length = (new_size - old_size).abs() / old_size
-    cosine = (sums[2] / (new_size * old_size + _EPS)).clamp(-1.0, 1.0)
-    return float(length.mean() + _TURN * (1.0 - cosine).mean())
+    cosine = (product / (new_size * old_size + _EPS)).clamp(-1.0, 1.0)
+    turned = length.mean() + _TURN * (1.0 - cosine).mean()
+    return torch.stack([sums[0] / sums[2], sums[1] / sums[2], turned])
 
 
 @method("tafc", paper="https://github.com/bijiw515/TAFC")

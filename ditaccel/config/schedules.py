@@ -90,12 +90,9 @@ def scheduled(name: str, options: Mapping[str, Any], adapter: FamilyAdapter) -> 
     Raises:
         ConfigError: it was published for other checkpoints.
     """
-    from ..pipelines.schedules import PAYLOADS
-
     options = dict(options)
     found = _chosen(name, options.pop(_OPTION, None), adapter)
-    data = {**PAYLOADS[found.payload], "steps": found.computed, "total": found.steps}
-    made = method_from_dict({**data, **options})
+    made = method_from_dict({**found.options, **options})
     config = AccelerationConfig.of(made, label=f"{adapter.name} {_PREFIX}{name}")
     return completed(config, adapter)[0]
 

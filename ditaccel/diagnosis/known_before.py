@@ -9,7 +9,7 @@ from .. import config as configs
 from ..caching.engine.few_steps import LEAST, MOST
 from ..caching.engine.policy import few_steps_line, policy_of
 from ..pipelines import AUTO_STEPS, FamilyAdapter
-from ..pipelines.schedules import STAND_INS, PublishedSchedule, checkpoints, schedules_for
+from ..pipelines.schedules import PublishedSchedule, checkpoints, schedules_for
 from ..sessions.step_count import steps_of_share
 
 
@@ -85,8 +85,8 @@ def published_for(adapter: FamilyAdapter) -> tuple[str, list[PublishedSource]]:
     if not adapter.checkpoint:
         return "", []
 
-    def source(each: PublishedSchedule) -> tuple[str, int]:
-        return each.source, each.steps
+    def source(each: PublishedSchedule) -> tuple[str, int, str]:
+        return each.source, each.steps, each.note
 
     found = []
     for _, group in groupby(schedules_for(adapter.checkpoint).values(), source):
@@ -99,7 +99,7 @@ def published_for(adapter: FamilyAdapter) -> tuple[str, list[PublishedSource]]:
                 first.payload,
                 first.source,
                 first.licence,
-                STAND_INS.get(first.payload, ""),
+                first.note,
             )
         )
     return checkpoints()[adapter.checkpoint].title, found

@@ -210,9 +210,7 @@ def read_index(model: str | Path) -> Index:
         try:
             values = dict(given.parse_json(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise UsageError(
-                f"{path} is damaged ({line_of(error)}); get the model again"
-            ) from error
+            raise UsageError(f"{path} is damaged ({line_of(error)}); get it again") from error
         return Index(str(folder), path.name == MODULAR, values)
     if not is_hub_id(str(model)):
         raise UsageError(f"no model folder at {model}, and it is not a Hub id (owner/name) either")

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import yaml
 
 # What a skipped step reuses: the residual over the blocks, a forecast of the output, or the mean
-# velocity of the latents' way so far.
+# velocity over the last steps.
 Payload = Literal["residual", "forecast", "average_velocity"]
 # The config of each, but for the steps.
 PAYLOADS: Mapping[Payload, Mapping[str, Any]] = {
@@ -25,8 +25,8 @@ PAYLOADS: Mapping[Payload, Mapping[str, Any]] = {
     "forecast": {"method": "step_mask", "target": "output", "order": 1},
     "average_velocity": {"method": "step_mask", "target": "output", "order": 0},
 }
-# Payload -> what stands for it, where its own method is not here.
-STAND_INS: Mapping[Payload, str] = {"average_velocity": "the output is reused in its place"}
+# Of a schedule that tells over how many steps the velocity is averaged.
+_AVERAGED: Mapping[str, Any] = {"method": "meancache"}
 ANY = "any"
 _CHECKPOINTS = "checkpoints.yaml"
 # `owner/name`, also as the Hub's cache spells it in its folders.
@@ -70,6 +70,8 @@ class PublishedSchedule:
         payload: what a skipped step reuses.
         source: paper or address of the numbers.
         licence: of the source.
+        spans: steps that the velocity is averaged over behind each computed step but the last;
+            empty where they are not known.
     """
 
     name: str
@@ -79,6 +81,21 @@ class PublishedSchedule:
     payload: Payload
     source: str
     licence: str
+    spans: tuple[int, ...] = ()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The config of it, as plain data."""
+        own = {"steps": self.computed, "total": self.steps}
+        if self.spans:
+            return {**_AVERAGED, **own, "spans": self.spans}
+        return {**PAYLOADS[self.payload], **own}
+
+    @property
+    def note(self) -> str:
+        """What stands for the payload, empty where nothing has to."""
+        replaced = self.payload == "average_velocity" and not self.spans
+        return "its spans are not known, so the output is reused" if replaced else ""
 
 
 def step_list(text: Any) -> tuple[int, ...]:
@@ -121,9 +138,12 @@ def schedules() -> tuple[PublishedSchedule, ...]:
         for checkpoint, entries in data["schedules"].items():
             entries = dict(entries)
             steps = entries.pop("steps", data["steps"])
-            for number, text in entries.items():
+            for number, entry in entries.items():
                 label = f"{name.removesuffix('.yaml')}-{number}"
-                made = PublishedSchedule(label, checkpoint, steps, step_list(text), **shared)
+                parts = entry if isinstance(entry, dict) else {"computed": entry}
+                computed, spans = step_list(parts["computed"]), parts.get("spans")
+                each = () if spans is None else tuple(spans.get(i, 1) for i in computed[:-1])
+                made = PublishedSchedule(label, checkpoint, steps, computed, **shared, spans=each)
                 found.append(made)
     return tuple(found)
 

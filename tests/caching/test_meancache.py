@@ -1,16 +1,21 @@
 """MeanCache: skipped outputs by the published formula, from latents, worked out in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from ditaccel.pipelines import adapters
 from inspection import computed
-from tiny import generate, tiny_dit, tiny_wan
+from tiny import FAMILIES, generate, tiny_dit, tiny_wan
 from tiny.parts import unipc_scheduler
 
 import ditaccel
-from ditaccel.caching.meancache import SCHEDULES, Past
+from ditaccel import config as configs
+from ditaccel.caching.meancache import Past
 from ditaccel.core.denoising.tracker import DenoisingStep
 
+FLUX = "flux.1-dev"
 STEPS = (0, 1, 2, 3, 6, 9, 11)
 SPANS = (1, 1, 1, 3, 1, 2)
 TOTAL = 12
@@ -91,13 +96,36 @@ def test_weights_by_hand():
 
 
 def test_published_schedules_are_whole():
-    given = [*SCHEDULES.values(), *ditaccel.MeanCacheConfig.published.values()]
-    numbers = []
-    for options in given:
-        config = ditaccel.MeanCacheConfig(**options)
-        assert config.steps[-1] == config.total - 1 == 49
-        numbers.append(len(config.steps))
-    assert numbers == [17, 10, 25, 17, 10, 25]
+    own = ditaccel.MeanCacheConfig(**ditaccel.MeanCacheConfig.published["qwen_image"])
+    adapter = adapters()["qwen_image"]
+    found = {}
+    for checkpoint in ("qwen-image", "qwen-image-2512"):
+        for number in (25, 17, 10):
+            config = configs.preset(
+                f"published:meancache-{number}", replace(adapter, checkpoint=checkpoint)
+            ).cache
+            assert config.steps[-1] == config.total - 1 == 49 and len(config.steps) == number
+            found[checkpoint, number] = config
+    assert found["qwen-image", 25] == own
+    # as in the authors' code: behind 1 over 2 steps, behind 42 over 4
+    assert found["qwen-image", 10].spans == (1, 2, *[1] * 6, 4)
+    assert found["qwen-image-2512", 25].spans == (*[1] * 15, 2, 2, 2, 1, 1, 1, 5, 5, 1)
+    other = configs.preset("published:meancache-9", replace(adapters()["flux"], checkpoint=FLUX))
+    assert other.cache.method == "step_mask" and other.cache.order == 0
+
+
+def test_a_published_schedule_runs_and_keeps_no_more_outputs_than_it_needs():
+    pipe, call = FAMILIES["qwen_image"]()
+    pipe.transformer.register_to_config(_name_or_path="Qwen/Qwen-Image")
+    call["num_inference_steps"] = 50
+    with ditaccel.accelerated(pipe, "published:meancache-10"):
+        generate(pipe, call)
+        assert computed(pipe, "cond") == [0, 1, 3, 7, 14, 21, 28, 35, 42, 49]
+    gate = ditaccel.MeanCacheConfig(steps=(0, 3, 6), spans=(1, 3)).policy().gate
+    past = gate.memory()
+    for index in range(5):
+        past.add(torch.zeros(1), DenoisingStep(index, 0, "", 0.0, sigma=1.0, sigma_next=0.9))
+    assert len(past.outputs) == len(past.widths) == 3
 
 
 def test_a_schedule_that_does_not_fit_is_refused_in_one_line():

@@ -12,8 +12,6 @@ import ditaccel
 from ditaccel.caching.racer import (
     DisagreementGate,
     chebyshev_weights,
-    local_weights,
-    quantile,
     repaid,
     windows,
 )
@@ -45,14 +43,6 @@ def test_a_polynomial_is_forecast_exactly_without_a_ridge():
     assert np.dot(weights, values) == pytest.approx(0.5 * 1000 - 10 + 2, rel=1e-6)
 
 
-def test_the_observer_takes_the_newest_spacing_for_all():
-    assert local_weights([6.0, 4.0, 3.0], 9.0, 1) == pytest.approx([2.5, -1.5, 0.0])
-    # C(1.5, 2) = 0.375
-    second = [2.5 + 0.375, -1.5 - 0.75, 0.375]
-    assert local_weights([6.0, 4.0, 3.0], 9.0, 2) == pytest.approx(second)
-    assert local_weights([6.0], 9.0, 2) == [1.0]
-
-
 def test_windows_grow_at_computed_steps():
     assert windows(16, 3, 2.0, 0.5) == [0, 1, 2, 4, 6, 9, 12]
     assert windows(8, 2, 1.0, 0.0) == list(range(8))
@@ -65,12 +55,10 @@ def test_the_step_that_leaves_the_shortest_gap_is_given_up():
     assert repaid(5, [9]) is None and repaid(5, []) is None
 
 
-def test_trust_and_quantile_by_hand():
+def test_trust_by_hand():
     gate = DisagreementGate(7, 2.0, 0.25, 4, 1e-3, 0.25, 0.9)
     assert gate.trusted(1, 0.25) == pytest.approx(0.5)
     assert gate.trusted(3, 0.05) == pytest.approx(math.exp(-0.6) / (1 + math.exp(-0.8)))
-    assert quantile([3.0, 1.0, 2.0], 0.9) == pytest.approx(2.8)
-    assert quantile([1.0], 0.9) == 1.0
 
 
 def run(**options):

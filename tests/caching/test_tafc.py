@@ -10,7 +10,7 @@ from inspection import Watched, computed
 from tiny import generate, tiny_wan, tiny_wan22
 
 import ditaccel
-from ditaccel.caching.tafc import Controller, curvature
+from ditaccel.caching.tafc import Controller, figures
 
 STEPS = 20
 
@@ -163,7 +163,8 @@ def test_curvature_by_hand():
     """(3, 4) to (8, 6): lengths 5 and 10, cosine 48/50; the other sample stays."""
     before = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
     after = torch.tensor([[8.0, 6.0], [1.0, 0.0]])
-    assert curvature(before, after) == pytest.approx((1.0 + 2.0 * 0.04) / 2, rel=1e-5)
+    turned = figures([after, before])[2]
+    assert turned == pytest.approx((1.0 + 2.0 * 0.04) / 2, rel=1e-5)
 
 
 def test_the_gain_by_hand():

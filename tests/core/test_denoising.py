@@ -277,7 +277,7 @@ def test_ddim_widths_are_the_schedulers_own(steps):
     for t in scheduler.timesteps:
         step = tracker.observe("t", t)
         moved = float(scheduler.step(one, t, zero).prev_sample)
-        assert step.response.width(step.index) == pytest.approx(moved, rel=1e-5)
+        assert step.response.latents[step.index + 1, step.index] == pytest.approx(moved, rel=1e-5)
         expected = (step.sigma_next - step.sigma) / (1 + step.sigma_next**2) ** 0.5
         assert moved == pytest.approx(expected, rel=1e-4, abs=1e-6)
         share = ((1 + step.schedule.sigmas[-1] ** 2) / (1 + step.sigma**2)) ** 0.5

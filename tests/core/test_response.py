@@ -192,7 +192,7 @@ def test_unipc_feels_a_forecast_as_the_known_figures_say():
     width = np.diff(sigmas)
     known = {10: (1.87, 0.98), 25: (1.89, 0.97), 48: (1.98, 1.98), 49: (1.0, 1.0)}
     for i, (following, end) in known.items():
-        assert found.width(i) / width[i] == pytest.approx(following, abs=0.02)
+        assert found.latents[i + 1, i] / width[i] == pytest.approx(following, abs=0.02)
         assert found.end(i) / width[i] == pytest.approx(end, abs=0.02)
 
 
@@ -203,7 +203,9 @@ def test_outputs_of_flow_matching_add_up_to_the_noise_that_went(which):
     np.testing.assert_allclose(found.latents[:, -1], 1.0, atol=2e-6)
     np.testing.assert_allclose(found.latents[:, :-1].sum(1), sigmas - sigmas[0], atol=2e-6)
     np.testing.assert_allclose(found.input_scale, 1.0)
-    assert found.moved(2, 5)[:-1].sum() == pytest.approx(sigmas[5] - sigmas[2], abs=2e-6)
+    assert (found.latents[5] - found.latents[2])[:-1].sum() == pytest.approx(
+        sigmas[5] - sigmas[2], abs=2e-6
+    )
 
 
 def test_euler_has_its_closed_form_with_and_without_a_scheduler():
@@ -216,7 +218,7 @@ def test_euler_has_its_closed_form_with_and_without_a_scheduler():
             np.testing.assert_allclose(measured.latents, known.latents, atol=1e-5)
             np.testing.assert_allclose(measured.input_scale, known.input_scale, rtol=1e-5)
         widths = [after - before for before, after in pairwise(levels)]
-        assert [given.width(i) for i in range(8)] == pytest.approx(widths)
+        assert [given.latents[i + 1, i] for i in range(8)] == pytest.approx(widths)
         assert not measured.keeps_outputs and not given.keeps_outputs
 
 
@@ -225,9 +227,9 @@ def test_a_stage_of_heun_is_a_call():
     found, sigmas = Probe.of(scheduler, 0).response, scheduler.sigmas.tolist()
     assert found.calls == len(scheduler.timesteps) == 7
     width = sigmas[1] - sigmas[0]
-    assert found.width(0) == pytest.approx(width, rel=1e-5)
-    assert found.effect(2, 0) == pytest.approx(width / 2, rel=1e-5)
-    assert found.width(1) == pytest.approx(width / 2, rel=1e-5)
+    assert found.latents[1, 0] == pytest.approx(width, rel=1e-5)
+    assert found.latents[2, 0] == pytest.approx(width / 2, rel=1e-5)
+    assert found.latents[2, 1] == pytest.approx(width / 2, rel=1e-5)
     assert found.keeps_outputs
 
 
@@ -253,7 +255,7 @@ def test_own_sigmas_and_dynamic_shifts_are_those_of_the_run():
     scheduler.set_timesteps(sigmas=[1.0, 0.8, 0.5, 0.1], mu=0.7)
     found = Schedule.of(scheduler, float(scheduler.timesteps[0])).response
     widths = [float(after - before) for before, after in pairwise(scheduler.sigmas.double())]
-    assert [found.width(i) for i in range(4)] == pytest.approx(widths, rel=1e-5)
+    assert [found.latents[i + 1, i] for i in range(4)] == pytest.approx(widths, rel=1e-5)
 
 
 def test_subclasses_and_wrappers_are_served():
@@ -277,7 +279,7 @@ def test_subclasses_and_wrappers_are_served():
     sigmas = doubled.sigmas.tolist()
     for scheduler in (doubled, Wrapper(doubled)):
         found = Schedule.of(scheduler, float(doubled.timesteps[0])).response
-        assert found.width(2) == pytest.approx(2 * (sigmas[3] - sigmas[2]), rel=1e-5)
+        assert found.latents[3, 2] == pytest.approx(2 * (sigmas[3] - sigmas[2]), rel=1e-5)
     assert doubled.step_index is None
 
 

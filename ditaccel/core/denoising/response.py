@@ -68,14 +68,6 @@ class Response:
         """Transformer calls of the loop, per branch."""
         return len(self.latents) - 1
 
-    def effect(self, j: int, i: int) -> float:
-        """Change of the latents before call j (C: of the last ones) per change of output i."""
-        return float(self.latents[j, i])
-
-    def width(self, i: int) -> float:
-        """Change of the next latents per change of output i: `sigma_next - sigma` under Euler."""
-        return float(self.latents[i + 1, i])
-
     def end(self, i: int) -> float:
         """Change of the last latents per change of output i."""
         return float(self.latents[-1, i])
@@ -103,11 +95,6 @@ class Response:
         carried = np.where(np.abs(carried) > 1e-12, carried, 1.0)
         weights = np.abs(self.latents[i + 1 :, i] / carried)
         return bool(weights[-1] > _LASTING * weights.max())
-
-    def moved(self, start: int, end: int) -> np.ndarray:
-        """Weights, `(C + 1,)`, of the change of the latents from before call `start` to `end`."""
-        moved: np.ndarray = self.latents[end] - self.latents[start]
-        return moved
 
     @property
     def is_plain(self) -> bool:
