@@ -30,6 +30,8 @@ Published = Literal[
     "cosmos",
     "cogvideox_2b",
     "cogvideox",
+    "cogvideox_1.5",
+    "cogvideox_1.5_i2v",
     "hidream",
     "wan_1.3b",
     "wan_14b",
@@ -39,9 +41,9 @@ Published = Literal[
 
 # Coefficients that the authors fitted (github.com/ali-vilab/TeaCache, Apache-2.0), the highest
 # power first, each with the signal that it was fitted to: for FLUX.1-dev, HunyuanVideo, LTX-Video,
-# Mochi, Lumina-Next, Cosmos 1, CogVideoX (5B and 2B), HiDream-I1 and Wan 2.1. Those for Wan are of
-# the projected embedding (`use_ret_steps`); the authors' others there take the embedding before its
-# projection, which is not looked at here.
+# Mochi, Lumina-Next, Cosmos 1, CogVideoX (5B, 2B and 1.5), HiDream-I1 and Wan 2.1. Those for Wan are
+# of the projected embedding (`use_ret_steps`); the authors' others there take the embedding before
+# its projection, which is not looked at here.
 POLYNOMIALS: Mapping[Published, tuple[Signal, Coefficients]] = {
     "flux": ("modulated", (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)),
     "hunyuan": (
@@ -62,6 +64,14 @@ POLYNOMIALS: Mapping[Published, tuple[Signal, Coefficients]] = {
     "cogvideox": (
         "embedding",
         (-1538.80483, 843.202495, -134.363087, 7.97131516, -0.0523162339),
+    ),
+    "cogvideox_1.5": (
+        "embedding",
+        (250.210439, -165.061612, 35.7804877, -0.781551492, 0.0358559703),
+    ),
+    "cogvideox_1.5_i2v": (
+        "embedding",
+        (122.842302, -104.088754, 26.2981677, -0.306009921, 0.037121322),
     ),
     "hidream": ("embedding", (-31360.5009, -712.425503, 49.1363285, 8.2651549, 0.108053901)),
     "wan_1.3b": (
@@ -207,8 +217,16 @@ class TeaCacheConfig(ForecastOptions, FittedConfig):
     All other options are those of `ForecastOptions`; `guidance` is `independent` as published.
 
     `published` has the settings of the authors' scripts, for the model named there. Where it
-    deviates: a threshold of 0 skips nothing, though some polynomials are negative somewhere.
+    deviates: a threshold of 0 skips nothing, though some polynomials are negative somewhere; and
+    the residual ends at the last block everywhere, so that the final norm is that of the step,
+    where the authors' scripts for LTX-Video and Mochi hold what the final norm has made of it.
     """
+
+    # Of several thresholds in a script, the one that it sets. LTX-Video (teacache_ltx.py): 0.03 for
+    # 1.6x, 0.05 for 2.1x; Mochi (teacache_mochi.py): 0.06 for 1.5x, 0.09 for 2.1x; CogVideoX 1.5
+    # (teacache_sample_video.py): 0.1 for 1.3x, 0.2 for 1.8x, 0.3 for 2.1x, and CogVideoX in the
+    # paper's evaluation (experiments/cogvideox.py): 0.1 (slow) and 0.2 (fast). All of 50 steps but
+    # Mochi's 64. Read from a copy of the repository (github.com/zhajingjing/cse585, 470d4403).
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "flux": {"polynomial": "flux", "threshold": 0.6},
