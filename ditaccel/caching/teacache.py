@@ -41,9 +41,9 @@ Published = Literal[
 
 # Coefficients that the authors fitted (github.com/ali-vilab/TeaCache, Apache-2.0), the highest
 # power first, each with the signal that it was fitted to: for FLUX.1-dev, HunyuanVideo, LTX-Video,
-# Mochi, Lumina-Next, Cosmos 1, CogVideoX (5B, 2B and 1.5), HiDream-I1 and Wan 2.1. Those for Wan are
-# of the projected embedding (`use_ret_steps`); the authors' others there take the embedding before
-# its projection, which is not looked at here.
+# Mochi, Lumina-Next, Cosmos 1, CogVideoX (5B, 2B, 1.5), HiDream-I1 and Wan 2.1. Those for Wan are
+# of the projected embedding (`use_ret_steps`); the authors' others there take the one before its
+# projection, which is not looked at here.
 POLYNOMIALS: Mapping[Published, tuple[Signal, Coefficients]] = {
     "flux": ("modulated", (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)),
     "hunyuan": (

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from ditaccel.eval.peers.isolation import isolated
 from inspection import Watched, computed
 from tiny import generate, tiny_flux, tiny_wan, tiny_wan22
 
@@ -55,6 +56,39 @@ def test_the_residual_is_held():
         residual = end[last].double() - first[last].double()
         held = embedded.seen["in"][step].double() + residual
         torch.testing.assert_close(end[step].double(), held, rtol=0, atol=1e-5)
+
+
+def diffusers_own(pipe, call, ratios, threshold, steps):
+    """The result and the computed steps of each branch under diffusers' MagCache."""
+    from diffusers import MagCacheConfig as Theirs
+
+    pipe = isolated(pipe)
+    options = {"max_skip_steps": 3, "retention_ratio": 0.2, "num_inference_steps": steps}
+    pipe.transformer.enable_cache(Theirs(threshold=threshold, mag_ratios=ratios, **options))
+    seen = []
+    pipe.transformer.blocks[1].ffn.register_forward_hook(lambda *_: seen.append(len(ran)))
+    ran = []
+    pipe.transformer.register_forward_hook(lambda *_: ran.append(None))
+    result = generate(pipe, call, num_inference_steps=steps)
+    return result, [sorted({i // 2 for i in seen if i % 2 == branch}) for branch in (0, 1)]
+
+
+@pytest.mark.parametrize(("threshold", "steps"), [(0.06, 20), (0.15, 20), (0.15, 13), (0.5, 20)])
+def test_with_equal_ratios_it_is_diffusers_own(threshold, steps):
+    """Bit for bit, in both guidance branches: what differs in tables is the list that was measured.
+
+    Ratios between .93 and 1.08, so that gaps end by the threshold and by the longest run alike.
+    """
+    noise = torch.rand(20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    ratios = [1.0, *(0.93 + 0.15 * noise[1:]).tolist()]
+    pipe, call = tiny_wan()
+    theirs, steps_of_theirs = diffusers_own(pipe, call, ratios, threshold, steps)
+    with ditaccel.accelerated(pipe, cache=MagCacheConfig(threshold=threshold, ratios=[ratios])):
+        ours = generate(pipe, call, num_inference_steps=steps)
+        assert [computed(pipe, branch) for branch in ("cond", "uncond")] == steps_of_theirs
+    assert torch.equal(ours, theirs)
+    gaps = {after - before for before, after in pairwise(steps_of_theirs[0])}
+    assert max(gaps) <= 4 and len(gaps) > 1
 
 
 def test_retention_is_rounded_and_restarts_with_a_second_transformer():
