@@ -77,8 +77,9 @@ class Index:
         kind: Any = self.pipeline_class()
         if (given.path(self.model) / _OWN_BLOCKS).is_file():
             raise UsageError(
-                f"{self.model} brings blocks of its own ({_OWN_BLOCKS}); code that comes with a "
-                "model is never run: load it in a function of yours, and name that with --pipeline"
+                f"is needed: {self.model} brings blocks of its own ({_OWN_BLOCKS}), and code that "
+                "comes with a model is never run; load it in a function of yours",
+                "pipeline",
             )
         return kind(pretrained_model_name_or_path=self.model, modular_config_dict=dict(self.values))
 

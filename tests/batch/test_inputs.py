@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from job_plans import FACTS, plan
+from job_folders import FACTS, plan
 from PIL import Image
 
 from ditaccel.batch import inputs

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from job_plans import FACTS, plan
+from job_folders import FACTS, plan
 
 from ditaccel.batch.jobs import RawRow, read_rows
 from ditaccel.batch.manifest import Planner, Settings, read_manifest, write_manifest

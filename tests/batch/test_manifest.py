@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_plans import FACTS, plan
+from job_folders import FACTS, plan
 from PIL import Image
 
 from ditaccel.batch import names
