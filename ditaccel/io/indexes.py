@@ -59,7 +59,7 @@ class Index:
         """
         import diffusers
 
-        kind = getattr(diffusers, self.pipeline, None)
+        kind: Any = getattr(diffusers, self.pipeline, None)
         if is_pipeline(kind) and is_modular(kind) == self.modular:
             found: type = kind
             return found
