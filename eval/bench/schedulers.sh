@@ -15,13 +15,13 @@ forecast=granularity=last_block,target=output,guidance=difference,correction=aut
 
 table() { # NAME MODEL SCHEDULER
   HF_HUB_OFFLINE=1 "$python" -P -m ditaccel eval "samples/models/$2" --scheduler "$3" \
-    --out "$out/$1" --steps 40 --fewer 26,20,15,13,10,8 --limit 3 --pairs 1 --threads 1 \
+    --out "$out/$1" --steps 40 --fewer 26,20,15,13,11,10 --limit "${LIMIT:-4}" --pairs 1 --threads 1 \
     --config safe --config balanced --config fast \
-    --config "adaptive=adaptive_taylor:warmup=0.2,tolerance=0.01|0.03" \
-    --config "interval=taylorseer:$forecast,interval=3|4" \
-    --config "steps:26+adaptive_taylor:tolerance=0.006,warmup=0.2" \
+    --config "interval=taylorseer:$forecast,coordinate=auto,warmup=6,interval=4|5" \
+    --config "steps:26+adaptive_taylor:tolerance=0.006|0.012|0.02,warmup=0.12" \
     --config "peer/cache_dit:fn=1,warmup=4" --config peer/taylorseer --config peer/magcache \
-    --config "SeaCache=peer/seacache:max_skip=4,threshold=0.25|0.4"
+    --config "SeaCache=peer/seacache:max_skip=4,threshold=0.25|0.4|0.5" \
+    --config "steps:26+peer/seacache:max_skip=4,threshold=0.25"
 }
 
 for name in "${tables[@]}"; do
