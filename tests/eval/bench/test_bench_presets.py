@@ -100,11 +100,17 @@ def test_presets_are_in_order_on_a_few_steps_of_a_sample(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "seeds"), [("shapes-dit", 8), ("shapes-flux", 8), ("shapes-wan", 2)]
+    ("model", "seeds", "steps"),
+    [
+        ("shapes-dit", 8, "8 16 25 50"),
+        ("shapes-flux", 8, "8 16 25 50"),
+        ("shapes-wan", 1, "8 16 25"),
+    ],
 )
-def test_presets_are_in_order_on_every_sample(model, seeds):
+def test_presets_are_in_order_on_every_sample(model, seeds, steps):
     chosen = [str(200 + i) for i in range(seeds)]
-    assert cli.main(["bench", "presets", str(SAMPLES / model), "--seeds", *chosen]) == 0
+    command = ["bench", "presets", str(SAMPLES / model), "--seeds", *chosen, "--steps"]
+    assert cli.main([*command, *steps.split()]) == 0
 
 
 def test_safe_is_safe_where_it_once_turned_a_background():
