@@ -31,7 +31,7 @@ from .engine.scores import grouped_product, largest
 from .engine.tile_planner import TilePlanner
 
 # Elements of the largest tensors that are held at once.
-_CHUNK = 1 << 24
+_CHUNK = 1 << 21
 
 
 @method("adaspa", paper="2502.21079")
@@ -167,12 +167,17 @@ def tile_weights(
         scores = grouped_product(part, k).float() * scale
         if key_mask is not None:
             scores = scores.masked_fill(~key_mask[:, None, None], -torch.inf)
-        own = scores.logsumexp(-1) if lse is None else lse[:, :, start : start + step]
-        shares = (scores - own[..., None]).exp().nan_to_num(nan=0.0)
-        shares = F.pad(shares, (0, -length % k_tile, 0, -part.shape[2] % q_tile))
+        own = None if lse is None else lse[:, :, start : start + step, None]
+        # (a row without keys is 0)
+        top = scores.amax(-1, keepdim=True).clamp(min=-1e30) if own is None else own
+        shares = F.pad(scores.sub_(top).exp_(), (0, -length % k_tile, 0, -part.shape[2] % q_tile))
         shares = shares.unflatten(-1, (-1, k_tile)).sum(-1)
+        if own is None:
+            total = shares.sum(-1, keepdim=True)
+            shares = shares / total.clamp(min=1e-30)
+            own = top + total[:, :, : part.shape[2]].log()
         weights.append(shares.unflatten(2, (-1, q_tile)).sum(3))
-        totals.append(own)
+        totals.append(own[..., 0])
     return torch.cat(weights, 2), torch.cat(totals, 2)
 
 

@@ -28,14 +28,17 @@ from .engine.options import (
     Swept,
     check_ranges,
     check_within,
+    share_of,
     touched_tiles,
     whole_tiles,
 )
 from .engine.planner import LayerContext, Plan, State
+from .engine.scores import grouped_product
 from .engine.tile_planner import TilePlanner
 
 _LOG2_E = 1.4426950408889634
-_SAMPLED = 8  # one query tile in so many tells what a map would keep
+# One query tile in so many tells what a map would keep, of a long sequence no more than so many.
+_SAMPLED, _MOST = 8, 4
 
 
 @method("lite_attention", paper="2511.11062")
@@ -215,23 +218,24 @@ class LiteAttentionPlanner(TilePlanner):
         return own[min(int(context.fraction * len(own)), len(own) - 1)]
 
     def promise(
-        self, q: Tensor, k: Tensor, scale: float, context: LayerContext
+        self, q: Tensor, k: Tensor, scale: float, context: LayerContext, ahead: int = 0
     ) -> Tensor | float | None:
         """See `Planner`: marks of a few query tiles against their mature maximum."""
-        config = self.config
-        if self.dense_part(context) is not None:
+        config, step = self.config, context.step
+        first = share_of(config.dense_steps, step.total)
+        if step.index + ahead < first or self._in_dense_layers(context):
             return None
         tiles = -(-q.shape[2] // config.q_tile)
-        chosen = torch.linspace(0, tiles - 1, min(tiles, max(2, tiles // _SAMPLED))).round().int()
+        count = min(tiles, max(2, min(_MOST, tiles // _SAMPLED)))
         kept = []
-        whole = k if k.shape[1] == q.shape[1] else k.repeat_interleave(q.shape[1] // k.shape[1], 1)
-        for tile in chosen.tolist():
+        for tile in torch.linspace(0, tiles - 1, count).round().int().tolist():
             rows = q[:, :, tile * config.q_tile : (tile + 1) * config.q_tile].float()
-            scores = rows @ whole.transpose(-1, -2).float() * (scale * _LOG2_E)
+            scores = grouped_product(rows * (scale * _LOG2_E), k.float())
             if context.key_mask is not None:
                 scores.masked_fill_(~context.key_mask[:, None, None, : k.shape[2]], -torch.inf)
             short = -k.shape[2] % config.k_tile
-            scores = F.pad(scores, (0, short), value=-torch.inf)
+            if short:
+                scores = F.pad(scores, (0, short), value=-torch.inf)
             largest = scores.unflatten(-1, (-1, config.k_tile)).amax(-1)
             near = largest - largest.amax(-1, keepdim=True) > self.threshold(context)
             kept.append(near.any(2).float().mean())

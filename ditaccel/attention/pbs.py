@@ -78,6 +78,8 @@ class PBSConfig(FixedTileOptions):
 class PBSPlanner(TilePlanner):
     """Sorts again at each call; keeps nothing."""
 
+    planning = 0.12
+
     def sparse(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
     ) -> Plan:

@@ -174,6 +174,8 @@ class _Side:
 class SVG2Planner(TilePlanner):
     """Keeps centroids (and, for `refresh`, labels) per layer and branch between steps."""
 
+    planning = 0.08
+
     def __init__(self, config: SVG2Config) -> None:
         super().__init__(config)
         self.least_steps, self.max_age = 2, config.max_age

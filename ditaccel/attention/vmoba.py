@@ -105,6 +105,8 @@ class VMoBAConfig(TileOptions):
 class VMoBAPlanner(MaskPlanner):
     """Scores the chunks again at each call; keeps nothing."""
 
+    planning = 0.1
+
     def cube(self, context: LayerContext) -> Grid | None:
         """Frames, rows and columns of a chunk in this layer; None where the grid is not known."""
         if context.grid is None or context.grid_tokens is None:

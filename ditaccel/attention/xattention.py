@@ -88,6 +88,8 @@ class XAttentionConfig(FixedTileOptions):
 class XAttentionPlanner(MaskPlanner):
     """Weighs the tiles again at each call; keeps nothing."""
 
+    planning = 0.05
+
     def mask(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
     ) -> Tensor:

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from .. import config as configs
-from ..attention.engine.options import break_even_of
 from ..attention.engine.planner import Planner, planner_of
 from ..attention.engine.runtime import find_attention
 from ..caching.engine.blocks import find_blocks
@@ -399,7 +398,7 @@ def _too_short(planner: Planner, size: CallSize) -> str:
 
 def _pays(planner: Planner, device: torch.device) -> str:
     """Where an attention method saves time: what it keeps shows in the first steps of a run."""
-    share = 100 * break_even_of(planner.break_even, device.type)
+    share = 100 * planner.pays_below
     found = []
     if share < 100:
         found.append(

@@ -234,5 +234,5 @@ def calibrate(
         chosen,
         error=tuple(held.mean_error(i, 0, 0.0) or 0.0 for i in layers),
         density=tuple(_mean(held.densities.get((i, 0, 0.0)) or [1.0]) for i in layers),
-        break_even=break_even_of(chosen.break_even, held.device_type),
+        break_even=break_even_of(chosen.break_even),
     )

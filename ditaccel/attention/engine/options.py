@@ -21,9 +21,10 @@ Sink = Literal["first_frame", "conditions"]
 Schedule = tuple[tuple[float, float], ...]
 
 # Kept share of the attention matrix above which a layer is faster dense. On a CPU a kept tile costs
-# more than its part of dense attention, most at short sequences.
-_BREAK_EVEN = {"cpu": 0.7}
-_BREAK_EVEN_ELSEWHERE = 0.97
+# more than its part of dense attention, most at short sequences (measured: `kernels/README.md`). On
+# a GPU, kernels in Triton are published to reach 61 to 77 % of the fastest dense ones (H100), which
+# is what PyTorch takes; nothing has been measured here.
+_BREAK_EVEN = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class TileOptions(AttentionConfig):
         dense_layers: first layers that stay dense, likewise.
         min_tokens: shorter sequences stay dense.
         break_even: kept share of the attention matrix above which a layer is dense for some steps;
-            None for 0.7 on a CPU and 0.97 elsewhere, 1 for never.
+            None for 0.7, less what the method's planning costs, 1 for never.
         backend: of the kernel: `auto`, `triton`, `torch` or `naive`.
 
     Attributes:
@@ -173,14 +174,14 @@ class Calibrated:
     never: float
 
 
-def break_even_of(chosen: float | None, device_type: str) -> float:
+def break_even_of(chosen: float | None, planning: float = 0.0) -> float:
     """The kept share of the attention matrix above which sparse attention costs time.
 
     Args:
-        chosen: by the config, None for what the kind of device is known for.
-        device_type: `cpu`, `cuda`, …
+        chosen: by the config; None for what kernels are known for.
+        planning: time of making a map, as a share of that of dense attention.
     """
-    return _BREAK_EVEN.get(device_type, _BREAK_EVEN_ELSEWHERE) if chosen is None else chosen
+    return _BREAK_EVEN * (1 - planning) if chosen is None else chosen
 
 
 def along(schedule: Schedule, share: float) -> float:

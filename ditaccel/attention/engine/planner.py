@@ -25,7 +25,7 @@ from ...core.patching import PatchLedger
 from ...kernels import Marking, Precision, TileAttentionOutput, TileMap, TileMoments
 from ...pipelines.grids import Grid
 from .heads import joined
-from .options import Rest
+from .options import Rest, break_even_of
 from .order import Order
 
 State = dict[Any, Any]
@@ -225,7 +225,8 @@ class Planner(ABC):
         least_tokens: sequences shorter than this are computed in full.
         least_steps: loops with fewer steps are computed in full.
         break_even: kept share above which a layer is dense for a while, and a generation from half
-            way on; None for what the device gives.
+            way on; None for what kernels are known for.
+        planning: time of making a map, as a share of that of dense attention.
         backend: of the kernels, None for the best that can run.
         precision: of the scores of the tiles that are computed.
         shares_branches: whether there is one state per layer for all guidance branches, as they
@@ -235,9 +236,15 @@ class Planner(ABC):
     least_tokens: int = 0
     least_steps: int = 0
     break_even: float | None = None
+    planning: float = 0.0
     backend: str | None = None
     precision: Precision = "model"
     shares_branches: bool = False
+
+    @property
+    def pays_below(self) -> float:
+        """Kept share of the attention matrix above which a layer is faster dense."""
+        return break_even_of(self.break_even, self.planning)
 
     @abstractmethod
     def plan(
@@ -258,12 +265,19 @@ class Planner(ABC):
         """Learn from what the kernel saw; nothing by default."""
 
     def promise(
-        self, q: Tensor, k: Tensor, scale: float, context: LayerContext
+        self, q: Tensor, k: Tensor, scale: float, context: LayerContext, ahead: int = 0
     ) -> Tensor | float | None:
         """Kept share of the attention matrix to expect, told cheaply before anything was learnt.
 
-        None (the default) where that cannot be told, or this call is dense anyway. For the
-        arguments see `plan`.
+        None (the default) where that cannot be told, or the call in question is dense anyway. For
+        the arguments see `plan`.
+
+        Args:
+            q: see `plan`.
+            k: see `plan`.
+            scale: see `plan`.
+            context: see `plan`.
+            ahead: how many steps behind this one the call in question is.
         """
         return None
 

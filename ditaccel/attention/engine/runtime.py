@@ -344,10 +344,16 @@ class AttentionRuntime(PerLoop):
             conditions=self._conditions(length, text, now.extra),
             component=self._name,
         )
-        pause = state.paused(index) or payoff.cannot_pay(q, k, scale, context, state)
+        pause = (
+            state.paused(index)
+            or payoff.was_too_full(index, state)
+            or payoff.cannot_pay(q, k, scale, context, state)
+        )
         if pause is None:
             plan = planner.plan(q, k, v, scale, context, state.planner)
             if isinstance(plan, Dense):
+                if plan.kind is DenseReason.FIRST_STEPS:
+                    payoff.look_ahead(q, k, scale, context, state)
                 return plan
             if plan.marking is None:
                 pause = payoff.too_full(plan, index, state)

@@ -54,6 +54,8 @@ class TilePlanner(Planner):
     """
 
     max_age: int | None = None
+    # (on one thread at 4096 tokens, of which methods with dearer plans tell their own)
+    planning = 0.03
 
     def __init__(self, config: TileOptions) -> None:
         self.config: Any = config

@@ -61,6 +61,7 @@ class SLAPlanner(TilePlanner):
             default.
     """
 
+    planning = 0.1
     least_steps = 1
 
     def __init__(self, config: FixedTileOptions, weights: SLAWeights | None) -> None:
