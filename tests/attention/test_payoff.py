@@ -1,5 +1,6 @@
 """Attention that does not pay stays dense: judged by densities alone, at once or a step later."""
 
+import itertools
 import warnings
 
 import pytest
@@ -24,7 +25,7 @@ def test_each_pause_is_twice_as_long():
         if state.paused(step) is None:
             begins.append(step)
             state.begin_pause(step, torch.tensor(1.0), promised=False)
-    gaps = [b - a for a, b in zip(begins, begins[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(begins)]
     assert gaps[:3] == [RESTS + 1, 2 * RESTS + 1, 4 * RESTS + 1]
 
 
