@@ -13,12 +13,20 @@ from tiny import generate, peaked
 
 import ditaccel
 from ditaccel import (
+    AdaSpaConfig,
+    DraftAttentionConfig,
     LiteAttentionConfig,
+    NABLAConfig,
+    PBSConfig,
     RadialConfig,
     SLAConfig,
+    SolConfig,
+    SpargeConfig,
     STAConfig,
     SVG1Config,
     SVG2Config,
+    VMoBAConfig,
+    XAttentionConfig,
 )
 from ditaccel.attention.engine.attend import attend, slower_kernel
 from ditaccel.attention.engine.options import FixedTileOptions
@@ -146,6 +154,17 @@ MAPS = {
     "sta": (STAConfig, {"box": (1, 3, 3), "window": (1, 1, 1), **COMMON}),
     "svg1": (SVG1Config, {"density": 0.3, **SMALL}),
     "radial": (RadialConfig, {"decay": 0.1, "neighbor": 0.1, **SMALL}),
+    "draft_attention": (DraftAttentionConfig, {"cell": (4, 4), "density": 0.4, **COMMON}),
+    "xattention": (XAttentionConfig, {"stride": 4, "threshold": 0.4, **SMALL}),
+    "nabla": (NABLAConfig, {"square": (4, 4), "top_p": 0.4, **COMMON}),
+    "vmoba": (
+        VMoBAConfig,
+        {"q_tile": 16, "frames": 1, "window": (2, 2), "threshold": 0.02, **COMMON},
+    ),
+    "sparge": (SpargeConfig, {"top_p": 0.4, "similarity": -1.0, **SMALL}),
+    "adaspa": (AdaSpaConfig, {"density": 0.4, **SMALL}),
+    "sol": (SolConfig, {"tau": 0.5, "neighbours": 0, **SMALL}),
+    "pbs": (PBSConfig, {"threshold": 0.4, **SMALL}),
     "checkers": (_Checkers, SMALL),
 }
 RESTS = ("nothing", "means", "moments")

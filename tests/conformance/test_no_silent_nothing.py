@@ -248,7 +248,7 @@ def a_mask_that_forces_dense():
     run(pipe, call, LITE, num_inference_steps=5)
 
 
-@way(r"100 % of the attention would be kept, and here that pays below 70 %")
+@way(r"100 % of the attention would be kept, and here that pays below 68 %")
 def maps_that_keep_nearly_all():
     run(*FAMILIES["dit"](), "lite_attention:min_tokens=0,q_tile=16,k_tile=16,threshold=-30")
 
