@@ -51,6 +51,10 @@ class AttentionTileConfig(FixedTileOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            not (self.schedule and self.per_layer),
+            "schedule and per_layer both replace references; give one of them",
+        )
         for value in (self.references, *self.per_layer):
             require(
                 value >= 0 and (isinstance(value, int) or value < 1),
@@ -78,7 +82,7 @@ class AttentionTilePlanner(MaskPlanner):
     ) -> Tensor:
         """See `MaskPlanner`."""
         config = self.config
-        references = config.references
+        references = self.density_setting(context) if config.schedule else config.references
         if config.per_layer:
             require(
                 len(config.per_layer) == context.layers,
