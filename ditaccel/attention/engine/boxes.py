@@ -22,7 +22,6 @@ from .options import FixedTileOptions
 from .planner import LayerContext, State
 from .tile_planner import MaskPlanner
 
-Triple = tuple[int, int, int]
 # What the kernels want of a tile, at least.
 _LEAST_TILE = 16
 
@@ -46,12 +45,12 @@ class BoxOptions(FixedTileOptions):
         check_triple("box", self.box)
 
 
-def check_triple(name: str, value: Sequence[int], least: int = 1) -> None:
+def check_triple(name: str, value: Sequence[int]) -> None:
     """Check an option of frames, rows and columns."""
     require(
-        len(value) == 3 and all(n >= least for n in value),
-        f"{name} is {list(value)}; give frames, rows and columns, such as [2, 8, 8], each at least "
-        f"{least}",
+        len(value) == 3 and all(n >= 1 for n in value),
+        f"{name} is {list(value)}; give frames, rows and columns, such as [2, 8, 8], each 1 or "
+        "more",
     )
 
 
@@ -72,7 +71,7 @@ class Boxes:
     grid: Grid
     start: int
     line: bool
-    box: Triple
+    box: Grid
     places: tuple[Tensor, ...]
     cells: tuple[Tensor, ...]
 
@@ -175,7 +174,7 @@ def grid_or_line(context: LayerContext) -> tuple[Grid, int, bool]:
     return (1, 1, context.length - (end - start)), (end if start == 0 else 0), True
 
 
-def extent(size: Sequence[int], grid: Grid, line: bool) -> Triple:
+def extent(size: Sequence[int], grid: Grid, line: bool) -> Grid:
     """Frames, rows and columns, cut off at the edges of a grid; as many tokens on a line."""
     if line:
         size = (1, 1, math.prod(size))

@@ -36,7 +36,7 @@ class Frames:
         """The frames of a call, of at least `least` tokens each."""
         (frames, rows, columns), start, _ = grid_or_line(context)
         tokens = frames * rows * columns
-        size = rows * columns if frames > 1 else columns if rows > 1 else 1
+        size = tokens // (frames if frames > 1 else rows if rows > 1 else columns)
         size = min(tokens, size * -(-least // size))
         return cls(-(-tokens // size), size, start, tokens)
 

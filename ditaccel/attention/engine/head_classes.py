@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ class HeadClassPlanner(TilePlanner):
         mask = mask.to(q.device)[(None,) * (4 - mask.ndim)]
         place = None if tokens is None else tokens[0]
         grid, start, _ = grid_or_line(context)
-        count = grid[0] * grid[1] * grid[2]
+        count = math.prod(grid)
         outside = torch.ones(context.length, dtype=torch.bool)
         outside[start : start + count] = False
         if place is not None:
@@ -176,9 +177,9 @@ class HeadClassPlanner(TilePlanner):
     def rows(self, context: LayerContext, device: torch.device) -> Tensor:
         """Tokens whose queries are looked at: some of the grid's, evenly spaced, int64 `(S,)`."""
         grid, start, _ = grid_or_line(context)
-        count = grid[0] * grid[1] * grid[2]
-        rows = torch.arange(min(self.sampled, count), device=device) * count
-        return start + rows // min(self.sampled, count)
+        tokens = math.prod(grid)
+        count = min(self.sampled, tokens)
+        return start + torch.arange(count, device=device) * tokens // count
 
     def look(
         self,
@@ -269,7 +270,7 @@ def by_position(
     """
     grid, start, line = grid_or_line(context)
     frames = grid[0] if grid[0] > 1 else grid[1]
-    if line or frames == 1 or grid[0] * grid[1] * grid[2] == frames:
+    if line or frames == 1 or math.prod(grid) == frames:
         return None
     return _by_position(grid, start, context.length, apart and grid[0] > 1, device)
 
@@ -278,7 +279,7 @@ def by_position(
 def _by_position(
     grid: Grid, start: int, length: int, apart: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    count = grid[0] * grid[1] * grid[2]
+    count = math.prod(grid)
     inner = torch.arange(count).view(grid[0] if grid[0] > 1 else grid[1], -1)
     first = inner[:1].flatten() if apart else inner[:0].flatten()
     order = torch.arange(length)
