@@ -71,8 +71,8 @@ class AdaSpaConfig(FixedTileOptions):
     per_head: bool = True
     dense_steps: int | float = 0.22
     max_age: int = 30
-    q_tile: int | None = 64
-    k_tile: int | None = 64
+    q_tile: int = 64
+    k_tile: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()

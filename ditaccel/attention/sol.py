@@ -70,8 +70,8 @@ class SolConfig(FixedTileOptions):
     neighbours: int = 1
     spread: bool = True
     dense_layers: int | float = 1
-    q_tile: int | None = 64
-    k_tile: int | None = 64
+    q_tile: int = 64
+    k_tile: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -207,7 +207,7 @@ def test_a_transformer_of_no_known_family(monkeypatch, capsys):
     assert found.ok and found.family == "unknown (FluxTransformer2DModel)"
     assert "single_transformer_blocks.*.attn: 3 x FluxAttnProcessor" in text
     assert "where text stands is seen in a dry run" in text
-    noted = {m.name: bool(m.note) for m in found.methods if not m.reason}
+    noted = {m.name: bool(m.note) for m in found.methods if not (m.reason or m.to_fit)}
     for name, note in noted.items():
         method = methods()[name]
         outside = method.kind == "cache" and policy_of(method()).outside

@@ -203,7 +203,8 @@ def test_what_sees_parts_of_a_sequence_only_is_refused():
     ditaccel.restore(pipe)
     attention = {name for name, kind in configs.methods().items() if kind.kind == "attention"}
     split = {m.name for m in ditaccel.doctor(pipe).methods if m.reason}
-    assert split - whole == attention and whole < split
+    # head_wise has no maps by itself, here as anywhere
+    assert split - whole == attention - {"head_wise"} and whole < split
 
 
 def test_whole_pipelines_are_not_refused():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ditaccel.attention.engine.heads import OfHeads
 from ditaccel.attention.engine.order import OrderPerHead, SharedOrder
 from ditaccel.attention.engine.planner import Dense, DenseReason, LayerContext, Plan, Planner
 from ditaccel.config import AccelerationConfig
@@ -67,13 +68,13 @@ def heads_of(plan, heads):
     """`(plan, place in it)` of each head: those of parts follow each other."""
     if not plan.parts:
         return [(plan, h) for h in range(heads)]
-    every = [(part, h) for part in plan.parts for h in range(part.tile_map.indices.shape[1])]
+    every = [(part, h) for part in plan.parts for h in range(len(part.order._heads))]
     return [every[place] for place in plan.heads.tolist()]
 
 
 def orders_of(plan, b, h, length):
     """Tokens of the queries and of the keys of one head, in the order of the plan."""
-    order = plan.order
+    order = plan.order._order if isinstance(plan.order, OfHeads) else plan.order
     if isinstance(order, OrderPerHead):
         group = order.q_order.shape[1] // order.k_order.shape[1]
         return order.q_order[b, h].long(), order.k_order[b, h // group].long()

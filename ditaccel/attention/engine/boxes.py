@@ -37,8 +37,8 @@ class BoxOptions(FixedTileOptions):
     """
 
     box: tuple[int, ...] = (2, 8, 8)
-    q_tile: int | None = None
-    k_tile: int | None = None
+    q_tile: int | None = None  # type: ignore[assignment]
+    k_tile: int | None = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -126,8 +126,8 @@ class FixedTileOptions(TileOptions):
         k_tile: key tokens per tile.
     """
 
-    q_tile: int | None = 128
-    k_tile: int | None = 64
+    q_tile: int = 128
+    k_tile: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -89,8 +89,8 @@ class SLAConfig(FixedTileOptions):
     linear: Literal["marginal", "all"] | None = None
     projection: Literal["per_head", "shared"] | None = None
     cube: tuple[int, ...] | None = None
-    q_tile: int | None = None
-    k_tile: int | None = None
+    q_tile: int | None = None  # type: ignore[assignment]
+    k_tile: int | None = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,6 +6,7 @@ and `error`. Everything else goes to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -61,7 +62,9 @@ def main(root: str, run_file: str, slot: int, parent: int) -> int:
                 return
             for each in joined:
                 each.close()
-            os._exit(INTERRUPTED)  # still loading: nothing is claimed yet
+            with contextlib.suppress(OSError):  # the command may be gone
+                tell({"error": reason})
+            os._exit(2)  # still loading: nothing is claimed yet
 
         claims = join(folder, run, lost, parent)
         joined.append(claims)
