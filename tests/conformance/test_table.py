@@ -51,6 +51,8 @@ def test_results_are_what_the_checks_give(name):
     missing = [k for k, v in measured["cells"].items() if v == "torchao is not installed"]
     measured["cells"].update({column: known["cells"][column] for column in missing})
     known.pop("commit", None)
+    # what was not measured yet is what test_every_row_is_complete is for
+    measured["cells"] = {k: v for k, v in measured["cells"].items() if k in known["cells"]}
     assert measured == known
 
 
