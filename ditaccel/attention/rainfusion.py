@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..config import Example, method, require
 from .engine.boxes import grid_or_line
-from .engine.head_classes import HeadClass, HeadClassPlanner, band, by_position
+from .engine.head_classes import HeadClass, HeadClassPlanner, band
 from .engine.options import FixedTileOptions, Swept
 from .engine.planner import LayerContext
 
@@ -101,10 +101,7 @@ class RainFusionPlanner(HeadClassPlanner):
         tile = self.config.k_tile
         width = int(self.density_setting(context) * context.length) // tile * tile
         mask = band(width, *tilings)
-        found = [self.head_class("spatial", mask, None, q, k, context)]
-        order = by_position(context, q.device, "first_frame" in self.config.sinks)
-        if order is not None:
-            found.append(self.head_class("temporal", mask, order, q, k, context))
+        found = self.bands(mask, q, k, context)
         kept = checkerboard(context, self.config.stride)
         tokens = torch.argsort((~kept).long(), stable=True)
         seen = tilings[1].touched([(0, int(kept.sum()))], "cpu")[0]

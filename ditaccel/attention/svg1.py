@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..config import Example, method, require
 from ..kernels import Tiling
-from .engine.head_classes import HeadClass, HeadClassPlanner, band, by_position
+from .engine.head_classes import HeadClass, HeadClassPlanner, band
 from .engine.options import FixedTileOptions, Swept
 from .engine.planner import LayerContext
 
@@ -93,11 +93,7 @@ class SVG1Planner(HeadClassPlanner):
         start, end = context.text or (0, 0)
         width = band_width(self.density_setting(context), context.length, end - start, k_tiling)
         mask = band(width, q_tiling, k_tiling)
-        found = [self.head_class("spatial", mask, None, q, k, context)]
-        order = by_position(context, q.device, "first_frame" in self.config.sinks)
-        if order is not None:
-            found.append(self.head_class("temporal", mask, order, q, k, context))
-        return found
+        return self.bands(mask, q, k, context)
 
     def choose(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..config import Example, method, require
+from ..core.denoising.schedule import picture_and_noise
 from ..core.denoising.tracker import DenoisingStep
 from ..core.reasons import Reason
 from ..errors import ConfigError
@@ -78,19 +78,13 @@ class SpectralGate(AccumulatingGate):
 
 
 def shares(step: DenoisingStep) -> tuple[float, float]:
-    """Shares of picture and noise in the latents of a step.
-
-    Flow matching: `1 - sigma` and `sigma`. Noise prediction: `sqrt(alpha)` and `sqrt(1 - alpha)`
-    of the cumulative alpha, that is `1` and `sigma` by their length `sqrt(1 + sigma^2)`.
-    """
+    """Shares of picture and noise in the latents of a step (`picture_and_noise`)."""
     sigma = step.sigma
     assert sigma is not None
     if not step.flow:
-        return 1.0 / math.hypot(1.0, sigma), sigma / math.hypot(1.0, sigma)
-    if step.sigma_next is not None and step.sigma_next > sigma:
-        sigma = 1.0 - sigma  # the scheduler counts from noise to picture (Mochi, OmniGen)
-    sigma = min(max(sigma, 1e-6), 1.0 - 1e-6)
-    return 1.0 - sigma, sigma
+        return picture_and_noise(sigma, False)
+    rises = step.sigma_next is not None and step.sigma_next > sigma
+    return picture_and_noise(min(max(sigma, 1e-6), 1.0 - 1e-6), True, rises)
 
 
 def spectral_filter(

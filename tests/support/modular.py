@@ -69,8 +69,8 @@ class VideoDecoder(Stub):
         self.spatial_compression_ratio, self.tokens_chunk_size = 16, 5
 
     def encode(self, video: torch.Tensor) -> Any:
-        """Nothing is encoded here."""
-        raise NotImplementedError
+        """Must not be called: from a prompt to pictures, nothing is encoded."""
+        raise AssertionError("a pipeline that starts from a prompt has encoded something")
 
     def decode(self, latents: torch.Tensor, return_dict: bool = False) -> Any:
         """Pixels `(B, 3, F, 2 H, 2 W)`."""

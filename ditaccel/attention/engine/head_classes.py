@@ -89,6 +89,21 @@ class HeadClassPlanner(TilePlanner):
     def classes(self, q: Tensor, k: Tensor, scale: float, context: LayerContext) -> list[HeadClass]:
         """The classes that heads may have; for the arguments see `Planner.plan`."""
 
+    def bands(self, mask: Tensor, q: Tensor, k: Tensor, context: LayerContext) -> list[HeadClass]:
+        """A band along the order of the model, and where tokens have a grid by their position.
+
+        Args:
+            mask: tiles of the band (`band`).
+            q: queries, `(B, H, L, D)`.
+            k: keys.
+            context: of the call.
+        """
+        found = [self.head_class("spatial", mask, None, q, k, context)]
+        order = by_position(context, q.device, "first_frame" in self.config.sinks)
+        if order is not None:
+            found.append(self.head_class("temporal", mask, order, q, k, context))
+        return found
+
     @abstractmethod
     def choose(
         self,

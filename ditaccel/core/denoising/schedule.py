@@ -30,6 +30,21 @@ from .schedulers import GivenSigmas, in_use, sigmas_of
 _LEAST = 1e-3
 
 
+def picture_and_noise(sigma: float, flow: bool, rises: bool = False) -> tuple[float, float]:
+    """Shares of picture and noise in the latents at a noise level.
+
+    Args:
+        sigma: the level.
+        flow: flow matching: `1 - sigma` and `sigma`; else noise prediction: `sqrt(alpha)` and
+            `sqrt(1 - alpha)` of the cumulative alpha, that is `1` and `sigma` by their length.
+        rises: whether the schedule counts from noise to picture (Mochi, OmniGen).
+    """
+    if not flow:
+        length = math.hypot(1.0, sigma)
+        return 1.0 / length, sigma / length
+    return (sigma, 1.0 - sigma) if rises else (1.0 - sigma, sigma)
+
+
 class Known(Enum):
     """What is known of a loop's schedule.
 
@@ -223,10 +238,8 @@ class Schedule:
         rises = len(levels) > 1 and levels[-1] > levels[0]  # from noise to picture (Mochi, OmniGen)
         found = []
         for sigma in levels:
-            noise = sigma if flow else sigma / math.hypot(1.0, sigma)
-            picture = 1.0 - noise if flow else 1.0 / math.hypot(1.0, sigma)
-            log = math.log((max(picture, 0.0) + _LEAST) / (max(noise, 0.0) + _LEAST))
-            found.append(-log if rises else log)
+            picture, noise = picture_and_noise(sigma, flow, rises)
+            found.append(math.log((max(picture, 0.0) + _LEAST) / (max(noise, 0.0) + _LEAST)))
         return tuple(found) if all(a < b for a, b in pairwise(found)) else ()
 
     def stands(self, index: int) -> bool:
