@@ -66,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--features",
         metavar="WHAT",
-        help="feature extractor behind FID: a folder, inception=FILE, module:Class=FILE, or "
-        "none (default: the model's own)",
+        help="feature extractor behind FID: a folder, efficientnet-lite0, inception=FILE, "
+        "module:Class=FILE, or none (default: the model's own)",
     )
     add("--real", metavar="PATH", help="real frames for FID: a folder or an npz file")
     add("--real-n", type=whole("--real-n", 2), metavar="N", help="use the first N of them")

@@ -1,4 +1,4 @@
-"""Feature extractors behind distances of sets: a folder's own network, Inception, or the user's."""
+"""Feature extractors behind distances of sets: a folder's own network, a known one, the user's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .base import Metric
 from .frames import to_frames
 from .weights import load_weights
 
-_FORMS = "a network's folder, inception=WEIGHTS or module:Class=WEIGHTS"
+_FORMS = "a network's folder, efficientnet-lite0, inception=WEIGHTS or module:Class=WEIGHTS"
 HOW = f"needs a feature network (option `features`: {_FORMS})"
 JUDGE_HOW = "nothing here judges the prompts of this model: a feature network may bring a judge"
 
@@ -97,6 +97,25 @@ def register_folder(name: str, opens: Callable[[Path], Extractor | None]) -> Non
     FOLDERS.add(name, opens)
 
 
+# What opens a network that has a name: is given the path of its weights, "" where none is named.
+NETWORKS: Registry[Callable[[str], Extractor]] = Registry(
+    "feature network", "ditaccel.eval.metrics"
+)
+
+
+def register_network(name: str, opens: Callable[[str], Extractor]) -> None:
+    """Make a network known to the option `features`, as NAME or NAME=WEIGHTS.
+
+    Args:
+        name: of the network.
+        opens: makes the extractor of the path of its weights, "" where the user names none.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    NETWORKS.add(name, opens)
+
+
 def _folder(folder: Path) -> Extractor:
     for name in FOLDERS:
         try:
@@ -112,7 +131,7 @@ def _folder(folder: Path) -> Extractor:
     )
 
 
-def _frames_mean(net: nn.Module) -> Callable[[Tensor], Tensor]:
+def frames_mean(net: nn.Module) -> Callable[[Tensor], Tensor]:
     """Mean over the frames of a clip of an image network's features."""
 
     def run(images: Tensor) -> Tensor:
@@ -120,13 +139,6 @@ def _frames_mean(net: nn.Module) -> Callable[[Tensor], Tensor]:
         return torch.as_tensor(net(clip)).flatten(1).mean(0, keepdim=True)
 
     return run
-
-
-def _inception(weights: str) -> Extractor:
-    from .inception import Inception
-
-    net = Inception(load_weights(weights))
-    return Extractor("inception-2015-12-05", net.num_features, _frames_mean(net))
 
 
 def _custom(target: str, weights: str) -> Extractor:
@@ -151,25 +163,25 @@ def _custom(target: str, weights: str) -> Extractor:
     dim = getattr(net, "num_features", None)
     if not isinstance(dim, int):
         raise UsageError(f"{target}: the class needs an integer `num_features`", "features")
-    return Extractor(f"{target}={Path(weights).name}", dim, _frames_mean(net))
+    return Extractor(f"{target}={Path(weights).name}", dim, frames_mean(net))
 
 
 def load_extractor(spec: str) -> Extractor:
     """The extractor a user named.
 
     Args:
-        spec: a folder of a registered kind, `inception=WEIGHTS`, or `module:Class=WEIGHTS` (a
-            module without arguments, image (N, 3, H, W) in [0, 1] → (N, num_features); clips are
-            averaged).
+        spec: a folder of a registered kind, a registered network as `NAME` or `NAME=WEIGHTS`, or
+            `module:Class=WEIGHTS` (a module without arguments, image (N, 3, H, W) in [0, 1] →
+            (N, num_features)). Image networks see each frame of a clip, and the mean counts.
 
     Raises:
         UsageError: it names nothing usable, with what to do.
     """
     head, separator, weights = spec.partition("=")
-    if separator and head == "inception":
-        return _inception(weights)
     if separator and ":" in head:
         return _custom(head, weights)
+    if head in NETWORKS:
+        return NETWORKS[head](weights)
     folder = given.path(spec)
     if folder.is_dir():
         return _folder(folder)

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from ditaccel.errors import UsageError
 
+from .extractors import Extractor, frames_mean, register_network
+from .weights import load_weights
+
 HOW = (
     "pt_inception-2015-12-05-6726825d.pth (from the releases of mseitzer/pytorch-fid), as .pth or "
     ".safetensors"
@@ -198,3 +201,15 @@ class Inception(Architecture):
             )
         self.load_state_dict(wanted)
         self.eval()
+
+
+def _open(weights: str) -> Extractor:
+    if not weights:
+        raise UsageError(
+            f"inception has no weights of its own: inception=FILE with {HOW}", "features"
+        )
+    net = Inception(load_weights(weights))
+    return Extractor("inception-2015-12-05", net.num_features, frames_mean(net))
+
+
+register_network("inception", _open)

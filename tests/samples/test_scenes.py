@@ -110,6 +110,18 @@ def test_whitening_changes_latents_and_no_picture(script):
     assert module.from_white(after) < 0.01 < module.from_white(before)
 
 
+def test_whiteness_is_a_number_in_mixed_precision(script):
+    """Products in bfloat16 gave a covariance with negative eigenvalues, and NaN as its loss."""
+    from_white = script("scenes.vae").from_white
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(1, 1, 24, 24, generator=generator)
+    latents = 3 * common + 0.05 * torch.randn(2, 16, 24, 24, generator=generator)
+    wanted = from_white(latents)
+    assert torch.isfinite(wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(from_white(latents), wanted)
+
+
 @pytest.fixture
 def pool(script, monkeypatch, tmp_path):
     """Two small chunks, encoded by an untrained autoencoder."""

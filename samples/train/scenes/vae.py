@@ -67,13 +67,16 @@ class Crops:
 def from_white(latents: Tensor) -> Tensor:
     """How far the channels of (n, C, h, w) are from white: the divergence of two normal laws.
 
-    Beside it no channel is left idle; with the usual term for each pixel alone, two of six were.
+    With it no channel is left idle; with the usual term for each pixel alone, two of six were.
     """
     flat = latents.transpose(0, 1).flatten(1)
-    covariance = torch.cov(flat) + 1e-4 * torch.eye(len(flat))
-    return 0.5 * (
-        covariance.trace() + flat.mean(1).square().sum() - covariance.logdet() - len(flat)
-    )
+    # In bfloat16, which a training step would choose, the products of sixteen channels come out
+    # with negative eigenvalues now and then, and their logarithm is not a number.
+    with torch.autocast(flat.device.type, enabled=False):
+        flat = flat.double()
+        covariance = torch.cov(flat) + 1e-4 * torch.eye(len(flat)).to(flat)
+        divergence = covariance.trace() + flat.mean(1).square().sum() - covariance.logdet()
+        return 0.5 * (divergence - len(flat)).float()
 
 
 def vae_loss(batch: int) -> Callable:
