@@ -1,5 +1,6 @@
 """Which metrics a run measures, why it leaves others out, and the judge of prompts."""
 
+import importlib.util
 import sys
 from typing import Any
 
@@ -26,7 +27,12 @@ def judge(**options: Any) -> Judge:
 
 def test_a_plain_run_measures_what_needs_nothing_but_pictures() -> None:
     plain = judge()
-    needs_more = {m.key for m in metrics() if set(m.needs) != {Need.PICTURES}}
+    packages = {m.package for m in metrics() if m.package}
+    absent = {name for name in packages if importlib.util.find_spec(name) is None}
+    assert "torchmetrics" not in absent
+    needs_more = {
+        m.key for m in metrics() if set(m.needs) != {Need.PICTURES} or m.package in absent
+    }
     assert {m.key for m in plain.metrics} == set(METRICS) - needs_more
     assert set(plain.not_available) == needs_more | {"accuracy"}
     assert plain.not_available["fid_dense"] == extractors.HOW
@@ -42,6 +48,13 @@ def test_without_torchmetrics_its_metrics_are_left_out_with_the_reason(monkeypat
     assert "ditaccel[eval]" in without.not_available["ssim"]
     values = without.judge(SAMPLE, FRAMES, FRAMES)
     assert values["ssim"] is None and values["psnr"] == 99.0
+
+
+def test_a_metric_of_an_optional_package_says_how_to_get_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, METRICS["feature_distance"].package, None)
+    without = judge()
+    assert "ditaccel[features]" in without.not_available["feature_distance"]
+    assert without.judge(SAMPLE, FRAMES, FRAMES)["feature_distance"] is None
 
 
 def test_what_every_result_has_comes_first_and_sets_come_last() -> None:
