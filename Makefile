@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-rotated support-table docs versions lint format clean
+.PHONY: help setup demo test test-all test-rotated support-table docs dist versions lint format clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -73,6 +73,10 @@ support-table: $(STAMP) ## measure families without results, then write the tabl
 
 docs: $(STAMP) ## write the tables of the READMEs from the classes and results that they describe
 	PYTHONPATH=tests/support:tests/conformance HF_HUB_OFFLINE=1 $(PY) -P tests/conformance/generated_docs.py
+
+dist: $(STAMP) ## build the source distribution and the wheel into dist/
+	@rm -rf build dist
+	$(PY) -P -m build --no-isolation
 
 versions: $(STAMP) ## the tests that depend on diffusers, under each version that is promised
 	$(PY) -P tests/conformance/version_matrix.py $(ARGS)

@@ -2,16 +2,20 @@
 
 import importlib
 import json
-import os
 import shutil
-import subprocess
 import sys
-import sysconfig
+import tarfile
 import tomllib
 import zipfile
+from email.parser import Parser
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from clean_environment import install, run
+
+import ditaccel
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("ditaccel", "kernels", "pipelines", "eval")
@@ -24,15 +28,6 @@ DATA = (".py", ".html", ".css", ".js", ".yaml", ".json", ".typed")
 TOOLS = ("aot.py", "build.py", "builds.py", "fuzz.py")
 
 pytestmark = pytest.mark.xdist_group("packaging")
-
-
-def _run(command: list[str | Path], cwd: Path) -> str:
-    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 def test_data_files_of_packages_are_declared():
@@ -52,34 +47,69 @@ def test_data_files_of_packages_are_declared():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy: setuptools leaves `build/` behind in its source folder."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the source distribution and with the wheel that was built from it.
+
+    They are made from a copy, because setuptools leaves `build/` behind in its source folder.
+    """
     source = tmp_path_factory.mktemp("source")
     for room in ROOMS:
         shutil.copytree(ROOT / room, source / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    out = tmp_path_factory.mktemp("wheel")
-    options = ["--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", out]
-    _run([sys.executable, "-m", "pip", "wheel", *options, source], cwd=out)
-    (built,) = out.glob("*.whl")
-    return built
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
+    out = tmp_path_factory.mktemp("dist")
+    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source], cwd=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (found,) = built.glob("*.whl")
+    return found
 
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment with the wheel; torch and the rest are borrowed from this one."""
-    folder = tmp_path_factory.mktemp("user")
-    _run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], cwd=folder)
-    python = folder / "venv" / "bin" / "python"
-    install = ["--python", python, "install", "--no-deps", "--no-index", wheel]
-    _run([sys.executable, "-m", "pip", *install], cwd=folder)
-    # A path line adds the folder without running its own .pth files, so that the editable
-    # install of this checkout stays out.
-    site = _run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], folder)
-    borrowed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (Path(site.strip()) / "borrowed.pth").write_text("\n".join(sorted(borrowed)) + "\n")
-    return python
+    """Python of an environment with the wheel and what it requires, without any extra."""
+    return install(wheel, tmp_path_factory.mktemp("user"))
+
+
+def test_source_distribution_is_whole(built: Path) -> None:
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "CITATION.cff"} <= names
+    assert not [name for name in names if name.startswith(("tests/", "samples/"))]
+
+
+def test_metadata(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        facts = Parser().parsestr(archive.read(name).decode())
+    assert facts["Version"] == ditaccel.__version__
+    assert facts["License-Expression"] == "Apache-2.0"
+    assert "Typing :: Typed" in facts.get_all("Classifier")
+    assert facts["Description-Content-Type"] == "text/markdown"
+    assert set(facts.get_all("License-File")) == {"LICENSE", "NOTICE"}
+
+
+def test_one_version() -> None:
+    """It is written where Python reads it; the citation must follow."""
+    facts = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in facts["project"] and "version" in facts["project"]["dynamic"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == ditaccel.__version__
+    assert f"\n## [{ditaccel.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_notice_names_the_data_of_others() -> None:
+    notice = (ROOT / "NOTICE").read_text()
+    for path in (ROOT / "pipelines" / "schedules").glob("*.yaml"):
+        facts = yaml.safe_load(path.read_text())
+        if "source" in facts:
+            (line,) = (line for line in notice.splitlines() if line.startswith(path.name))
+            assert facts["licence"].split()[0] in line.replace("no licence", "none"), line
 
 
 def test_wheel_holds_every_module_and_the_data_files(wheel: Path) -> None:
@@ -116,38 +146,39 @@ def test_wheel_installs_one_top_level_name(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"ditaccel"}
 
 
-def test_packages_import_from_the_wheel(python: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def imported(python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one process of that environment finds out, since every start of torch takes seconds."""
     code = (
-        "import importlib, json\n"
-        f"print(json.dumps([importlib.import_module(n).__file__ for n in {PACKAGES!r}]))"
+        "import importlib, importlib.util, json, sys, ditaccel\n"
+        "heavy = ('diffusers', 'transformers', 'triton', 'matplotlib', 'torchmetrics', 'av')\n"
+        "loaded = [name for name in heavy if name in sys.modules]\n"
+        f"files = [importlib.import_module(n).__file__ for n in {PACKAGES!r}]\n"
+        f"specs = {{n: importlib.util.find_spec(n) for n in {FORBIDDEN!r}}}\n"
+        "origins = {n: str(s.origin) for n, s in specs.items() if s}\n"
+        "print(json.dumps({'loaded': loaded, 'files': files, 'origins': origins}))"
     )
-    files = json.loads(_run([python, "-c", code], cwd=tmp_path).splitlines()[-1])
+    return json.loads(run([python, "-c", code], tmp_path_factory.mktemp("out")).splitlines()[-1])
+
+
+def test_packages_import_from_the_wheel(python: Path, imported: dict[str, Any]) -> None:
     venv = python.parent.parent.resolve()
+    files = imported["files"]
     assert all(Path(file).resolve().is_relative_to(venv) for file in files), files
 
 
-def test_no_folder_of_ours_becomes_a_top_level_import(python: Path, tmp_path: Path) -> None:
-    code = (
-        "import importlib.util as u, json\n"
-        f"specs = {{n: u.find_spec(n) for n in {FORBIDDEN!r}}}\n"
-        "print(json.dumps({n: str(s.origin) for n, s in specs.items() if s}))"
-    )
-    found = json.loads(_run([python, "-c", code], cwd=tmp_path).splitlines()[-1])
+def test_no_folder_of_ours_becomes_a_top_level_import(imported: dict[str, Any]) -> None:
+    found = imported["origins"]
     assert not {n: o for n, o in found.items() if "ditaccel" in o or str(ROOT) in o}, found
 
 
-def test_import_is_lean(python: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys, json, ditaccel\n"
-        "heavy = ('diffusers', 'transformers', 'triton', 'matplotlib', 'torchmetrics', 'av')\n"
-        "print(json.dumps([name for name in heavy if name in sys.modules]))"
-    )
-    assert json.loads(_run([python, "-c", code], cwd=tmp_path).splitlines()[-1]) == []
+def test_import_is_lean(imported: dict[str, Any]) -> None:
+    assert imported["loaded"] == []
 
 
 def test_command_line_starts_from_the_wheel(python: Path, tmp_path: Path) -> None:
     script = python.parent / "ditaccel"
-    assert "eval" in _run([script, "--help"], cwd=tmp_path)
+    assert "eval" in run([script, "--help"], cwd=tmp_path)
 
 
 def test_sample_models_load_from_the_wheel(python: Path, tmp_path: Path) -> None:
@@ -160,7 +191,7 @@ def test_sample_models_load_from_the_wheel(python: Path, tmp_path: Path) -> None
         "sheet = read_sheet(sys.argv[1])\n"
         "print(type(load_pipeline(sys.argv[1])).__name__, len(read_prompts(sheet.prompts)) > 0)"
     )
-    line = _run([python, "-c", code, folder], cwd=tmp_path).splitlines()[-1]
+    line = run([python, "-c", code, folder], cwd=tmp_path).splitlines()[-1]
     assert line == "DiTPipeline True"
 
 
@@ -174,5 +205,12 @@ def test_judge_of_the_samples_loads_from_the_wheel(python: Path, tmp_path: Path)
         "net = FeatureNet.from_pretrained(sys.argv[1])\n"
         "print(tuple(net.features(torch.rand(2, 3, 32, 32)).shape))"
     )
-    shape = _run([python, "-c", code, folder], cwd=tmp_path).splitlines()[-1]
+    shape = run([python, "-c", code, folder], cwd=tmp_path).splitlines()[-1]
     assert shape == "(2, 64)"
+
+
+@pytest.mark.slow
+def test_smoke_script(python: Path, tmp_path: Path) -> None:
+    """What the release runs on the wheel: a tiny pipeline, undo, and doctor."""
+    told = run([python, "-P", ROOT / ".ci" / "smoke.py"], cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert "works" in told.splitlines()[-1] and str(ROOT) not in told, told
