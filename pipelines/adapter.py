@@ -171,7 +171,9 @@ class FamilyAdapter:
     Attributes:
         name: the family's name.
         transformers: class names of its transformers.
-        blocks: contracts of the block containers, in the order in which they run.
+        blocks: contracts of the block containers, in the order in which they run; none where
+            nothing inside the transformer may be touched: then methods that forecast what it
+            returns work, and others are refused.
         attention: where self-attention is, in the order in which it runs; empty where attention
             methods do not apply.
         no_attention_because: why attention methods do not apply, for people, where they do not.

@@ -79,7 +79,9 @@ class Methods:
             UnsupportedError: they cannot be put on, with the reason.
         """
         if not adapter.provisional:
-            self._put_on(name, transformer, adapter, front, blocks=not front.whole)
+            # (an adapter without blocks says that there is nothing inside to work with)
+            inside = bool(adapter.blocks) or not self.outside
+            self._put_on(name, transformer, adapter, front, blocks=inside and not front.whole)
             return
         self._warn_of_assumptions(name, transformer, adapter)
         if self.outside:

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from tiny import generate, tiny_dit, tiny_flux, tiny_wan
+from tiny.flux import tiny_controlnet
 
 import ditaccel
 
@@ -94,38 +95,10 @@ def test_ip_adapter_after_an_attention_method():
     }
 
 
-def controlled():
-    """`FluxControlNetPipeline`, whose ControlNet adds to what goes from block to block."""
-    from diffusers import AutoencoderKL, FluxControlNetModel, FluxControlNetPipeline
-
-    whole, call = tiny_flux()
-    torch.manual_seed(6)
-    control = FluxControlNetModel.from_transformer(
-        whole.transformer,
-        num_layers=1,
-        num_single_layers=1,
-        num_attention_heads=2,
-        attention_head_dim=16,
-    )
-    with torch.no_grad():  # what it adds begins with zeros
-        for part in (control.controlnet_blocks, control.controlnet_single_blocks):
-            for weight in part.parameters():
-                weight.normal_(std=0.05)
-    vae = AutoencoderKL(
-        block_out_channels=(8,), norm_num_groups=4, latent_channels=4, shift_factor=0.1
-    )
-    parts = {**whole.components, "vae": vae.eval(), "controlnet": control.eval()}
-    pipe = FluxControlNetPipeline(
-        **{k: v for k, v in parts.items() if k not in ("image_encoder", "feature_extractor")}
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe, {**call, "height": 16, "width": 16, "control_image": torch.rand(1, 3, 16, 16)}
-
-
 @pytest.mark.parametrize("spec", [*CACHES, "adaptive_taylor:tolerance=1e9,warmup=2", LITE])
 def test_controlnet(spec):
     """What it adds between the blocks is part of what a computed step remembers."""
-    pipe, call = controlled()
+    pipe, call = tiny_controlnet()
     dense = generate(pipe, call)
     assert not torch.equal(dense, generate(pipe, call, controlnet_conditioning_scale=0.0))
     with ditaccel.accelerated(pipe, "confidence_gated_taylor:threshold=0"):

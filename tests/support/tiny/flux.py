@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from PIL import Image
 
 from tiny.builder import Tiny, embeds_source, pipeline_of, tiny_family
@@ -41,6 +42,35 @@ def tiny_flux(layers: int = 2, single_layers: int = 3) -> Tiny:
         "num_inference_steps": 8,
         "output_type": "latent",
     }
+
+
+def tiny_controlnet() -> Tiny:
+    """`FluxControlNetPipeline`, whose ControlNet adds to what goes from block to block."""
+    from diffusers import AutoencoderKL, FluxControlNetModel, FluxControlNetPipeline
+
+    whole, call = tiny_flux()
+    torch.manual_seed(6)
+    control = FluxControlNetModel.from_transformer(
+        whole.transformer,
+        num_layers=1,
+        num_single_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=16,
+    )
+    own = control.controlnet_blocks, control.controlnet_single_blocks, control.controlnet_x_embedder
+    with torch.no_grad():  # what it adds begins with zeros
+        for part in own:
+            for weight in part.parameters():
+                weight.normal_(std=0.05)
+    vae = AutoencoderKL(
+        block_out_channels=(8,), norm_num_groups=4, latent_channels=4, shift_factor=0.1
+    )
+    parts = {**whole.components, "vae": vae.eval(), "controlnet": control.eval()}
+    pipe = FluxControlNetPipeline(
+        **{k: v for k, v in parts.items() if k not in ("image_encoder", "feature_extractor")}
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, {**call, "height": 16, "width": 16, "control_image": torch.rand(1, 3, 16, 16)}
 
 
 @tiny_family(resized=SMALL, resized_tokens=5 * 3)
