@@ -14,8 +14,10 @@ from ditaccel.io.models import Sheet, class_label
 
 from .comparison.sampler import Sample
 from .metrics import extractors, real
-from .metrics.base import ACCURACY, METRICS, Estimate, Metric, Need, Per, Run, metrics
+from .metrics.base import ACCURACY, METRICS, SAME, Estimate, Metric, Need, Per, Run, metrics, score
 from .options import Options
+
+_SAME = "share of samples in which the judge sees what it sees in dense's, in the same places"
 
 
 class Judge:
@@ -75,7 +77,10 @@ class Judge:
     def metrics(self) -> list[Metric]:
         """What is measured, the scores of the judge of prompts last."""
         own = [metric for metric in metrics() if metric.key in self._runs]
-        return [*own, *(self._prompts.scores if self._prompts is not None else ())]
+        if self._prompts is None:
+            return own
+        same = [score(SAME, _SAME)] if hasattr(self._prompts, SAME) else []
+        return [*own, *self._prompts.scores, *same]
 
     @property
     def features(self) -> dict[str, Any] | None:
@@ -107,6 +112,8 @@ class Judge:
             pipe = self._class_pipe
             label = class_label(pipe, sample.prompt) if pipe is not None else None
             values |= self._prompts(frames, sample.prompt, label)
+            if (same := getattr(self._prompts, SAME, None)) is not None:
+                values[SAME] = bool(same(reference, frames))
         return values
 
     def compare(self, metric: Metric, reference: Any, own: Any) -> Estimate | None:

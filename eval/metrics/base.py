@@ -225,6 +225,8 @@ class Metric:
 
 # Where a row of `summary.json` holds the scores of a judge of prompts.
 ACCURACY = "accuracy"
+# Whether the judge sees in a sample what it sees in dense's; a judge may have no answer.
+SAME = "same"
 # What else such a row holds: a metric of that name would hide it.
 _RESERVED = {
     ACCURACY,

@@ -25,7 +25,12 @@ JUDGE_HOW = "nothing here judges the prompts of this model: a feature network ma
 
 
 class Judge(Protocol):
-    """Judges whether a sample shows what its prompt asks for."""
+    """Judges whether a sample shows what its prompt asks for.
+
+    One with a method `same(reference, frames) -> bool` also tells whether two samples show the same
+    picture; such samples count as kept however far their pixels are apart. It must look at more
+    than what the prompt says, or every good sample would be kept.
+    """
 
     @property
     def scores(self) -> Sequence[Metric]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ditaccel.errors import UsageError
 
-from .base import Better, Figure, Metric, Shown, Unit, Values, register
+from .base import SAME, Better, Figure, Metric, Shown, Unit, Values, register
 from .frames import frame_pair
 
 CAP = 99.0
@@ -68,6 +68,12 @@ def _of(samples: Sequence[Values]) -> list[float]:
     return [float(values["psnr"]) for values in samples]
 
 
+def _kept(samples: Sequence[Values]) -> float:
+    """Share of the samples near dense's, or in which the judge sees the same."""
+    kept = [float(v["psnr"]) >= KEPT_DB or v.get(SAME) is True for v in samples]
+    return float(np.mean(kept))
+
+
 register(
     Metric(
         key="psnr",
@@ -97,8 +103,8 @@ register(
                 name="kept",
                 title="kept",
                 about=f"share of samples that stay the same picture: PSNR of {KEPT_DB:g} dB or "
-                "more",
-                of=lambda samples: float(np.mean(np.asarray(_of(samples)) >= KEPT_DB)),
+                "more, or the model's judge sees the same things in the same places",
+                of=_kept,
                 unit=Unit.SHARE,
             ),
             Figure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from .features import FeatureNet
 
 def feature_net(folder: Path) -> Extractor | None:
     """The extractor of a folder with a `FeatureNet`; None for another folder."""
-    if not (folder / "config.json").is_file():
+    config = folder / "config.json"
+    # Other networks of ours name themselves; this one came first.
+    if not config.is_file() or "network" in json.loads(config.read_text()):
         return None
     net = FeatureNet.from_pretrained(folder)
     dim: Any = net.config["features"]

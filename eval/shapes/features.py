@@ -57,7 +57,7 @@ def class_objects(label: int) -> list[SceneObject]:
     return [SceneObject(COLOURS[colour], SHAPES[shape])]
 
 
-class _Stage(nn.Module):
+class Stage(nn.Module):
     """Halve the picture, then one residual convolution."""
 
     def __init__(self, inside: int, outside: int) -> None:
@@ -86,7 +86,7 @@ class FeatureNet(nn.Module):
         super().__init__()
         self.config = {"widths": list(widths), "features": features}
         sizes = (9, *widths)
-        self.stages = nn.ModuleList(_Stage(a, b) for a, b in pairwise(sizes))
+        self.stages = nn.ModuleList(Stage(a, b) for a, b in pairwise(sizes))
         self.wide = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
         self.norm = nn.GroupNorm(8, widths[-1])
         self.detectors = nn.Conv2d(widths[-1], features, 1)

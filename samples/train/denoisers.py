@@ -17,7 +17,7 @@ from diffusers import (
 )
 from layout import Layout, hidden_states, latent_times
 from loop import device
-from pools import Pool, Trajectories, flux_levels, flux_positions, flux_texts
+from pools import Pool, Trajectories, flux_levels
 from text import (
     WIDTH,
     Binding,
@@ -210,9 +210,9 @@ def flux_loss(pool: Pool, batch: int, shift: float = 1.5) -> Callable:
     return loss
 
 
-def build_few() -> FluxTransformer2DModel:
-    """The student of shapes-flux: its teacher's transformer, to begin with."""
-    return FluxTransformer2DModel.from_pretrained(Trajectories.TEACHER / "transformer").train()
+def build_few(trajectories: type[Trajectories] = Trajectories) -> FluxTransformer2DModel:
+    """The student of a FLUX sample: its teacher's transformer, to begin with."""
+    return FluxTransformer2DModel.from_pretrained(trajectories.TEACHER / "transformer").train()
 
 
 def few_loss(trajectories: Trajectories, batch: int, two_share: float = 0.3) -> Callable:
@@ -239,8 +239,8 @@ def few_loss(trajectories: Trajectories, batch: int, two_share: float = 0.3) -> 
         output = model(
             hidden_states=here.to(device()),
             timestep=level[start].to(device()),
-            img_ids=flux_positions(),
-            **flux_texts(pipe, texts),
+            img_ids=trajectories.positions(),
+            **trajectories.conditions(pipe, texts),
         ).sample
         return F.mse_loss(output.float(), target.to(device()))
 

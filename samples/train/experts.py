@@ -35,12 +35,12 @@ def from_wan(expert: nn.ModuleDict) -> None:
         module.load_state_dict(whole[part].state_dict())
 
 
-def noise_levels(n: int, generator: torch.Generator, *, high: bool) -> Tensor:
+def noise_levels(n: int, generator: torch.Generator, *, high: bool, shift: float = SHIFT) -> Tensor:
     """Sigmas (n,) on one side of the boundary, spread as the sampler spreads its steps."""
-    boundary = BOUNDARY / (SHIFT - (SHIFT - 1) * BOUNDARY)
+    boundary = BOUNDARY / (shift - (shift - 1) * BOUNDARY)
     u = torch.rand(n, generator=generator)
     u = boundary + (1 - boundary) * u if high else boundary * u
-    return SHIFT * u / (1 + (SHIFT - 1) * u)
+    return shift * u / (1 + (shift - 1) * u)
 
 
 def expert_loss(pool: Pool, *, high: bool) -> Callable:

@@ -24,25 +24,25 @@ def _targets(scenes: Scenes) -> tuple[Tensor, Tensor]:
     return shape.to(device()), direction.to(device())
 
 
-def _degrade(stack: Tensor, generator: torch.Generator) -> Tensor:
+def degraded(stack: Tensor, generator: torch.Generator) -> Tensor:
     """Blur, noise and colour drift of a random strength, as autoencoders and samplers make them.
 
     Args:
-        stack: (N, 9, 64, 64).
+        stack: (N, C, H, W), sides of a multiple of four.
     """
 
     def draw(*size: int) -> Tensor:
         return torch.rand(*size, generator=generator).to(stack.device)
 
-    n = len(stack)
+    n, channels, height, width = stack.shape
     small = F.interpolate(stack, scale_factor=0.5, mode="bilinear", antialias=True)
     blurred = F.interpolate(small, scale_factor=2, mode="bilinear")
     stack = torch.lerp(stack, blurred, draw(n, 1, 1, 1))
     fine = torch.randn(stack.shape, generator=generator).to(stack.device)
-    coarse = torch.randn(n, 9, 16, 16, generator=generator).to(stack.device)
+    coarse = torch.randn(n, channels, height // 4, width // 4, generator=generator).to(stack.device)
     coarse = F.interpolate(coarse, scale_factor=4, mode="bilinear")
     stack = stack + 0.12 * draw(n, 1, 1, 1) * fine + 0.15 * draw(n, 1, 1, 1) * coarse
-    return stack * (1 + 0.2 * (draw(n, 1, 1, 1) - 0.5)) + 0.2 * (draw(n, 9, 1, 1) - 0.5)
+    return stack * (1 + 0.2 * (draw(n, 1, 1, 1) - 0.5)) + 0.2 * (draw(n, channels, 1, 1) - 0.5)
 
 
 def feature_loss(batch: int = 64) -> Callable:
@@ -53,7 +53,7 @@ def feature_loss(batch: int = 64) -> Callable:
         scenes = sample_scenes(batch, generator, moving=moving)
         times = torch.tensor([0, FRAMES // 2, FRAMES - 1]) if moving else torch.zeros(3)
         clean = render(scenes, times).flatten(1, 2).to(device()) * 2 - 1
-        _, shapes, directions = model(_degrade(clean, generator))
+        _, shapes, directions = model(degraded(clean, generator))
         want_shape, want_direction = _targets(scenes)
         return F.cross_entropy(shapes.flatten(0, 1).float(), want_shape.flatten()) + (
             F.cross_entropy(directions.flatten(0, 1).float(), want_direction.flatten())

@@ -121,9 +121,12 @@ class Trajectories:
     recorded while the training runs: every call of `look` takes up new ones.
     """
 
+    NAME = "flux-few"
     STEPS = 8
     TEACHER = Path(__file__).resolve().parents[1] / "models" / "shapes-flux"
-    _CHUNK = 128
+    CHUNK = 128
+    SHAPE = (64, 16)  # of the latents of a picture: tokens, channels
+    TOKENS = TOKENS
     _GUIDANCE = 4.0
     _SUBSTEPS = 3  # of the teacher, between two nodes
     _TWO_OBJECTS = 0.6
@@ -134,17 +137,38 @@ class Trajectories:
 
     def look(self) -> None:
         """Open what was recorded since."""
-        for path in _files("flux-few"):
+        for path in _files(self.NAME):
             if path not in self._opened:
-                self._opened[path] = torch.load(path, weights_only=True)
+                self._opened[path] = torch.load(path, weights_only=True, mmap=True)
 
     def batch(self, n: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """Random ones (n, nodes, tokens, channels) in float32, and their captions."""
         chunks = list(self._opened.values())
-        picks = torch.randint(len(chunks) * self._CHUNK, (n,), generator=generator).tolist()
-        rows = [(chunks[p // self._CHUNK], p % self._CHUNK) for p in picks]
+        picks = torch.randint(len(chunks) * self.CHUNK, (n,), generator=generator).tolist()
+        rows = [(chunks[p // self.CHUNK], p % self.CHUNK) for p in picks]
         nodes = torch.stack([chunk["nodes"][:, i].float() for chunk, i in rows])
         return nodes, [chunk["texts"][i] for chunk, i in rows]
+
+    @staticmethod
+    def positions() -> Tensor:
+        """Rotary positions of the image tokens."""
+        return FluxPipeline._prepare_latent_image_ids(1, 8, 8, device(), torch.float32)
+
+    @classmethod
+    def captions(cls, generator: torch.Generator) -> list[str]:
+        """Some captions that are not held out."""
+        share = cls._TWO_OBJECTS
+        scenes = sample_scenes(cls.CHUNK, generator, two_share=share, snap=True)
+        return [text for text in captions(scenes, generator) if not held_out(text)]
+
+    @classmethod
+    @torch.no_grad()
+    def conditions(cls, pipe: FluxPipeline, texts: list[str]) -> dict[str, Tensor]:
+        """The arguments of the transformer that say what to draw."""
+        embeds, pooled, ids = pipe.encode_prompt(
+            texts, texts, device=device(), max_sequence_length=cls.TOKENS
+        )
+        return {"encoder_hidden_states": embeds, "pooled_projections": pooled, "txt_ids": ids}
 
     @classmethod
     def teacher(cls) -> FluxPipeline:
@@ -155,7 +179,7 @@ class Trajectories:
     @torch.no_grad()
     def solve(cls, pipe: FluxPipeline, texts: list[str], noise: Tensor) -> Tensor:
         """Latents at the nodes; Adams-Bashforth of order 2 on the guided velocity."""
-        said, empty = flux_texts(pipe, texts), flux_texts(pipe, [""] * len(texts))
+        said, empty = cls.conditions(pipe, texts), cls.conditions(pipe, [""] * len(texts))
         both = {k: v if k == "txt_ids" else torch.cat([said[k], empty[k]]) for k, v in said.items()}
         level = flux_levels(cls.STEPS * cls._SUBSTEPS, pipe.scheduler.config.shift).tolist()
         latents, nodes, last = noise, [noise], None
@@ -164,7 +188,7 @@ class Trajectories:
                 output = pipe.transformer(
                     hidden_states=torch.cat([latents, latents]),
                     timestep=torch.full((2 * len(texts),), now, device=device()),
-                    img_ids=flux_positions(),
+                    img_ids=cls.positions(),
                     **both,
                 ).sample.float()
             asked, free = output.chunk(2)
@@ -183,17 +207,15 @@ class Trajectories:
         FOLDER.mkdir(parents=True, exist_ok=True)
         pipe = cls.teacher()
         compile_blocks(pipe.transformer)
-        for number in tqdm(range(len(_files("flux-few")), -(-count // cls._CHUNK))):
+        for number in tqdm(range(len(_files(cls.NAME)), -(-count // cls.CHUNK))):
             generator = torch.Generator().manual_seed(50_000 + number)
             texts: list[str] = []
-            while len(texts) < cls._CHUNK:
-                share = cls._TWO_OBJECTS
-                scenes = sample_scenes(cls._CHUNK, generator, two_share=share, snap=True)
-                texts += [text for text in captions(scenes, generator) if not held_out(text)]
-            texts = texts[: cls._CHUNK]
-            noise = torch.randn(cls._CHUNK, 64, 16, generator=generator).to(device())
+            while len(texts) < cls.CHUNK:
+                texts += cls.captions(generator)
+            texts = texts[: cls.CHUNK]
+            noise = torch.randn(cls.CHUNK, *cls.SHAPE, generator=generator).to(device())
             nodes = cls.solve(pipe, texts, noise).half().cpu()
-            path = FOLDER / f"flux-few-{number:04d}.pt"
+            path = FOLDER / f"{cls.NAME}-{number:04d}.pt"
             torch.save({"nodes": nodes, "texts": texts}, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
 
@@ -202,20 +224,6 @@ def flux_levels(steps: int, shift: float) -> Tensor:
     """Noise levels (steps + 1,) of the loop that `FluxPipeline` runs, the last one 0."""
     even = torch.linspace(1, 0, steps + 1)
     return shift * even / (1 + (shift - 1) * even)
-
-
-def flux_positions() -> Tensor:
-    """Rotary positions of the image tokens of shapes-flux."""
-    return FluxPipeline._prepare_latent_image_ids(1, 8, 8, device(), torch.float32)
-
-
-@torch.no_grad()
-def flux_texts(pipe: FluxPipeline, texts: list[str]) -> dict[str, Tensor]:
-    """The arguments of the transformer that say what to draw."""
-    embeds, pooled, ids = pipe.encode_prompt(
-        texts, texts, device=device(), max_sequence_length=TOKENS
-    )
-    return {"encoder_hidden_states": embeds, "pooled_projections": pooled, "txt_ids": ids}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Render and encode scenes: `python samples/train/scenes_pool.py pictures 24576`.
 
-Pictures are for scenes-flux; frames (first frames of clips) and clips for scenes-wan. A pool grows
-by chunks; what is there stays.
+Pictures are for scenes-flux; frames (first frames of clips) and clips for scenes-wan; ways (from
+noise to picture, as the exported scenes-flux takes them) for scenes-flux-turbo. A pool grows by
+chunks; what is there stays.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ from scenes.pools import extend, extend_clips
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("kind", choices=["pictures", "frames", "clips"])
+    parser.add_argument("kind", choices=["pictures", "frames", "clips", "ways"])
     parser.add_argument("count", type=int)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.kind == "pictures":
         extend(arguments.count)
+    elif arguments.kind == "ways":
+        from scenes.turbo import SceneTrajectories
+
+        SceneTrajectories.record(arguments.count)
     else:
         extend_clips(arguments.count, single=arguments.kind == "frames")
 

@@ -2,9 +2,9 @@
 
 Every call goes on where the last one stopped. Order for a start from nothing: features, image-vae,
 video-vae, then dit, flux and wan; wan22-high and wan22-low, which start from wan; flux-few, from
-its pool of trajectories; scenes-vae, its pool (scenes_pool.py), then scenes-flux. Set
-SHAPES_PAUSE_FILE to a path to make the loop wait while that file exists, and SAMPLES_RUNS to a
-folder that shall hold all states in place of `runs/`.
+its pool of trajectories; scenes-vae, its pool (scenes_pool.py), then scenes-flux. README.md has the
+order for all of them. Set SHAPES_PAUSE_FILE to a path to make the loop wait while that file exists,
+and SAMPLES_RUNS to a folder that shall hold all states in place of `runs/`.
 """
 
 from __future__ import annotations
@@ -139,6 +139,29 @@ def _scenes_wan() -> tuple:
     return run, wan_loss(Clips(single=True), lambda: Clips(single=False))
 
 
+def _scenes_features() -> tuple:
+    from scenes.judge import build_judge, judge_loss
+
+    return Run("scenes-features", build_judge(), rate=2e-3), judge_loss()
+
+
+def _scenes_flux_turbo() -> tuple:
+    from scenes.turbo import SceneTrajectories
+
+    student = build_few(SceneTrajectories)
+    run = Run("scenes-flux-turbo", student, **{**DENOISER, "rate": 3e-4}, decay=0.99)
+    return run, few_loss(SceneTrajectories(), 6)
+
+
+def _scenes_expert(half: str) -> tuple:
+    from scenes.experts import build_expert, expert_loss, from_wan
+    from scenes.pools import Clips
+
+    options = {**DENOISER, "rate": 6e-4, "muon_factor": 2.0}
+    run = Run(f"scenes-wan22-{half}", build_expert(), from_wan, decay=0.99, **options)
+    return run, expert_loss(Clips(single=False), high=half == "high")
+
+
 MODELS = {
     "features": _features,
     "image-vae": _image_vae,
@@ -153,6 +176,10 @@ MODELS = {
     "scenes-flux": _scenes_flux,
     "scenes-video-vae": _scenes_video_vae,
     "scenes-wan": _scenes_wan,
+    "scenes-features": _scenes_features,
+    "scenes-flux-turbo": _scenes_flux_turbo,
+    "scenes-wan22-high": partial(_scenes_expert, "high"),
+    "scenes-wan22-low": partial(_scenes_expert, "low"),
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from denoisers import build_few
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLWan,
@@ -18,11 +19,15 @@ from diffusers import (
     UniPCMultistepScheduler,
     WanPipeline,
 )
+from experts import BOUNDARY
+from export import save
 from loop import RUNS, averaged
 from text import t5_tokenizer
 
+from scenes.experts import build_expert
 from scenes.flux import SHIFT, build_flux, tokenizers
 from scenes.pools import clip_statistics, statistics
+from scenes.turbo import SceneTrajectories
 from scenes.vae import build_vae, whiten
 from scenes.video import FRAMES, build_video_vae
 from scenes.wan import SHIFT as WAN_SHIFT
@@ -30,22 +35,23 @@ from scenes.wan import build_wan
 from scenes.words import TOKENS, WORDS, held_out_prompts
 from scenes.world import SIZE
 
-_SHAPE = {"height": SIZE, "width": SIZE, "num_inference_steps": 50}
+HALVES = ("high", "low")
+_SHAPE = {"height": SIZE, "width": SIZE, "num_inference_steps": 50, "max_sequence_length": TOKENS}
 CALLS: dict[str, dict[str, Any]] = {
-    "scenes-flux": {
+    "scenes-flux": {**_SHAPE, "guidance_scale": 1.0, "true_cfg_scale": 4.0},
+    "scenes-flux-turbo": {**_SHAPE, "num_inference_steps": 8, "guidance_scale": 1.0},
+    "scenes-wan": {**_SHAPE, "num_frames": FRAMES, "guidance_scale": 4.0},
+    "scenes-wan22": {
         **_SHAPE,
-        "guidance_scale": 1.0,
-        "true_cfg_scale": 4.0,
-        "max_sequence_length": TOKENS,
-    },
-    "scenes-wan": {
-        **_SHAPE,
+        "num_inference_steps": 40,
         "num_frames": FRAMES,
         "guidance_scale": 4.0,
-        "max_sequence_length": TOKENS,
+        "guidance_scale_2": 3.0,
     },
 }
-TASKS = {"scenes-flux": "text-to-image", "scenes-wan": "text-to-video"}
+# Whose parts, other than transformers, and whose prompts a model has.
+BASE = {"scenes-flux-turbo": "scenes-flux", "scenes-wan22": "scenes-wan"}
+JUDGE = "scenes-features"
 
 
 def image_vae() -> AutoencoderKL:
@@ -77,8 +83,14 @@ def flux_pipeline(parts: Any, vae: AutoencoderKL) -> FluxPipeline:
     )
 
 
-def wan_pipeline(parts: Any, vae: AutoencoderKLWan) -> WanPipeline:
-    """scenes-wan of its trained parts, with the scheduler that Wan ships with."""
+def wan_pipeline(parts: Any, vae: AutoencoderKLWan, low_noise: Any = None) -> WanPipeline:
+    """scenes-wan of its trained parts, with the scheduler that Wan ships with.
+
+    Args:
+        parts: of the model, or of the expert for much noise.
+        vae: of the clips.
+        low_noise: transformer of the expert for little noise.
+    """
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=WAN_SHIFT
     )
@@ -88,6 +100,8 @@ def wan_pipeline(parts: Any, vae: AutoencoderKLWan) -> WanPipeline:
         vae=vae,
         scheduler=scheduler,
         transformer=parts["transformer"],
+        transformer_2=low_noise,
+        boundary_ratio=None if low_noise is None else BOUNDARY,
     )
 
 
@@ -95,38 +109,71 @@ def trained(name: str) -> DiffusionPipeline:
     """A model as far as it is trained, in float32."""
     if name == "scenes-flux":
         return flux_pipeline(averaged(name, build_flux()), image_vae())
-    return wan_pipeline(averaged(name, build_wan()), video_vae())
+    if name == "scenes-flux-turbo":
+        pipe = SceneTrajectories.teacher()
+        pipe.transformer = averaged(name, build_few(SceneTrajectories))
+        return pipe
+    if name == "scenes-wan":
+        return wan_pipeline(averaged(name, build_wan()), video_vae())
+    high, low = (averaged(f"{name}-{half}", build_expert()) for half in HALVES)
+    return wan_pipeline(high, video_vae(), low["transformer"])
 
 
 def write(pipe: DiffusionPipeline, name: str, folder: Path, prompts: Path) -> Path:
     """Write a model: weights in float16, text encoders (small, type-sensitive) in float32.
 
+    Parts that are those of another model are links into its folder, if that is beside this one.
+
     Args:
         pipe: what `trained` gave; its large parts become float16.
-        name: "scenes-flux" or "scenes-wan".
+        name: of the model.
         folder: of the model; what is there of earlier weights goes.
         prompts: file for the held-out prompts.
     """
-    for part in (pipe.transformer, pipe.vae):
-        part.to(torch.float16)
+    for part in ("transformer", "transformer_2", "vae"):
+        if getattr(pipe, part, None) is not None:
+            getattr(pipe, part).to(torch.float16)
     for old in folder.iterdir() if folder.exists() else ():
-        if old.is_dir() and old.name != "card":
+        if old.is_symlink():
+            old.unlink()
+        elif old.is_dir() and old.name != "card":
             shutil.rmtree(old)
-    pipe.save_pretrained(folder)
+    save(pipe, folder)
+    _link(folder, BASE.get(name, ""))
     prompts.parent.mkdir(parents=True, exist_ok=True)
-    head = f"# Prompts that {name} has never seen in training (scenes.words.held_out)."
+    head = (
+        f"# Prompts that {BASE.get(name, name)} has never seen in training (scenes.words.held_out)."
+    )
     prompts.write_text("\n".join([head, *held_out_prompts(128, seed=7)]) + "\n")
     description = {
-        "family": name.removeprefix("scenes-"),
-        "task": TASKS[name],
+        "family": "wan" if "num_frames" in CALLS[name] else "flux",
+        "task": "text-to-video" if "num_frames" in CALLS[name] else "text-to-image",
         "call": CALLS[name],
         "prompts": Path(os.path.relpath(prompts, folder)).as_posix(),
+        "features": f"../{JUDGE}",
         "negative_prompt": "",
     }
     (folder / "sample.json").write_text(json.dumps(description, indent=2) + "\n")
-    log = RUNS / name / "log.json"
-    if log.exists():
-        # The card tells how these weights were trained, whatever the run does afterwards.
-        (folder / "card").mkdir(exist_ok=True)
-        shutil.copy(log, folder / "card" / "training.json")
+    _copy_logs(name, folder / "card")
     return folder
+
+
+def _link(folder: Path, base: str) -> None:
+    """Replace what a model shares with another one by links into that one's folder."""
+    if not base or not (folder.parent / base).is_dir():
+        return
+    for part in folder.iterdir():
+        shared = part.is_dir() and not part.name.startswith(("transformer", "scheduler", "card"))
+        if shared and (folder.parent / base / part.name).is_dir():
+            shutil.rmtree(part)
+            part.symlink_to(Path("..") / base / part.name)
+
+
+def _copy_logs(name: str, card: Path) -> None:
+    """Keep the logs: the card tells how these weights were trained, whatever the run does later."""
+    for half in ("", *HALVES):
+        end = f"-{half}" if half else ""
+        log = RUNS / f"{name}{end}" / "log.json"
+        if log.exists():
+            card.mkdir(exist_ok=True)
+            shutil.copy(log, card / f"training{end}.json")

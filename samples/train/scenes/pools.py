@@ -100,14 +100,16 @@ def statistics() -> tuple[Tensor, Tensor]:
 
 
 def clip_statistics() -> tuple[Tensor, Tensor]:
-    """Mean and spread (C,) of the latents of the first chunk of clips' first frames.
+    """Mean and spread (C,) of the latents of the first chunk of clips, of first frames without any.
 
     WanPipeline knows a mean and a spread per channel; the autoencoder was taught to keep channels
-    apart.
+    apart. What is found first is kept, since a denoiser may have learnt from it.
     """
     path = FOLDER / "statistics-clips.pt"
     if not path.exists():
-        latents = torch.load(files("frames")[0], weights_only=True)["latents"].float()
+        # A clip's first latent frame shows one frame, the others two.
+        first = [*files("clips"), *files("frames")][0]
+        latents = torch.load(first, weights_only=True)["latents"].float()
         flat = latents.transpose(0, 1).flatten(1)
         torch.save([flat.mean(1), flat.std(1)], path)
     mean, spread = torch.load(path, weights_only=True)

@@ -65,8 +65,21 @@ def curriculum(step: int) -> tuple[int, int]:
     return (1, 24) if step % 24 == 1 else (4, 6)
 
 
+def noise_levels(n: int, generator: torch.Generator, length: int) -> Tensor:
+    """Sigmas (n,) for clips of so many latent frames: logit-normal, shifted as the sampler's are.
+
+    Frames repeat each other, so clips keep their plan under more noise than single frames.
+    """
+    shift = SHIFT / 2 if length == 1 else SHIFT
+    level = torch.sigmoid(torch.randn(n, generator=generator) * 1.2)
+    return shift * level / (1 + (shift - 1) * level)
+
+
 def wan_loss(
-    images: Clips, clips: Callable[[], Clips], plan: Callable[[int], tuple[int, int]] = curriculum
+    images: Clips,
+    clips: Callable[[], Clips],
+    plan: Callable[[int], tuple[int, int]] = curriculum,
+    levels: Callable[[int, torch.Generator, int], Tensor] = noise_levels,
 ) -> Callable:
     """Flow matching on single frames, on some frames of clips, and on whole clips.
 
@@ -75,6 +88,9 @@ def wan_loss(
         clips: opens the pool of clips when it is first needed.
         plan: batch size and latent frames of a step: 1 is a picture, fewer than the clips have are
             drawn from them, one out of each equal part, at their own rotary positions.
+        levels: draws the noise levels of so many clips of so many latent frames.
+
+    The auxiliary task is learnt where the model has heads for it.
     """
     t5 = t5_tokenizer(WORDS)
     opened: list[Clips] = []
@@ -92,10 +108,7 @@ def wan_loss(
             frames += torch.randint(part, (length,), generator=generator)
         latents = latents[:, :, frames]
         texts = prompts_of(scenes, generator, DROP)
-        # Frames repeat each other, so clips keep their plan under more noise than single frames.
-        shift = SHIFT / 2 if length == 1 else SHIFT
-        level = torch.sigmoid(torch.randn(batch, generator=generator) * 1.2)
-        level = shift * level / (1 + (shift - 1) * level)
+        level = levels(batch, generator, length)
         noise = torch.randn(latents.shape, generator=generator)
         noised = torch.lerp(latents, noise, level[:, None, None, None, None]).to(device())
         token_ids, mask = (x.to(device()) for x in tokenize(t5, texts, TOKENS))
@@ -103,7 +116,11 @@ def wan_loss(
         positions = frames_at(model["transformer"], frames.to(device()), total)
         with positions, hidden_states(model["transformer"]) as hidden:
             output = model["transformer"](noised, level.to(device()) * 1000, embeds).sample
-        seen = model["seen"](hidden[0], scenes, 2 * SHRINK, SIZE, latent_times(frames))
-        return F.mse_loss(output.float(), (noise - latents).to(device())) + SEEN * seen
+        error = F.mse_loss(output.float(), (noise - latents).to(device()))
+        if "seen" not in model:
+            return error
+        return error + SEEN * model["seen"](
+            hidden[0], scenes, 2 * SHRINK, SIZE, latent_times(frames)
+        )
 
     return loss
