@@ -46,6 +46,10 @@ def test_clips_begin_with_the_picture_and_move(world):
     assert clip.shape == (3, 3, 3, 128, 128)
     assert (clip[:, 0] - world.render(scenes)[:, 0]).abs().mean() < 0.02
     assert ((clip[:, 2] - clip[:, 0]).abs().mean((1, 2, 3)) > 0.01).all()
+    # What the prompt names, the thing in front, is on the middle of most clips.
+    many = drawn(world, 512, moving=True)
+    middle = many.place[:, -1, 0] + (many.speed[:, -1] - many.pan) * 23
+    assert ((middle > 0) & (middle < 128)).float().mean() > 0.85
     still = world.render(drawn(world, 3), 2)
     assert torch.equal(still[:, 0], still[:, 1])
 

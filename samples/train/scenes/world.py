@@ -99,8 +99,9 @@ def sample_scenes(n: int, generator: torch.Generator, *, moving: bool = False) -
         n, MOST, low=0.15, high=0.85
     )
     across = 8 + (SIZE - 16) * lane / MOST
-    speed = uniform(n, MOST, low=0.5, high=2.0) * (2 * integer(2, n, MOST) - 1)
-    pan = uniform(n, low=-1.2, high=1.2)
+    # Slow enough for the thing in front to be on most of a clip of 47 frames.
+    speed = uniform(n, MOST, low=0.25, high=1.0) * (2 * integer(2, n, MOST) - 1)
+    pan = uniform(n, low=-0.6, high=0.6)
     colour = integer(len(COLOURS), n, MOST)
     other = (colour + 1 + integer(len(COLOURS) - 1, n, MOST)) % len(COLOURS)
     tones = 0.15 + 0.75 * uniform(n, 4, 3)

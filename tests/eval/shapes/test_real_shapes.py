@@ -1,6 +1,7 @@
 """Real frames of the shapes world for FID to real data."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -36,6 +37,16 @@ def test_frames_as_the_evaluation_reads_them(model, tmp_path, capsys) -> None:
 def test_classes_are_single_pictures(model) -> None:
     (model / "sample.json").write_text(json.dumps({"task": "class-to-image"}))
     assert real_frames(model, 3).shape == (3, 1, 64, 64, 3)
+
+
+@in_repository
+def test_scenes_are_drawn_by_their_own_generator(model) -> None:
+    sheet = {"task": "text-to-image", "features": "../scenes-features"}
+    (model / "sample.json").write_text(json.dumps(sheet))
+    before = sys.path.copy()
+    found = real_frames(model, 2)
+    assert found.shape == (2, 1, 128, 128, 3) and found.std() > 20
+    assert sys.path == before
 
 
 def test_what_is_missing_is_said(model, tmp_path, capsys) -> None:
