@@ -57,13 +57,12 @@ def _judge(folder: Path) -> Path:
     return folder
 
 
-def _card(name: str, count: int) -> Path:
-    """Generate from the model's folder, judge, and write its card."""
+def _card(name: str, folder: Path, count: int) -> Path:
+    """Generate from a model's folder, judge, and write its card."""
     import numpy as np
     from diffusers import DiffusionPipeline
     from scenes.card import write_card
 
-    folder = SAMPLES / "models" / name
     pipe = DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     prompts = held_out_prompts(128, seed=7)[:count]
@@ -86,10 +85,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     name = arguments.name
-    if arguments.card:
-        print(_card(name, arguments.n))
-        return
     folder = arguments.folder.resolve() if arguments.folder else SAMPLES / "models" / name
+    if arguments.card:
+        print(_card(name, folder, arguments.n))
+        return
     if name == JUDGE:
         print(_judge(folder))
         return
