@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -46,12 +47,12 @@ TRAINING = {
 
 _CARD = """# {name}
 
-{kind}. Loads with the stock class, offline; `sample.json` holds the default call.
+{kind}
 
 - **Data**: synthetic, `samples/train/scenes`: wood, brick, stone, fur, leaves, weave, marble and
   more, lit things with shadows; a prompt names one or two of them and some of what is around them.
-- **Training**: {training}
-- **Size**: {sizes}; {megabytes:.1f} MB of safetensors (float16; text encoders float32) of its own.
+{training}
+{size}
 - **Trained for** {minutes:.0f} minutes on one CPU thread ({steps} steps).
 
 ![samples](card/samples.png)
@@ -75,7 +76,13 @@ _CARD = """# {name}
 
 ![loss](card/loss.png)
 """
+_LOADS = "Loads with the stock class, offline; `sample.json` holds the default call."
+_FORM = "safetensors (float16; text encoders float32) of its own."
 _RANDOM = ". **These weights look random: the figures mean nothing**"
+
+
+def _filled(text: str) -> str:
+    return fill(text, 99, subsequent_indent="  " if text.startswith("- ") else "")
 
 
 def _mean(values: list[float]) -> float:
@@ -264,10 +271,9 @@ def write_card(
     rows = figures(found, picture=not video)
     text = _CARD.format(
         name=name,
-        kind=KINDS[name],
-        training=TRAINING[name],
-        sizes=_sizes(pipe, name),
-        megabytes=megabytes(folder),
+        kind=_filled(f"{KINDS[name]}. {_LOADS}"),
+        training=_filled(f"- **Training**: {TRAINING[name]}"),
+        size=_filled(f"- **Size**: {_sizes(pipe, name)}; {megabytes(folder):.1f} MB of {_FORM}"),
         minutes=sum(log["minutes"] for log in logs.values()),
         steps=" + ".join(str(log["step"]) for log in logs.values()),
         rows="Rows, from the top" if video else "Row by row",
