@@ -122,6 +122,8 @@ class Trajectories:
     """
 
     NAME = "flux-few"
+    RECORD = "pools.py flux-few"  # the script that records them
+    EXPORT = "export.py flux"  # the script that exports the teacher
     STEPS = 8
     TEACHER = Path(__file__).resolve().parents[1] / "models" / "shapes-flux"
     CHUNK = 128
@@ -134,6 +136,8 @@ class Trajectories:
     def __init__(self) -> None:
         self._opened: dict[Path, dict] = {}
         self.look()
+        if not self._opened:
+            raise FileNotFoundError(f"no pool: run `python samples/train/{self.RECORD} N`")
 
     def look(self) -> None:
         """Open what was recorded since."""
@@ -172,7 +176,13 @@ class Trajectories:
 
     @classmethod
     def teacher(cls) -> FluxPipeline:
-        """The pipeline that is distilled."""
+        """The pipeline that is distilled.
+
+        Raises:
+            FileNotFoundError: it has not been exported.
+        """
+        if not cls.TEACHER.is_dir():
+            raise FileNotFoundError(f"no teacher: run `python samples/train/{cls.EXPORT}`")
         return FluxPipeline.from_pretrained(cls.TEACHER).to(device())
 
     @classmethod

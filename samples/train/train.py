@@ -148,9 +148,10 @@ def _scenes_features() -> tuple:
 def _scenes_flux_turbo() -> tuple:
     from scenes.turbo import SceneTrajectories
 
+    ways = SceneTrajectories()
     student = build_few(SceneTrajectories)
     run = Run("scenes-flux-turbo", student, **{**DENOISER, "rate": 3e-4}, decay=0.99)
-    return run, few_loss(SceneTrajectories(), 6)
+    return run, few_loss(ways, 6)
 
 
 def _scenes_expert(half: str) -> tuple:

@@ -55,6 +55,8 @@ def teacher(script, monkeypatch, tmp_path, small_flux):
 
 
 def test_the_student_learns_the_ways_of_its_teacher(script, teacher, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"scenes_pool\.py ways N"):
+        teacher()
     teacher.record(2)
     state = torch.load(next((tmp_path / "pools").iterdir()), weights_only=True)
     assert state["nodes"].shape == (3, 2, 1024, 24)
@@ -66,6 +68,12 @@ def test_the_student_learns_the_ways_of_its_teacher(script, teacher, tmp_path):
     value = loss(student, 0, torch.Generator().manual_seed(1))
     assert torch.isfinite(value)
     value.backward()
+
+
+def test_a_teacher_that_is_missing_is_named(teacher, monkeypatch, tmp_path):
+    monkeypatch.setattr(teacher, "TEACHER", tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"scenes_export\.py scenes-flux"):
+        teacher.teacher()
 
 
 def test_turbo_shares_what_is_its_teachers(script, teacher, tmp_path):

@@ -16,6 +16,8 @@ class SceneTrajectories(Trajectories):
     """Ways from noise to picture that the exported scenes-flux takes with its guidance."""
 
     NAME = "scenes-flux-turbo"
+    RECORD = "scenes_pool.py ways"
+    EXPORT = "scenes_export.py scenes-flux"
     TEACHER = Trajectories.TEACHER.with_name("scenes-flux")
     CHUNK = 16
     SHAPE = (1024, CHANNELS * 4)

@@ -78,7 +78,7 @@ def sample_scenes(n: int, generator: torch.Generator, *, moving: bool = False) -
     Args:
         n: number of scenes.
         generator: source of all randomness.
-        moving: give things a speed and the camera a pan; else they stand still.
+        moving: give things a speed and the camera a pan, so that most stay on a clip; else none.
     """
 
     def uniform(*shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -99,7 +99,6 @@ def sample_scenes(n: int, generator: torch.Generator, *, moving: bool = False) -
         n, MOST, low=0.15, high=0.85
     )
     across = 8 + (SIZE - 16) * lane / MOST
-    # Slow enough for the thing in front to be on most of a clip of 47 frames.
     speed = uniform(n, MOST, low=0.25, high=1.0) * (2 * integer(2, n, MOST) - 1)
     pan = uniform(n, low=-0.6, high=0.6)
     colour = integer(len(COLOURS), n, MOST)
