@@ -13,10 +13,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND := Agg
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-rotated support-table docs dist versions lint format clean
+.PHONY: help setup demo test test-all test-rotated support-table docs docs-site dist versions lint format clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## create .venv with pinned versions (the other targets do it for you)
 
@@ -74,6 +74,16 @@ support-table: $(STAMP) ## measure families without results, then write the tabl
 docs: $(STAMP) ## write the tables of the READMEs from the classes and results that they describe
 	PYTHONPATH=tests/support:tests/conformance HF_HUB_OFFLINE=1 $(PY) -P tests/conformance/generated_docs.py
 
+SITE_VENV := .venv-docs
+$(SITE_VENV)/.ready: .docs/requirements.txt
+	@$(PY) -m venv $(SITE_VENV)
+	@$(SITE_VENV)/bin/pip install --quiet -r .docs/requirements.txt
+	@touch $@
+
+# Its tools have an environment of their own: nothing else needs them, and they need nothing of ours.
+docs-site: $(STAMP) $(SITE_VENV)/.ready ## build the documentation as a static site, in build/site
+	@$(SITE_VENV)/bin/python .docs/build.py --python $(abspath $(PY)) $(ARGS)
+
 dist: $(STAMP) ## build the source distribution and the wheel into dist/
 	@rm -rf build dist
 	$(PY) -P -m build --no-isolation
@@ -94,5 +104,5 @@ format: $(STAMP) ## let ruff mend what it can
 	$(PY) -P -m ruff format .
 
 clean: ## remove the environment, caches, builds and demo output
-	rm -rf $(VENV) build dist demo-out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(SITE_VENV) build dist demo-out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
