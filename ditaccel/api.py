@@ -61,9 +61,10 @@ def accelerate(
     Args:
         pipe: a diffusers pipeline, or a bare transformer. A transformer of an unknown family is
             recognised from its signature and block lists, with a warning.
-        config: a preset name, the path of a config file, an inline spec such as
-            `"taylorseer:interval=3"`, the config of a method, an `AccelerationConfig`, or a list of
-            these. None, `"none"` and `"dense"` mean a dense run, and are refused here.
+        config: a preset name, the path of a config file or its address on the Hub
+            (`"hf://user/repo/file.yaml"`), an inline spec such as `"taylorseer:interval=3"`, the
+            config of a method, an `AccelerationConfig`, or a list of these. None, `"none"` and
+            `"dense"` mean a dense run, and are refused here.
         *more: further ones, as in such a list: one caching and one attention method go together.
         cache: config of a caching method, e.g. `TaylorSeerConfig(interval=3)`; replaces the one in
             `config`, and needs no `config`.

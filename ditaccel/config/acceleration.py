@@ -17,6 +17,7 @@ from ..errors import ConfigError, UsageError
 from ..io import given
 from ..io.files import plain, write_atomically
 from ..io.given import suggest
+from . import hub
 from .checks import require
 from .option_types import arms_of, checked
 from .registry import KINDS, AttentionConfig, CacheConfig, MethodConfig, check_kind, methods
@@ -77,6 +78,10 @@ class AccelerationConfig:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AccelerationConfig:
         """Read a config from a `.yaml`, `.yml` or `.json` file.
+
+        Args:
+            path: of the file, or its address on the Hugging Face Hub: `hf://user/repo/file.yaml`,
+                with `@revision` behind the repository if need be.
 
         Raises:
             UsageError: the file cannot be read.
@@ -194,8 +199,9 @@ def to_dict(config: AccelerationConfig) -> dict[str, Any]:
 
 
 def load(path: str | os.PathLike[str]) -> AccelerationConfig:
-    """Read a config from a `.yaml`, `.yml` or `.json` file."""
-    path = given.path(path)
+    """Read a config from a `.yaml`, `.yml` or `.json` file, here or on the Hub (`hf://…`)."""
+    address = os.fspath(path)
+    path = hub.fetched(address) if hub.is_address(address) else given.path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -186,10 +186,10 @@ def resolve(
 
     Args:
         setting: a preset name (`balanced`, `published:taylorseer`), the path of a config file
-            (`fast.yaml`), an inline spec (`taylorseer:interval=4`, `balanced:tolerance=0.02`), the
-            config of a method, an `AccelerationConfig`, or a list of these that names at most one
-            method of each kind. A text may begin with a number of steps: `steps:26+balanced`,
-            `steps:auto+fast.yaml`.
+            (`fast.yaml`) or its address on the Hub (`hf://user/repo/fast.yaml`), an inline spec
+            (`taylorseer:interval=4`, `balanced:tolerance=0.02`), the config of a method, an
+            `AccelerationConfig`, or a list of these that names at most one method of each kind. A
+            text may begin with a number of steps: `steps:26+balanced`, `steps:auto+fast.yaml`.
         family: whose presets are meant.
         steps: in place of what the setting says of the steps, see `AccelerationConfig`.
 

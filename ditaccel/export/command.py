@@ -30,6 +30,8 @@ cache-dit:   cache_dit.enable_cache(pipe, **cache_dit.load_configs("mask.yaml"))
 diffusers:   from diffusers import MagCacheConfig
              arguments = json.load(open("mag.json"))["arguments"]
              pipe.transformer.enable_cache(MagCacheConfig(**arguments))
+vllm-omni:   vllm-omni serve MODEL --cache-backend mag_cache --cache-config "$(cat mag.json)"
+sglang:      source bins.sh; sglang generate …
 json:        computed steps, 0/1 mask, order and payload; with --model the timesteps
              and sigmas of its scheduler
 

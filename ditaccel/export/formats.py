@@ -1,9 +1,10 @@
-"""A schedule in the form that an engine reads: cache-dit, diffusers, or plain JSON for others."""
+"""A schedule in the form that an engine reads, or in plain JSON for others."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 import yaml
@@ -61,12 +62,54 @@ def to_diffusers(schedule: ExportedSchedule) -> tuple[str, list[str]]:
         "no cache of diffusers takes a list of steps; these ratios make MagCache compute just these"
     ]
     if schedule.order or schedule.payload != "residual":
-        notes.append(
-            f"MagCache reuses the residual over the blocks; the config forecasts the "
-            f"{schedule.payload} with order {schedule.order}: the pictures will differ"
-        )
+        notes.append(_reused(schedule))
     made = {"label": schedule.label, "class": "MagCacheConfig", "arguments": arguments}
     return _json(made), notes
+
+
+def to_vllm_omni(schedule: ExportedSchedule) -> tuple[str, list[str]]:
+    """The JSON of `--cache-config` for `--cache-backend mag_cache`, and what differs there.
+
+    Of vLLM-Omni's caches, MagCache alone takes numbers for each step; its rule is that of diffusers
+    (`to_diffusers`).
+    """
+    arguments = json.loads(to_diffusers(schedule)[0])["arguments"]
+    names = {"num_inference_steps": "num_inference_steps", "mag_ratios": "mag_ratios"}
+    made = {names.get(name, f"mag_{name}"): value for name, value in arguments.items()}
+    notes = [
+        "no cache of vLLM-Omni takes a list of steps; these ratios make its MagCache compute just "
+        f"these, in requests of {schedule.steps} steps"
+    ]
+    if schedule.order or schedule.payload != "residual":
+        notes.append(_reused(schedule))
+    return _json(made), notes
+
+
+def to_sglang(schedule: ExportedSchedule) -> tuple[str, list[str]]:
+    """Environment variables of SGLang, whose cache-dit takes runs of computed, skipped steps."""
+    runs = [(bool(one), len(list(group))) for one, group in groupby(schedule.mask)]
+    bins = {kind: [str(length) for one, length in runs if one is kind] for kind in (True, False)}
+    lines = {
+        "ENABLED": "true",
+        "FN": "1",
+        "BN": "0",
+        "WARMUP": "1",
+        "RDT": "1.0",
+        "MC": str(max(schedule.longest_gap, 1)),
+        "TAYLORSEER": "true" if schedule.order else "false",
+        **({"TS_ORDER": str(schedule.order)} if schedule.order else {}),
+        "SCM_COMPUTE_BINS": ",".join(bins[True]),
+        "SCM_CACHE_BINS": ",".join(bins[False]),
+        "SCM_POLICY": "static",
+    }
+    text = "".join(f"export SGLANG_CACHE_DIT_{name}={value}\n" for name, value in lines.items())
+    notes = [
+        f"for requests of {schedule.steps} steps; the first block runs on skipped steps too",
+    ]
+    if not bins[False]:
+        notes.append("all steps are computed, so SGLang reads no bins")
+    head = f"# {schedule.label}: {len(schedule.computed)} of {schedule.steps} steps are computed\n"
+    return head + text, notes
 
 
 def to_json(schedule: ExportedSchedule) -> tuple[str, list[str]]:
@@ -93,6 +136,13 @@ def to_json(schedule: ExportedSchedule) -> tuple[str, list[str]]:
     return _json(data), notes
 
 
+def _reused(schedule: ExportedSchedule) -> str:
+    return (
+        f"MagCache reuses the residual over the blocks; the config forecasts the "
+        f"{schedule.payload} with order {schedule.order}: the pictures will differ"
+    )
+
+
 def _json(data: dict[str, Any]) -> str:
     """JSON with one line per key."""
     lines = (f" {json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
@@ -102,5 +152,7 @@ def _json(data: dict[str, Any]) -> str:
 FORMATS: dict[str, Callable[[ExportedSchedule], tuple[str, list[str]]]] = {
     "cache-dit": to_cache_dit,
     "diffusers": to_diffusers,
+    "vllm-omni": to_vllm_omni,
+    "sglang": to_sglang,
     "json": to_json,
 }

@@ -63,6 +63,43 @@ def test_diffusers_magcache_computes_the_same_steps_and_makes_the_same_latents()
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_vllm_omni_computes_the_same_steps():
+    """By the rule of its MagCache, as its source states it; vLLM-Omni itself is not run."""
+    text, notes = FORMATS["vllm-omni"](_schedule())
+    given = json.loads(text)
+    assert set(given) == {
+        "mag_threshold",
+        "mag_max_skip_steps",
+        "mag_retention_ratio",
+        "num_inference_steps",
+        "mag_ratios",
+    }
+    computed, ratio, error, skipped, known = [], 1.0, 0.0, 0, False
+    for step in range(given["num_inference_steps"]):
+        ratio *= given["mag_ratios"][step]
+        skipped, error = skipped + 1, error + abs(1 - ratio)
+        few = error <= given["mag_threshold"] and skipped <= given["mag_max_skip_steps"]
+        if not (known and few):
+            computed.append(step)
+            ratio, error, skipped, known = 1.0, 0.0, 0, True
+    assert tuple(computed) == CONFIG.steps and "requests of 8 steps" in notes[0]
+
+
+def test_sglang_computes_the_same_steps():
+    """Its bins are those of cache-dit, which makes a mask of them."""
+    cache_dit = pytest.importorskip("cache_dit", reason="pip install ditaccel[peers]")
+    text, _ = FORMATS["sglang"](_schedule())
+    lines = (line.removeprefix("export ") for line in text.splitlines() if line[0] != "#")
+    given = dict(line.split("=") for line in lines)
+    assert all(name.startswith("SGLANG_CACHE_DIT_") for name in given)
+    bins = [
+        [int(n) for n in given[f"SGLANG_CACHE_DIT_SCM_{kind}_BINS"].split(",")]
+        for kind in ("COMPUTE", "CACHE")
+    ]
+    assert cache_dit.steps_mask(*bins, total_steps=STEPS) == _schedule().mask
+    assert given["SGLANG_CACHE_DIT_MC"] == "2" and given["SGLANG_CACHE_DIT_TAYLORSEER"] == "false"
+
+
 def test_json_holds_all_that_engines_take():
     import diffusers
 

@@ -36,7 +36,8 @@ from .options import Ranges, Rest, TileOptions, along, check_within, share_of
 from .order import SharedOrder
 from .planner import Dense, DenseReason, LayerContext, Plan, Planner, State
 
-_SEEN, _MAP, _MADE = "step seen", "map", "step and setting of the map"  # in a planner's state
+# Keys of a planner's state; methods add their own where they remember more than their map.
+OF_THE_MAP = _SEEN, _MAP, _MADE = "step seen", "map", "step and setting of the map"
 
 
 class TilePlanner(Planner):
