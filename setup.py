@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOMS = {"ditaccel": "ditaccel", **{f"ditaccel.{r}": r for r in ("kernels", "pipelines", "eval")}}
-TOOLS = ("aot", "build", "builds", "fuzz")
+TOOLS = ("aot", "build", "builds", "fuzz", "hub")
 
 
 class BuildWithoutTools(build_py):

@@ -25,7 +25,7 @@ FORBIDDEN = ("kernels", "pipelines", "eval", "tests", "samples")
 DATA = (".py", ".html", ".css", ".js", ".yaml", ".json", ".typed")
 
 # Tools for developers of the kernels, named in setup.py too.
-TOOLS = ("aot.py", "build.py", "builds.py", "fuzz.py")
+TOOLS = ("aot.py", "build.py", "builds.py", "fuzz.py", "hub.py")
 
 pytestmark = pytest.mark.xdist_group("packaging")
 
