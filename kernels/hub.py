@@ -43,7 +43,8 @@ tags: [kernels]
 # {name}
 
 Sparse attention over tiles, sparse-linear attention, and what their maps are made of: in Triton on
-GPUs, in plain torch on CPUs. Each operation has a definition in plain torch that the others are tested against.
+GPUs, in plain torch on CPUs. Each operation has a definition in plain torch, against which the
+others are tested.
 
 ```python
 from kernels import get_kernel
