@@ -31,6 +31,7 @@ NAV: dict[str, dict[str, str]] = {
         "Choose a method": ".docs/pages/choose.md",
         "Recipes": "samples/recipes/README.md",
         "ComfyUI": "samples/comfyui/README.md",
+        "Engines": "ditaccel/export/README.md",
         "Questions": ".docs/pages/questions.md",
         "Samples": "samples/README.md",
         "Changes": "CHANGELOG.md",

@@ -98,6 +98,7 @@ def test_first_steps_and_short_sequences_are_dense() -> None:
         ({"method": "nonsense"}, ConfigError, "nonsense"),
         ({"method": "lite_attention"}, UnsupportedError, "remembers"),
         ({"method": "svg2"}, UnsupportedError, "remembers"),
+        ({"method": "sla"}, UnsupportedError, "needs the transformer"),
         ({"method": "sparge:dense_layers=2"}, ConfigError, "layers"),
     ],
 )
