@@ -62,6 +62,7 @@ def test_public_names_are_listed(build: ModuleType) -> None:
     assert sorted([*functions, *classes]) == sorted(ditaccel.__all__)
 
 
+@pytest.mark.slow
 def test_commands_are_listed(build: ModuleType) -> None:
     text = build.commands(sys.executable)
     for name in ("eval", "tune", "generate", "doctor", "export"):

@@ -92,7 +92,7 @@ def test_compiled(recipe) -> None:
 
 
 @pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_quantized(kind: str, recipe) -> None:
     pipe, call = tiny_flux()
     dense = generate(pipe, call | STEPS)
