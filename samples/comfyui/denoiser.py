@@ -9,6 +9,7 @@ the "output" whose course over the steps is smooth, and which is forecast here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,7 +65,7 @@ class Accelerated:
         self.setting, self.euler, self.before = setting, euler, before
         self.denoiser = Denoiser()
         self.levels: Any = None
-        self.last, self.ran = float("inf"), False
+        self.last, self.ran, self.warned = float("inf"), False, False
         options = {} if euler else {"correction": "never"}
         # A wrong setting is refused when the graph is built, and not in the middle of a run.
         with ditaccel.accelerated(self.denoiser, setting, adapter=ADAPTER, **options):
@@ -74,7 +75,6 @@ class Accelerated:
     def __call__(self, apply_model: Callable[..., torch.Tensor], args: Mapping[str, Any]) -> Any:
         """What ComfyUI calls in place of `apply_model(input, timestep, **c)`."""
         x, sigma, c = args["input"], args["timestep"], args["c"]
-        self._follow(c["transformer_options"]["sample_sigmas"], float(sigma.max()))
         before = self.before
 
         def apply(x: torch.Tensor, sigma: torch.Tensor, **c: Any) -> torch.Tensor:
@@ -82,6 +82,12 @@ class Accelerated:
                 return apply_model(x, sigma, **c)
             return before(apply_model, {**args, "input": x, "timestep": sigma, "c": c})
 
+        levels = c.get("transformer_options", {}).get("sample_sigmas")
+        if levels is None:
+            self._warn_of_unknown_levels()
+        if levels is None or float(sigma.min()) <= 0:  # (no derivative at 0)
+            return apply(x, sigma, **c)
+        self._follow(levels, float(sigma.max()))
         # Both guidance branches may come in one batch or one after the other; the order tells
         # them apart where two prompts are the same.
         words = [c.get("c_crossattn"), c.get("y"), list(args.get("cond_or_uncond", ()))]
@@ -90,6 +96,12 @@ class Accelerated:
             hidden_states=x, timestep=sigma, encoder_hidden_states=words, apply=apply, rest=c
         )
         return x - _as_column(sigma, x) * derivative
+
+    def _warn_of_unknown_levels(self) -> None:
+        if not self.warned:
+            line = "ditaccel: this sampler does not tell its noise levels; nothing is skipped"
+            warnings.warn(line, stacklevel=2)
+        self.warned = True
 
     def _follow(self, levels: torch.Tensor, sigma: float) -> None:
         """Begin again where a sampler does: at other noise levels, or at a higher one."""

@@ -219,6 +219,19 @@ def test_the_report_of_a_model_that_is_not_accelerated(package):
     assert node.report(patcher, {})[1].endswith("not been sampled yet")
 
 
+def test_a_sampler_that_does_not_tell_its_levels_is_dense_and_that_is_said(package):
+    model = Model()
+    wrapper = accelerated(package, ModelPatcher(model)).model_options["model_function_wrapper"]
+    x, sigma = torch.randn(1, 4, 8, 8), torch.tensor([0.5])
+    c = {"c_crossattn": torch.randn(1, 3, 4), "transformer_options": {}}
+    args = {"input": x, "timestep": sigma, "c": c, "cond_or_uncond": [0]}
+    with pytest.warns(UserWarning, match="noise levels"):
+        result = wrapper(model.apply_model, args)
+    assert torch.equal(result, model.apply_model(x, sigma, **c))
+    args["timestep"] = 0 * sigma
+    assert torch.isfinite(wrapper(model.apply_model, args)).all()
+
+
 def test_no_warning_in_an_ordinary_run(package):
     patcher = accelerated(package, ModelPatcher(Model()))
     with warnings.catch_warnings():
