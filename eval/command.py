@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=metric_file,
         default=[],
-        metavar="METRIC=FILE",
+        metavar="METRIC=PATH",
         help="weights of a metric that needs some, such as lpips=FILE; repeatable",
     )
     options.add_renamed(parser, "--lpips-weights", "FILE is --weights lpips=FILE now")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ditaccel.errors import DitaccelError, UsageError
 from ditaccel.io.checked import LARGE
+from ditaccel.io.given import suggest
 from ditaccel.io.models import Sheet, class_label
 
 from .comparison.sampler import Sample
 from .metrics import extractors, real
-from .metrics.base import ACCURACY, METRICS, SAME, Estimate, Metric, Need, Per, Run, metrics, score
+from .metrics.base import ACCURACY, SAME, Estimate, Metric, Need, Per, Run, metrics, score
 from .options import Options
 
 _SAME = "share of samples in which the judge sees what it sees in dense's, in the same places"
@@ -45,18 +47,26 @@ class Judge:
         self._prompts = self.extractor.judge if self.extractor is not None else None
         weights = dict(options.weights or {})
         self._runs: dict[str, Run] = {}
+        loaded: dict[Any, Run] = {}
         for metric in metrics():
             why = self._missing(metric, weights)
             if why is None:
-                run = metric.load(weights[metric.key]) if metric.load else metric.run
+                run = metric.run
+                if metric.load is not None:
+                    of = metric.load, weights[metric.weights_name]
+                    run = loaded[of] = loaded.get(of) or metric.load(of[1])
                 assert run is not None  # `register` refuses a metric without
                 self._runs[metric.key] = run
             else:
                 self.not_available[metric.key] = why
         if self._prompts is None:
             self.not_available[ACCURACY] = extractors.JUDGE_HOW
-        if unused := sorted(k for k in weights if k not in METRICS or METRICS[k].load is None):
-            raise UsageError(f"{unused[0]}: no metric of this name takes weights", "weights")
+        known = {metric.weights_name for metric in metrics()} - {""}
+        if unused := sorted(set(weights) - known):
+            raise UsageError(
+                f"{unused[0]}: no metric of this name takes weights{suggest(unused[0], known)}",
+                "weights",
+            )
 
     def _missing(self, metric: Metric, weights: Mapping[str, str]) -> str | None:
         """What a metric lacks in this run, as the line that says how to get it."""
@@ -64,8 +74,9 @@ class Judge:
             return extractors.HOW
         if Need.REFERENCE in metric.needs and not self.real:
             return real.HOW
-        if Need.WEIGHTS in metric.needs and metric.key not in weights:
-            return f"needs weights (option `weights`, {metric.key}=FILE): {metric.how}"
+        name = metric.weights_name
+        if name and name not in weights:
+            return f"needs weights (option `weights`, {name}=PATH): {metric.how}"
         if metric.package:
             try:
                 importlib.import_module(metric.package)
@@ -144,7 +155,7 @@ class Judge:
                 f"metric {metric.key} fails on {where}: {type(error).__name__}: {line}"
             ) from error
         if isinstance(value, Estimate):
-            return Estimate(_number(metric, where, value.value), value.error)
+            return replace(value, value=_number(metric, where, value.value))
         if value is None or isinstance(value, bool | np.bool_):
             return value if value is None else bool(value)
         return _number(metric, where, value)

@@ -22,7 +22,7 @@ class Options:
             `metrics.extractors`); None takes the model's own, "none" switches both off.
         real: folder or npz of real frames, for distances to real data.
         real_n: how many of them, None for all.
-        weights: files of weights for the metrics that need some, by the metric's key.
+        weights: files or folders of weights for the metrics that need some, by the metric's key.
         device: torch device; `auto` is a GPU where there is one.
         dtype: `float32`, `float16` or `bfloat16`; None takes float32 on a CPU, else the model's.
         pipeline: `module:function` or `file.py:function` that makes the pipeline of a model (see

@@ -61,8 +61,8 @@ class Need(StrEnum):
     """What a metric must be given.
 
     `pictures` are decoded frames, `prompt` the text behind them, `features` the run's feature
-    extractor, `reference` the user's real samples, `weights` a file of the metric's own, and
-    `judge` what judges whether a sample shows its prompt.
+    extractor, `reference` the user's real samples, `weights` a file or folder of the metric's own,
+    and `judge` what judges whether a sample shows its prompt.
     """
 
     PICTURES = "pictures"
@@ -83,10 +83,18 @@ class Shown(StrEnum):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its standard error, None where that is not known."""
+    """A value, with what other samples would make of it.
+
+    Attributes:
+        value: that was measured.
+        error: its standard error, None where that is not known.
+        interval: the lowest and highest value of 95 % of all draws of as many samples, None where
+            that is not known.
+    """
 
     value: float
     error: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +138,9 @@ class Metric:
             returns a number, a flag, or None where there is no answer. Per set it gets the
             reference set and the row's, each as features (N, D) where it needs features, else as a
             list of frames, and returns a number or an `Estimate`. The prompt comes as `prompt=`.
-        load: makes `run` from a file of weights, where it needs weights.
+        load: makes `run` from a file or folder of weights, where it needs weights.
+        weights: what the user calls these weights; "" is its key. Metrics with the same `load` that
+            are given the same weights share what it made.
         per: `sample`, or `set`: then the reference set is dense's samples, or the real ones where
             it needs `reference`.
         needs: values of `Need`.
@@ -155,6 +165,7 @@ class Metric:
     about: str
     run: Run | None = None
     load: Callable[[str], Run] | None = None
+    weights: str = ""
     per: Per | str = Per.SAMPLE
     needs: Sequence[Need | str] = (Need.PICTURES,)
     package: str = ""
@@ -184,6 +195,11 @@ class Metric:
             raise ConfigError(
                 f"metric {self.key!r}: {name} is {value!r}; it must be one of: {', '.join(words)}"
             ) from None
+
+    @property
+    def weights_name(self) -> str:
+        """What the user calls its weights; "" where it needs none."""
+        return "" if self.load is None else self.weights or self.key
 
     def numbers(self) -> tuple[Figure, ...]:
         """Its figures over the samples of a row."""

@@ -28,7 +28,7 @@ class Column:
         spread: keys beside `path[-1]` that give the range [low, high].
         shown: the smallest table that has it.
         beside: path of a figure next to which the column stands, if only with dashes.
-        error: path of the figure's standard error.
+        error: path of the figure's standard error, which is shown where there is no range.
         enough: below so many samples the figure is flagged.
         few: what the flag says.
         unit: what it counts, where its text does not say so.
@@ -134,6 +134,7 @@ def _of(metric: Metric, figure: Figure) -> Column:
         partial(metric.write, figure),
         figure.about,
         shown=figure.shown,
+        spread=(f"{metric.key}_low", f"{metric.key}_high") if metric.per is Per.SET else None,
         error=(f"{metric.key}_error",) if metric.per is Per.SET else (),
         enough=figure.enough,
         few=figure.few,
@@ -210,7 +211,7 @@ def cell_text(evaluation: Evaluation, config: RunConfig, column: Column) -> tupl
         if len(known) == 2:
             tail = f"[{known[0]}, {known[1]}]".replace("×", "")
     error = evaluation.number(config, *column.error) if column.error else None
-    if error is not None:
+    if error is not None and not tail:
         tail = f"± {column.text(error)}"
     if column.key == "speedup" and evaluation.state(config) is State.NOISY:
         text = f"noisy {text}"

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ditaccel.errors import UsageError
+
 from .. import store
 from ..judge import Judge
 from ..metrics.base import Metric, Need, Per
@@ -68,7 +70,8 @@ def add_distances(
     Args:
         folder: of the run.
         lines: results by row, then by sample.
-        rows: `configs` of the summary; each gets a value and its standard error per metric.
+        rows: `configs` of the summary; each gets a value per metric, with its standard error and
+            interval.
         dense_id: of the dense row.
         judge: of the run.
 
@@ -86,12 +89,25 @@ def add_distances(
             n = min(len(reference), len(own))
             if n < metric.fewest:
                 continue
-            found = judge.compare(metric, reference, own)
-            if found is not None:
-                row[metric.key], row[f"{metric.key}_error"] = found.value, found.error
+            try:
+                found = judge.compare(metric, reference, own)
+            except UsageError as error:
+                # the samples took hours, and all other figures are good without this one
+                missing[metric.key] = str(error)
+                break
+            if found is None:
+                missing[metric.key] = f"{metric.title} has no answer for such samples"
+            else:
+                low, high = found.interval or (None, None)
+                row |= {
+                    metric.key: found.value,
+                    f"{metric.key}_error": found.error,
+                    f"{metric.key}_low": low,
+                    f"{metric.key}_high": high,
+                }
                 few = f"N={n} < {metric.enough}: {metric.few}" if n < metric.enough else None
                 counts[metric.key] = {"n": n, "note": few}
-        if metric.key not in counts:
+        if metric.key not in counts and metric.key not in missing:
             missing[metric.key] = (
                 f"a metric of sets needs at least {metric.fewest} samples of each kind, or it "
                 "tells nothing but their number: more seeds or prompts"

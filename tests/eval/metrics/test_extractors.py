@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from ditaccel.eval.metrics import extractors, lpips
+from ditaccel.eval.metrics import extractors
 from ditaccel.eval.metrics.extractors import load_extractor
 from ditaccel.eval.metrics.inception import Architecture, Inception
 from ditaccel.eval.metrics.weights import load_weights
@@ -102,23 +102,6 @@ def test_weights_files_run_no_code(tmp_path) -> None:
         load_weights(file)
     torch.save({"state_dict": {"a": torch.ones(1, dtype=torch.float16)}}, tmp_path / "good.pth")
     assert load_weights(tmp_path / "good.pth")["a"].dtype == torch.float32
-
-
-def test_lpips_from_local_weights(tmp_path) -> None:
-    torch.manual_seed(0)
-    file = tmp_path / "alexnet.safetensors"
-    table = {f"features.{k}": v for k, v in lpips._backbone().state_dict().items()}
-    save_file(table | {"classifier.1.weight": torch.ones(1)}, file)
-    metric = lpips.Lpips(file)
-    a = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
-    near = np.clip(a.astype(int) + 5, 0, 255).astype(np.uint8)
-    assert metric.distance(a, a) == 0.0
-    assert 0 < metric.distance(a, near) < metric.distance(a, 255 - a)
-    with pytest.raises(UsageError, match="32 pixels"):
-        metric.distance(a[:, :16, :16], a[:, :16, :16])
-    with pytest.raises(UsageError, match="AlexNet"):
-        save_file({"other": torch.ones(1)}, tmp_path / "other.safetensors")
-        lpips.Lpips(tmp_path / "other.safetensors")
 
 
 def test_features_of_nothing_are_refused(net_folder) -> None:

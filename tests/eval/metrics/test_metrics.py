@@ -187,7 +187,7 @@ def test_standard_errors_cover_the_spread_of_repeated_draws() -> None:
 def test_no_standard_error_where_none_can_be_had() -> None:
     a = torch.randn(11, 4)
     assert fid_error(a, a + 1) is None  # a tenth left out would leave too few
-    wide = torch.randn(20, 600)
+    wide = torch.randn(600, 600)
     assert fid_error(wide, wide + 1) is None
 
 
