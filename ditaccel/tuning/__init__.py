@@ -2,7 +2,7 @@
 
 from .fitting import fit
 from .refine import Refine
+from .search import tune
 from .target import Target
-from .tuner import tune
 
 __all__ = ["Refine", "Target", "fit", "tune"]

@@ -25,20 +25,15 @@ from ditaccel.tuning.calibration import calibrate
 from ditaccel.tuning.fitting import fitted_on
 from ditaccel.tuning.quality import MOST_PSNR, STATISTICS
 from ditaccel.tuning.refine import Refine
-from ditaccel.tuning.target import Target
-from ditaccel.tuning.tuner import (
-    PAIRS,
-    Tuner,
-    calibrated_config,
-    no_saving,
-    paired,
-    scheduler_of,
-)
+from ditaccel.tuning.search import calibrated_config, no_saving, scheduler_of
+from ditaccel.tuning.target import Target, TuningRun
+from ditaccel.tuning.tuner import PAIRS, Tuner, paired
 
 EXAMPLE = """\
 examples:
   ditaccel tune samples/models/shapes-wan --psnr 35 --out wan-35db.yaml
   ditaccel tune samples/models/shapes-flux --share 0.2,0.3 --out tuned/
+  ditaccel tune MODEL --prompts prompts.txt --psnr 30 --promise 0.9 --out promised.yaml
   ditaccel tune samples/models/shapes-flux --share 0.2 --refine 100 --resume refined.jsonl \\
     --out refined.yaml
 
@@ -77,6 +72,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="mean",
         help="what is compared with --psnr: the mean PSNR of the samples less its standard error, "
         "the 10th percentile (p10), or the worst one (default mean)",
+    )
+    parser.add_argument(
+        "--promise",
+        type=number("--promise", 0, 1, open_ends=True),
+        metavar="SHARE",
+        help="share of the samples that is promised to reach --psnr, also of prompts to come: 0.9; "
+        "tested on all prompts of the file that are not learnt from",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=number("--confidence", 0, 1, open_ends=True),
+        metavar="SHARE",
+        help="confidence in --promise (default 0.95)",
     )
     options.add_out(parser, "config file; with several targets, a folder", "PATH")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
@@ -129,21 +137,32 @@ def _add_refining(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _calls(opened: Opened, sheet: Sheet, args: argparse.Namespace) -> list[dict[str, Any]]:
+def _calls(
+    opened: Opened, sheet: Sheet, args: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The calls of the prompts to learn from, and of all others."""
     prompts = prompts_for(args.model, sheet, args.prompts)
     # Evaluations begin with the first ones, and should not judge what was learnt from.
     skip = max(0, len(prompts) - args.limit) if args.skip is None else args.skip
-    prompts = part_of_prompts(prompts, skip, args.limit)
+    learnt = part_of_prompts(prompts, skip, args.limit)
+    others = prompts[:skip] + prompts[skip + len(learnt) :]
     given = dict(args.call)
     if args.steps is not None:
         given["num_inference_steps"] = args.steps
     call = default_call(opened.pipe, sheet, given, opened.call)
-    return [{**call, **asked(opened.pipe, p)} for p in prompts]
+    made = [[{**call, **asked(opened.pipe, p)} for p in part] for part in (learnt, others)]
+    return made[0], made[1]
 
 
 def _names(args: argparse.Namespace) -> dict[str, Target]:
     """File name without suffix -> target; none where a method's constants are measured."""
-    goals = [(f"psnr-{p:g}", Target(psnr=p, statistic=args.statistic)) for p in args.psnr or ()]
+    if args.psnr is None and (args.promise or args.confidence) is not None:
+        raise UsageError("a promise is about --psnr: give it, too", "promise")
+    promised = {"share": args.promise, "confidence": args.confidence}
+    goals = [
+        (f"psnr-{p:g}", Target(psnr=p, statistic=args.statistic, **promised))
+        for p in args.psnr or ()
+    ]
     for share in args.share or ():
         goals.append((f"share-{share:g}", Target(computed_share=share, statistic=args.statistic)))
     for error in args.attention_error or ():
@@ -236,9 +255,19 @@ def _calibrate(
         print(f"{name:<24}{density:>9.3f}{mean:>9.4f}  {path or '-'}")
 
 
-def _search(tuner: Tuner, goals: dict[str, Target], files: _Files) -> None:
+def _search(
+    tuner: Tuner, goals: dict[str, Target], files: _Files, held_out: list[dict[str, Any]]
+) -> None:
     print(f"{'target':<14}{'computed':>9}{'PSNR':>9}{'worst':>9}  file")
     for name, goal in goals.items():
+        if goal.promise is not None:
+            came = tuner.promised(goal.promise, held_out)
+            if came.held:
+                _say(came.words)
+                _row(name, came.run, files.write(name, came.run.config))
+            else:
+                _row(name, came.run, files.miss(name, came.words, came.run.config))
+            continue
         with warnings.catch_warnings():
             # reported below, with what becomes of the file
             warnings.filterwarnings("ignore", message=".*no plan that was run reaches")
@@ -253,8 +282,12 @@ def _search(tuner: Tuner, goals: dict[str, Target], files: _Files) -> None:
                 f"{found.shown(goal.statistic)}",
                 found.config,
             )
-        levels = f"{found.psnr:>6.1f} dB{found.psnr_min:>6.1f} dB"
-        print(f"{name:<14}{found.computed_share:>9.3f}{levels}  {path or '-'}")
+        _row(name, found, path)
+
+
+def _row(name: str, found: TuningRun, path: Path | None) -> None:
+    levels = f"{found.psnr:>6.1f} dB{found.psnr_min:>6.1f} dB"
+    print(f"{name:<14}{found.computed_share:>9.3f}{levels}  {path or '-'}")
 
 
 def _fit(pipe: Any, calls: list[dict[str, Any]], config: Any, seed: int, files: _Files) -> None:
@@ -287,7 +320,10 @@ def run(args: argparse.Namespace) -> int:
     opened = open_pipeline(args.model, args.device, args.dtype, args.pipeline)
     put_scheduler(opened.pipe, args.scheduler)
     files.scheduler = scheduler_of(opened.pipe)
-    calls = _calls(opened, read_sheet(args.model), args)
+    calls, others = _calls(opened, read_sheet(args.model), args)
+    for goal in goals.values():
+        if goal.promise is not None:
+            goal.promise.check_count(len(others), len(calls))
     files.make_folder()  # not before: a wrong model leaves nothing behind
     with calls_of(opened.pipe, "tune"):
         if args.fit is not None:
@@ -300,7 +336,7 @@ def run(args: argparse.Namespace) -> int:
             )
             calls = paired(calls, args.pairs)
             tuner = Tuner(opened.pipe, calls, args.seed, _say, args.memory, refine, bar=True)
-            _search(tuner, goals, files)
+            _search(tuner, goals, files, others)
     for line in files.missed:
         print(f"ditaccel: not reached: {line}", file=sys.stderr)
     return 1 if files.missed else 0

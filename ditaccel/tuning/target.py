@@ -8,13 +8,16 @@ from ..config import AccelerationConfig, choice
 from ..config.option_types import checked
 from ..errors import ConfigError
 from .masks import Mask
+from .promise import Promise
 from .quality import MOST_PSNR, STATISTICS, doubt_of, level_of, surely
+
+CONFIDENCE = 0.95
 
 
 @checked()
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a tuned config must reach; give one of the three.
+    """What a tuned config must reach; give `psnr`, `computed_share` or `attention_error`.
 
     Attributes:
         psnr: PSNR to the dense output in dB; the fastest config found that reaches it on the
@@ -27,12 +30,18 @@ class Target:
         statistic: what has to reach `psnr`, or decides which config is best: the `mean` of the
             samples, `p10`, which nine tenths of them reach, or `min`, the worst one. A few samples
             say little about the worst of many: leave a margin.
+        share: with `psnr`, the share of all samples that is promised to reach it, also of prompts
+            that were not given: the least costly config is taken that holds this on prompts that
+            were kept apart (`tuning.promise`).
+        confidence: in that promise; 0.95 where none is given.
     """
 
     psnr: float | None = None
     computed_share: float | None = None
     statistic: str = "mean"
     attention_error: float | None = None
+    share: float | None = None
+    confidence: float | None = None
 
     def __post_init__(self) -> None:
         choice("statistic", self.statistic, STATISTICS)
@@ -48,8 +57,29 @@ class Target:
             )
         if self.psnr is not None and not 0 < self.psnr < MOST_PSNR:
             raise ConfigError(f"psnr is {self.psnr}; give decibels between 0 and {MOST_PSNR:g}")
-        if self.computed_share is not None and not 0 < self.computed_share < 1:
-            raise ConfigError(f"computed_share is {self.computed_share}; give a part of 1")
+        for name in ("computed_share", "share", "confidence"):
+            part = getattr(self, name)
+            if part is not None and not 0 < part < 1:
+                raise ConfigError(f"{name} is {part}; give a part of 1, such as 0.9")
+        self._check_promise()
+
+    def _check_promise(self) -> None:
+        if self.share is None:
+            if self.confidence is not None:
+                raise ConfigError(
+                    "confidence is of a share: Target(psnr=30, share=0.9, confidence=0.95)"
+                )
+        elif self.psnr is None:
+            raise ConfigError("share and confidence go with psnr: Target(psnr=30, share=0.9)")
+        elif self.statistic != "mean":
+            raise ConfigError("a share of the samples has to reach psnr: leave statistic out")
+
+    @property
+    def promise(self) -> Promise | None:
+        """What is promised of samples to come, None where nothing is."""
+        if self.psnr is None or self.share is None:
+            return None
+        return Promise(self.psnr, self.share, self.confidence or CONFIDENCE)
 
     @property
     def asked(self) -> str:

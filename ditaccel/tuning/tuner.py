@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -15,24 +15,20 @@ from torch import nn
 
 from ..api import accelerated
 from ..caching.engine.options import MemoryBudget
-from ..config import AccelerationConfig, choice, require
-from ..config.option_types import checked_value
+from ..config import choice
 from ..core._compat import refuse_split
-from ..core.denoising.schedulers import described
 from ..core.kinds import decoded, pictures_of, set_by_us
 from ..core.transformers import transformers_of
 from ..errors import ConfigError, UsageError
 from ..io import given
 from ..io.asking import check_call
 from ..io.progress import Progress, duration
-from ..io.prompts import Prompt, as_calls, listed
-from ..io.schedulers import with_scheduler
 from ..pipelines import FamilyAdapter
 from ..sessions.session import session_of
 from ..warning import warn
-from .calibration import Calibration, calibrate
 from .masks import Mask, Moves
 from .plan_search import best_within, cheapest_good
+from .promise import HeldOut, Promise, Tested, allowed, first_that_holds, spread, surely_reached
 from .quality import STATISTICS, as_bytes, level_of, psnrs, surely
 from .recording import Recording, record
 from .refine import Goal, Refine, Refinement
@@ -97,6 +93,22 @@ def _tunable(
     return transformers, family
 
 
+@dataclass(frozen=True)
+class Promised:
+    """What came of a promise.
+
+    Attributes:
+        run: the config, with its levels on held-out prompts; the safest of those that were tested
+            where none can be promised.
+        held: whether it can be promised.
+        words: that in a line.
+    """
+
+    run: TuningRun
+    held: bool
+    words: str
+
+
 class Tuner:
     """Records a pipeline once; then makes and checks configs.
 
@@ -146,7 +158,7 @@ class Tuner:
         self._dense: list[np.ndarray] = []
         for i in range(len(self._calls)):
             progress(f"dense run {i + 1} of {len(self._calls)}")
-            run, start = partial(self._generate, i), time.monotonic()
+            run, start = partial(self._generate, self._calls[i], seed + i), time.monotonic()
             frames, recording = record(pipe, transformers, family, run, budget)
             if i == 0:  # before all others are run
                 response_of(recording.steps, len(recording.guided[0]))
@@ -169,18 +181,19 @@ class Tuner:
             Trials, self._levels, sum(map(len, self._dense)), known=self._known, journal=journal
         )
         self._checks = self._trials("mean")
+        self._held: HeldOut | None = None
 
-    def _generate(self, i: int) -> np.ndarray:
+    def _generate(self, call: Mapping[str, Any], seed: int) -> np.ndarray:
         # drawn on the CPU on every device: the noise must not depend on the machine
-        generator = torch.Generator("cpu").manual_seed(self._seed + i)
-        call = {**self._calls[i], **decoded(self._pipe), "generator": generator}
-        return as_bytes(pictures_of(self._pipe, self._pipe(**call)))
+        generator = torch.Generator("cpu").manual_seed(seed)
+        arguments = {**call, **decoded(self._pipe), "generator": generator}
+        return as_bytes(pictures_of(self._pipe, self._pipe(**arguments)))
 
     def _levels(self, mask: Mask) -> Iterator[list[float]]:
         """Run a mask on one call after the other."""
         with accelerated(self._pipe, mask.config(self.total), adapter=self._adapter):
             for i, dense in enumerate(self._dense):
-                yield psnrs(self._generate(i), dense)
+                yield psnrs(self._generate(self._calls[i], self._seed + i), dense)
 
     def check(self, plan: Plan) -> TuningRun:
         """Run a plan on all calls; returns what it gave."""
@@ -277,6 +290,72 @@ class Tuner:
             self._warn_of_missed(target, best)
         return best
 
+    def promised(self, promise: Promise, calls: Sequence[Mapping[str, Any]]) -> Promised:
+        """Return the least costly config that can be promised.
+
+        Args:
+            promise: what is promised.
+            calls: arguments of the pipeline call, one mapping per held-out prompt; the same ones
+                for every promise of a tuner.
+
+        Raises:
+            UsageError: too few prompts for any promise, or a full disk.
+        """
+        promise.check_count(len(calls), len(self._calls))
+        if self._held is None:
+            self._progress(f"{len(calls)} dense runs of held-out prompts")
+            self._held = HeldOut(self._generate, calls, self._seed + len(self._calls))
+            self._held.make_dense()
+        masks = self._to_look_at(promise)
+
+        def told(mask: Mask, tested: Tested) -> None:
+            self._progress(
+                f"{mask.config(self.total).label}: {tested.missed} of {len(tested.levels)} "
+                f"held-out prompts miss {promise.psnr:g} dB"
+            )
+
+        found, tests = first_that_holds(promise, masks, self._held_levels, len(self._held), told)
+        mask, last = masks[len(tests) - 1], tests[-1]
+        run = self._as_run(Trial(mask, last.levels))
+        label, runs = run.config.label, len(self._held)
+        if found is None:
+            most = allowed(runs, promise.share, promise.doubt)
+            return Promised(
+                run,
+                False,
+                f"no config can be promised to reach {promise}: the safest of {len(masks)}, "
+                f"{label}, misses it on {last.missed} of {len(last.levels)} held-out prompts, and "
+                f"{most} of {runs} may; promise less, or run dense",
+            )
+        sure = surely_reached(runs, last.missed, promise.doubt)
+        return Promised(
+            replace(run, config=replace(run.config, label=f"{label}, {promise}")),
+            True,
+            f"promised: {promise} by {label}, which {runs - last.missed} of {runs} held-out "
+            f"prompts reach (at least {100 * sure:.1f} % of all)",
+        )
+
+    def _to_look_at(self, promise: Promise) -> list[Mask]:
+        """Masks to test for a promise, by what was learnt: they cost more and more."""
+
+        def good(run: TuningRun) -> bool:
+            reached = sum(level >= promise.psnr for level in run.levels)
+            return reached >= promise.share * len(run.levels)
+
+        best = cheapest_good(self.plans, self.check, lambda: self.runs, good)
+        best = best or max(self.runs, key=lambda run: run.psnr_min)
+        if self._refine.trials:
+            best = self._refined(best, Target(psnr=promise.psnr, statistic="min"))
+        plans = self.plans[0]
+        shares = [*(plan.share for plan in plans), best.computed_share]
+        masks = [*(plan.mask for plan in plans), best.mask]
+        return [masks[i] for i in spread(shares, best.computed_share)]
+
+    def _held_levels(self, mask: Mask) -> Generator[float]:
+        assert self._held is not None  # `promised` makes it
+        with accelerated(self._pipe, mask.config(self.total), adapter=self._adapter):
+            yield from self._held.levels()
+
     def _refined(self, start: TuningRun, target: Target) -> TuningRun:
         """Try masks around the best plan."""
         count, minutes = self._refine.trials, self._refine.minutes
@@ -307,115 +386,3 @@ class Tuner:
             f"{best.line}"
         )
         return best
-
-
-def scheduler_of(pipe: Any) -> str:
-    """What a config that was tuned on a pipeline names as its scheduler."""
-    scheduler = getattr(pipe, "scheduler", None)
-    return "" if scheduler is None else described(scheduler)
-
-
-def calibrated_config(calibration: Calibration, error: float) -> AccelerationConfig:
-    """The config of a calibration, with its target as label."""
-    label = f"attention within {100 * error:g} %"
-    return AccelerationConfig(attention=calibration.config, label=label)
-
-
-def no_saving(calibration: Calibration, error: float) -> str:
-    """Say that a calibration found nothing worth skipping."""
-    mean = sum(calibration.density) / len(calibration.density)
-    return (
-        f"within an error of {error:g} per layer {100 * mean:.0f} % of the attention is kept, and "
-        f"above {100 * calibration.break_even:.0f} % sparse attention costs time here, so a run "
-        "would go dense; allow a larger error, or leave attention alone for this model"
-    )
-
-
-def tune(
-    pipe: Any,
-    prompts: Prompt | Iterable[Prompt],
-    target: Target,
-    *,
-    steps: int | None = None,
-    pairs: int | None = None,
-    scheduler: str | None = None,
-    refine: int | Refine = 0,
-    adapter: FamilyAdapter | None = None,
-    seed: int = 0,
-    progress: Callable[[str], None] = lambda line: None,
-    memory_budget: int | str = "4GB",
-    **call: Any,
-) -> AccelerationConfig:
-    """Search the steps to compute for a pipeline, its scheduler and its step count.
-
-    A dense generation per prompt-seed pair is recorded; dynamic programming finds the steps that
-    leave the least error; a few generations check the result, and more of them refine it.
-
-    Args:
-        pipe: an unaccelerated pipeline, with one transformer or two that take over from each other.
-        prompts: a prompt or several, or mappings of call arguments (`{"class_labels": [3]}`).
-        target: such as `Target(psnr=30, statistic="p10")` or `Target(computed_share=0.25)`; with
-            `Target(attention_error=0.02)` attention is calibrated instead (`tuning.calibration`).
-        steps: scheduler steps; by default those that the pipeline takes by itself.
-        pairs: prompt-seed pairs to learn from, the prompts in turn, each time with another seed; by
-            default 8, or one per prompt if there are more.
-        scheduler: short name of another one to tune for (`ditaccel.io.schedulers`): `unipc`.
-        refine: plans to try around the best one, or a `Refine` (annealing, time limit, resume).
-        adapter: what ditaccel must know of a model of your own, as in `accelerate`.
-        seed: seed of the first generation.
-        progress: called with one line per generation.
-        memory_budget: bytes, or text such as `2GB`, for one generation's outputs, see `Tuner`.
-        **call: arguments of every pipeline call, e.g. `height=512`.
-
-    Returns:
-        A step mask for this number of steps (another one is refused) and this scheduler.
-
-    Raises:
-        ConfigError: a target out of range, a share out of reach, or too few steps to skip any. A
-            PSNR out of reach, or a calibration that would skip nothing, is a warning.
-        UnsupportedError: a scheduler that draws noise or clips.
-        UsageError: `Refine.resume` is a file of another search.
-    """
-    if not isinstance(target, Target):
-        raise ConfigError(f"target is {target!r}; give a Target, such as Target(psnr=35)")
-    seed = checked_value("tune", "seed", int, seed)
-    calls = as_calls(listed(prompts), _with_steps(call, steps))
-    pairs = checked_value("tune", "pairs", int | None, pairs)
-    require(pairs is None or pairs >= 1, f"tune: pairs is {pairs}; it must be 1 or more")
-    if not isinstance(refine, Refine):
-        refine = Refine(trials=checked_value("tune", "refine", int, refine))
-    with with_scheduler(pipe, scheduler):
-        if (error := target.attention_error) is not None:
-            found = _calibrated(pipe, calls, error, seed, progress, adapter)
-        else:
-            given = paired(calls, pairs), seed, progress, memory_budget, refine, adapter
-            found = Tuner(pipe, *given).reach(target).config
-        return replace(found, scheduler=scheduler_of(pipe))
-
-
-def _calibrated(
-    pipe: Any,
-    calls: Sequence[Mapping[str, Any]],
-    error: float,
-    seed: int,
-    progress: Callable[[str], None],
-    adapter: FamilyAdapter | None,
-) -> AccelerationConfig:
-    found = calibrate(
-        pipe, calls, target_error=error, seed=seed, progress=progress, adapter=adapter
-    )
-    if not found.saves:
-        warn(no_saving(found, error))
-    return calibrated_config(found, error)
-
-
-def _with_steps(call: Mapping[str, Any], steps: int | None) -> dict[str, Any]:
-    """Arguments of the pipeline call, with the number of steps under the pipeline's name for it."""
-    if steps is None:
-        return dict(call)
-    if call.get("num_inference_steps", steps) != steps:
-        raise ConfigError(
-            f"steps is {steps}, and num_inference_steps is {call['num_inference_steps']}; give "
-            "steps alone"
-        )
-    return {**call, "num_inference_steps": steps}

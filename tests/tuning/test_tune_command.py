@@ -150,3 +150,20 @@ def test_prompts_that_evaluations_begin_with_are_left_to_them(additive, tmp_path
     assert chosen() == chosen("--skip", "0") == ["a red circle", "b"]
     with pytest.raises(UsageError, match="skip 2 leaves none of 2 prompts"):
         chosen("--skip", "2")
+
+
+def test_a_promise_is_tested_on_the_other_prompts(additive, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\nb\n" * 3)
+    path = tmp_path / "promised.yaml"
+    common = ["tune", str(additive), "--prompts", str(prompts), "--out", str(path), "--steps", "6"]
+    asked = ["--psnr", "12", "--promise", "0.3", "--confidence", "0.9"]
+    assert main([*common, *asked, "--limit", "1"]) == 0
+    assert "12 dB for 30 % of the samples with 90 % confidence" in configs.load(path).label
+    assert "of 5 held-out prompts reach" in capsys.readouterr().err
+    path.unlink()
+    assert main([*common, *asked, "--limit", "5"]) == 2
+    assert "at least 4 prompts besides the 5 that are learnt from" in capsys.readouterr().err
+    assert not path.exists()
+    assert main([*common, "--share", "0.5", "--promise", "0.9"]) == 2
+    assert "a promise is about --psnr" in capsys.readouterr().err

@@ -1,0 +1,246 @@
+"""A promise about samples that nobody has seen yet, with a confidence.
+
+A few configs are chosen by what was learnt, and then run on prompts that were not learnt from. A
+config is promised if so few of these miss the level that, were its true share of samples just what
+is promised, as few or fewer would miss it with a probability of at most `(1 - confidence) / LOOKS`
+(the exact binomial test; Clopper and Pearson 1934). Dividing by the number of configs that may be
+looked at (Bonferroni) makes the confidence hold for whichever of them is taken.
+
+The prompts must be drawn as those of later use will be. A prompt that is given several times is run
+with several seeds; the promise is then one for these prompts with other seeds.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..errors import UsageError
+from .quality import psnrs
+
+T = TypeVar("T")
+# Configs that are looked at for one promise.
+LOOKS = 4
+# Computed shares of the configs that are looked at, by that of the cheapest one that is good on the
+# prompts that were learnt from.
+SPREAD = (1.0, 1.25, 1.6, 2.2)
+
+
+def chance(runs: int, missed: int, share: float) -> float:
+    """Probability that at most `missed` of `runs` samples miss what a `share` of all reaches."""
+    logs = [
+        math.lgamma(runs + 1)
+        - math.lgamma(j + 1)
+        - math.lgamma(runs - j + 1)
+        + j * math.log1p(-share)
+        + (runs - j) * math.log(share)
+        for j in range(missed + 1)
+    ]
+    return min(1.0, sum(map(math.exp, logs)))
+
+
+def allowed(runs: int, share: float, doubt: float) -> int:
+    """The most of `runs` samples that may miss the level; -1 where not even none is enough."""
+    missed = -1
+    while missed + 1 < runs and chance(runs, missed + 1, share) <= doubt:
+        missed += 1
+    return missed
+
+
+def least_runs(share: float, doubt: float, missed: int = 0) -> int:
+    """The fewest samples of which so many may miss the level."""
+    low, high = missed, missed + 1
+    while chance(high, missed, share) > doubt:
+        low, high = high, 2 * high
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if chance(middle, missed, share) <= doubt else (middle, high)
+    return high
+
+
+def surely_reached(runs: int, missed: int, doubt: float) -> float:
+    """The share of all samples that reach the level, up to `doubt`: the largest to be promised."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if chance(runs, missed, middle) <= doubt else (low, middle)
+    return low
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What is promised of samples to come.
+
+    Attributes:
+        psnr: level in dB.
+        share: of the samples that reach it, at least.
+        confidence: in that.
+    """
+
+    psnr: float
+    share: float
+    confidence: float
+
+    @property
+    def doubt(self) -> float:
+        """What the test of one config may err by."""
+        return (1 - self.confidence) / LOOKS
+
+    @property
+    def least(self) -> int:
+        """The fewest held-out prompts that can hold it."""
+        return least_runs(self.share, self.doubt)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.psnr:g} dB for {100 * self.share:g} % of the samples with "
+            f"{100 * self.confidence:g} % confidence"
+        )
+
+    def check_count(self, held_out: int, learnt: int) -> None:
+        """Refuse too few prompts before anything runs.
+
+        Args:
+            held_out: prompts that there are besides those that are learnt from.
+            learnt: prompts that are learnt from.
+
+        Raises:
+            UsageError: not even a config that never missed the level could be promised.
+        """
+        if held_out < self.least:
+            spare = least_runs(self.share, self.doubt, 2)
+            raise UsageError(
+                f"{self} takes at least {self.least} prompts besides the {learnt} that are learnt "
+                f"from, none of which may miss the level ({spare} where 2 may), and there are "
+                f"{held_out}; give more prompts, or promise less"
+            )
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What one config gave on held-out prompts.
+
+    Attributes:
+        levels: PSNR of the samples in dB; fewer than there are where it was given up.
+        missed: how many of them do not reach the level.
+        held: whether it can be promised.
+    """
+
+    levels: tuple[float, ...]
+    missed: int
+    held: bool
+
+
+def first_that_holds(
+    promise: Promise,
+    configs: Sequence[T],
+    levels: Callable[[T], Generator[float]],
+    runs: int,
+    told: Callable[[T, Tested], None] = lambda config, tested: None,
+) -> tuple[T | None, list[Tested]]:
+    """Test configs on held-out prompts in their order, until one can be promised.
+
+    Args:
+        promise: what to promise.
+        configs: at most `LOOKS`, the least costly first; they must not depend on these prompts.
+        levels: runs a config: yields the PSNR of one held-out prompt after the other, in dB.
+        runs: held-out prompts.
+        told: of each test.
+
+    Returns:
+        The config, None where none can be promised; and all tests.
+    """
+    if len(configs) > LOOKS:
+        raise ValueError(f"{len(configs)} configs; the correction is for {LOOKS}")
+    most = allowed(runs, promise.share, promise.doubt)
+    tests = []
+    for config in configs:
+        seen: list[float] = []
+        missed = 0
+        with closing(levels(config)) as found:
+            for level in found:
+                seen.append(level)
+                missed += level < promise.psnr
+                if missed > most:  # the remaining ones cannot save it
+                    break
+        tests.append(Tested(tuple(seen), missed, len(seen) >= runs and missed <= most))
+        told(config, tests[-1])
+        if tests[-1].held:
+            return config, tests
+    return None, tests
+
+
+def spread(values: Sequence[float], start: float) -> list[int]:
+    """Which of several configs to look at: some that cost more and more.
+
+    Args:
+        values: their computed shares.
+        start: computed share of the cheapest one that was good so far.
+
+    Returns:
+        Indices by rising share, at most `LOOKS`.
+    """
+    dearer = sorted((value, i) for i, value in enumerate(values) if value >= start - 1e-9)
+    found: dict[int, None] = {}
+    for factor in SPREAD[:LOOKS]:
+        within = [i for value, i in dearer if value <= start * factor + 1e-9]
+        if within:
+            found[within[-1]] = None
+    return list(found)
+
+
+class HeldOut:
+    """Held-out prompts: their dense outputs, made once and kept on disk.
+
+    Args:
+        generate: runs a call with a seed on the pipeline as it is, (B, …) as bytes.
+        calls: arguments of the pipeline call, one mapping per prompt.
+        seed: of the first one's noise; each further one has the next.
+    """
+
+    def __init__(
+        self,
+        generate: Callable[[Mapping[str, Any], int], np.ndarray],
+        calls: Sequence[Mapping[str, Any]],
+        seed: int,
+    ) -> None:
+        self._generate, self._calls, self._seed = generate, calls, seed
+        self._folder = tempfile.TemporaryDirectory(prefix="ditaccel-held-out-")
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def _made(self, i: int) -> np.ndarray:
+        return self._generate(self._calls[i], self._seed + i)
+
+    def _file(self, i: int) -> Path:
+        return Path(self._folder.name) / f"{i}.npy"
+
+    def make_dense(self) -> None:
+        """Make the dense outputs that are not there; the pipeline must be dense.
+
+        Raises:
+            UsageError: the disk is full.
+        """
+        for i in range(len(self)):
+            if not self._file(i).exists():
+                dense = self._made(i)
+                try:
+                    np.save(self._file(i), dense)
+                except OSError as error:
+                    raise UsageError(
+                        f"no room for dense outputs in {self._folder.name} ({error.strerror}); "
+                        "name a folder with more room in TMPDIR"
+                    ) from None
+
+    def levels(self) -> Generator[float]:
+        """PSNR of each prompt's worst sample in dB, of the pipeline as it is now."""
+        for i in range(len(self)):
+            yield min(psnrs(self._made(i), np.load(self._file(i))))
