@@ -15,6 +15,7 @@ MAX_ENTRIES = 19
 MEMBERS = {
     "ditaccel/attention",
     "ditaccel/caching",
+    "eval/metrics",
     "pipelines",
     "tests/attention",
     "tests/caching",

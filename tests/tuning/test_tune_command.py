@@ -142,7 +142,7 @@ def test_prompts_that_evaluations_begin_with_are_left_to_them(additive, tmp_path
     def chosen(*more: str) -> list[str]:
         words = ["tune", str(additive), "--psnr", "20", "--out", str(tmp_path / "a.yaml"), *more]
         args = _parser("tune").parse_args(words)
-        calls = _calls(opened, read_sheet(additive), args)
+        calls, _ = _calls(opened, read_sheet(additive), args)
         return [labels[call["class_labels"][0]] for call in calls]
 
     assert chosen("--limit", "1") == ["b"]
