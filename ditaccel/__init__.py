@@ -57,7 +57,7 @@ from .errors import ConfigError, DitaccelError, UnsupportedError, UsageError
 from .finetuning import finetune
 from .pipelines import AttentionContract, BlockContract, FamilyAdapter, register_family
 from .reports.report import Report
-from .tuning import Refine, Target, fit, tune
+from .tuning import AuditReport, Refine, Target, audit, fit, tune
 
 if TYPE_CHECKING:
     from .batch.generate import Generated, generate
@@ -79,6 +79,7 @@ __all__ = [
     "AdaptiveTaylorConfig",
     "AttentionContract",
     "AttentionTileConfig",
+    "AuditReport",
     "BlockContract",
     "CLEARConfig",
     "ConfidenceGatedTaylorConfig",
@@ -128,6 +129,7 @@ __all__ = [
     "XAttentionConfig",
     "accelerate",
     "accelerated",
+    "audit",
     "doctor",
     "evaluate",
     "families",

@@ -331,8 +331,25 @@ def accelerated(
     try:
         yield pipe
     finally:
-        for each in [session, *_sessions(pipe)]:
-            each.restore()
-        for each in former:
-            each.put_on()
-            sessions.remember(pipe, each)
+        session.restore()
+        _put_back(pipe, former)
+
+
+def _put_back(pipe: Any, former: list[Session]) -> None:
+    """Exchange what is on for what was on, whose reports go on."""
+    for each in _sessions(pipe):
+        each.restore()
+    for each in former:
+        each.put_on()
+        sessions.remember(pipe, each)
+
+
+@contextmanager
+def paused(pipe: P) -> Iterator[P]:
+    """The pipeline dense for the length of a `with` block; then what was on is on again."""
+    former = _sessions(pipe)
+    restore(pipe)
+    try:
+        yield pipe
+    finally:
+        _put_back(pipe, former)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..io import arguments as options
+from ..io.frames import MOST_PSNR
 from ..io.given import whole_argument as whole
 from .encode import CODECS, KINDS
 from .inputs import MAX_PIXELS
@@ -69,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_outputs(parser)
     _add_workers(parser)
     _add_choice(parser)
+    _add_audit(parser)
     options.add_json(parser, "the summary")
     options.add_quiet(parser)
 
@@ -159,6 +161,44 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     add("--retry-failed", action="store_true", help="try failed items again")
     add("--verify", action="store_true", help="compare hashes of finished files, not only sizes")
     add("--dry-run", action="store_true", help="show what would be done, and load nothing")
+
+
+def _share(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = float("nan")
+    if not 0 < found <= 1:
+        raise argparse.ArgumentTypeError(
+            f"--audit must be a share above 0 and at most 1, such as 0.02: {text!r}"
+        )
+    return found
+
+
+def _target(text: str) -> float:
+    key, _, level = text.partition("=")
+    if key.strip() != "psnr":
+        raise argparse.ArgumentTypeError(f"--audit-target must be psnr=DB, not {text!r}")
+    return options.number("--audit-target", 0, MOST_PSNR, open_ends=True)(level)
+
+
+def _add_audit(parser: argparse.ArgumentParser) -> None:
+    """How much is compared with dense, and what follows."""
+    add = parser.add_argument
+    add(
+        "--audit",
+        type=_share,
+        metavar="SHARE",
+        help="make this share of the items dense as well, chosen at random, and compare: 0.02",
+    )
+    add(
+        "--audit-target",
+        type=_target,
+        metavar="psnr=DB",
+        help="if the mean of the audited items is surely below, use the next safer preset from "
+        "then on",
+    )
+    add("--audit-stop", action="store_true", help="make no more items then, in place of that")
 
 
 def choose(

@@ -22,6 +22,7 @@ from ..io.progress import Progress, duration
 from ..io.schedulers import check_scheduler
 from . import names
 from .arguments import add_arguments, choose
+from .audit import Audit, Watch, plan_audit
 from .encode import MAX_CRF, check_codec
 from .facts import Facts, read_facts
 from .folder import FAILED, JOB, MANIFEST, RESULTS, JobFolder
@@ -110,6 +111,7 @@ def _plan_lines(
         f"files: {', '.join(settings.save)}"
         + (f" ({settings.codec}, crf {settings.crf}, yuv420p)" if "mp4" in settings.save else "")
         + f" in {out}/outputs",
+        *_audit_lines(options.audit, good),
     ]
     for item in good[:3]:
         call = ", ".join(f"{k}={v}" for k, v in item.call.items())
@@ -117,6 +119,15 @@ def _plan_lines(
     if len(good) > 3:
         lines.append(f"  … and {len(good) - 3} more")
     return lines
+
+
+def _audit_lines(audit: Audit | None, good: Sequence[Item]) -> list[str]:
+    if audit is None:
+        return []
+    count = sum(map(audit.chooses, good))
+    then = "the next safer preset follows" if not audit.stop else "no more are made"
+    below = "" if audit.target is None else f"; below {audit.target:g} dB {then}"
+    return [f"audit: {count} of them are made dense, too{below}"]
 
 
 def _make_run(
@@ -139,6 +150,9 @@ def _make_run(
         batch=args.batch,
         retry_before=time.time() if args.retry_failed else 0.0,
         verify=args.verify,
+        audit=plan_audit(
+            args.audit, args.audit_target, args.audit_stop, facts, ours, settings.save
+        ),
     )
     run = Run(
         name=new_name(),
@@ -157,7 +171,8 @@ def run(args: argparse.Namespace) -> int:
     """Run `ditaccel generate`.
 
     Returns:
-        0; 3 where items failed (they are listed); 130 where it was interrupted.
+        0; 1 where an audit stopped it; 3 where items failed (they are listed); 130 where it was
+        interrupted.
 
     Raises:
         DitaccelError: unusable input, in one line.
@@ -177,6 +192,8 @@ def run(args: argparse.Namespace) -> int:
     if interrupted:
         note("interrupted; run the same command again to resume")
         return 130
+    if summary["stopped"]:
+        return 1
     return 3 if summary["failed"] else 0
 
 
@@ -296,18 +313,21 @@ def make_job(
         write_manifest(folder.root / MANIFEST, items, folder.drafts)
         folder.write(folder.root / JOB, _job(args, facts, work, items))
         recover(folder, items, claims)
+        audit = work.options.audit
         before = summarise(folder, ours, folder.merged(ours, args.verify))
         if before["done"]:
             note(f"{before['done']} of {before['items']} items are done already")
         settled = before["done"] + (0 if args.retry_failed else before["failed"])
-        made = _Made(len(ours), settled, args.quiet)
+        made = _Made(len(ours), settled, args.quiet, audit)
         if settled < len(ours) or work.rank.count > 1:
             made.work(args.engine, folder, work, items, claims, pipe)
         recover(folder, items, claims)  # behind workers that died on the way
         folder.write_results(items)
         summary = summarise(folder, ours, folder.merged(ours))
         del summary["working"]  # ourselves
+        stopped = bool(summary["left"]) and audit is not None and Watch(folder, audit).stopped
         summary |= {"made": made.done, "wall_seconds": time.time() - started, "run": work.name}
+        summary["stopped"] = stopped
         folder.write(folder.root / "runs" / f"{work.name}.json", _run_facts(work, summary, started))
     finally:
         with contextlib.suppress(DitaccelError):  # the folder may be gone, and that was said
@@ -327,6 +347,7 @@ def _run_facts(work: Run, summary: dict[str, Any], started: float) -> dict[str, 
 
 
 def _job(args: argparse.Namespace, facts: Facts, work: Run, items: list[Item]) -> dict[str, Any]:
+    audit = work.options.audit
     return {
         "kind": "job",
         "schema": 1,
@@ -341,6 +362,7 @@ def _job(args: argparse.Namespace, facts: Facts, work: Run, items: list[Item]) -
         "commit": provenance.commit(),
         "command": provenance.command(),
         "items": len(items),
+        "audit": None if audit is None else {"share": audit.share, "target": audit.target},
         # `--limit` and `--filter`: what else is in the job file is not left to do.
         "chosen": None if len(work.ids) == len(items) else list(work.ids),
     }
@@ -353,10 +375,12 @@ class _Made:
         total: items of the command.
         settled: those that need nothing any more.
         quiet: show nothing.
+        audit: of the job.
     """
 
-    def __init__(self, total: int, settled: int, quiet: bool) -> None:
+    def __init__(self, total: int, settled: int, quiet: bool, audit: Audit | None = None) -> None:
         self._total, self._settled, self._quiet = total, settled, quiet
+        self._audit, self._safer = audit, set[str]()
         self._calls = self._forecasts = 0
         self.done = 0
         self.interrupted = False
@@ -398,8 +422,19 @@ class _Made:
             self._progress.note(f"row {record.get('row')} failed: {record.get('reason')}")
         else:
             self.done += 1
+            self._note_safer(record)
         share = f"hit rate {100 * self._forecasts / self._calls:.0f} %" if self._calls else ""
         self._progress.step(share)
+
+    def _note_safer(self, record: dict[str, Any]) -> None:
+        """Report once that items are made with a safer config."""
+        name = record.get("safer")
+        if name and name not in self._safer and self._audit is not None:
+            self._safer.add(name)
+            self._progress.note(
+                f"audit: items are below {self._audit.target:g} dB on average; those that were "
+                f"not begun are made with {name}"
+            )
 
 
 __all__ = ["add_arguments", "run"]

@@ -9,6 +9,7 @@
     claims/, workers/   who makes what now (see `claims.py`); empty when nobody works
     shards/             which shards have ever worked here: with those the folder is shared
     runs/               what each command made, and how long it took
+    audit/              what came of the items that were also made dense (see `audit.py`)
     logs/               what workers on Ray printed
 
 An item is done when its sidecar is there, names its id, and its files have their sizes: the
@@ -23,7 +24,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -37,9 +38,9 @@ from . import shapes
 from .manifest import Item, read_manifest
 
 JOB, MANIFEST, RESULTS = "job.json", "manifest.jsonl", "results.jsonl"
-DONE, FAILED = "done", "failed"
+DONE, FAILED, AUDITS = "done", "failed", "audit"
 # In sidecars alone: lines stay short.
-THUMBNAIL = "thumbnail"
+THUMBNAIL, DENSE_THUMBNAIL = "thumbnail", "dense_thumbnail"
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -308,15 +309,27 @@ class JobFolder:
         for item in items:
             record = self.record(item, verify) or self.failure(item)
             if record is not None:
-                record.pop(THUMBNAIL, None)
-                found.append(plain(record))
+                found.append(plain(without_pictures(record)))
         return found
 
     @guarded
-    def thumbnail(self, item: Item) -> str | None:
+    def thumbnail(self, item: Item, which: str = THUMBNAIL) -> str | None:
         """A small picture of a done item as a data URI, if its sidecar has one."""
-        found = (_load(self.sidecar(item), shapes.DONE_RECORD) or {}).get(THUMBNAIL)
+        found = (_load(self.sidecar(item), shapes.DONE_RECORD) or {}).get(which)
         return found if isinstance(found, str) and found.startswith("data:image/") else None
+
+    @guarded
+    def add_audit(self, line: dict[str, Any]) -> None:
+        """Keep what came of an audited item."""
+        (self.root / AUDITS).mkdir(exist_ok=True)
+        self.write(self.root / AUDITS / f"{line['id']}.json", line)
+
+    @guarded
+    def audits(self, known: Container[str] = ()) -> dict[str, dict[str, Any]]:
+        """What came of audited items, by their ids; those that are known are left out."""
+        paths = (path for path in (self.root / AUDITS).glob("*.json") if path.stem not in known)
+        found = {path.stem: _load(path, shapes.AUDIT) for path in paths}
+        return {stem: line for stem, line in found.items() if line is not None}
 
     @guarded
     def write_results(self, items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -337,6 +350,11 @@ class JobFolder:
         wanted = {f"{item.name}.json" for item in items}
         here = (p.relative_to(self.outputs).as_posix() for p in self.outputs.rglob("*.json"))
         return sum(name not in wanted for name in here)
+
+
+def without_pictures(record: dict[str, Any]) -> dict[str, Any]:
+    """A sidecar's content as a line of results has it."""
+    return {k: v for k, v in record.items() if k not in (THUMBNAIL, DENSE_THUMBNAIL)}
 
 
 def item_facts(item: Item) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from ..errors import UsageError
 from ..io.files import read_json, write_json
-from .folder import THUMBNAIL, JobFolder
+from .audit import parse_audit
+from .folder import JobFolder, without_pictures
 from .manifest import Item, Settings
 from .workers.claims import STALE, Claims
 from .workers.queue import Queue
@@ -64,12 +65,13 @@ def parse_run(data: dict[str, Any]) -> Run:
     settings = dict(data["settings"])
     for key in ("seeds", "save"):
         settings[key] = tuple(settings[key])
+    options = {**data["options"], "audit": parse_audit(data["options"].get("audit"))}
     return Run(
         **{
             **data,
             "settings": Settings(**settings),
             "rank": Rank(**data["rank"]),
-            "options": WorkerOptions(**data["options"]),
+            "options": WorkerOptions(**options),
             "ids": tuple(data["ids"]),
             "devices": tuple(data["devices"]),
         }
@@ -171,8 +173,7 @@ def recover(folder: JobFolder, items: Sequence[Item], claims: Claims) -> int:
         if record is not None or folder.failure(item) is not None:
             settled.add(item.id)
         if record is not None and item.id not in listed:
-            record.pop(THUMBNAIL, None)
-            folder.add_result(claims.token, record)
+            folder.add_result(claims.token, without_pictures(record))
             missing += 1
     claims.clear(settled)
     return missing

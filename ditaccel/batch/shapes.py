@@ -55,6 +55,9 @@ _FACTS = {
     "meta": table(anything),
 }
 ITEM = record({"id": _id, "row": whole(0)}, {**_FACTS, "error": text})
+AUDIT = record(
+    {"id": _id, "psnr": number(0, 99), "config": table(anything)}, {"seconds": number(0)}
+)
 DONE_RECORD = record(
     {
         "id": _id,
@@ -63,7 +66,12 @@ DONE_RECORD = record(
         "seconds": table(number(0)),
         "finished": number(0),
     },
-    {**_FACTS, "steps": maybe(_STEPS)},
+    {
+        **_FACTS,
+        "steps": maybe(_STEPS),
+        "audit": record({}, {"psnr": number(0, 99), "seconds": number(0), "error": text}),
+        "safer": text,
+    },
 )
 FAILED_RECORD = record(
     {"id": _id, "status": choice("failed"), "reason": text},
@@ -77,5 +85,6 @@ JOB = record(
         "config": maybe(table(anything)),
         "versions": table(anything),
         "chosen": maybe(items(text)),
+        "audit": maybe(record({"share": number(0, 1)}, {"target": maybe(number(0, 99))})),
     },
 )

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from ..config import from_dict, spec_of
 from ..io.progress import duration
+from .audit import estimates, key_of
 from .folder import DONE, FAILED, JobFolder
 from .manifest import Item
 from .workers.claims import STALE, host_id, on_this_host
@@ -57,6 +59,7 @@ def summarise(
     failed = [line for line in lines if line.get("status") == FAILED]
     seconds = {part: sum(float(line["seconds"].get(part, 0.0)) for line in done) for part in PARTS}
     each = [sum(float(line["seconds"].get(p, 0.0)) for p in PARTS[:3]) for line in done]
+    target = (folder.job().get("audit") or {}).get("target")
     return {
         "out": str(folder.root),
         "items": len(items),
@@ -69,11 +72,37 @@ def summarise(
         "hit_rate": hit_rate(done),
         "seconds_left": _left(done, len(items) - len(lines)),
         "bytes": sum(file["bytes"] for line in done for file in line["files"]),
+        "audits": audits_of(done, target),
         "failures": [
             {key: line.get(key) for key in ("id", "row", "name", "prompt", "kind", "reason")}
             for line in failed
         ],
     }
+
+
+def audits_of(done: Sequence[dict[str, Any]], target: float | None) -> list[dict[str, Any]]:
+    """What the audited items say of each config.
+
+    Args:
+        done: results of items.
+        target: PSNR in dB that is asked for, None for none.
+    """
+    audited = [
+        {"config": line.get("config"), "psnr": line["audit"]["psnr"]}
+        for line in done
+        if "psnr" in (line.get("audit") or {})
+    ]
+    configs = {key_of(line["config"]): line["config"] for line in audited}
+    return [
+        {
+            "config": spec_of(from_dict(configs[key])),
+            **found.to_dict(),
+            "words": str(found),
+            "target": target,
+            "missed": target is not None and found.misses(target),
+        }
+        for key, found in estimates(audited).items()
+    ]
 
 
 def _left(done: Sequence[dict[str, Any]], left: int) -> float | None:
@@ -117,6 +146,13 @@ def describe(summary: dict[str, Any], said: Collection[str] = ()) -> list[str]:
         )
         if summary["hit_rate"] is not None:
             lines.append(f"transformer calls forecast: {100 * summary['hit_rate']:.0f} %")
+    for found in summary.get("audits", ()):
+        below = f": below the target of {found['target']:g} dB" if found["missed"] else ""
+        lines.append(f"audit of {found['config']}: {found['words']}{below}")
+    if summary.get("stopped"):
+        lines.append(
+            "stopped by the audit: give a safer config, or leave the audit's target out to go on"
+        )
     if summary.get("working") and summary["seconds_left"] is not None:
         lines.append(f"about {duration(summary['seconds_left'])} left")
     failures = [failure for failure in summary["failures"] if failure["id"] not in said]

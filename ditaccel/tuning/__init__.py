@@ -1,8 +1,10 @@
-"""`tune`: search the steps worth computing, or thresholds; `fit`: measure a method's constants."""
+"""`tune`: search the steps worth computing, or thresholds; `fit`: measure a method's constants;
+`audit`: watch the quality while a pipeline is used."""
 
+from .audit import AuditReport, audit
 from .fitting import fit
 from .refine import Refine
 from .search import tune
 from .target import Target
 
-__all__ = ["Refine", "Target", "fit", "tune"]
+__all__ = ["AuditReport", "Refine", "Target", "audit", "fit", "tune"]

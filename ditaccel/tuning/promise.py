@@ -144,7 +144,7 @@ def first_that_holds(
     levels: Callable[[T], Generator[float]],
     runs: int,
     told: Callable[[T, Tested], None] = lambda config, tested: None,
-) -> tuple[T | None, list[Tested]]:
+) -> list[Tested]:
     """Test configs on held-out prompts in their order, until one can be promised.
 
     Args:
@@ -155,7 +155,7 @@ def first_that_holds(
         told: of each test.
 
     Returns:
-        The config, None where none can be promised; and all tests.
+        All tests in this order; the last one is of the config that can be promised, if one can.
     """
     if len(configs) > LOOKS:
         raise ValueError(f"{len(configs)} configs; the correction is for {LOOKS}")
@@ -173,8 +173,8 @@ def first_that_holds(
         tests.append(Tested(tuple(seen), missed, len(seen) >= runs and missed <= most))
         told(config, tests[-1])
         if tests[-1].held:
-            return config, tests
-    return None, tests
+            break
+    return tests
 
 
 def spread(values: Sequence[float], start: float) -> list[int]:

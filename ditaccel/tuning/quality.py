@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError
+from ..io.frames import MOST_PSNR, psnr
 
+__all__ = ["MOST_PSNR", "STATISTICS", "as_bytes", "doubt_of", "level_of", "psnrs", "surely"]
 STATISTICS = ("mean", "p10", "min")
-MOST_PSNR = 99.0
 
 
 def level_of(levels: Sequence[float], statistic: str) -> float:
@@ -46,14 +47,4 @@ def as_bytes(pictures: Any) -> np.ndarray:
 
 def psnrs(result: np.ndarray, dense: np.ndarray) -> list[float]:
     """PSNR of each sample in dB."""
-    levels = []
-    for ours, theirs in zip(result, dense, strict=True):
-        # frame by frame: a clip in float64 would be gigabytes
-        squares = [
-            np.square(a.astype(np.int32) - b).sum() for a, b in zip(ours, theirs, strict=True)
-        ]
-        error = float(sum(squares)) / theirs.size
-        levels.append(
-            MOST_PSNR if error == 0 else min(MOST_PSNR, 10 * float(np.log10(255.0**2 / error)))
-        )
-    return levels
+    return [psnr(ours, theirs) for ours, theirs in zip(result, dense, strict=True)]

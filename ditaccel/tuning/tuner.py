@@ -314,11 +314,11 @@ class Tuner:
                 f"held-out prompts miss {promise.psnr:g} dB"
             )
 
-        found, tests = first_that_holds(promise, masks, self._held_levels, len(self._held), told)
+        tests = first_that_holds(promise, masks, self._held_levels, len(self._held), told)
         mask, last = masks[len(tests) - 1], tests[-1]
         run = self._as_run(Trial(mask, last.levels))
         label, runs = run.config.label, len(self._held)
-        if found is None:
+        if not last.held:
             most = allowed(runs, promise.share, promise.doubt)
             return Promised(
                 run,

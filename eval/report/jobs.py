@@ -12,7 +12,7 @@ from urllib.parse import quote
 from ditaccel.eval.report.markup import Markup, breakable, el
 from ditaccel.eval.report.shell import document, write_text
 
-from ditaccel.batch.folder import JobFolder
+from ditaccel.batch.folder import DENSE_THUMBNAIL, JobFolder
 from ditaccel.batch.manifest import Item
 from ditaccel.batch.state import PARTS, describe, summarise
 from ditaccel.errors import UsageError
@@ -21,6 +21,8 @@ from ditaccel.io.progress import duration
 PAGE = "gallery.html"
 # Characters of data URIs a page may hold, so that a browser opens it at once.
 BUDGET = 12_000_000
+# Audited items that are shown.
+_WORST = 12
 _SHOWN_CALL = ("width", "height", "num_frames", "num_inference_steps", "guidance_scale")
 
 
@@ -93,6 +95,57 @@ def _failures(lines: Sequence[dict[str, Any]]) -> Markup | None:
     return el("div", el("div", table, cls="scroll"), el("p", hint, cls="muted"))
 
 
+def _audits(folder: JobFolder, items: Sequence[Item], summary: dict[str, Any]) -> Markup | None:
+    """What the audit says of each config, and the worst of its items beside dense."""
+    audits = summary["audits"]
+    if not audits:
+        return None
+    tiles = []
+    for found in audits:
+        low, high = found["low"], found["high"]
+        within = "" if low is None else f", mean of all: {low:.1f} to {high:.1f} dB"
+        aim = "" if found["target"] is None else f", target {found['target']:g} dB"
+        words = f"{found['n']} audited, {found['config']}{within}{aim}"
+        tiles.append(_tile(f"{found['mean']:.1f} dB", words, "main bad" if found["missed"] else ""))
+    audited = []
+    for item in items:
+        record = folder.record(item) or {}
+        if "psnr" in (record.get("audit") or {}):
+            audited.append((float(record["audit"]["psnr"]), item, record))
+    audited.sort(key=lambda each: (each[0], each[1].row))
+    cards = [
+        el(
+            "figure",
+            *(
+                el("img", src=found, alt=f"{words}: {item.prompt or item.name}", loading="lazy")
+                for words, found in (
+                    ("accelerated", folder.thumbnail(item)),
+                    ("dense", folder.thumbnail(item, DENSE_THUMBNAIL)),
+                )
+                if found is not None
+            ),
+            el(
+                "figcaption",
+                el("b", item.prompt or item.name),
+                el("span", f"{psnr:.1f} dB to dense · seed {item.seed} · row {item.row}"),
+                el("span", f"made with {record['safer']}") if record.get("safer") else None,
+            ),
+            cls="item",
+        )
+        for psnr, item, record in audited[:_WORST]
+    ]
+    note = (
+        "The worst audited items first: as made, then dense with the same seed. The interval is of "
+        "95 %."
+    )
+    return el(
+        "div",
+        el("div", tiles, cls="tiles"),
+        el("p", note, cls="muted"),
+        el("div", cards, cls="wall"),
+    )
+
+
 def _steps(record: dict[str, Any]) -> Markup | None:
     maps = (record.get("steps") or {}).get("steps") or {}
     first = next(iter(maps.values()), "")
@@ -132,6 +185,8 @@ def _card(item: Item, record: dict[str, Any], thumbnail: str | None) -> Markup:
     moving = str(main).endswith((".mp4", ".webm"))
     steps = record.get("steps") or {}
     facts = [f"seed {item.seed}", duration(sum(record["seconds"].get(p, 0.0) for p in PARTS[:3]))]
+    if "psnr" in (record.get("audit") or {}):
+        facts.append(f"{record['audit']['psnr']:.1f} dB to dense")
     if steps.get("calls"):
         facts.append(f"{100 * steps.get('forecast', 0) / steps['calls']:.0f} % forecast")
     call = " · ".join(
@@ -238,6 +293,7 @@ def write_gallery(root: str | Path) -> tuple[Path, list[str], dict[str, Any]]:
     parts = {
         "state": ("State", el("div", _tiles(summary))),
         "failures": ("Failures", _failures(lines)),
+        "audit": ("Audit", _audits(folder, items, summary)),
         "outputs": ("Outputs", _gallery(folder, items)),
         "times": ("Where the time goes", _times(summary)),
         "made": ("How this was made", _facts(job)),

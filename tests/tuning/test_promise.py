@@ -113,8 +113,8 @@ def test_what_cannot_be_saved_is_given_up():
             asked.append(config)
             yield 20.0 if config == "bad" and i == 3 else 30.0
 
-    found, tests = first_that_holds(PROMISE, ["bad", "good"], levels, 42)
-    assert found == "good" and asked.count("bad") == 4 and asked.count("good") == 42
+    tests = first_that_holds(PROMISE, ["bad", "good"], levels, 42)
+    assert asked.count("bad") == 4 and asked.count("good") == 42
     assert [(len(t.levels), t.missed, t.held) for t in tests] == [(4, 1, False), (42, 0, True)]
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,8 +25,19 @@ from ...io.models import line_of
 from ...io.opening import open_pipeline
 from ...io.provenance import versions
 from ...io.schedulers import put_scheduler
+from ..audit import Audit, Watch
 from ..encode import thumbnail, write_files
-from ..folder import DONE, FAILED, JOB, THUMBNAIL, JobFolder, item_facts, sha256, size_of
+from ..folder import (
+    DENSE_THUMBNAIL,
+    DONE,
+    FAILED,
+    JOB,
+    THUMBNAIL,
+    JobFolder,
+    item_facts,
+    sha256,
+    size_of,
+)
 from ..making import Made, Maker, is_out_of_memory, release_memory
 from ..manifest import Item, Settings
 from ..overlap import Interrupted, Retry, Seam
@@ -42,7 +53,7 @@ _POLL = 0.5
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """How a worker runs; nothing of it changes an output, but for `batch` and `threads`.
+    """How a worker runs; nothing of it changes an output, but for `batch`, `threads` and `audit`.
 
     Attributes:
         device: torch device.
@@ -52,6 +63,7 @@ class WorkerOptions:
         retry_before: failures older than this are tried again.
         verify: compare hashes of done files.
         linger: wait for items that others hold, in case they die.
+        audit: which items are also made dense, and what follows; None for none.
     """
 
     device: str = "cpu"
@@ -61,6 +73,7 @@ class WorkerOptions:
     retry_before: float = 0.0
     verify: bool = False
     linger: bool = True
+    audit: Audit | None = None
 
 
 @dataclass
@@ -104,6 +117,7 @@ class Worker:
         self._write = threading.Lock()
         self._stop = threading.Event()
         self.tally = Tally()
+        self._watch = None if options.audit is None else Watch(folder, options.audit)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         self._versions = versions("av", "safetensors")
@@ -189,7 +203,8 @@ class Worker:
             while not self._stop.is_set():
                 self.seam.baton.acquire()
                 try:
-                    work = [] if self._stop.is_set() else self.queue.next(self.options.batch)
+                    done = self._stop.is_set() or (self._watch is not None and self._watch.stopped)
+                    work = [] if done else self.queue.next(self.options.batch)
                 except BaseException:
                     self.seam.baton.release()
                     raise
@@ -197,7 +212,7 @@ class Worker:
                     self._work(work)
                     continue
                 self.seam.baton.release()
-                if not self.options.linger or not self.queue.pending:
+                if done or not self.options.linger or not self.queue.pending:
                     return
                 self._stop.wait(_POLL)
         except DitaccelError as error:
@@ -213,8 +228,11 @@ class Worker:
             self._leave_deadly(work)
             return
         began = time.time()
+        if self._watch is not None:
+            work = [(self._watch.current(item), claim) for item, claim in work]
         try:
             made = self._make([item for item, _ in work])
+            audits = self._audited([item for item, _ in work], made)
         except Interrupted:
             for _, claim in work:
                 self.claims.release(claim)
@@ -222,7 +240,7 @@ class Worker:
             return
         if isinstance(made, list):
             for (item, claim), one in zip(work, made, strict=True):
-                self._keep(item, claim, one, began, len(work))
+                self._keep(item, claim, one, began, len(work), audits.get(item.id))
         elif len(work) > 1:
             # Together they failed: alone the good ones will not.
             for pair in work:
@@ -269,14 +287,35 @@ class Worker:
             release_memory()
         return trouble
 
-    def _keep(self, item: Item, claim: Claim, made: Made, began: float, shared: int) -> None:
+    def _audited(
+        self, items: list[Item], made: list[Made] | Exception | None
+    ) -> dict[str, dict[str, Any]]:
+        """What came of those that are audited, by id."""
+        if self._watch is None or not isinstance(made, list):
+            return {}
+
+        def dense(item: Item) -> list[Made] | Exception | None:
+            self.seam.baton.acquire()
+            return self._make([replace(item, config=None)])
+
+        return self._watch.compared(items, made, dense)
+
+    def _keep(
+        self,
+        item: Item,
+        claim: Claim,
+        made: Made,
+        began: float,
+        shared: int,
+        audit: dict[str, Any] | None,
+    ) -> None:
         """Write what was made; what goes wrong with one item is that item's failure.
 
         Raises:
             UsageError: the disk, which would go wrong for every item.
         """
         try:
-            self._finish(item, claim, made, began, shared)
+            self._finish(item, claim, made, began, shared, audit)
         except OSError as error:
             if error.errno not in _DISK:
                 self._failed((item, claim), error)
@@ -337,7 +376,15 @@ class Worker:
         scale = 1 if sys.platform == "darwin" else 1024
         return {"bytes": usage * scale, "what": "most that the worker's process held so far"}
 
-    def _finish(self, item: Item, claim: Claim, made: Made, began: float, shared: int) -> None:
+    def _finish(
+        self,
+        item: Item,
+        claim: Claim,
+        made: Made,
+        began: float,
+        shared: int,
+        audit: dict[str, Any] | None,
+    ) -> None:
         """Write an item's files and publish them, unless somebody else has taken it over."""
         start = time.perf_counter()
         drafts = self.claims.home / f"{claim.id}.{claim.number}"
@@ -359,13 +406,18 @@ class Worker:
                 for draft, name, facts in parts
             ]
             record = self._record(item, made, files, encoded, began, shared)
+            pictures = {THUMBNAIL: None if made.frames is None else thumbnail(made.frames)}
+            if audit is not None:
+                pictures[DENSE_THUMBNAIL] = audit.pop(DENSE_THUMBNAIL, None)
+                record["audit"] = audit
             if not self.claims.holds(claim):
                 self.tally.dropped += 1
                 return  # somebody took us for dead, and makes it again
             with self._write:
-                small = None if made.frames is None else thumbnail(made.frames)
                 drafted = [(draft, name) for draft, name, _ in parts]
-                self.folder.publish(item, drafted, {**record, THUMBNAIL: small})
+                self.folder.publish(item, drafted, {**record, **pictures})
+                if audit is not None and "psnr" in audit:
+                    self.folder.add_audit({"id": item.id, "config": item.config, **audit})
                 self.folder.add_result(self.claims.token, record)
                 self.tally.done += 1
                 for part, seconds in record["seconds"].items():
@@ -410,6 +462,8 @@ class Worker:
         }
         if self.settings.scheduler:
             record["scheduler"] = self.settings.scheduler
+        if self._watch is not None and (safer := self._watch.audit.name_of(item.config)):
+            record["safer"] = safer
         plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
         return plain
 
