@@ -117,8 +117,7 @@ class Judge:
         values: dict[str, Any] = {}
         for metric in metrics():
             if metric.per is Per.SAMPLE:
-                given = {"prompt": sample.prompt} if Need.PROMPT in metric.needs else {}
-                values[metric.key] = self._measure(metric, sample.id, reference, frames, **given)
+                values[metric.key] = self.measure(metric, sample, reference, frames)
         if self._prompts is not None:
             pipe = self._class_pipe
             label = class_label(pipe, sample.prompt) if pipe is not None else None
@@ -126,6 +125,17 @@ class Judge:
             if (same := getattr(self._prompts, SAME, None)) is not None:
                 values[SAME] = bool(same(reference, frames))
         return values
+
+    def measure(
+        self, metric: Metric, sample: Sample, reference: np.ndarray, frames: np.ndarray
+    ) -> Any:
+        """One metric of one sample; for the arguments see `judge`.
+
+        Raises:
+            UsageError: the frames differ in size, or the metric fails.
+        """
+        given = {"prompt": sample.prompt} if Need.PROMPT in metric.needs else {}
+        return self._measure(metric, sample.id, reference, frames, **given)
 
     def compare(self, metric: Metric, reference: Any, own: Any) -> Estimate | None:
         """The value of a metric of sets; None where it has none.
