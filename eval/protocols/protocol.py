@@ -133,8 +133,8 @@ class Protocol:
             UsageError: the prompt set is missing or empty.
         """
         if self.classes:
-            rows = [{"class_label": i % self.classes, "seed": i} for i in range(self.samples)]
-            return rows[:limit]
+            count = self.samples if limit is None else min(limit, self.samples)
+            return [{"class_label": i % self.classes, "seed": i} for i in range(count)]
         if prompts is None:
             raise UsageError(
                 f"{self.name} takes {self.what}, which cannot be shipped; give a file with one "
@@ -151,8 +151,8 @@ class Protocol:
             raise UsageError(f"{path} holds no prompt; write one per line", "prompts")
         negative = self.negative_prompt
         more = {} if negative is None else {"negative_prompt": negative}
-        rows = [{"prompt": p, "seed": seed, **more} for p in found for seed in range(self.each)]
-        return rows[:limit]
+        seeds = range(self.each)
+        return [{"prompt": p, "seed": seed, **more} for p in found for seed in seeds][:limit]
 
 
 def names() -> list[str]:
