@@ -127,7 +127,7 @@ def test_what_they_need_is_said(outside: Path, model_folder: Path) -> None:
     options = Options(fewer=[3], features="none", quiet=True)
     out = evaluate(str(model_folder), [], "b", 0, outside / "out", options)
     missing = read_json(out / "summary.json")["not_available"]
-    weights = "needs weights (option `weights`, bright=FILE): any number in a text file"
+    weights = "needs weights (option `weights`, bright=PATH): any number in a text file"
     assert missing["bright"] == weights
     assert "at least 2 samples" in missing["mean_gap"]
     with pytest.raises(UsageError, match="weights ssim: no metric of this name takes weights"):
