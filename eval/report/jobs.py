@@ -116,14 +116,7 @@ def _audits(folder: JobFolder, items: Sequence[Item], summary: dict[str, Any]) -
     cards = [
         el(
             "figure",
-            *(
-                el("img", src=found, alt=f"{words}: {item.prompt or item.name}", loading="lazy")
-                for words, found in (
-                    ("accelerated", folder.thumbnail(item)),
-                    ("dense", folder.thumbnail(item, DENSE_THUMBNAIL)),
-                )
-                if found is not None
-            ),
+            _side_by_side(folder, item),
             el(
                 "figcaption",
                 el("b", item.prompt or item.name),
@@ -134,16 +127,27 @@ def _audits(folder: JobFolder, items: Sequence[Item], summary: dict[str, Any]) -
         )
         for psnr, item, record in audited[:_WORST]
     ]
-    note = (
-        "The worst audited items first: as made, then dense with the same seed. The interval is of "
-        "95 %."
-    )
+    note = "The worst audited items first: on the left as made, on the right dense. 95 % intervals."
     return el(
         "div",
         el("div", tiles, cls="tiles"),
         el("p", note, cls="muted"),
         el("div", cards, cls="wall"),
     )
+
+
+def _side_by_side(folder: JobFolder, item: Item) -> Markup:
+    name = item.prompt or item.name
+    found = {
+        "accelerated": folder.thumbnail(item),
+        "dense": folder.thumbnail(item, DENSE_THUMBNAIL),
+    }
+    pictures = [
+        el("img", src=uri, alt=f"{words}: {name}", loading="lazy", style="width:100%")
+        for words, uri in found.items()
+        if uri is not None
+    ]
+    return el("div", pictures, style="display:grid;grid-template-columns:1fr 1fr;gap:4px")
 
 
 def _steps(record: dict[str, Any]) -> Markup | None:
