@@ -17,8 +17,8 @@ def load_real(path: str | Path, limit: int | None = None) -> list[np.ndarray]:
     """Real samples as uint8 frames (F, H, W, 3).
 
     Args:
-        path: an npz with `frames` (N, F, H, W, 3) or (N, H, W, 3) uint8, or a folder of pictures
-            and of such npz files with one sample each.
+        path: an npz with `frames` (or `arr_0`), uint8 (N, F, H, W, 3) or (N, H, W, 3), or a folder
+            of pictures and of such npz files with one sample each.
         limit: the first so many.
 
     Raises:
@@ -43,7 +43,8 @@ def load_real(path: str | Path, limit: int | None = None) -> list[np.ndarray]:
 def _npz(path: Path) -> np.ndarray:
     try:
         with np.load(path, allow_pickle=False) as data:
-            frames: np.ndarray = data["frames"]
+            # `arr_0` is how reference batches of ImageNet are packed (Dhariwal and Nichol 2021)
+            frames: np.ndarray = data["frames" if "frames" in data else "arr_0"]
     except Exception as error:
         # zipfile, zlib and numpy each have their own idea of a broken file.
         raise UsageError(f"{path}: not an npz with an array `frames`", "real") from error

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forked import ForkedWorker
 from job_folders import assert_tidy, outputs, sidecars
 from scipy import stats
 
+import ditaccel
 from ditaccel.batch.audit import Audit, Watch, key_of, parse_audit, safer_than
 from ditaccel.batch.facts import read_facts
 from ditaccel.batch.folder import JobFolder
@@ -181,3 +183,39 @@ def test_mistakes_are_one_line(
     except SystemExit as end:
         code, error = int(str(end.code)), capsys.readouterr().err
     assert code == 2 and message in error.strip().splitlines()[-1]
+
+
+def test_workers_and_batches_audit_the_same_items_to_the_same_end(
+    generate: Run, jobs: Jobs, tmp_path: Path, crew: list[ForkedWorker]
+) -> None:
+    path = jobs(8)
+    options = ("--config", "reuse:interval=3", "--audit", "0.5", "--audit-target", "psnr=5")
+    found = []
+    for name, more in (("one", ()), ("two", ("--workers", "2")), ("batch", ("--batch", "4"))):
+        out = tmp_path / name
+        assert generate(path, *options, *more, out=out)[0] == 0
+        found.append({r["id"]: r["audit"]["psnr"] for r in sidecars(out).values() if "audit" in r})
+        assert_tidy(out)
+        assert {p.stem for p in (out / "audit").iterdir()} == set(found[-1])
+    assert len(crew) == 2 and 0 < len(found[0]) < 8
+    assert found[0] == found[1] and outputs(tmp_path / "one") == outputs(tmp_path / "two")
+    # several in a call round otherwise than each alone, and the dense ones are made alone
+    assert found[0] == pytest.approx(found[2], abs=0.5)
+
+
+def test_from_python(model: Path, tmp_path: Path) -> None:
+    rows = [{"class_label": i} for i in range(4)]
+    options = {"audit": 1.0, "audit_target": "psnr=98", "audit_stop": True, "quiet": True}
+    made = ditaccel.generate(
+        str(model),
+        rows,
+        tmp_path / "out",
+        "reuse:interval=4",
+        workers=1,
+        no_overlap=True,
+        **options,
+    )
+    assert made.summary["stopped"] and made.made == FEWEST
+    assert [line["n"] for line in made.summary["audits"]] == [FEWEST]
+    with pytest.raises(ditaccel.ConfigError, match=r"audit is '2'.*above 0 and at most 1"):
+        ditaccel.generate(str(model), rows, tmp_path / "out", audit=2)
