@@ -9,7 +9,7 @@ import pytest
 import torch
 from ditaccel.eval.comparison.sampler import Sample
 from ditaccel.eval.judge import Judge
-from ditaccel.eval.metrics import extractors, real
+from ditaccel.eval.metrics import extractors, fvd, real
 from ditaccel.eval.metrics.base import METRICS, Need, Per, metrics, score
 from ditaccel.eval.options import Options
 from ditaccel.eval.shapes.features import FeatureNet
@@ -76,6 +76,21 @@ def test_a_feature_folder_brings_distances_and_a_judge_of_prompts(tmp_path) -> N
     values = full.judge(SAMPLE, FRAMES, FRAMES)
     assert {"colour", "shape"} <= set(values) and "direction" not in values
     assert not {"colour", "shape"} & set(full.judge(Sample("s", "a cat", 0), FRAMES, FRAMES))
+
+
+def test_metrics_with_the_same_weights_load_them_once(tmp_path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    FeatureNet().save_pretrained(tmp_path)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3)).astype(np.uint8)
+    np.savez(tmp_path / "real.npz", arr_0=frames)
+    loads = []
+    load = extractors.load_extractor
+    monkeypatch.setattr(fvd, "load_extractor", lambda spec: loads.append(spec) or load(spec))
+    both = judge(weights={"fvd": str(tmp_path)}, real=str(tmp_path / "real.npz"))
+    assert {"fvd_dense", "fvd_real"} <= {metric.key for metric in both.metrics}
+    assert loads == [str(tmp_path)]
+    with pytest.raises(UsageError, match="fvd_dense: no metric of this name takes weights"):
+        judge(weights={"fvd_dense": str(tmp_path)})
 
 
 def test_a_folder_of_another_kind_is_opened_by_who_knows_it(tmp_path) -> None:
