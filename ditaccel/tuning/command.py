@@ -73,19 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is compared with --psnr: the mean PSNR of the samples less its standard error, "
         "the 10th percentile (p10), or the worst one (default mean)",
     )
-    parser.add_argument(
-        "--promise",
-        type=number("--promise", 0, 1, open_ends=True),
-        metavar="SHARE",
-        help="share of the samples that is promised to reach --psnr, also of prompts to come: 0.9; "
-        "tested on all prompts of the file that are not learnt from",
-    )
-    parser.add_argument(
-        "--confidence",
-        type=number("--confidence", 0, 1, open_ends=True),
-        metavar="SHARE",
-        help="confidence in --promise (default 0.95)",
-    )
+    _add_promise(parser)
     options.add_out(parser, "config file; with several targets, a folder", "PATH")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options.add_prompts(parser)
@@ -109,6 +97,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="4GB",
         metavar="SIZE",
         help="memory for the outputs of one generation; the rest goes to a file (default 4GB)",
+    )
+
+
+def _add_promise(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--promise",
+        type=number("--promise", 0, 1, open_ends=True),
+        metavar="SHARE",
+        help="share of the samples that is promised to reach --psnr, also of prompts to come: 0.9; "
+        "tested on all prompts of the file that are not learnt from",
+    )
+    parser.add_argument(
+        "--confidence",
+        type=number("--confidence", 0, 1, open_ends=True),
+        metavar="SHARE",
+        help="confidence in --promise (default 0.95)",
     )
 
 

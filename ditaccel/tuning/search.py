@@ -66,13 +66,11 @@ def tune(
         pipe: an unaccelerated pipeline, with one transformer or two that take over from each other.
         prompts: a prompt or several, or mappings of call arguments (`{"class_labels": [3]}`).
         target: such as `Target(psnr=30, statistic="p10")` or `Target(computed_share=0.25)`; with
-            `Target(attention_error=0.02)` attention is calibrated instead (`tuning.calibration`).
-            `Target(psnr=30, share=0.9)` learns from the first prompts, and tests on all others what
-            it promises.
+            `Target(attention_error=0.02)` attention is calibrated instead (`tuning.calibration`);
+            `Target(psnr=30, share=0.9)` learns from the first prompts and is tested on all others.
         steps: scheduler steps; by default those that the pipeline takes by itself.
         pairs: prompt-seed pairs to learn from, the prompts in turn, each time with another seed; by
-            default 8, or one per prompt if there are more. For a promise, the first so many
-            prompts (8).
+            default 8, or one per prompt if there are more. For a promise, so many prompts (8).
         scheduler: short name of another one to tune for (`ditaccel.io.schedulers`): `unipc`.
         refine: plans to try around the best one, or a `Refine` (annealing, time limit, resume).
         adapter: what ditaccel must know of a model of your own, as in `accelerate`.
@@ -85,9 +83,8 @@ def tune(
         A step mask for this number of steps (another one is refused) and this scheduler.
 
     Raises:
-        ConfigError: a target out of range, a share out of reach, or too few steps to skip any. A
-            PSNR out of reach, a promise that no config holds, or a calibration that would skip
-            nothing, is a warning.
+        ConfigError: a target out of range, a share out of reach, or too few steps to skip any. What
+            no config reaches or can promise, and a calibration that skips nothing, is a warning.
         UnsupportedError: a scheduler that draws noise or clips.
         UsageError: `Refine.resume` is a file of another search, or too few prompts for a promise.
     """
@@ -100,19 +97,31 @@ def tune(
     if not isinstance(refine, Refine):
         refine = Refine(trials=checked_value("tune", "refine", int, refine))
     with with_scheduler(pipe, scheduler):
-        if (error := target.attention_error) is not None:
-            found = _calibrated(pipe, calls, error, seed, progress, adapter)
-        elif (promise := target.promise) is not None:
-            learnt, held_out = calls[: pairs or PAIRS], calls[pairs or PAIRS :]
-            promise.check_count(len(held_out), len(learnt))
-            tuner = Tuner(pipe, learnt, seed, progress, memory_budget, refine, adapter)
-            came = tuner.promised(promise, held_out)
-            (progress if came.held else warn)(came.words)
-            found = came.run.config
-        else:
-            given = paired(calls, pairs), seed, progress, memory_budget, refine, adapter
-            found = Tuner(pipe, *given).reach(target).config
+        options = seed, progress, memory_budget, refine, adapter
+        found = _found(pipe, calls, target, pairs, options)
         return replace(found, scheduler=scheduler_of(pipe))
+
+
+def _found(
+    pipe: Any,
+    calls: list[dict[str, Any]],
+    target: Target,
+    pairs: int | None,
+    options: tuple[Any, ...],
+) -> AccelerationConfig:
+    """The config for a target; `options` are those of a `Tuner` behind the calls."""
+    if (error := target.attention_error) is not None:
+        seed, progress, _, _, adapter = options
+        return _calibrated(pipe, calls, error, seed, progress, adapter)
+    promise = target.promise
+    if promise is None:
+        return Tuner(pipe, paired(calls, pairs), *options).reach(target).config
+    learnt, held_out = calls[: pairs or PAIRS], calls[pairs or PAIRS :]
+    promise.check_count(len(held_out), len(learnt))
+    came = Tuner(pipe, learnt, *options).promised(promise, held_out)
+    tell: Callable[[str], None] = options[1] if came.held else warn
+    tell(came.words)
+    return came.run.config
 
 
 def _calibrated(
