@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Example, method, require
+from ..core.ranks import ALL_HEADS, HeadShare
 from ..kernels import TileMap, Tiling, pack_mask, unpack_mask
 from .engine.options import FixedTileOptions, Swept, share_of
 from .engine.planner import LayerContext, Plan, State
@@ -98,6 +99,10 @@ class AdaSpaConfig(FixedTileOptions):
 class AdaSpaPlanner(TilePlanner):
     """Keeps the map and the log-sum-exp of each row per layer and branch between steps."""
 
+    def __init__(self, config: AdaSpaConfig) -> None:
+        super().__init__(config)
+        self.compares_heads = config.per_head
+
     def warm_up(
         self, q: Tensor, k: Tensor, scale: float, context: LayerContext, state: State
     ) -> None:
@@ -133,7 +138,8 @@ class AdaSpaPlanner(TilePlanner):
         )
         config = self.config
         recall = config.recall if config.per_head else None
-        state["kept"] = pack_mask(chosen(weights, self.density_setting(context), recall))
+        kept = chosen(weights, self.density_setting(context), recall, context.share)
+        state["kept"] = pack_mask(kept)
         state["searched"] = context.step.index, context.fraction
 
 
@@ -181,26 +187,32 @@ def tile_weights(
     return torch.cat(weights, 2), torch.cat(totals, 2)
 
 
-def chosen(weights: Tensor, density: float, recall: float | None) -> Tensor:
+def chosen(
+    weights: Tensor, density: float, recall: float | None, share: HeadShare = ALL_HEADS
+) -> Tensor:
     """The tiles of each row that weigh most, bool like weights.
 
     Args:
         weights: of the tiles, `(B, H, Tq, Tk)`.
         density: share of the tiles of a row.
         recall: of a head above which it can do with fewer tiles; None for one density.
+        share: which of the layer's heads these are.
     """
     tiles = weights.shape[-1]
     count = _count(density, tiles)
     if recall is None or density >= 1:
         return largest(weights, count)
     kept = (weights * largest(weights, count)).sum((-1, -2)) / weights.sum((-1, -2))
+    kept = share.every(kept, 1)
     # n heads are good enough: the n best of all give up what the n worst get
     good = (kept > recall).sum(1, keepdim=True).clamp(max=kept.shape[1] // 2)
     rank = kept.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     counts = torch.full_like(rank, count)
     counts[rank < good] = _count(density / 2, tiles)
     counts[rank >= kept.shape[1] - good] = _count(min(1.0, 1.5 * density), tiles)
-    return largest(weights, counts[..., None].expand(weights.shape[:3]))
+    numbers = share.numbers(weights.shape[1])
+    counts = counts[:, numbers.start : numbers.stop, None]
+    return largest(weights, counts.expand(weights.shape[:3]))
 
 
 def _count(density: float, tiles: int) -> int:

@@ -287,16 +287,14 @@ class DiTFastAttnPlanner(TilePlanner):
             outputs["C" if shared["word"] in "CW" else "B"] = shared["output"]
         if "residual" in own:
             outputs["W"] = window + own["residual"]
-        size = float(dense.float().square().sum())
-        word = next(
-            (
-                word
-                for word in _WORDS
-                if word in outputs
-                and float((outputs[word] - dense).float().square().sum()) <= config.limit * size
-            ),
-            "F",
-        )
+        errors = {word: (out - dense).float().square().sum() for word, out in outputs.items()}
+        # all heads of the layer do the same
+        sums = context.share.sum(torch.stack([dense.float().square().sum(), *errors.values()]))
+        size, *found = sums.tolist()
+        small = {
+            word for word, off in zip(errors, found, strict=True) if off <= config.limit * size
+        }
+        word = next((word for word in _WORDS if word in small), "F")
         if word == "F":
             own["residual"] = dense - window
         own["output"] = outputs.get(word, dense)

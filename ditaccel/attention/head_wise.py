@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config import AttentionConfig, Example, method, method_spec, methods, parse_spec, require
 from ..core.denoising.tracker import DenoisingStep
 from ..core.patching import PatchLedger
+from ..core.ranks import ALL_HEADS
 from ..kernels import TileAttentionOutput, TileMap, Tiling
 from .engine.heads import OfHeads, OutputOfParts
 from .engine.options import TileOptions
@@ -141,12 +143,13 @@ class HeadWisePlanner(TilePlanner):
             planner.end(name)
 
     def served(self, context: LayerContext, heads: int, group: int) -> list[tuple[int, list[int]]]:
-        """Numbers of the maps of a layer, and the heads that each serves.
+        """Numbers of the maps of a layer, and the heads that each serves, of those that are here.
 
         Raises:
             ConfigError: the choice was made for another model.
         """
-        chosen: Sequence[int] = [h // group % len(self._planners) for h in range(heads)]
+        share, every = context.share, context.share.total(heads)
+        chosen: Sequence[int] = [h // group % len(self._planners) for h in range(every)]
         if self.config.heads:
             require(
                 len(self.config.heads) == context.layers,
@@ -155,8 +158,8 @@ class HeadWisePlanner(TilePlanner):
             )
             chosen = self.config.heads[context.layer]
             require(
-                len(chosen) == heads,
-                f"heads has {len(chosen)} heads in layer {context.layer}, but there are {heads}; "
+                len(chosen) == every,
+                f"heads has {len(chosen)} heads in layer {context.layer}, but there are {every}; "
                 "choose maps for this model",
             )
             require(
@@ -164,31 +167,50 @@ class HeadWisePlanner(TilePlanner):
                 f"heads gives different maps to heads of layer {context.layer} that share their "
                 f"keys, {group} each; choose maps for this model",
             )
+        chosen = share.own(chosen, heads)
         return [(n, [h for h, m in enumerate(chosen) if m == n]) for n in sorted(set(chosen))]
 
     def warm_up(
         self, q: Tensor, k: Tensor, scale: float, context: LayerContext, state: State
     ) -> None:
         """See `TilePlanner`."""
+        within = self._within(context)
         for number, heads in self.served(context, q.shape[1], q.shape[1] // k.shape[1]):
             planner = self._planners[number]
             if isinstance(planner, TilePlanner):
                 own = OfHeads(heads, q.shape[1] // k.shape[1])
                 tensors = own.queries(q), own.keys(k)
-                planner.warm_up(*tensors, scale, context, _own(state, number))
+                planner.warm_up(*tensors, scale, within, _own(state, number))
+
+    def _within(self, context: LayerContext) -> LayerContext:
+        """Where the call of a map is, which sees the heads that it serves here, and no others.
+
+        Raises:
+            ConfigError: a map would have to see those of other ranks.
+        """
+        if context.share.ranks is None:
+            return context
+        pairs = zip(self.config.maps, self._planners, strict=True)
+        other = next((text for text, planner in pairs if planner.compares_heads), None)
+        require(
+            other is None,
+            f"maps holds {other!r}, which compares the heads that it serves with each other, and "
+            "ranks share these out; give it per_head=false, or leave it out",
+        )
+        return replace(context, share=ALL_HEADS)
 
     def sparse(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State
     ) -> Plan:
         """See `TilePlanner`."""
-        group = q.shape[1] // k.shape[1]
+        group, within = q.shape[1] // k.shape[1], self._within(context)
         parts: list[tuple[list[int], Plan]] = []
         learn: list[tuple[Planner, Plan, State]] = []
         for number, heads in self.served(context, q.shape[1], group):
             own = OfHeads(heads, group)
             tensors = own.queries(q), own.keys(k), own.keys(v)
             planner, kept = self._planners[number], _own(state, number)
-            plan = planner.plan(*tensors, scale, context, kept)
+            plan = planner.plan(*tensors, scale, within, kept)
             if isinstance(plan, Dense):
                 tiling = Tiling.fixed(context.length, _TILE)
                 plan = Plan(TileMap.dense(tiling, tiling, q.device), plan.reason)
@@ -201,6 +223,9 @@ class HeadWisePlanner(TilePlanner):
             parts.append((heads, _placed(plan, own)))
         plan = Plan.of_heads(parts)
         blind = any(part.blind for _, part in parts)
+        if context.share.ranks is not None and self.pays_below < 1:
+            # whether the layer is judged must be one decision of all ranks
+            blind = bool(context.share.sum(torch.tensor(int(blind), device=q.device)))
         return replace(plan, reason="head-wise", blind=blind, extra={_PARTS: learn})
 
     def update(self, plan: Plan, result: TileAttentionOutput, state: State) -> None:

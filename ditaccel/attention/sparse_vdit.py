@@ -136,10 +136,11 @@ class SparseVDiTPlanner(HeadClassPlanner):
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext
     ) -> None:
         where = context.component, context.layer
-        mass = self.column_mass(q, k, scale, context, self.tilings(q, k, context)[1]).cpu()
+        mass = self.column_mass(q, k, scale, context, self.tilings(q, k, context)[1])
+        mass = context.share.every(mass, 0).cpu()
         self._columns[where] = mass + self._columns.get(where, torch.zeros(()))
         classes = self.classes(q, k, scale, context)
-        costs = self._cost(classes, q, k, v, scale, context).cpu()
+        costs = context.share.every(self._cost(classes, q, k, v, scale, context), 1).cpu()
         self._costs.setdefault((*where, context.step.index), []).append(costs)
         self._at = context
 
@@ -184,11 +185,12 @@ class SparseVDiTPlanner(HeadClassPlanner):
 
     def _column_mass(self, q: Tensor, k: Tensor, scale: float, context: LayerContext) -> Tensor:
         """Softmax mass in each column, `(H, Tk)`: of the search, or of this very call."""
-        if self._saved is not None:
-            return torch.tensor(self._saved.extra[context.component][context.layer]).to(q.device)
         found = self._columns.get((context.component, context.layer))
+        if self._saved is not None:
+            found = torch.tensor(self._saved.extra[context.component][context.layer])
         if found is not None:
-            return found.to(q.device)
+            numbers = context.share.numbers(q.shape[1])
+            return found[numbers.start : numbers.stop].to(q.device)
         return self.column_mass(q, k, scale, context, self.tilings(q, k, context)[1])
 
     def _cost(
@@ -221,12 +223,13 @@ class SparseVDiTPlanner(HeadClassPlanner):
             costs = self._cost(classes, q, k, v, scale, context)
             return _cheapest(costs, self.density_setting(context))
         word = self._saved.word(context, self._settings())
+        heads = context.share.total(q.shape[1])
         require(
-            len(word) == q.shape[1] and set(word) <= set(_NAMES),
-            f"the plan has the patterns {word!r} for {q.shape[1]} heads; search again with "
-            "save_plan",
+            len(word) == heads and set(word) <= set(_NAMES),
+            f"the plan has the patterns {word!r} for {heads} heads; search again with save_plan",
         )
-        return torch.tensor(["FSDMV".index(letter) for letter in word])
+        own = context.share.own(word, q.shape[1])
+        return torch.tensor(["FSDMV".index(letter) for letter in own])
 
 
 def _cheapest(costs: Tensor, limit: float) -> Tensor:

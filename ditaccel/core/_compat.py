@@ -171,7 +171,7 @@ def ranks_of(name: str, transformer: nn.Module) -> Ranks | None:
         config = getattr(config, "context_parallel_config", config)
         mesh = getattr(config, "_flattened_mesh", None)
         if mesh is not None:
-            return Ranks(mesh.get_group())
+            return Ranks(mesh.get_group(), config.ring_degree)
     if split:
         raise UnsupportedError(
             f"{name} is split over several ranks, and not by context parallelism that is set up "
@@ -180,6 +180,41 @@ def ranks_of(name: str, transformer: nn.Module) -> Ranks | None:
             "per rank instead"
         )
     return None
+
+
+def ulysses(config: Any) -> tuple[Ranks, bool] | None:
+    """The ranks that share the heads of an attention call.
+
+    Args:
+        config: what an attention function of diffusers is handed as `parallel_config`.
+
+    Returns:
+        The ranks, and whether their parts may differ in size; None for ring attention.
+    """
+    config = getattr(config, "context_parallel_config", config)
+    if config.ring_degree > 1:
+        return None
+    # (versions before 0.37 cut into equal parts only)
+    uneven = getattr(config, "ulysses_anything", False)
+    return Ranks(config._ulysses_mesh.get_group()), uneven
+
+
+def refuse_ring(name: str, ranks: Ranks | None) -> None:
+    """Refuse an attention method where keys and values are passed around.
+
+    Args:
+        name: component name, for the message.
+        ranks: that compute the transformer together, if there are several.
+
+    Raises:
+        UnsupportedError: they do.
+    """
+    if ranks is not None and ranks.ring > 1:
+        raise UnsupportedError(
+            f"{name} has ring attention (ring_degree={ranks.ring}), where a rank never sees all "
+            "keys, from which a tile map is made: give attention methods "
+            "ContextParallelConfig(ulysses_degree=...), or use a caching method alone"
+        )
 
 
 def refuse_split(name: str, transformer: nn.Module, what: str) -> None:

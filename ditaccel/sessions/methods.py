@@ -17,7 +17,7 @@ from ..caching.engine.hooks import BlockCache
 from ..caching.engine.policy import policy_of
 from ..caching.engine.surroundings import Surroundings
 from ..config import AccelerationConfig
-from ..core._compat import ranks_of, refuse_split
+from ..core._compat import ranks_of, refuse_ring
 from ..core.calls import Arguments
 from ..core.patching import PatchLedger
 from ..errors import UnsupportedError
@@ -96,9 +96,9 @@ class Methods:
 
     def note_ranks(self, name: str, transformer: nn.Module) -> None:
         """Look at which ranks compute a transformer, and whether the methods can work with them."""
-        if self._attends:
-            refuse_split(name, transformer, "an attention method")
         ranks = ranks_of(name, transformer)
+        if self._attends:
+            refuse_ring(name, ranks)
         if name in self.caches:
             self.caches[name].computed_by(ranks)
 

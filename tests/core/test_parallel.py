@@ -1,6 +1,5 @@
 """Ranks that compute one transformer together decide as one; what cannot work so is refused."""
 
-import multiprocessing
 from statistics import median
 
 import pytest
@@ -57,18 +56,7 @@ def both_ranks(request, tmp_path_factory):
     for i, spec in enumerate(SPECS):
         name = ("flux", "wan")[(i + request.param) % 2]
         jobs.append((name, in_the_middle(name, spec), ("before", "after")[i // 2 % 2]))
-    fork = multiprocessing.get_context("fork")  # (nothing has to be imported again)
-    ranks = [fork.Process(target=two_ranks.main, args=(r, jobs, folder)) for r in range(2)]
-    try:
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join()
-            assert rank.exitcode == 0, "its traceback is in the captured stderr"
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return jobs, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return jobs, two_ranks.on_both(jobs, folder)
 
 
 def test_two_ranks_decide_as_one(both_ranks):

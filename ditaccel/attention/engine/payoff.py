@@ -121,7 +121,7 @@ class Payoff:
         promised = self._planner.promise(q, k, scale, at)
         if promised is None:
             return None
-        kept = torch.as_tensor(promised)
+        kept = at.share.mean(torch.as_tensor(promised))
         if kept > self._limit:
             return state.begin_pause(at.step.index, kept, promised=True)
         state.promises = True
@@ -135,7 +135,7 @@ class Payoff:
             return
         promised = self._planner.promise(q, k, scale, at, ahead=1)
         if promised is not None:
-            kept = torch.as_tensor(promised, device=q.device)
+            kept = at.share.mean(torch.as_tensor(promised, device=q.device))
             state.reading = Reading(kept), at.step.index, True
 
     def was_too_full(self, step: int, state: LayerState) -> Pause | None:
@@ -146,15 +146,20 @@ class Payoff:
         kept = reading.read()
         return state.begin_pause(of_step, kept, promised) if kept > self._limit else None
 
-    def too_full(self, plan: Plan, step: int, state: LayerState) -> Pause | None:
+    def too_full(self, plan: Plan, kept: Tensor, step: int, state: LayerState) -> Pause | None:
         """A pause, where a map keeps too much.
 
         A map that is made again each time need not be run for it; one that learns from being run
         (`Plan.marking`) has done so.
+
+        Args:
+            plan: with the map.
+            kept: mean density of the map, over all heads of the layer.
+            step: index of the step.
+            state: of the layer.
         """
         if plan.blind or self._limit >= 1:
             return None
-        kept = plan.tile_map.densities().mean()
         if kept.device.type not in _READABLE:
             state.reading = Reading(kept), step, False
             return None

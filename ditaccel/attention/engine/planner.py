@@ -22,6 +22,7 @@ from ...config import AttentionConfig
 from ...config.checks import made
 from ...core.denoising.tracker import DenoisingStep
 from ...core.patching import PatchLedger
+from ...core.ranks import ALL_HEADS, HeadShare
 from ...kernels import Marking, Precision, TileAttentionOutput, TileMap, TileMoments
 from ...pipelines.grids import Grid
 from .heads import joined
@@ -46,6 +47,8 @@ class LayerContext:
         conditions: `(start, end)` of the tokens of given images or frames, empty ranges where the
             call has none; None where it is not known.
         component: name of the transformer in its pipeline.
+        share: which heads are computed here, where ranks share them: what a planner decides for
+            the layer as a whole, or from all of its heads, it decides by `share.every`.
     """
 
     step: DenoisingStep
@@ -57,6 +60,7 @@ class LayerContext:
     grid: Grid | None = None
     conditions: tuple[int, int] | None = None
     component: str = ""
+    share: HeadShare = ALL_HEADS
 
     @property
     def grid_tokens(self) -> tuple[int, int] | None:
@@ -231,6 +235,7 @@ class Planner(ABC):
         precision: of the scores of the tiles that are computed.
         shares_branches: whether there is one state per layer for all guidance branches, as they
             come; else each branch has its own.
+        compares_heads: whether a map of one head follows from other heads too.
     """
 
     least_tokens: int = 0
@@ -240,6 +245,7 @@ class Planner(ABC):
     backend: str | None = None
     precision: Precision = "model"
     shares_branches: bool = False
+    compares_heads: bool = False
 
     @property
     def pays_below(self) -> float:

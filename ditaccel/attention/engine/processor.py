@@ -23,13 +23,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core._compat import ulysses
 from ...core.patching import PatchLedger
+from ...core.ranks import Ranks
 from ...errors import UnsupportedError
 
 _SEAMS = ("dispatch_attention_fn", "F")
 _OWN = ("_ditaccel_inner", "_ditaccel_layer", "_ditaccel_call", "_ditaccel_number")
 _NUMBERS = itertools.count()
 _LAYERS: weakref.WeakValueDictionary[int, LayerSeam] = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Split:
+    """What there is to know of a call whose tokens are shared out over ranks (Ulysses).
+
+    Attributes:
+        ranks: that take part.
+        uneven: whether their parts may differ in size.
+        dense: the family's own attention, without ranks, on q, k, v `(B, H, L, D)` and a mask:
+            some heads of whole sequences.
+    """
+
+    ranks: Ranks
+    uneven: bool
+    dense: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+    @classmethod
+    def of(cls, config: Any, dense: Callable[..., Tensor]) -> Split | None:
+        """Of a `parallel_config` of diffusers; None for ring attention."""
+        found = ulysses(config)
+        return None if found is None else cls(*found, dense)
 
 
 class Attend(Protocol):
@@ -44,8 +68,12 @@ class Attend(Protocol):
         v: Tensor,
         mask: Tensor | None,
         scale: float | None,
+        split: Split | None = None,
     ) -> Tensor:
-        """Return the output `(B, H, L, D)`; `dense()` gives the family's own."""
+        """Return the output `(B, H, L, D)`; `dense()` gives the family's own.
+
+        With `split`, tensors hold this rank's tokens of all heads, and so does the output.
+        """
         ...
 
 
@@ -79,19 +107,34 @@ class LayerSeam:
         self.closed = False
         self.processor: Any = None
 
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float | None) -> Tensor:
-        """The layer's own attention, on `(B, H, L, D)`, by the backend that the user has set."""
+    def dense(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float | None, shared: Any = None
+    ) -> Tensor:
+        """The layer's own attention, on `(B, H, L, D)`, by the backend that the user has set.
+
+        With `shared`, diffusers' `parallel_config`, on this rank's tokens.
+        """
         backend = getattr(self.processor, "_attention_backend", None)
-        if backend is None:
+        if backend is None and shared is None:
             return _native(q, k, v, mask, scale)
         from diffusers.models.attention_dispatch import dispatch_attention_fn
 
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        grouped = q.shape[2] != k.shape[2]
-        out = dispatch_attention_fn(
-            q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped, backend=backend
-        )
+        more = {"enable_gqa": q.shape[2] != k.shape[2], "parallel_config": shared}
+        out = dispatch_attention_fn(q, k, v, attn_mask=mask, scale=scale, backend=backend, **more)
         return out.transpose(1, 2)
+
+    def compiled(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float | None, shared: bool
+    ) -> Tensor:
+        """A call from a compiled graph; `shared` tells whether ranks share out its tokens."""
+        config = getattr(self.processor, "_parallel_config", None) if shared else None
+        whole = functools.partial(self.dense, scale=scale)
+        split = None if config is None else Split.of(config, whole)
+        dense = functools.partial(self.dense, q, k, v, mask, scale, config)
+        if shared and split is None:
+            return dense()
+        return self.attend(self.index, dense, q, k, v, mask, scale, split)
 
 
 class _Functional:
@@ -134,7 +177,13 @@ def _native(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float |
 
 @torch.library.custom_op("ditaccel::layer_attention", mutates_args=())
 def _layer_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, layer: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    layer: Tensor,
+    shared: bool,
 ) -> Tensor:
     """One layer's attention in a compiled graph, `(B, L, H, D)`."""
     seam = _LAYERS.get(int(layer))
@@ -142,15 +191,20 @@ def _layer_attention(
     if seam is None:
         out = _native(q, k, v, mask, scale)
     else:
-        dense = functools.partial(seam.dense, q, k, v, mask, scale)
         with _autocasting(q.device, None):  # which runs on around a graph, as it was traced for
-            out = seam.attend(seam.index, dense, q, k, v, mask, scale)
+            out = seam.compiled(q, k, v, mask, scale, shared)
     return out.transpose(1, 2).contiguous()
 
 
 @_layer_attention.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, layer: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    layer: Tensor,
+    shared: bool,
 ) -> Tensor:
     return torch.empty(q.shape, dtype=q.dtype, device=q.device)
 
@@ -207,8 +261,12 @@ class _Wrapper:
         v: Tensor,
         mask: Tensor | None,
         scale: float | None,
+        shared: tuple[Any, Callable[..., Tensor]] | None = None,
     ) -> Tensor:
-        """`(B, L, H, D)` in and out."""
+        """`(B, L, H, D)` in and out.
+
+        `shared` is diffusers' `parallel_config`, and the attention of whole sequences without it.
+        """
         # Norms give float32 under autocast; all are cast alike ahead of the family's attention.
         device, dtype = q.device, _autocast(q.device)
         q, k, v = (_cast(x, dtype) for x in (q, k, v))
@@ -218,16 +276,28 @@ class _Wrapper:
             if special or not q.dtype == k.dtype == v.dtype:
                 return dense()
             mask = mask if mask is None else _cast(mask, dtype)
-            return torch.ops.ditaccel.layer_attention(q, k, v, mask, scale, self._ditaccel_number)
+            number, among = self._ditaccel_number, shared is not None
+            return torch.ops.ditaccel.layer_attention(q, k, v, mask, scale, number, among)
         seam = self._ditaccel_layer
 
         def as_found() -> Tensor:
             with _autocasting(device, dtype):
                 return dense().transpose(1, 2)
 
+        def whole(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            assert shared is not None
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            with _autocasting(device, dtype):
+                return shared[1](q, k, v, mask).transpose(1, 2)
+
+        split = None if shared is None else Split.of(shared[0], whole)
+        special = mask is not None and not isinstance(mask, Tensor)
+        if shared is not None and (split is None or special):
+            return dense()
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         with _autocasting(device, None):
-            return seam.attend(seam.index, as_found, q, k, v, mask, scale).transpose(1, 2)
+            out = seam.attend(seam.index, as_found, q, k, v, mask, scale, split)
+        return out.transpose(1, 2)
 
     def _dispatch(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def dispatch_attention_fn(
@@ -242,16 +312,22 @@ class _Wrapper:
             *args: Any,
             **kwargs: Any,
         ) -> Tensor:
-            def dense() -> Tensor:
+            def run(q: Tensor, k: Tensor, v: Tensor, mask: Any, **changed: Any) -> Tensor:
                 return original(
-                    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
-                    *args, **kwargs,
+                    q, k, v, mask, dropout_p, is_causal, scale, enable_gqa,
+                    *args, **{**kwargs, **changed},
                 )  # fmt: skip
 
-            special = dropout_p > 0.0 or is_causal or kwargs.get("parallel_config") is not None
-            if special or query.shape[1] != key.shape[1]:
+            def dense() -> Tensor:
+                return run(query, key, value, attn_mask)
+
+            if dropout_p > 0.0 or is_causal or query.shape[1] != key.shape[1]:
                 return dense()
-            return self._attend(dense, query, key, value, attn_mask, scale)
+            config = kwargs.get("parallel_config")
+            shared = None
+            if config is not None:
+                shared = config, functools.partial(run, parallel_config=None)
+            return self._attend(dense, query, key, value, attn_mask, scale, shared)
 
         return dispatch_attention_fn
 

@@ -76,6 +76,9 @@ class AttentionLog:
         transformer: its component name.
         layers: names of its self-attention layers, in order.
         precision: of the scores of sparse calls.
+        rank: number of this one of the ranks that share the heads, and their count; None where all
+            heads are computed here. Densities are those of all heads, pictures those of the heads
+            that are computed here.
         records: the newest calls.
         maps: pictures of the newest generation's maps by (layer, branch, step): kept share of
             regions, 255 for all.
@@ -85,13 +88,14 @@ class AttentionLog:
         self.transformer = transformer
         self.layers = layers
         self.precision = precision
+        self.rank: tuple[int, int] | None = None
         self.records: list[AttentionRecord] = []
         self.maps: dict[tuple[int, str, int], Tensor] = {}
 
     def copy(self) -> AttentionLog:
         """What is in it now; the copy does not grow."""
         made = AttentionLog(self.transformer, list(self.layers), self.precision)
-        made.records, made.maps = list(self.records), dict(self.maps)
+        made.records, made.maps, made.rank = list(self.records), dict(self.maps), self.rank
         return made
 
     def add(self, record: AttentionRecord) -> None:
@@ -145,6 +149,8 @@ class AttentionLog:
             f"{_SCORES[self.precision] if sparse else ''}; "
             f"{spent:.2f} s, of which {100 * planning / max(spent, 1e-9):.0f} % planning."
         )
+        if self.rank is not None:
+            line += f" Times and pictures are those of the heads of rank {self.rank[0]}."
         if not sparse:
             line += f" Nothing was skipped: {', '.join(sorted({r['reason'] for r in rows}))}."
         return line

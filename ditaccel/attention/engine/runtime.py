@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from ...core.denoising.per_loop import PerLoop
 from ...core.denoising.tracker import DenoisingStep
+from ...core.exchange import Exchange, places, shares
 from ...core.patching import PatchLedger
+from ...core.ranks import ALL_HEADS, HeadShare
 from ...core.stopwatch import Stopwatch
 from ...errors import UnsupportedError
 from ...pipelines import submodule
@@ -19,7 +22,7 @@ from .attend import attend, slower_kernel
 from .masks import NotKeyPadding
 from .payoff import LayerState, Payoff
 from .planner import Dense, DenseReason, LayerContext, Plan, Planner
-from .processor import AttentionModule, ProcessorSeam
+from .processor import AttentionModule, ProcessorSeam, Split
 from .records import AttentionLog, AttentionRecord, thumbnail
 from .state import CallInProgress, LayerCall, LoopMemory
 
@@ -54,6 +57,14 @@ def find_attention(
             + (dense or "it has no self-attention module that its family's adapter names")
         )
     return found
+
+
+def _mean_density(plan: Plan, call: LayerCall) -> Tensor:
+    """Kept share of the attention matrix, mean over all heads of the layer."""
+    found = plan.tile_map.densities()
+    if call.share.ranks is not None:
+        found = call.share.every(found.expand(-1, call.q.shape[1]), 1)
+    return found.mean()
 
 
 class AttentionRuntime(PerLoop):
@@ -236,14 +247,67 @@ class AttentionRuntime(PerLoop):
         v: Tensor,
         mask: Tensor | None,
         scale: float | None,
+        split: Split | None = None,
     ) -> Tensor:
-        now, loop = self._now, self._loop
+        now = self._now
         if now is None:
             return dense()
+        if split is None:
+            return self._one(now, layer, dense, q, k, v, mask, scale)
+        name = self._modules[layer].name
+        rows = 1 if mask is None or mask.ndim == 2 else mask.shape[-2]
+        if mask is not None and (rows > 1 or mask.shape[-1] != q.shape[2]):
+            self._warn(
+                f"{name} (and layers like it): its mask is not one of this rank's keys; attention "
+                "stays dense"
+            )
+            return dense()
+        self.log.rank = split.ranks.here, split.ranks.count
+        q_share, k_share = (shares(x.shape[1], split.ranks, split.uneven, name) for x in (q, k))
+        exchange = self._exchange(split, q, now)
+        q = exchange.to_heads(q, q_share)
+        k, v = (exchange.to_heads(x, k_share) for x in (k, v))
+        if mask is not None:
+            mask = exchange.mask(mask)
+        of_heads = functools.partial(split.dense, q, k, v, mask)
+        out = self._one(now, layer, of_heads, q, k, v, mask, scale, q_share)
+        return exchange.to_tokens(out, q_share)
+
+    def _exchange(self, split: Split, q: Tensor, now: CallInProgress) -> Exchange:
+        """The exchange around a call of which every rank has a part of the tokens."""
+        ranks, own = split.ranks, q.shape[2]
+        lengths = ranks.sizes(own, q.device) if split.uneven else [own] * ranks.count
+        found, text = None, self._text(sum(lengths), now.tokens)
+        if text is None or not any(block.encoder for block in self._adapter.blocks):
+            found = places(lengths)
+        else:
+            found = places(lengths, text[1] - text[0], in_front=text[0] == 0)
+        if found is None and not self._loop.off:
+            self._turn_off(
+                "where the text is in sequences that ranks share out in this way is not known; "
+                "attention stays dense"
+            )
+        return Exchange(ranks, found or places(lengths) or ())
+
+    def _one(
+        self,
+        now: CallInProgress,
+        layer: int,
+        dense: Callable[[], Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        scale: float | None,
+        share: HeadShare = ALL_HEADS,
+    ) -> Tensor:
+        """One attention call on whole sequences."""
+        loop = self._loop
         loop.reached.add(now.step.branch)
         now.reached.add(layer)
         watch = Stopwatch(q.device)
-        call = LayerCall(layer, q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        call = LayerCall(layer, q, k, v, mask, scale, share)
         planned = self._plan(call, now)
         watch.lap()
         density: float | Tensor = 1.0
@@ -253,15 +317,15 @@ class AttentionRuntime(PerLoop):
             reason, cause = planned.reason, planned.kind
             loop.reasons.add(planned)
         else:
-            plan, key_mask, state = planned
+            plan, kept, key_mask, state = planned
             out = self._run(plan, call, key_mask, state)
             reason = plan.reason
             loop.sparse = True
-            density = kept = plan.tile_map.densities().mean()
+            density = kept
             if not plan.blind:
                 now.densities.append(kept)
             if plan.marking is not None:
-                loop.payoff.too_full(plan, now.step.index, state)
+                loop.payoff.too_full(plan, kept, now.step.index, state)
             self.log.maps[layer, now.step.branch, now.step.index] = thumbnail(plan.tile_map)
         watch.lap()
         step = now.step
@@ -282,7 +346,7 @@ class AttentionRuntime(PerLoop):
 
     def _plan(
         self, call: LayerCall, now: CallInProgress
-    ) -> Dense | tuple[Plan, Tensor | None, LayerState]:
+    ) -> Dense | tuple[Plan, Tensor, Tensor | None, LayerState]:
         dense = self._not_open(call)
         if dense is not None:
             return dense
@@ -299,7 +363,10 @@ class AttentionRuntime(PerLoop):
                 self._warn(f"{first} (and layers like it): {error}; attention stays dense")
                 return Dense(DenseReason.MASK)
         planned = self._planned(call, now, key_mask)
-        return planned if isinstance(planned, Dense) else (planned[0], key_mask, planned[1])
+        if isinstance(planned, Dense):
+            return planned
+        plan, kept, state = planned
+        return plan, kept, key_mask, state
 
     def _not_open(self, call: LayerCall) -> Dense | None:
         """Why no planner is asked for this call."""
@@ -323,8 +390,12 @@ class AttentionRuntime(PerLoop):
 
     def _planned(
         self, call: LayerCall, now: CallInProgress, key_mask: Tensor | None
-    ) -> Dense | tuple[Plan, LayerState]:
-        """What the planner says, unless the layer rests since its maps do not pay."""
+    ) -> Dense | tuple[Plan, Tensor, LayerState]:
+        """What the planner says, unless the layer rests since its maps do not pay.
+
+        Returns:
+            Why it is dense; or the plan, its mean density, and the state that it belongs to.
+        """
         payoff, planner = self._loop.payoff, self._planner
         layer, index = call.layer, now.step.index
         q, k, v, scale = call.q, call.k, call.v, call.scale
@@ -343,6 +414,7 @@ class AttentionRuntime(PerLoop):
             grid=now.grid,
             conditions=self._conditions(length, text, now.extra),
             component=self._name,
+            share=call.share,
         )
         pause = (
             state.paused(index)
@@ -355,10 +427,11 @@ class AttentionRuntime(PerLoop):
                 if plan.kind is DenseReason.FIRST_STEPS:
                     payoff.look_ahead(q, k, scale, context, state)
                 return plan
+            kept = _mean_density(plan, call)
             if plan.marking is None:
-                pause = payoff.too_full(plan, index, state)
+                pause = payoff.too_full(plan, kept, index, state)
             if pause is None:
-                return plan, state
+                return plan, kept, state
         (now.promised if pause.promised else now.densities).append(pause.kept)
         return Dense(DenseReason.RESTS)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...core.denoising.tracker import DenoisingStep
+from ...core.ranks import ALL_HEADS, HeadShare
 from ...pipelines.grids import Grid
 from .masks import MaskBook
 from .payoff import LayerState, Payoff
@@ -84,6 +85,7 @@ class LayerCall:
         v: like k.
         mask: as the model gave it.
         scale: of the softmax.
+        share: which of the layer's heads these are.
     """
 
     layer: int
@@ -92,3 +94,4 @@ class LayerCall:
     v: Tensor
     mask: Tensor | None
     scale: float
+    share: HeadShare = ALL_HEADS

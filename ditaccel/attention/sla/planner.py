@@ -123,7 +123,8 @@ class SLAPlanner(TilePlanner):
                     tokens, inverse = cubes or (None, None)
                     order = SharedOrder(tokens, inverse, own, q.shape[1] // k.shape[1])
                 plan = self._map(q, k, v, scale, context, order)
-                parts.append((heads, replace(plan, branch=self._branch(context, own, q.device))))
+                branch = self._branch(context, own, q.shape[1], q.device)
+                parts.append((heads, replace(plan, branch=branch)))
             return Plan.of_heads(parts)
 
     def _map(
@@ -189,12 +190,22 @@ class SLAPlanner(TilePlanner):
         return self.options["q_tile"] or chosen[0], self.options["k_tile"] or chosen[1]
 
     def _branch(
-        self, context: LayerContext, heads: list[int] | None, device: torch.device
+        self, context: LayerContext, heads: list[int] | None, count: int, device: torch.device
     ) -> LinearBranch | None:
-        """The trained branch of a layer; None where nothing was trained."""
+        """The trained branch of a layer; None where nothing was trained.
+
+        Args:
+            context: where the call is.
+            heads: that the branch is for; None for all of the call.
+            count: heads of the call.
+            device: of the weights.
+        """
         if self.weights is None:
             return None
         found = self.weights.projection(context.component, context.layer, device)
+        if context.share.ranks is not None:  # the projection is that of all heads
+            numbers = context.share.numbers(count)
+            heads = [numbers[h] for h in (range(count) if heads is None else heads)]
         return None if found is None else LinearBranch(self.options, *found, heads)
 
     def _orders(
