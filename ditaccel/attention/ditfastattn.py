@@ -68,7 +68,7 @@ class DiTFastAttnConfig(FixedTileOptions):
         interval: without a plan, one step in so many is full. Lower is slower and more exact.
         plan: file of a plan that a search saved; None for `interval`.
         save_plan: file for the plan that is found. Every call is then dense, and the file is
-            written at the end of each generation.
+            written at the end of each generation, by the first of several ranks.
         limit: for the search, the largest squared error of a layer's output, as a share of the
             squared output.
         share_steps: whether the search may choose S.
@@ -308,7 +308,7 @@ class DiTFastAttnPlanner(TilePlanner):
     def end(self, name: str) -> None:
         """See `Planner`; behind the last step, what was found is saved."""
         at, self._at = self._at, None
-        if at is None or not at.step.is_last:
+        if at is None or not at.step.is_last or not at.share.writes:
             return
         words: dict[str, list[list[str]]] = {}
         for (component, layer, step), word in sorted(self._found.items()):

@@ -50,7 +50,8 @@ class SparseVDiTConfig(FixedTileOptions):
     Args:
         plan: file of patterns that a search saved; None to choose them while running.
         save_plan: file for the patterns that are found. Every call is then dense, and the file is
-            written at the end of each generation, from all generations so far.
+            written at the end of each generation, from all generations so far. Where ranks share
+            the heads (Ulysses), the first one writes it, for all heads.
         limit: largest cost of a pattern that is not full: squared error of its output, as a share,
             plus `trade` times its density. Larger is faster and less exact.
         trade: what a density of 1 costs, in units of the error. Published: 0.5, in another unit.
@@ -129,7 +130,7 @@ class SparseVDiTPlanner(HeadClassPlanner):
     def end(self, name: str) -> None:
         """See `Planner`; behind the last step, what was found is saved."""
         at, self._at = self._at, None
-        if at is not None and at.step.is_last:
+        if at is not None and at.step.is_last and at.share.writes:
             self._save(at)
 
     def _measure(

@@ -91,6 +91,11 @@ class HeadShare:
     ranks: Ranks | None = None
     counts: tuple[int, ...] = ()
 
+    @property
+    def writes(self) -> bool:
+        """Whether files that are the same for all ranks are written here."""
+        return self.ranks is None or self.ranks.here == 0
+
     def total(self, heads: int) -> int:
         """Heads of the layer, of which so many are here."""
         return heads if self.ranks is None else sum(self.counts)

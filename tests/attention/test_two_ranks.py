@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from planners import context_of, on_two_ranks
 from tiny import generate
 from two_ranks import AttentionJob, exchanged_calls, on_both, told
 
 import ditaccel
+from ditaccel import config as configs
+from ditaccel.attention.engine.attend import attend
+from ditaccel.attention.engine.planner import Dense
+from ditaccel.attention.head_wise import HeadWiseConfig
+from ditaccel.core.exchange import places, shares
+from ditaccel.core.ranks import ALL_HEADS, Ranks
 
 OPEN = "min_tokens=0,dense_layers=0"
 TILES = f"q_tile=16,k_tile=16,{OPEN}"
@@ -100,3 +110,104 @@ def test_every_kind_of_map_on_two_ranks(model, uneven, tmp_path):
         for i, name in enumerate(names)
     ]  # fmt: skip
     check(jobs, tmp_path)
+
+
+# -- planners, on ranks that are threads --
+
+LENGTH, HEADS, KV_HEADS = 75, 4, 2
+METHODS = [name for name, kind in configs.methods().items() if kind.kind == "attention"]
+
+
+def tensors(index, share=ALL_HEADS):
+    """Of the heads of a share, of which two query heads have one key head."""
+    generator = torch.Generator().manual_seed(index)
+    made = [torch.randn(1, h, LENGTH, 8, generator=generator) for h in (4, 2, 2)]
+    if share.ranks is None:
+        return made
+    own, keys = share.numbers(2), share.numbers(2).start // 2
+    return [made[0][:, own.start : own.stop], *(x[:, keys : keys + 1] for x in made[1:])]
+
+
+def walked(config, share=ALL_HEADS, total=10, layers=(1,)):
+    """Outputs and densities of three steps; of a loop of 3, they end it."""
+    planner, states, found = config.planner(), {layer: {} for layer in layers}, []
+    for index in range(3):
+        q, k, v = tensors(index, share)
+        for layer, state in states.items():
+            at = {"layer": layer, "grid": (3, 5, 5), "share": share, "component": "t"}
+            context = context_of(LENGTH, index, total, **at)
+            plan = planner.plan(q, k, v, 0.3, context, state)
+            if not isinstance(plan, Dense):
+                result = attend(plan, q, k, v, 0.3, None, None, planner.precision)
+                planner.update(plan, result, state)
+                found.append((result.output, plan.tile_map.densities().expand(1, q.shape[1])))
+        planner.end("t")
+    return found
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", METHODS)
+def test_each_rank_does_to_its_heads_what_one_process_does(name):
+    for example in configs.methods()[name].examples():
+        config = replace(example.skipping, break_even=0.9)
+        both = on_two_ranks(lambda share, config=config: walked(config, share), (2, 2))
+        for whole, *parts in zip(walked(config), *both, strict=True):
+            for one, own in zip(whole, zip(*parts, strict=True), strict=True):
+                assert torch.equal(one, torch.cat(own, 1)), name
+
+
+@torch.no_grad()
+def test_maps_of_heads_in_a_file_are_for_all_heads_of_the_layer(tmp_path):
+    maps = ("sla:critical=0.2,q_tile=16,k_tile=16", "sol:q_tile=16,k_tile=16")
+    config = HeadWiseConfig(maps=maps, heads=((1, 1, 0, 0),) * 4, min_tokens=0, dense_steps=0)
+    both = on_two_ranks(lambda share: walked(config, share), (2, 2))
+    for whole, *parts in zip(walked(config), *both, strict=True):
+        assert torch.equal(whole[0], torch.cat([part[0] for part in parts], 1))
+    compared = replace(config, maps=("adaspa", maps[1]))
+    with pytest.raises(ditaccel.ConfigError, match="'adaspa', which compares the heads"):
+        on_two_ranks(lambda share: walked(compared, share), (2, 2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["sparse_vdit", "ditfastattn"])
+def test_a_search_on_two_ranks_saves_the_plan_of_one_process(name, tmp_path):
+    tiles = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "dense_steps": 0}
+    kind = configs.methods()[name]
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    searches = [kind(save_plan=file, limit=0.4, **tiles) for file in files]
+    walked(searches[0], total=3, layers=range(4))
+    on_two_ranks(lambda share: walked(searches[1], share, 3, range(4)), (2, 2))
+    one, two = (json.loads(file.read_text())["words"] for file in files)
+    assert one == two and len({*"".join(map("".join, one["t"]))}) > 1
+    config = kind(plan=files[1], **tiles)
+    both = on_two_ranks(lambda share: walked(config, share), (2, 2))
+    for whole, *parts in zip(walked(config), *both, strict=True):
+        assert torch.equal(whole[0], torch.cat([part[0] for part in parts], 1))
+
+
+# -- who has what --
+
+
+def test_where_the_tokens_of_each_rank_are():
+    assert places([3, 2]) == [((0, 3),), ((3, 5),)]
+    # 3 of text and 6 of the image: 2 + 3 and 1 + 3
+    assert places([5, 4], text=3) == [((0, 2), (3, 6)), ((2, 3), (6, 9))]
+    assert places([5, 4], text=3, in_front=False) == [((0, 3), (6, 8)), ((3, 6), (8, 9))]
+    assert places([6, 3], text=3) is None, "shared out in another way"
+
+
+class Count(Ranks):
+    """So many ranks, of which this is the first."""
+
+    here = 0
+    count = property(lambda self: self.group)
+
+
+def test_heads_that_ranks_cannot_share():
+    assert shares(6, Count(2), uneven=False, layer="a").counts == (3, 3)
+    assert shares(5, Count(3), uneven=True, layer="a").counts == (2, 2, 1)
+    line = "a has 5 heads, which 2 ranks cannot share alike; choose a ulysses_degree that divides 5"
+    with pytest.raises(ditaccel.UnsupportedError, match=f"{line}, or ulysses_anything=True"):
+        shares(5, Count(2), uneven=False, layer="a")
+    with pytest.raises(ditaccel.UnsupportedError, match=r"divides 5$"):
+        shares(5, Count(4), uneven=True, layer="a")

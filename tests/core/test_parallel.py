@@ -169,30 +169,43 @@ def test_a_bare_transformer_is_refused_at_every_call():
     ditaccel.restore(transformer)
 
 
-def set_up(transformer):
+def set_up(transformer, **degrees):
     """As if by `enable_parallelism`, without its effect on tokens."""
-    config = ContextParallelConfig(ulysses_degree=2)
+    config = ContextParallelConfig(**(degrees or {"ulysses_degree": 2}))
     config._flattened_mesh = type("Mesh", (), {"get_group": lambda self: "group"})()
     transformer._parallel_config = config
 
 
 def test_what_sees_parts_of_a_sequence_only_is_refused():
     pipe, call = tiny_wan()
-    whole = {m.name for m in ditaccel.doctor(pipe).methods if m.reason}
     set_up(pipe.transformer)
-    for setting in ("lite_attention", "taylorseer & svg2"):
-        with pytest.raises(ditaccel.UnsupportedError, match="where an attention method"):
-            ditaccel.accelerate(pipe, setting)
     with pytest.raises(ditaccel.UnsupportedError, match="where tune cannot work"):
         ditaccel.tune(pipe, ["a"], ditaccel.Target(computed_share=0.5))
     ditaccel.accelerate(pipe, "confidence_gated_taylor:basis=auto")
     with pytest.raises(ditaccel.ConfigError, match="basis='auto' chooses by what each rank sees"):
         generate(pipe, call)
     ditaccel.restore(pipe)
+
+
+def test_attention_methods_are_refused_where_keys_go_around_a_ring():
+    pipe, call = tiny_wan()
+    whole = {m.name for m in ditaccel.doctor(pipe).methods if m.reason}
+    ditaccel.accelerate(pipe, "svg2")
+    set_up(pipe.transformer, ring_degree=2)
+    line = r"transformer has ring attention \(ring_degree=2\), where a rank never sees all keys"
+    with pytest.raises(ditaccel.UnsupportedError, match=line):
+        generate(pipe, call)  # split after accelerate
+    ditaccel.restore(pipe)
+    for setting in ("lite_attention", "taylorseer & svg2"):
+        with pytest.raises(ditaccel.UnsupportedError, match=line):
+            ditaccel.accelerate(pipe, setting)
     attention = {name for name, kind in configs.methods().items() if kind.kind == "attention"}
-    split = {m.name for m in ditaccel.doctor(pipe).methods if m.reason}
+    ring = {m.name for m in ditaccel.doctor(pipe).methods if m.reason}
     # head_wise has no maps by itself, here as anywhere
-    assert split - whole == attention - {"head_wise"} and whole < split
+    assert ring - whole == attention - {"head_wise"} and whole < ring
+    pipe, _ = tiny_wan()
+    set_up(pipe.transformer)
+    assert {m.name for m in ditaccel.doctor(pipe).methods if m.reason} == whole
 
 
 def test_whole_pipelines_are_not_refused():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from ditaccel.attention.engine.order import OrderPerHead, SharedOrder
 from ditaccel.attention.engine.planner import Dense, DenseReason, LayerContext, Plan, Planner
 from ditaccel.config import AccelerationConfig
 from ditaccel.core.denoising.tracker import DenoisingStep
+from ditaccel.core.ranks import HeadShare
 from ditaccel.core.transformers import transformers_of
 from ditaccel.sessions.session import Session
 
@@ -112,3 +115,43 @@ def masked_softmax(q, k, v, scale, pairs):
     group = q.shape[1] // k.shape[1]
     q, k, v = (x.double().repeat_interleave(n, 1) for x, n in ((q, 1), (k, group), (v, group)))
     return (q @ k.mT * scale).masked_fill(~pairs, -torch.inf).softmax(-1) @ v
+
+
+# -- ranks that share heads, each a thread --
+
+
+class _ThreadRanks:
+    """Two ranks in one process, as far as planners ask them for anything."""
+
+    count = 2
+
+    def __init__(self, here: int, slots: list[Any], barrier: threading.Barrier) -> None:
+        self.here, self._slots, self._barrier = here, slots, barrier
+
+    def gathered(self, x: Tensor, sizes: Any, dim: int) -> list[Tensor]:
+        self._slots[self.here] = x
+        self._barrier.wait()
+        parts = list(self._slots)
+        self._barrier.wait()
+        return parts
+
+    def total(self, values: Tensor) -> Tensor:
+        first, second = self.gathered(values, (1, 1), 0)
+        return first + second
+
+
+def on_two_ranks(run: Callable[[HeadShare], Any], counts: tuple[int, int]) -> list[Any]:
+    """What `run(share)` gives on each of two ranks that have so many heads."""
+    slots, barrier = [None, None], threading.Barrier(2, timeout=60)
+    shares = [HeadShare(_ThreadRanks(here, slots, barrier), counts) for here in range(2)]  # type: ignore[arg-type]
+
+    def on_one(share: HeadShare) -> Any:
+        try:
+            with torch.no_grad():
+                return run(share)
+        except BaseException:
+            barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(on_one, shares))
