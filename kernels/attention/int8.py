@@ -49,8 +49,13 @@ _SMALLEST = 1e-30
 
 
 def key_mean(k: Tensor) -> Tensor:
-    """Mean over all keys, `(B, Hkv, L, D)` to float32 `(B, Hkv, 1, D)`."""
-    return k.mean(2, keepdim=True, dtype=torch.float32)
+    """Mean over all keys, `(B, Hkv, L, D)` to float32 `(B, Hkv, 1, D)`.
+
+    A CPU adds in an order that depends on how many heads are side by side in memory: in float64,
+    that does not show, and heads are rounded alike however many ranks share them.
+    """
+    wide = torch.float64 if k.device.type == "cpu" else torch.float32
+    return k.mean(2, keepdim=True, dtype=wide).float()
 
 
 def quantised(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from tiny import FAMILIES, generate, tiny_flux, tiny_wan
 
 import ditaccel
 from ditaccel.attention.engine.runtime import AttentionRuntime
+from ditaccel.core.ranks import Ranks
 
 Elsewhere = Callable[[int], Any]
 
@@ -31,13 +32,22 @@ def build(name: str) -> tuple[Any, dict[str, Any]]:
     return pipe, {**call, "height": 64, "width": 64}
 
 
+def _gathered(tensor: torch.Tensor, dim: int, group: Any) -> torch.Tensor:
+    ranks = Ranks(group)
+    sizes = ranks.sizes(tensor.shape[dim], tensor.device)
+    return torch.cat(ranks.gathered(tensor, sizes, dim), dim)
+
+
 def split_over_two(transformer: Any, rank: int, anything: bool = False) -> None:
     """What `enable_parallelism` does; on a CPU that itself divides by a count of 0 devices."""
     from diffusers import ContextParallelConfig
+    from diffusers.hooks import context_parallel
     from diffusers.hooks.context_parallel import apply_context_parallel
     from diffusers.models._modeling_parallel import ParallelConfig
     from torch.distributed.device_mesh import init_device_mesh
 
+    # gloo gathers parts of one size only
+    context_parallel._all_gather_anything = _gathered
     config = ContextParallelConfig(ulysses_degree=2, ulysses_anything=anything)
     mesh = init_device_mesh("cpu", (1, 2), mesh_dim_names=("ring", "ulysses"))
     config.setup(rank, 2, torch.device("cpu"), mesh)
@@ -103,8 +113,9 @@ class AttentionJob:
         pipe.transformer = kind.from_config({**config, "num_attention_heads": self.heads}).eval()
         call = {**call, "num_inference_steps": 5, **SHAPES[self.model][self.anything]}
         if self.anything:
+            # (the text of Wan is not in its sequence, and stays whole)
             shorter = {k: v[:, :5] for k, v in call.items() if k in _PER_TOKEN_OF_TEXT}
-            call |= shorter if self.model == "flux" else {}
+            call |= shorter if self.model != "wan" else {}
         return pipe, call
 
     def run(self, rank: int) -> dict[str, Any]:
@@ -132,7 +143,8 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "qwen_image": ({"height": 128, "width": 192}, {"height": 144, "width": 176}),
 }
-_PER_TOKEN_OF_TEXT = ("prompt_embeds", "negative_prompt_embeds")
+_EMBEDS = ("prompt_embeds", "negative_prompt_embeds")
+_PER_TOKEN_OF_TEXT = (*_EMBEDS, *(f"{name}_mask" for name in _EMBEDS))
 
 
 @contextmanager
