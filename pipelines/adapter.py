@@ -185,9 +185,12 @@ class FamilyAdapter:
             call by name; less than 0 where text comes in the latents; None where there are none.
             It may give None for a call in which it is not known where text is: attention then
             stays dense.
-        extra_in_front: whether they are in front of the tokens of the latents; else behind them.
-        grid_rule: the grid of the image or video tokens (a rule of `grids`), None where it is not
-            known; latents that `patch_tokens` cuts into patches need none.
+        extra_in_front: whether they, or given images among the latents, are in front of the tokens
+            of what is made; else behind them.
+        grid_rule: the grid of the image or video tokens that are made (a rule of `grids`), None
+            where it is not known; latents that `patch_tokens` cuts into patches need none. Tokens
+            of the latents that are not of the grid are given images where latents come packed, and
+            else padding.
         text: where text tokens are in the sequence: `none`, `front` or `back`.
         presets: preset name -> options of its method, as `AccelerationConfig.to_dict` writes them,
             and `AUTO_STEPS` where it has such a share.
@@ -292,7 +295,7 @@ class FamilyAdapter:
             grid = self.grid(config, tuple(latents.shape), named)
             extra = self.extra_tokens(config, named) if self.extra_tokens is not None else None
             tokens = latents.shape[1] + min(extra or 0, 0)  # (text comes with them as zeros)
-            if grid is None or math.prod(grid) != tokens:
+            if grid is None or math.prod(grid) != tokens or latents.ndim != 3:
                 return None
             own = latents[:, :tokens] if self.text == "back" else latents[:, -tokens:]
             latents, channels = own.unflatten(1, grid), -1

@@ -42,17 +42,20 @@ def _count(rule: Any, config: Any, shape: tuple[int, ...]) -> int:
 def from_ids(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid | None:
     """From `img_ids` `(L, axes)` or `(B, L, axes)`, of which two axes are row and column.
 
-    Condition images stand behind, with other numbers on a third axis: no grid then, nor where the
-    numbers are no plain grid. Waits for the device.
+    Given images stand behind the one that is made, with other numbers on an axis in front of these
+    two. There is no grid where the numbers are no plain grid. Waits for the device.
     """
     ids = named.get("img_ids")
     if not isinstance(ids, Tensor) or ids.ndim not in (2, 3):
         return None
     ids = (ids[0] if ids.ndim == 3 else ids).detach().float().cpu()
-    ids = ids[:, (ids != ids[0]).any(0)]
-    if ids.shape[1] != 2:
+    moving = (ids != ids[0]).any(0).nonzero()[:, 0].tolist()
+    if len(moving) == 3:
+        axis = moving.pop(0)
+        ids = ids[: int((ids[:, axis] != ids[0, axis]).nonzero()[0, 0])]
+    if len(moving) != 2:
         return None
-    places = (ids - ids.amin(0)).round().long()
+    places = (ids[:, moving] - ids[:, moving].amin(0)).round().long()
     rows, columns = (places.amax(0) + 1).tolist()
     in_order = places[:, 0] * columns + places[:, 1]
     if len(ids) != rows * columns or bool((in_order.diff() != 1).any()):
@@ -72,14 +75,16 @@ def from_sizes(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) ->
 def from_image_shapes(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid | None:
     """From `img_shapes`, `(frames, rows, columns)` of each picture of each item of the batch.
 
-    Condition images stand behind: no grid then.
+    The picture that is made is the first, and given ones stand behind it. There is no grid where
+    several are made (layers).
     """
     shapes = named.get("img_shapes")
     if not isinstance(shapes, (list, tuple)) or not shapes:
         return None
     first = shapes[0] if isinstance(shapes[0], list) else shapes[:1]
     same = all(item == shapes[0] for item in shapes)
-    if not same or len(first) != 1 or len(first[0]) != 3:
+    layers = getattr(config, "use_layer3d_rope", False) and len(first) > 1
+    if not same or layers or not first or len(first[0]) != 3:
         return None
     frames, rows, columns = (int(n) for n in first[0])
     return frames, rows, columns

@@ -3,9 +3,11 @@
 Latents that are no squares are padded to the largest number of tokens.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_presets
+from .grids import Grid
 
 
 def _tokens(config: Any, shape: tuple[int, ...]) -> int:
@@ -14,6 +16,13 @@ def _tokens(config: Any, shape: tuple[int, ...]) -> int:
         return shape[1]
     size = shape[2:] if shape[2] == shape[3] else config.max_resolution
     return size[0] * size[1] // config.patch_size**2
+
+
+def _grid(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid | None:
+    """Of latents `(B, C, H, W)`, padding behind it; None where they come packed."""
+    if len(shape) == 3:
+        return None
+    return 1, shape[2] // config.patch_size, shape[3] // config.patch_size
 
 
 ADAPTER = FamilyAdapter(
@@ -37,6 +46,7 @@ ADAPTER = FamilyAdapter(
         AttentionContract("single_stream_blocks", "block.attn1"),
     ),
     tokens=_tokens,
+    grid_rule=_grid,
     text="back",
     timestep="timesteps",
     embedding="t_embedder",

@@ -23,6 +23,7 @@ ADAPTER = FamilyAdapter(
     attention=(AttentionContract("transformer_blocks"),),
     tokens=packed_tokens,
     grid_rule=from_sizes,
+    extra_in_front=True,  # given frames
     guidance="batched",
     presets=adaptive_presets(),
 )

@@ -1,14 +1,14 @@
 """Where the adapters say image, video and text tokens are, and where the transformers have them."""
 
 import inspect
-import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from ditaccel.pipelines import adapters
 from ditaccel.pipelines.grids import from_ids, from_image_shapes
 from planners import RecordingPlanner, use
-from tiny import ATTENTION_FAMILIES, FAMILIES, family_of, generate
+from tiny import ATTENTION_FAMILIES, FAMILIES, VARIANTS, family_of, generate
 
 from ditaccel.attention.engine.runtime import find_attention
 from ditaccel.core.calls import as_tensor
@@ -90,10 +90,10 @@ def test_token_count_follows_the_size(name):
     assert own_tokens(pipe, adapter, kwargs) == FAMILIES[name].resized_tokens
 
 
-# One frame at a time (latte), padded (hidream, z_image), frames of other sizes (framepack), images
-# of other sizes (joyimage_plus), sound beside the video (minimax_h3), and sound alone.
+# Sound has neither rows nor columns.
 SOUND = {"ace_step", "longcat_audio_dit", "minimax_music3", "stable_audio", "stable_audio3"}
-WITHOUT_GRID = {"framepack", "hidream", "joyimage_plus", "latte", "minimax_h3", "z_image"} | SOUND
+# Sizes are rounded to others of about their area.
+ROUNDED = {"hidream"}
 # An image that is edited, in one grid with the one that is made.
 IMAGES_AS_FRAMES = {"joyimage"}
 
@@ -106,9 +106,8 @@ def test_the_grid_of_the_tokens_is_the_one_of_the_picture(name):
     use(pipe, planner)
     generate(pipe, call, num_inference_steps=2, **FAMILIES[name].resized)
     for context, _ in planner.seen:
-        start, end = context.text or (0, 0)
-        fits = context.grid and math.prod(context.grid) == context.length - (end - start)
-        assert bool(fits) == (name not in WITHOUT_GRID)
+        fits = context.grid_tokens is not None
+        assert fits == (name not in SOUND)
         if fits and "height" in size:
             assert context.grid[1] * size["width"] == context.grid[2] * size["height"]
             assert (context.grid[0] > 1) == ("num_frames" in size or name in IMAGES_AS_FRAMES)
@@ -120,15 +119,21 @@ def test_ids_that_are_no_plain_grid_give_none():
     assert from_ids(None, (1, 6, 4), {"img_ids": ids}) == (1, 2, 3)
     condition = ids.clone()
     condition[:, 0] = 1
-    for other in (torch.cat([ids, condition]), ids.flip(0), ids[:5], ids[:1]):
+    # a given image behind it, of another size too
+    for given in (condition, condition[:4]):
+        assert from_ids(None, (1, 12, 4), {"img_ids": torch.cat([ids, given])}) == (1, 2, 3)
+    for other in (ids.flip(0), ids[:5], ids[:1], torch.cat([ids[:5], condition])):
         assert from_ids(None, (1, len(other), 4), {"img_ids": other}) is None
     assert from_ids(None, (1, 6, 4), {}) is None
 
 
-def test_condition_images_of_qwen_image_leave_no_grid():
+def test_given_images_of_qwen_image_are_behind_the_grid():
     one, two = [(1, 4, 6)], [(1, 4, 6), (1, 2, 2)]
     assert from_image_shapes(None, (2, 24, 64), {"img_shapes": [one, one]}) == (1, 4, 6)
-    for shapes in ([two], [one, [(1, 6, 4)]], [], None):
+    assert from_image_shapes(None, (1, 28, 64), {"img_shapes": [two]}) == (1, 4, 6)
+    layers = SimpleNamespace(use_layer3d_rope=True)
+    assert from_image_shapes(layers, (1, 28, 64), {"img_shapes": [two]}) is None
+    for shapes in ([one, [(1, 6, 4)]], [], None):
         assert from_image_shapes(None, (1, 24, 64), {"img_shapes": shapes}) is None
 
 
@@ -143,3 +148,38 @@ def test_attention_modules_are_listed_in_the_order_in_which_they_run(name):
     assert order[: len(modules)] == list(range(len(modules)))
     if name == "sd3":
         assert [m.name.split(".", 1)[1] for m in modules[:3]] == ["0.attn", "0.attn2", "1.attn"]
+
+
+# Where the tokens of the picture or clip are, and those of what is given; the rest is text.
+GIVEN = {
+    "flux_kontext": ((6, 127), (127, 163)),
+    "qwen_image_edit": ((8, 129), (129, 193)),
+    "minimax_h3_first_frame": (424, 4 + 414),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_tokens_of_given_images_are_known(name):
+    pipe, call = VARIANTS[name]()
+    planner = RecordingPlanner()
+    use(pipe, planner)
+    generate(pipe, call, num_inference_steps=2)
+    context = planner.seen[0][0]
+    assert context.grid_tokens is not None and context.conditions is not None
+    if name.startswith("minimax"):  # text, the frame, sound, video
+        start, count = GIVEN[name]
+        assert context.grid == (37, 2, 2) and context.grid_tokens == (start, start + 148)
+        assert context.conditions == (6, 6 + count)
+    else:
+        assert (context.grid_tokens, context.conditions) == GIVEN[name]
+        assert context.grid == (1, 11, 11)
+
+
+def test_what_fills_up_a_sequence_is_known():
+    pipe, call = FAMILIES["z_image"]()
+    planner = RecordingPlanner()
+    use(pipe, planner)
+    generate(pipe, call, num_inference_steps=2)
+    context = planner.seen[0][0]
+    assert context.grid_tokens == (0, 121) and context.padding == (121, 128)
+    assert context.conditions is None, "given images are something else"

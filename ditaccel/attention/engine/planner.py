@@ -46,6 +46,7 @@ class LayerContext:
         grid: frames, rows and columns of the image or video tokens; None where unknown.
         conditions: `(start, end)` of the tokens of given images or frames, empty ranges where the
             call has none; None where it is not known.
+        padding: `(start, end)` of tokens that fill up those of the grid, None without any.
         component: name of the transformer in its pipeline.
         share: which heads are computed here, where ranks share them: what a planner decides for
             the layer as a whole, or from all of its heads, it decides by `share.every`.
@@ -59,6 +60,7 @@ class LayerContext:
     key_mask: Tensor | None = None
     grid: Grid | None = None
     conditions: tuple[int, int] | None = None
+    padding: tuple[int, int] | None = None
     component: str = ""
     share: HeadShare = ALL_HEADS
 
@@ -66,11 +68,13 @@ class LayerContext:
     def grid_tokens(self) -> tuple[int, int] | None:
         """`(start, end)` of the tokens of the grid; None where that is not known.
 
-        Text is at either end of the sequence, and given images or frames next to the grid's tokens.
+        Text is at either end of the sequence, and given images or frames, or padding, next to the
+        grid's tokens.
         """
         if self.grid is None:
             return None
-        others = sorted(part for part in (self.text, self.conditions) if part and part[0] < part[1])
+        parts = self.text, self.conditions, self.padding
+        others = sorted(part for part in parts if part and part[0] < part[1])
         count = math.prod(self.grid)
         if count + sum(end - start for start, end in others) != self.length:
             return None  # something else is in the sequence too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -157,7 +158,7 @@ class AttentionRuntime(PerLoop):
         adapter, named = self._adapter, named or {}
         config = getattr(self._transformer, "config", None)
         tokens = None if adapter.tokens is None else adapter.tokens(config, sample.shape)
-        extra: int | None = None
+        of_latents, extra = tokens, None
         if tokens is not None and adapter.extra_tokens is not None and not self._loop.off:
             extra = adapter.extra_tokens(config, named)
             tokens = None if extra is None else tokens + extra
@@ -166,7 +167,14 @@ class AttentionRuntime(PerLoop):
                     "where the text of this batch is in its sequences is not known (prompts of two "
                     "lengths?); attention stays dense"
                 )
-        self._now = CallInProgress(step, tokens, self._grid(config, step, sample, named), extra)
+        grid, padding = self._grid(config, step, sample, named), 0
+        if grid is not None and of_latents is not None:
+            spare = of_latents + min(extra or 0, 0) - math.prod(grid)
+            if not adapter.packed:
+                padding = spare
+            elif spare >= 0:
+                extra = (extra or 0) + spare  # given images among the latents
+        self._now = CallInProgress(step, adapter, tokens, grid, extra, padding)
         if not self._loop.off:
             self._planner.begin(self._name, step)
 
@@ -277,7 +285,7 @@ class AttentionRuntime(PerLoop):
         """The exchange around a call of which every rank has a part of the tokens."""
         ranks, own = split.ranks, q.shape[2]
         lengths = ranks.sizes(own, q.device) if split.uneven else [own] * ranks.count
-        found, text = None, self._text(sum(lengths), now.tokens)
+        found, text = None, now.text(sum(lengths))
         if text is None or not any(block.encoder for block in self._adapter.blocks):
             found = places(lengths)
         else:
@@ -356,7 +364,7 @@ class AttentionRuntime(PerLoop):
             if self._loop.masks.refused(branch, call.layer):
                 return Dense(DenseReason.MASK)  # looking at it again would wait for the device
             try:
-                image = self._image(call.q.shape[2], now.tokens)
+                image = now.image(call.q.shape[2])
                 key_mask = self._loop.masks.key_mask(branch, call.layer, call.mask, image)
             except NotKeyPadding as error:
                 first = self._first_with.setdefault(str(error), self._modules[call.layer].name)
@@ -403,16 +411,16 @@ class AttentionRuntime(PerLoop):
         state = self._loop.state((branch, layer, now.calls[layer]), q, k)
         now.calls[layer] += 1
         length = q.shape[2]
-        text = self._text(length, now.tokens)
         context = LayerContext(
             step=now.step,
             layer=layer,
             layers=self.layers,
             length=length,
-            text=text,
+            text=now.text(length),
             key_mask=key_mask,
             grid=now.grid,
-            conditions=self._conditions(length, text, now.extra),
+            conditions=now.conditions(length),
+            padding=now.filled(length),
             component=self._name,
             share=call.share,
         )
@@ -434,30 +442,6 @@ class AttentionRuntime(PerLoop):
                 return plan, kept, state
         (now.promised if pause.promised else now.densities).append(pause.kept)
         return Dense(DenseReason.RESTS)
-
-    def _text(self, length: int, tokens: int | None) -> tuple[int, int] | None:
-        side = self._adapter.text
-        if side == "none" or tokens is None or tokens >= length:
-            return None
-        return (0, length - tokens) if side == "front" else (tokens, length)
-
-    def _conditions(
-        self, length: int, text: tuple[int, int] | None, extra: int | None
-    ) -> tuple[int, int] | None:
-        """Where tokens are that are neither text nor of the latents; None where that is unknown."""
-        if extra is None:
-            return None
-        start = text[1] if text is not None and text[0] == 0 else 0
-        end = text[0] if text is not None and text[0] > 0 else length
-        count = max(0, extra)  # (less than 0 where text comes in the latents)
-        return (start, start + count) if self._adapter.extra_in_front else (end - count, end)
-
-    def _image(self, length: int, tokens: int | None) -> slice | None:
-        """Where tokens of the latents are, where text is in the sequence too."""
-        text = self._text(length, tokens)
-        if text is None:
-            return None
-        return slice(text[1], length) if text[0] == 0 else slice(0, text[0])
 
     def _run(
         self, plan: Plan, call: LayerCall, key_mask: Tensor | None, state: LayerState

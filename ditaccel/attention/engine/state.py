@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,9 +56,11 @@ class CallInProgress:
 
     Attributes:
         step: where it is.
+        adapter: of the transformer.
         tokens: image or video tokens, None where the family does not tell.
         grid: their frames, rows and columns, likewise.
-        extra: how many of them are not of the latents; None where the family does not tell.
+        extra: how many of them are of given images, frames or sound; None where that is not known.
+        padding: how many fill up the grid's.
         calls: attention calls so far, by layer (Mochi makes one for each item of the batch).
         densities: of the maps so far that know what to leave out.
         promised: of layers that rest before a map of theirs was tried.
@@ -65,13 +68,46 @@ class CallInProgress:
     """
 
     step: DenoisingStep
+    adapter: Any
     tokens: int | None
     grid: Grid | None = None
     extra: int | None = None
+    padding: int = 0
     calls: Counter[int] = field(default_factory=Counter)
     densities: list[Tensor] = field(default_factory=list)
     promised: list[Tensor] = field(default_factory=list)
     reached: set[int] = field(default_factory=set)
+
+    def text(self, length: int) -> tuple[int, int] | None:
+        """Where text is in a sequence of so many tokens; None where it is not in it."""
+        side, tokens = self.adapter.text, self.tokens
+        if side == "none" or tokens is None or tokens >= length:
+            return None
+        return (0, length - tokens) if side == "front" else (tokens, length)
+
+    def image(self, length: int) -> slice | None:
+        """Where the other tokens are, where text is in the sequence too."""
+        text = self.text(length)
+        return None if text is None else slice(*self._beside(text, length))
+
+    @staticmethod
+    def _beside(text: tuple[int, int] | None, length: int) -> tuple[int, int]:
+        if text is None:
+            return 0, length
+        return (text[1], length) if text[0] == 0 else (0, text[0])
+
+    def conditions(self, length: int) -> tuple[int, int] | None:
+        """Where tokens of given images, frames or sound are; None where that is unknown."""
+        if self.extra is None:
+            return None
+        start, end = self._beside(self.text(length), length)
+        count = max(0, self.extra)  # (less than 0 where text comes in the latents)
+        return (start, start + count) if self.adapter.extra_in_front else (end - count, end)
+
+    def filled(self, length: int) -> tuple[int, int] | None:
+        """Where padding is, behind the tokens of the latents; None without any."""
+        end = self._beside(self.text(length), length)[1]
+        return (end - self.padding, end) if self.padding > 0 else None
 
 
 @dataclass(frozen=True, eq=False)
