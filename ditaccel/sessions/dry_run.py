@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attention.engine.processor import ProcessorSeam
+from ..attention.engine.processor import ProcessorSeam, Split
 from ..attention.engine.runtime import find_attention
 from ..core.calls import as_tensor
 from ..core.patching import PatchLedger
@@ -87,6 +87,7 @@ class DryRun:
             v: Tensor,
             mask: Tensor | None,
             scale: float | None,
+            split: Split | None = None,
         ) -> Tensor:
             if layer == 0 and not noted:
                 noted.append(True)
