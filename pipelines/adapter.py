@@ -279,8 +279,8 @@ class FamilyAdapter:
     def volume(self, config: Any, latents: Tensor, named: Mapping[str, Any]) -> Tensor | None:
         """Latents with their places in front of their channels; None where these are not known.
 
-        Packed latents are on the grid of their tokens; condition channels behind those that the
-        transformer returns are left out.
+        Packed latents are on the grid of their tokens, those of given images left out; so are
+        condition channels behind those that the transformer returns.
 
         Args:
             config: of the transformer.
@@ -295,17 +295,19 @@ class FamilyAdapter:
             grid = self.grid(config, tuple(latents.shape), named)
             extra = self.extra_tokens(config, named) if self.extra_tokens is not None else None
             tokens = latents.shape[1] + min(extra or 0, 0)  # (text comes with them as zeros)
-            if grid is None or math.prod(grid) != tokens or latents.ndim != 3:
+            if grid is None or math.prod(grid) > tokens:
                 return None
             own = latents[:, :tokens] if self.text == "back" else latents[:, -tokens:]
-            latents, channels = own.unflatten(1, grid), -1
+            count = math.prod(grid)  # without given images
+            made = own[:, -count:] if self.extra_in_front else own[:, :count]
+            latents, channels = made.flatten(2).unflatten(1, grid), -1
         elif self.grid_rule is frames_first:
             channels = 2
         elif self.grid_rule is channels_last:
             channels = -1
         latents = latents.movedim(channels, -1)
         returned = getattr(config, "out_channels", None)
-        if returned is None:
+        if returned is None or (self.packed and not isinstance(config.patch_size, int)):
             return latents
         # (of packed latents, a token has the channels of all its places)
         return latents[..., : returned * config.patch_size**2 if self.packed else returned]
