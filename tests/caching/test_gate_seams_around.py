@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from inspection import Watched, on, traces, unchanged
-from tiny import FAMILIES, generate, tiny_dit, tiny_flux, tiny_wan
+from tiny import FAMILIES, VARIANTS, generate, tiny_dit, tiny_flux, tiny_wan
 
 import ditaccel
 from ditaccel.caching.engine.gate import Gate, StepRules
@@ -154,10 +154,21 @@ def test_packed_latents_are_on_the_grid_of_their_tokens():
         assert torch.equal(ours[0, 0, 3, 5], theirs[0, 3 * 11 + 5])
 
 
-def test_condition_images_among_packed_latents_are_refused_in_one_line():
+def test_given_images_among_packed_latents_are_left_out():
+    pipe, call = VARIANTS["flux_kontext"]()
+    plain = Watched()
+    plain.inputs("in", pipe.transformer, "hidden_states")
+    gate = Looking("volume")
+    with ditaccel.accelerated(pipe, cache=on(gate, target="output")):
+        generate(pipe, {**call, **SHORT})
+    for ours, theirs in zip(gate.seen, plain.seen["in"], strict=True):
+        assert theirs.shape[1] == 121 + 36 and torch.equal(ours.flatten(1, 3), theirs[:, :121])
+
+
+def test_packed_latents_without_a_grid_are_refused_in_one_line():
     pipe, call = tiny_flux()
     grid = torch.zeros(9, 3)
-    grid[:, 0] = torch.arange(9) // 5  # two pictures
+    grid[:, 0] = torch.arange(9) // 5  # no rows and columns
     pipe._prepare_latent_image_ids = lambda *args: grid
     ditaccel.accelerate(pipe, cache=on(Looking("volume"), target="output"))
     with pytest.raises(ditaccel.UnsupportedError, match="where the latents of FluxTransformer2D"):
