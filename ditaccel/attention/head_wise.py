@@ -148,7 +148,12 @@ class HeadWisePlanner(TilePlanner):
         Raises:
             ConfigError: the choice was made for another model.
         """
-        share, every = context.share, context.share.total(heads)
+        chosen = context.share.own(self._chosen(context, heads, group), heads)
+        return [(n, [h for h, m in enumerate(chosen) if m == n]) for n in sorted(set(chosen))]
+
+    def _chosen(self, context: LayerContext, heads: int, group: int) -> Sequence[int]:
+        """The number of the map of each head of the layer, of which so many are here."""
+        every = context.share.total(heads)
         chosen: Sequence[int] = [h // group % len(self._planners) for h in range(every)]
         if self.config.heads:
             require(
@@ -167,8 +172,7 @@ class HeadWisePlanner(TilePlanner):
                 f"heads gives different maps to heads of layer {context.layer} that share their "
                 f"keys, {group} each; choose maps for this model",
             )
-        chosen = share.own(chosen, heads)
-        return [(n, [h for h, m in enumerate(chosen) if m == n]) for n in sorted(set(chosen))]
+        return chosen
 
     def warm_up(
         self, q: Tensor, k: Tensor, scale: float, context: LayerContext, state: State
@@ -221,7 +225,9 @@ class HeadWisePlanner(TilePlanner):
             )
             learn.append((planner, plan, kept))
             parts.append((heads, _placed(plan, own)))
-        plan = Plan.of_heads(parts)
+        # what a plan is does not depend on which of the layer's heads are here
+        several = len(set(self._chosen(context, q.shape[1], group))) > 1
+        plan = Plan.of_heads(parts, apart=several)
         blind = any(part.blind for _, part in parts)
         if context.share.ranks is not None and self.pays_below < 1:
             # whether the layer is judged must be one decision of all ranks

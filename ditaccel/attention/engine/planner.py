@@ -211,13 +211,14 @@ class Plan:
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_heads(cls, parts: Sequence[tuple[list[int], Plan]]) -> Plan:
+    def of_heads(cls, parts: Sequence[tuple[list[int], Plan]], apart: bool = False) -> Plan:
         """One plan of several, each for some heads.
 
         Args:
             parts: numbers of the heads, and the plan for them.
+            apart: whether a single one stays a part of the plan.
         """
-        if len(parts) == 1:
+        if len(parts) == 1 and not apart:
             return parts[0][1]
         plans = [plan for _, plan in parts]
         numbers = [head for heads, _ in parts for head in heads]
