@@ -48,9 +48,9 @@ class AccelerationConfig:
         label: a name for reports.
         steps: scheduler steps of a pipeline call, by those that it asks for: `"keep"` runs them; a
             whole number, at most so many; a share between 0 and 1, that part of them; `"auto"`, the
-            share that was measured to be best with the family's preset, where there is one. Shares
-            and `"auto"` keep the steps where there are few (12 and fewer remain), where the call
-            gives its own noise levels, and where the method was made for a number of steps.
+            share that was measured to be best with the family's preset, where there is one. Neither
+            leaves fewer than 20 steps, and both keep the steps where the call gives its own noise
+            levels, and where the method was made for a number of steps.
 
         scheduler: what it was tuned with (`core.denoising.schedulers.described`), empty for any;
             with another one, `accelerate` warns.

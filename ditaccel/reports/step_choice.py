@@ -14,7 +14,7 @@ class Why(StrEnum):
         SHARE: the config, or the family's preset, names a share of them.
         FEWER: the call asks for no more than the number that the config names.
         ALL: the share is so near 1 that it makes no difference.
-        FEW: there are few, and each counts.
+        FEW: there are few (20 and fewer), and each counts.
         NO_SHARE: no share was measured for the family.
         OWN_LEVELS: the call gives noise levels of its own.
         MADE_FOR: the method was made for a number of steps.

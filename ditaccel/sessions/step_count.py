@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..caching.engine.few_steps import MOST
 from ..caching.engine.policy import policy_of
 from ..config import AccelerationConfig
 from ..core.entrance import stand_before_calls
@@ -18,6 +17,10 @@ from ..reports.step_choice import StepChoice, Why
 _ARGUMENT = "num_inference_steps"
 # Arguments with which a call gives its own noise levels.
 _LEVELS = ("sigmas", "timesteps")
+# No share takes a call below so many steps. Of fewer, each is worth more than what a cache leaves
+# out: on shapes-wan under UniPC, 13 of 20 steps end below 36 dB however they are made, where
+# `balanced` has 44 dB on all 20 at a speed-up of 1.8.
+LEAST = 20
 
 
 class StepCount:
@@ -103,14 +106,14 @@ class StepCount:
 
 
 def steps_of_share(share: float, asked: int, part: float = 1.0) -> int:
-    """How many steps a share of them is, where so many remain that a cache can measure.
+    """How many steps a share of them is: `LEAST` at least, or as many as are asked for.
 
     Args:
         share: of the steps.
         asked: steps that the call asks for.
         part: share of them that the call really makes (`strength` of image-to-image).
     """
-    return min(max(round(share * asked), math.ceil((MOST + 1) / part)), asked)
+    return min(max(round(share * asked), math.ceil(LEAST / part)), asked)
 
 
 def _defaults_of(pipe: Any) -> dict[str, Any]:

@@ -61,11 +61,11 @@ def test_progress_and_callbacks_see_the_steps_that_are_run():
         pipe,
         {
             **call,
-            "num_inference_steps": 20,
+            "num_inference_steps": 30,
             "callback_on_step_end": lambda pipe, i, t, kwargs: seen.append(i) or kwargs,
         },
     )
-    assert (totals, seen, pipe.num_timesteps) == ([14], list(range(14)), 14)
+    assert (totals, seen, pipe.num_timesteps) == ([21], list(range(21)), 21)
 
 
 def test_auto_is_the_share_of_the_preset_and_says_so_once(recwarn):
@@ -84,20 +84,20 @@ def test_auto_is_the_share_of_the_preset_and_says_so_once(recwarn):
 def test_few_steps_are_kept_and_the_report_says_why(steps):
     pipe, call = tiny_wan()
     ditaccel.accelerate(pipe, "balanced", steps=steps)
-    generate(pipe, {**call, "num_inference_steps": 12})
+    generate(pipe, {**call, "num_inference_steps": 20})
     choice = ditaccel.report(pipe).step_choice
-    assert steps_of(pipe) == 12 and (choice.run, choice.why) == (None, Why.FEW)
-    generate(pipe, {**call, "num_inference_steps": 16})  # no fewer than 13 remain
-    assert steps_of(pipe) == 13
+    assert steps_of(pipe) == 20 and (choice.run, choice.why) == (None, Why.FEW)
+    generate(pipe, {**call, "num_inference_steps": 24})  # no fewer than 20 remain
+    assert steps_of(pipe) == 20 and ditaccel.report(pipe).step_choice.why is Why.SHARE
 
 
 def test_few_steps_of_an_image_to_image_run_are_those_that_are_made():
     pipe, call = VARIANTS["flux_img2img"]()
     ditaccel.accelerate(pipe, REUSE, steps=0.5)
-    generate(pipe, {**call, "num_inference_steps": 20, "strength": 0.6})
-    assert steps_of(pipe) == 12 and ditaccel.report(pipe).step_choice.why is Why.FEW
+    generate(pipe, {**call, "num_inference_steps": 30, "strength": 0.6})
+    assert steps_of(pipe) == 18 and ditaccel.report(pipe).step_choice.why is Why.FEW
     generate(pipe, {**call, "num_inference_steps": 40, "strength": 0.6})
-    assert steps_of(pipe) == 14  # of 22
+    assert steps_of(pipe) == 21  # of 34
 
 
 def test_steps_are_kept_where_no_share_is_known_or_the_method_has_its_own_number():
