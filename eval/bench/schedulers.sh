@@ -19,6 +19,7 @@ table() { # NAME MODEL SCHEDULER
     --config safe --config balanced --config fast \
     --config "interval=taylorseer:$forecast,coordinate=auto,warmup=6,interval=4|5" \
     --config "steps:26+adaptive_taylor:tolerance=0.006|0.012|0.02,warmup=0.12" \
+    --config "steps:20+adaptive_taylor:tolerance=0.012|0.03,warmup=0.12" \
     --config "peer/cache_dit:fn=1,warmup=4" --config peer/taylorseer --config peer/magcache \
     --config "SeaCache=peer/seacache:max_skip=4,threshold=0.25|0.4|0.5" \
     --config "steps:26+peer/seacache:max_skip=4,threshold=0.25"
