@@ -27,14 +27,12 @@ fitted() { # MODEL STEPS METHOD THRESHOLD...: one config file per threshold
   done
 }
 
-meancache() { # MODEL STEPS INTERVAL: computed at even distance after six steps
-  local file=$out/$1-configs/meancache-$3.yaml
-  { printf 'ditaccel: 1\ncache:\n  method: meancache\n  steps: [0'
-    for ((step = 1; step < $2; step++)); do
-      if ((step < 6 || (step - 5) % $3 == 0 || step == $2 - 1)); then printf ', %d' "$step"; fi
-    done
-    printf ']\n'; } > "$file"
-  configs+=(--config "meancache $3=$file")
+meancache() { # STEPS INTERVAL: computed at even distance after six steps
+  local list=0
+  for ((step = 1; step < $1; step++)); do
+    if ((step < 6 || (step - 5) % $2 == 0 || step == $1 - 1)); then list+=,$step; fi
+  done
+  configs+=(--config "meancache $2=meancache:steps=[$list]")
 }
 
 # What both models share; thresholds that differ are each model's own below.
@@ -58,7 +56,7 @@ for model in "${models[@]}"; do
     shapes-flux)
       fitted "$model" 28 magcache 0.03 0.06 0.12
       fitted "$model" 28 teacache 0.05 0.1 0.2
-      meancache "$model" 28 2 && meancache "$model" 28 3 && meancache "$model" 28 4
+      meancache 28 2 && meancache 28 3 && meancache 28 4
       run eval "samples/models/$model" --out "$out/$model" --steps 28 --fewer 20,16,14,12,10,8 \
         --limit "${LIMIT:-8}" --pairs 2 --threads 1 "${shared[@]}" "${configs[@]}" \
         --config "adaptive_taylor:warmup=5,tolerance=0.01|0.02|0.04" \
@@ -68,7 +66,7 @@ for model in "${models[@]}"; do
     shapes-wan)
       fitted "$model" 40 magcache 0.06 0.12
       fitted "$model" 40 teacache 0.05 0.1 0.2
-      meancache "$model" 40 2 && meancache "$model" 40 3 && meancache "$model" 40 4
+      meancache 40 2 && meancache 40 3 && meancache 40 4
       run eval "samples/models/$model" --out "$out/$model" --steps 40 --fewer 26,20,15,13,11 \
         --limit "${CLIPS:-2}" --pairs 1 --threads 1 "${shared[@]}" "${configs[@]}" \
         --config "steps:26+adaptive_taylor:tolerance=0.006|0.012,warmup=0.12" \
