@@ -94,6 +94,7 @@ POLYNOMIALS: Mapping[Published, tuple[Signal, Coefficients]] = {
 # Below this share of the variance explained, an input says little about the output.
 _LEAST_R2 = 0.3
 _DEGREE = 4
+_BEYOND = 2.0  # how far beyond the largest input a fit has to stay positive
 
 
 @dataclass
@@ -171,7 +172,11 @@ class InputRecorder(Recorder):
 
 
 def polynomial_through(pairs: Sequence[tuple[float, float]]) -> tuple[Coefficients, float]:
-    """Fit a polynomial of degree 4, or less where there are too few inputs, by least squares.
+    """Fit a polynomial by least squares: of degree 4, or the highest one below that stays positive.
+
+    What is added up at run time is a distance. A polynomial that turns negative next to the inputs
+    that it was fitted to lets a run with such inputs skip all that is left of it. So it has to be
+    positive from 0 to twice the largest input; the last resort is a multiple of the input.
 
     Args:
         pairs: input and output.
@@ -181,14 +186,19 @@ def polynomial_through(pairs: Sequence[tuple[float, float]]) -> tuple[Coefficien
         it explains.
     """
     x, y = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    degree = min(_DEGREE, len(set(x.tolist())) - 1)
     largest = float(x.abs().max().clamp_min(1e-12))
-    powers = torch.stack([(x / largest) ** n for n in range(degree, -1, -1)], 1)
-    found = torch.linalg.lstsq(powers, y[:, None]).solution[:, 0]
-    left = float((y - powers @ found).square().sum())
+    domain = torch.linspace(0, _BEYOND * largest, 257, dtype=torch.float64)[1:]
     spread = float((y - y.mean()).square().sum())
-    coefficients = [float(c) / largest ** (degree - n) for n, c in enumerate(found)]
-    return tuple(coefficients), 1.0 - left / spread if spread > 0 else 0.0
+    for degree in range(min(_DEGREE, len(set(x.tolist())) - 1), -1, -1):
+        lowest = 0 if degree else 1  # degree 0 stands for the last resort
+        exponents = torch.arange(max(degree, 1), lowest - 1, -1)
+        powers = (x[:, None] / largest) ** exponents
+        found = torch.linalg.lstsq(powers, y[:, None]).solution[:, 0]
+        if degree == 0 or bool(((domain[:, None] / largest) ** exponents @ found > 0).all()):
+            break
+    left = float((y - powers @ found).square().sum())
+    coefficients = [float(c) / largest ** int(n) for c, n in zip(found, exponents, strict=True)]
+    return (*coefficients, *[0.0] * lowest), 1.0 - left / spread if spread > 0 else 0.0
 
 
 @method("teacache", paper="2411.19108")

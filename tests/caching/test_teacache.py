@@ -111,6 +111,16 @@ def test_a_polynomial_is_found_again():
     assert len(polynomial_through([(0.1, 0.2), (0.3, 0.4)])[0]) == 2  # a line through two
 
 
+def test_a_fitted_polynomial_is_positive_next_to_what_it_was_fitted_to():
+    """Else a run with larger inputs than those of the fit would skip all that is left of it."""
+    x = np.linspace(0.01, 0.1, 40)
+    for y in (0.3 - 20 * (x - 0.05) ** 2, 0.1 - 2 * (x - 0.02), 0.02 + 30 * x**3 - 900 * x**4):
+        found, _ = polynomial_through(list(zip(x, y, strict=True)))
+        assert all(value_at(found, at) > 0 for at in np.linspace(1e-3, 0.2, 50))
+    falls, _ = polynomial_through([(0.1, 0.4), (0.2, 0.1)])  # a multiple of the input is left
+    assert falls == (pytest.approx(1.2), 0.0)
+
+
 def test_it_is_fitted_to_dense_runs():
     """Compared with NumPy's fit to the changes that plain hooks see."""
     pipe, call = tiny_flux()
