@@ -15,7 +15,7 @@ from loop import RUNS, autocast, averaged, device
 from torch import Tensor
 from tqdm import tqdm
 
-from scenes.vae import SHRINK, build_vae, halved
+from scenes.vae import SCALE, SHRINK, build_vae, halved
 from scenes.video import FRAMES, LATENT_FRAMES, build_video_vae, clip_scenes
 from scenes.words import captions, held_out
 from scenes.world import SIZE, Scenes, render, sample_scenes
@@ -126,7 +126,7 @@ def texts(scenes: Scenes, generator: torch.Generator, drop: float) -> list[str]:
 
 
 class Pool:
-    """Whitened latents and the scenes they show.
+    """Whitened latents, of spread `SCALE`, and the scenes they show.
 
     Args:
         limit: use the first so many pictures, so that a pool that grew gives the same batches.
@@ -153,7 +153,8 @@ class Pool:
         chosen = [stored[i // self._chunk][i % self._chunk] for i in index.tolist()]
         latents = torch.stack(chosen).float() - self.mean[:, None, None]
         with torch.autocast("cpu", enabled=False):
-            return torch.einsum("cd,ndhw->nchw", self.inwards, latents), self.scenes[index]
+            white = torch.einsum("cd,ndhw->nchw", self.inwards, latents)
+            return SCALE * white, self.scenes[index]
 
 
 class Clips:
