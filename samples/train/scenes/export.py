@@ -28,7 +28,7 @@ from scenes.experts import build_expert
 from scenes.flux import SHIFT, build_flux, tokenizers
 from scenes.pools import clip_statistics, statistics
 from scenes.turbo import SceneTrajectories
-from scenes.vae import build_vae, whiten
+from scenes.vae import SCALE, build_vae, whiten
 from scenes.video import FRAMES, build_video_vae
 from scenes.wan import SHIFT as WAN_SHIFT
 from scenes.wan import build_wan
@@ -65,7 +65,7 @@ def video_vae() -> AutoencoderKLWan:
     """The autoencoder of the clips, which knows the mean and spread of its latents."""
     vae = averaged("scenes-video-vae", build_video_vae())
     mean, spread = clip_statistics()
-    vae.register_to_config(latents_mean=mean.tolist(), latents_std=spread.tolist())
+    vae.register_to_config(latents_mean=mean.tolist(), latents_std=(spread / SCALE).tolist())
     return vae
 
 

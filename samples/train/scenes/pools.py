@@ -158,7 +158,7 @@ class Pool:
 
 
 class Clips:
-    """Normalised latents of clips, or of their first frames, and the scenes they show.
+    """Latents of clips, or of their first frames, of spread `SCALE`, and the scenes they show.
 
     Args:
         single: first frames alone.
@@ -181,4 +181,5 @@ class Clips:
         chosen = [self._latents[i // chunk][i % chunk] for i in index.tolist()]
         view = (-1, 1, 1, 1)
         latents = torch.stack(chosen).float()
-        return (latents - self.mean.view(view)) / self.spread.view(view), self.scenes[index]
+        spread = self.spread.view(view) / SCALE
+        return (latents - self.mean.view(view)) / spread, self.scenes[index]

@@ -70,6 +70,8 @@ def video_vae_loss(plan: Callable[[int], tuple[int, int]]) -> Callable:
         axes = (-1, -2, -3) if frames > 1 else (-1, -2)
         edges = sum(F.l1_loss(output.diff(dim=k), target.diff(dim=k)) for k in axes)
         error = F.l1_loss(output, target) + 2 * F.mse_loss(output, target) + edges
-        return error + WHITE * from_white(mean.float())
+        # As those of pictures: neighbours in a frame count as channels of their own.
+        blocks = F.pixel_unshuffle(mean.float().transpose(1, 2).flatten(0, 1), 2)
+        return error + WHITE * from_white(blocks)
 
     return loss
