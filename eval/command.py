@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summary, indent=1))
     else:
-        _print(out, summary, report)
+        _print(out, summary, report, args)
     for failure in summary["failures"]:
         print(
             f"ditaccel: failed: {failure['config']} {failure['sample']}: {failure['error']}",
@@ -160,16 +160,28 @@ def run(args: argparse.Namespace) -> int:
     return 3 if summary["failures"] else 0
 
 
-def _print(out: Path, summary: dict[str, Any], report: Path | None) -> None:
+def _print(
+    out: Path, summary: dict[str, Any], report: Path | None, args: argparse.Namespace
+) -> None:
+    from .metrics.base import Need, metrics
     from .report.page import plain_table
+    from .store import SUMMARY
 
     print(plain_table(out))
     print()
     for verdict in summary["verdicts"]:
         print(f"- {verdict['text']}")
+    # What the user has not given is no news: such metrics are only named.
+    offered = {Need.WEIGHTS} if args.real else {Need.WEIGHTS, Need.REFERENCE}
+    optional = {metric.key for metric in metrics() if offered & set(metric.needs)}
     reasons: dict[str, list[str]] = {}
+    more = [key for key in summary["not_available"] if key in optional]
     for what, how in (summary["unavailable"] | summary["not_available"]).items():
-        reasons.setdefault(how, []).append(what)
+        if what not in more:
+            reasons.setdefault(how, []).append(what)
     for how, what in reasons.items():
         print(f"- not available: {', '.join(what)}: {how}")
+    if more:
+        where = "the report" if report else f"{SUMMARY} (not_available)"
+        print(f"- with weights or real samples of yours: {', '.join(more)}; {where} says how")
     print(f"\nreport: {report}" if report else f"\nresults: {out}")

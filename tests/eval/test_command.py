@@ -46,6 +46,8 @@ def test_table_report_and_resume(model_folder, tmp_path, capsys) -> None:
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "taylorseer:interval=2" in printed and "2 steps" in printed and "report.html" in printed
+    (line,) = [line for line in printed.splitlines() if "lpips" in line]  # named, no more
+    assert "kid_real" in line and "the report says how" in line and "torchvision" not in printed
     assert (out / "report.html").stat().st_size > 1000 and (out / "table.md").exists()
     assert json.loads((out / "run.json").read_text())["prompts"] == ["a red circle"]
     assert main([*arguments, "--json", "--no-html"]) == 0
