@@ -5,7 +5,6 @@ It needs torch and safetensors only. The trained weights lie in `samples/models/
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +13,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .network_folder import load_network, save_network
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
@@ -95,37 +96,16 @@ class FeatureNet(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> FeatureNet:
-        """Load `config.json` and `model.safetensors` of a folder, in float32 and eval mode.
-
-        Raises:
-            FileNotFoundError: one of the two files is missing.
-            ValueError: the files do not describe this network.
-        """
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} holds no {name}: not a FeatureNet folder")
-        config = json.loads((folder / "config.json").read_text())
-        try:
-            net = cls(tuple(config["widths"]), int(config["features"]))
-            weights = load_file(folder / "model.safetensors")
-            net.load_state_dict({k: v.float() for k, v in weights.items()})
-        except (KeyError, TypeError, RuntimeError) as error:
-            line = str(error).strip().split("\n")[0]
-            raise ValueError(f"{folder} does not hold a FeatureNet: {line}") from error
-        return net.eval()
+        """Load a folder, as `load_network` does."""
+        return load_network(
+            Path(folder),
+            "FeatureNet",
+            lambda config: cls(tuple(config["widths"]), int(config["features"])),
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` (float16)."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.config) + "\n")
-        weights = {k: v.detach().half().contiguous().cpu() for k, v in self.state_dict().items()}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        """Write a folder, as `save_network` does."""
+        save_network(self, Path(folder), self.config)
 
     def forward(self, stack: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features and logits.

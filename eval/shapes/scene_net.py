@@ -5,16 +5,15 @@ It needs torch and safetensors only. It is trained by `samples/train/train.py sc
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .features import Stage
+from .network_folder import load_network, save_network
 
 SIZE = 128
 CELL = 8  # pixels of the side of what gets a label of its own
@@ -64,38 +63,17 @@ class SceneNet(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SceneNet:
-        """Load `config.json` and `model.safetensors` of a folder, in float32 and eval mode.
-
-        Raises:
-            FileNotFoundError: one of the two files is missing.
-            ValueError: the files do not describe this network.
-        """
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} holds no {name}: not a {KIND} folder")
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        try:
-            net = cls(*(tuple(map(str, config[field])) for field in _FIELDS))
-            weights = load_file(folder / "model.safetensors")
-            net.load_state_dict({k: v.float() for k, v in weights.items()})
-        except (KeyError, TypeError, RuntimeError) as error:
-            line = str(error).strip().split("\n")[0]
-            raise ValueError(f"{folder} does not hold a {KIND}: {line}") from error
-        return net.eval()
+        """Load a folder, as `load_network` does."""
+        return load_network(
+            Path(folder),
+            KIND,
+            lambda config: cls(*(tuple(map(str, config[field])) for field in _FIELDS)),
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` (float16)."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write a folder, as `save_network` does."""
         config = {"network": KIND, **{field: list(getattr(self, field)) for field in _FIELDS}}
-        (folder / "config.json").write_text(json.dumps(config) + "\n")
-        weights = {k: v.detach().half().contiguous().cpu() for k, v in self.state_dict().items()}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        save_network(self, Path(folder), config)
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Features (N, 96, 16, 16) and logits of thing, material and colour (N, classes, 16, 16).
