@@ -31,6 +31,7 @@ from ditaccel.tuning.recording import record
 from ditaccel.tuning.schedule_search import GapCosts, Trajectory, best_steps
 from ditaccel.tuning.target import TuningRun
 from ditaccel.tuning.trajectories import trajectories_of
+from ditaccel.tuning.trials import Trial
 from ditaccel.tuning.tuner import Tuner, paired
 
 CALLS = [{"class_labels": [3]}, {"class_labels": [5]}]
@@ -173,22 +174,50 @@ def refined(lines=None, **options):
     return Tuner(dit(), calls, progress=say, refine=Refine(**options))
 
 
-def test_refining_gains_at_the_same_number_of_calls_and_is_never_worse():
-    lines, target = [], Target(computed_share=0.4)
+def test_refining_gains_at_the_same_number_of_calls():
+    target = Target(computed_share=0.4)
     plain = refined(trials=0).reach(target)
     for anneal in (False, True):
+        lines: list[str] = []
         tuner = refined(lines, trials=16, anneal=anneal)
-        run = tuner.reach(target)
-        assert run.psnr > plain.psnr + 0.1 and run.computed_share <= 0.4
-        assert lines[-1].startswith("refined by +") and plain in tuner.runs
+        tuner.reach(target)
+        best = max(
+            (run for run in tuner.runs if run.computed_share <= 0.4), key=lambda run: run.psnr
+        )
+        assert best.psnr > plain.psnr + 0.1 and plain in tuner.runs
+        assert lines[-1].startswith("refined by +") and "with fresh noise" in lines[-1]
     assert refined(trials=500, minutes=1e-9).reach(target) == plain
+
+
+@pytest.mark.parametrize("gain", [-0.5, 0.5])
+def test_a_refined_plan_is_taken_only_if_fresh_noise_bears_it_out(monkeypatch, gain):
+    """On shapes-flux the winner of 150 trials had 5.5 dB more on its pairs, 1.8 less on others."""
+    target, lines = Target(computed_share=0.4), []
+    plain = refined(trials=0).reach(target)
+    tuner = refined(lines, trials=16)
+    seen = []
+
+    def on(held, mask):
+        seen.append(mask)
+        level = 30.0 if mask == plain.mask else 30.0 + gain
+        return tuner._as_run(Trial(mask, (level, level + 1)))
+
+    monkeypatch.setattr(tuner, "_on", on)
+    run = tuner.reach(target)
+    assert len(seen) == 2 and seen[1] == plain.mask and f"{gain:+.1f} +- 0.0 dB" in lines[-1]
+    if gain > 0:
+        assert run.mask == seen[0] and run.psnr == 31.0, "with the level of the fresh noise"
+    else:
+        assert run == plain and "the first plan stays" in lines[-1]
 
 
 def test_refining_towards_a_level_drops_steps():
     wanted = refined(trials=0).reach(Target(computed_share=0.5)).psnr - 1e-6
     plain = refined(trials=0).reach(Target(psnr=wanted))
-    run = refined(trials=25).reach(Target(psnr=wanted))
-    assert run.psnr >= wanted and run.computed_share <= plain.computed_share
+    tuner = refined(trials=25)
+    run = tuner.reach(Target(psnr=wanted))
+    assert run.computed_share <= plain.computed_share
+    assert any(r.psnr >= wanted and r.computed_share <= plain.computed_share for r in tuner.runs)
 
 
 def test_a_killed_search_continues_from_its_file(tmp_path):
@@ -221,7 +250,8 @@ def test_a_killed_search_continues_from_its_file(tmp_path):
     continued, rest = tuned(None)
     there = (tmp_path / "run.jsonl").read_text()
     again, none = tuned(None)
-    assert none == 2 < rest, "only the dense runs are made again"
+    # two dense runs, and with fresh noise two more, and two of either plan
+    assert none in (2, 8) and none < rest, "only these are made again"
     assert again == continued and (tmp_path / "run.jsonl").read_text() == there
     (tmp_path / "run.jsonl").unlink()
     assert tuned(None)[0] == continued
