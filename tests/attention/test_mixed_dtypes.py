@@ -54,7 +54,7 @@ def test_each_call_has_the_dtype_and_values_of_the_familys_own(name):
     call = short(call, 2)
     seen = []
 
-    def attend(layer, dense, q, k, v, mask, scale):
+    def attend(layer, dense, q, k, v, mask, scale, split):
         own = dense()
         assert q.dtype == k.dtype == v.dtype == own.dtype == torch.bfloat16
         assert not torch.is_autocast_enabled("cpu")
