@@ -3,8 +3,8 @@
 What the dynamic programme chooses is cheapest by an estimate that no forecast has influenced; a
 forecast changes what the transformer sees from there on, and only running a mask shows what that
 comes to. Hill climbing takes every change that gains. Simulated annealing also takes some that
-lose, fewer and fewer of them, and so leaves a mask that no single change improves. `Tuner` takes the
-winner only where generations that the search has not seen bear it out.
+lose, fewer and fewer of them, and so leaves a mask that no single change improves. `Tuner` takes
+the winner only where generations that the search has not seen bear it out.
 """
 
 from __future__ import annotations

@@ -63,6 +63,10 @@ def in_order() -> list[str]:
 METHODS = {key: specs for name in in_order() for key, specs in examples_of(name).items()}
 
 
+# Examples whose map keeps everything of a tiny pipeline, and why: there is nothing to skip.
+KEEPS_ALL = {("minimax_h3", "clear"): "a frame of 2 x 2 tokens lies within one circle"}
+
+
 def skipped(pipe: Any) -> bool:
     """Whether the report counts anything skipped since `accelerate`."""
     report = ditaccel.report(pipe)
@@ -159,8 +163,12 @@ def check_method(subject: Subject, method: str, thorough: bool = False) -> str:
     ditaccel.restore(pipe)
     ditaccel.accelerate(pipe, specs.skipping)
     result = subject.run()
-    assert skipped(pipe), f"{method} skipped nothing"
     assert torch.isfinite(result).all(), f"{method} made something that is not finite"
+    if (subject.family.family, method.split()[0]) in KEEPS_ALL:
+        assert not skipped(pipe)
+        ditaccel.restore(pipe)
+        return WORKS
+    assert skipped(pipe), f"{method} skipped nothing"
     assert not torch.equal(result, dense), f"{method} says it skipped, but nothing changed"
     if thorough:
         assert torch.equal(subject.run(), result), f"{method}: state outlived its generation"

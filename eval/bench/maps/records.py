@@ -19,8 +19,10 @@ from ditaccel.io.files import append_line, read_json, read_lines, write_atomical
 
 ASKED, INDEX, FOLDER = "recorded.json", "calls.jsonl", "records"
 _STEP = ("generation", "index", "branch", "timestep", "sigma", "total")
-# Of a context, what is plain data.
-_CONTEXT = tuple(f.name for f in fields(LayerContext) if f.name not in ("step", "key_mask"))
+# Of a context, what is plain data; calls are recorded on one rank, which has all heads.
+_CONTEXT = tuple(
+    f.name for f in fields(LayerContext) if f.name not in ("step", "key_mask", "share")
+)
 # Scores of dense attention in float64 that are held at once.
 _CHUNK = 1 << 24
 
