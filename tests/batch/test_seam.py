@@ -59,9 +59,9 @@ class FakePipe:
     def __call__(self, x: float) -> Output:
         out = torch.tensor(x)
         for _ in range(self.sections):
-            self.state = x
             for _ in range(3):
                 self.transformer(out)
+                self.state = x  # not before: a call is only stopped at the transformer
                 time.sleep(0.01)
                 assert self.state == x, "another call denoised at the same time"
             out = self.vae.decode(out)

@@ -14,7 +14,7 @@ from checkout import ROOT
 import ditaccel
 
 # Documents that are not pages: cards of samples, and tables that are read where they are linked.
-NO_PAGES = ("samples/models/", "samples/adapters/", "eval/bench/results/s")
+NO_PAGES = ("samples/models/", "samples/adapters/", "eval/bench/results/c", "eval/bench/results/s")
 LOCAL = re.compile(r"\]\(([^)#:\s]+)(?:#([^)\s]+))?\)")
 
 
