@@ -113,11 +113,7 @@ class Exchange:
         given = list(x.transpose(1, 2).split(list(share.counts), 2))
         shapes = [(batch, length, share.counts[here], width) for length in lengths]
         made = x.new_empty((batch, sum(lengths), share.counts[here], width))
-        for pieces, part in zip(self.places, self._swap(given, shapes), strict=True):
-            at = 0
-            for start, end in pieces:
-                made[:, start:end] = part[:, at : at + end - start]
-                at += end - start
+        self._put(self._swap(given, shapes), made, 1)
         return made.transpose(1, 2)
 
     def to_tokens(self, x: Tensor, share: HeadShare) -> Tensor:
@@ -135,13 +131,15 @@ class Exchange:
         kind = mask.dtype
         sent = mask.to(torch.uint8) if kind == torch.bool else mask
         made = sent.new_empty((*mask.shape[:-1], sum(self._lengths)))
-        parts = self.ranks.gathered(sent, self._lengths, -1)
-        for pieces, part in zip(self.places, parts, strict=True):
-            at = 0
-            for start, end in pieces:
-                made[..., start:end] = part[..., at : at + end - start]
-                at += end - start
+        self._put(self.ranks.gathered(sent, self._lengths, -1), made, -1)
         return made.to(kind)
+
+    def _put(self, parts: Sequence[Tensor], made: Tensor, dim: int) -> None:
+        """Write the tokens of all ranks to their places along a dimension."""
+        for pieces, part in zip(self.places, parts, strict=True):
+            sizes = [end - start for start, end in pieces]
+            for (start, _), size, piece in zip(pieces, sizes, part.split(sizes, dim), strict=True):
+                made.narrow(dim, start, size).copy_(piece)
 
     def _swap(self, given: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Give one tensor to each rank, and get one of such a shape from each."""

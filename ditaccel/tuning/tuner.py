@@ -184,6 +184,9 @@ class Tuner:
         )
         self._checks = self._trials("mean")
         self._held: HeldOut | None = None
+        # The same generations with noise that nothing was learnt from, made dense once for all
+        # targets.
+        self._fresh = HeldOut(self._generate, self._calls, seed + _FRESH)
 
     def _generate(self, call: Mapping[str, Any], seed: int) -> np.ndarray:
         # drawn on the CPU on every device: the noise must not depend on the machine
@@ -316,7 +319,8 @@ class Tuner:
                 f"held-out prompts miss {promise.psnr:g} dB"
             )
 
-        tests = first_that_holds(promise, masks, self._held_levels, len(self._held), told)
+        levels = partial(self._levels_on, self._held)
+        tests = first_that_holds(promise, masks, levels, len(self._held), told)
         mask, last = masks[len(tests) - 1], tests[-1]
         run = self._as_run(Trial(mask, last.levels))
         label, runs = run.config.label, len(self._held)
@@ -353,10 +357,10 @@ class Tuner:
         masks = [*(plan.mask for plan in plans), best.mask]
         return [masks[i] for i in spread(shares, best.computed_share)]
 
-    def _held_levels(self, mask: Mask) -> Generator[float]:
-        assert self._held is not None  # `promised` makes it
+    def _levels_on(self, held: HeldOut, mask: Mask) -> Generator[float]:
+        """What a mask gives on generations that nothing was learnt from."""
         with accelerated(self._pipe, mask.config(self.total), adapter=self._adapter):
-            yield from self._held.levels()
+            yield from held.levels()
 
     def _refined(self, start: TuningRun, target: Target) -> TuningRun:
         """Try masks around the best plan."""
@@ -389,9 +393,8 @@ class Tuner:
 
         The winner of many trials on few pairs owes a part of its gain to these pairs.
         """
-        fresh = HeldOut(self._generate, self._calls, self._seed + _FRESH)
-        fresh.make_dense()
-        ours, before = (self._on(fresh, run.mask) for run in (best, start))
+        self._fresh.make_dense()
+        ours, before = (self._on_fresh(run.mask) for run in (best, start))
         needed = before.level(target.statistic)
         if target.psnr is not None and best.mask.calls < start.mask.calls:
             needed = min(needed, target.psnr)
@@ -405,7 +408,5 @@ class Tuner:
         )
         return ours if kept else start
 
-    def _on(self, held: HeldOut, mask: Mask) -> TuningRun:
-        """What a mask gives on generations that nothing was learnt from."""
-        with accelerated(self._pipe, mask.config(self.total), adapter=self._adapter):
-            return self._as_run(Trial(mask, tuple(held.levels())))
+    def _on_fresh(self, mask: Mask) -> TuningRun:
+        return self._as_run(Trial(mask, tuple(self._levels_on(self._fresh, mask))))

@@ -37,6 +37,11 @@ meancache() { # STEPS INTERVAL: computed at even distance after six steps
 
 forecast=granularity=last_block,target=output,guidance=difference,correction=auto,final=1
 interval=interval=taylorseer:$forecast,coordinate=auto,warmup=6
+both=(
+  --config balanced --config fast --config "racer:window=2|4" --config "tafc:threshold=0.04|0.2"
+  --config "dbcache:first_blocks=1,warmup=4,threshold=0.08|0.2"
+  --config "peer/cache_dit:fn=1,warmup=4,threshold=0.08|0.2"
+)
 
 for model in "${models[@]}"; do
   configs=()
@@ -46,17 +51,15 @@ for model in "${models[@]}"; do
       fitted "$model" 28 teacache 0.05 0.1 0.2
       meancache 28 2 && meancache 28 3 && meancache 28 4
       run eval "samples/models/$model" --out "$out/$model" --steps 28 --fewer 20,16,14,12,10,8 \
-        --limit "${LIMIT:-8}" --pairs 2 --threads 1 "${configs[@]}" \
-        --config safe --config balanced --config fast --config "$interval,interval=3|4|5" \
+        --limit "${LIMIT:-8}" --pairs 2 --threads 1 "${both[@]}" "${configs[@]}" \
+        --config safe --config "$interval,interval=3|4|5" \
         --config "adaptive_taylor:warmup=5,tolerance=0.01|0.02|0.04" \
         --config "confidence_gated_taylor:threshold=0.05|0.13|0.3" \
-        --config "dbcache:first_blocks=1,warmup=4,threshold=0.08|0.2" \
         --config "dicache:threshold=0.1|0.2|0.4" --config "easycache:threshold=0.02|0.05|0.1" \
         --config "first_block_residual:warmup=4,threshold=0.05|0.1|0.2" \
-        --config "fora:interval=2|3|5" --config "pab:spatial=2|4" --config "racer:window=2|4" \
+        --config "fora:interval=2|3|5" --config "pab:spatial=2|4" \
         --config "seacache:max_consecutive=4,threshold=0.1|0.25|0.4" \
-        --config "tafc:threshold=0.04|0.2" --config "taylorseer:interval=2|3|5" \
-        --config "peer/cache_dit:fn=1,warmup=4,threshold=0.08|0.2" \
+        --config "taylorseer:interval=2|3|5" \
         --config "peer/taylorseer:interval=3|5" --config "peer/magcache:threshold=0.06|0.12" \
         --config "peer/first_block_cache:threshold=0.05|0.1" --config "peer/pab:spatial=2|4"
       ;;
@@ -65,17 +68,16 @@ for model in "${models[@]}"; do
       fitted "$model" 40 teacache 0.1
       meancache 40 3 && meancache 40 4
       run eval "samples/models/$model" --out "$out/$model" --steps 40 --fewer 26,20,15,13,11 \
-        --limit "${CLIPS:-2}" --pairs 1 --threads 1 "${configs[@]}" \
-        --config balanced --config fast --config "$interval,interval=4" \
+        --limit "${CLIPS:-2}" --pairs 1 --threads 1 "${both[@]}" "${configs[@]}" \
+        --config "$interval,interval=4" \
         --config "steps:26+adaptive_taylor:tolerance=0.006|0.012,warmup=0.12" \
         --config "confidence_gated_taylor:threshold=0.13|0.36" \
-        --config "dbcache:first_blocks=1,warmup=4,threshold=0.08|0.2" \
         --config "dicache:threshold=0.2|0.4" --config "easycache:threshold=0.05|0.1" \
         --config "first_block_residual:warmup=4,threshold=0.1" \
-        --config "fora:interval=2|3" --config "pab:spatial=2" --config "racer:window=2|4" \
+        --config "fora:interval=2|3" --config "pab:spatial=2" \
         --config "seacache:max_consecutive=4,threshold=0.25|0.4" \
-        --config "tafc:threshold=0.04|0.2" --config "taylorseer:interval=2|3" \
-        --config "peer/cache_dit:fn=1,warmup=4,threshold=0.08|0.2" --config peer/taylorseer \
+        --config "taylorseer:interval=2|3" \
+        --config peer/taylorseer \
         --config peer/magcache --config "peer/first_block_cache:threshold=0.1" \
         --config peer/pab --config "peer/seacache:max_skip=4,threshold=0.25|0.4"
       ;;

@@ -113,7 +113,7 @@ class Scores:
             for key in metrics
             if key not in able
         }
-        self._features: dict[int, Any] = {}
+        self._features: dict[Any, Any] = {}  # by the outputs that they are of
 
     def row(self, outputs: Sequence[Output], file: Path, is_dense: bool) -> dict[str, Any]:
         """Figures of one row.
@@ -181,7 +181,7 @@ class Scores:
         if "features" not in metric.needs:
             return _Clips(outputs)
         assert self._judge.extractor is not None  # the judge lists no such metric without
-        key = hash(tuple((str(o.folder.root), o.item.id) for o in outputs))
+        key = tuple((o.folder.root, o.item.id) for o in outputs)
         if key not in self._features:
             self._features[key] = self._judge.extractor(_Clips(outputs))
         return self._features[key]
@@ -190,9 +190,9 @@ class Scores:
         if "features" not in metric.needs:
             return self._judge.real
         assert self._judge.extractor is not None
-        if -1 not in self._features:
-            self._features[-1] = self._judge.extractor(self._judge.real)
-        return self._features[-1]
+        if "real" not in self._features:
+            self._features["real"] = self._judge.extractor(self._judge.real)
+        return self._features["real"]
 
 
 def _seconds(outputs: Sequence[Output]) -> float:

@@ -197,12 +197,12 @@ def test_a_refined_plan_is_taken_only_if_fresh_noise_bears_it_out(monkeypatch, g
     tuner = refined(lines, trials=16)
     seen = []
 
-    def on(held, mask):
+    def on(mask):
         seen.append(mask)
         level = 30.0 if mask == plain.mask else 30.0 + gain
         return tuner._as_run(Trial(mask, (level, level + 1)))
 
-    monkeypatch.setattr(tuner, "_on", on)
+    monkeypatch.setattr(tuner, "_on_fresh", on)
     run = tuner.reach(target)
     assert len(seen) == 2 and seen[1] == plain.mask and f"{gain:+.1f} +- 0.0 dB" in lines[-1]
     if gain > 0:
