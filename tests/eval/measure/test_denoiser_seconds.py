@@ -37,42 +37,55 @@ def wound(pipelines, monkeypatch):
         block.attn1.to_out[0].register_forward_hook(takes(BLOCK))
         for block in pipe.transformer.transformer_blocks
     ]
-    replayed, step = BlockCache.replayed, pipe.scheduler.step
+    replayed = BlockCache.replayed
 
     def slow_replay(self, call):
         output = replayed(self, call)
         now.seconds += FORECAST * (output is not None)
         return output
 
-    def slow_step(*args, **kwargs):
-        now.seconds += SCHEDULER
-        return step(*args, **kwargs)
-
     monkeypatch.setattr(BlockCache, "replayed", slow_replay)
-    monkeypatch.setattr(pipe.scheduler, "step", slow_step)
-    yield pipe, Sampler(pipe, call, STEPS)
+    yield SimpleNamespace(pipe=pipe, sampler=Sampler(pipe, call, STEPS), now=now)
     for handle in handles:
         handle.remove()
 
 
-def tallied(pipe, sampler):
+@pytest.fixture
+def slow_scheduler(wound):
+    """Its steps take seconds as well: of this scheduler alone, not of copies that a peer runs on."""
+    scheduler = wound.pipe.scheduler
+    step = scheduler.step
+
+    def slow_step(*args, **kwargs):
+        wound.now.seconds += SCHEDULER
+        return step(*args, **kwargs)
+
+    scheduler.step = slow_step
+    yield
+    del scheduler.step
+
+
+def tallied(wound, pipe=None):
+    pipe = pipe or wound.pipe
     with counted(pipe) as tally:
-        sampler.generate(pipe, "b", 0)
+        wound.sampler.generate(pipe, "b", 0)
     return tally
 
 
+@pytest.mark.usefixtures("slow_scheduler")
 def test_dense_counts_its_calls_and_not_the_scheduler(wound):
-    tally = tallied(*wound)
+    tally = tallied(wound)
     assert tally.denoiser_seconds == STEPS * 3 * BLOCK
     assert tally.denoise_seconds == STEPS * 3 * BLOCK + (STEPS - 1) * SCHEDULER
     assert [call.seconds for call in tally.calls] == [3 * BLOCK] * STEPS
 
 
+@pytest.mark.usefixtures("slow_scheduler")
 def test_a_forecast_counts_with_what_it_costs(wound):
-    pipe, sampler = wound
-    with ditaccel.accelerated(pipe, "adaptive_taylor:tolerance=1e9,max_interval=2,warmup=2"):
-        tally = tallied(pipe, sampler)
-        actions = [call.action for call in ditaccel.report(pipe).calls]
+    config = "adaptive_taylor:tolerance=1e9,max_interval=2,warmup=2"
+    with ditaccel.accelerated(wound.pipe, config):
+        tally = tallied(wound)
+        actions = [call.action for call in ditaccel.report(wound.pipe).calls]
     seconds = {"compute": 3 * BLOCK, "forecast": FORECAST}
     assert "forecast" in actions
     assert [call.seconds for call in tally.calls] == [seconds[action] for action in actions]
@@ -80,23 +93,23 @@ def test_a_forecast_counts_with_what_it_costs(wound):
 
 
 def test_peers_are_timed_alike(wound):
-    pipe, sampler = wound
     options = peer_options("first_block_cache", (("threshold", "1e9"),))
-    with with_peer("first_block_cache", pipe, options, Situation(STEPS, 1, print), None) as twin:
-        tally = tallied(twin, sampler)
+    situation = Situation(STEPS, 1, print)
+    with with_peer("first_block_cache", wound.pipe, options, situation, None) as twin:
+        tally = tallied(wound, twin)
     # one whole step, then the first block alone
     assert tally.denoiser_seconds == 3 * BLOCK + (STEPS - 1) * BLOCK
 
 
-def test_a_call_that_raises_has_no_seconds_and_leaves_nothing(wound, monkeypatch):
-    pipe, sampler = wound
-    before = dict(vars(type(pipe.transformer)))
-    ends = pipe.transformer.register_forward_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError), counted(pipe) as tally:
-        sampler.generate(pipe, "b", 0)
+def test_a_call_that_raises_has_no_seconds_and_leaves_nothing(wound):
+    transformer = wound.pipe.transformer
+    before = dict(vars(type(transformer)))
+    ends = transformer.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), counted(wound.pipe) as tally:
+        wound.sampler.generate(wound.pipe, "b", 0)
     ends.remove()
     assert len(tally.calls) == 1 and tally.denoiser_seconds is None
-    assert dict(vars(type(pipe.transformer))) == before
+    assert dict(vars(type(transformer))) == before
 
 
 def test_two_transformers_one_a_kind_of_the_other_count_once():
