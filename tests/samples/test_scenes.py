@@ -169,3 +169,43 @@ def test_small_pictures_lie_over_whole_ones(script):
     assert (len(small), len(whole)) == (256, 1024)
     grid = whole.view(16, 2, 16, 2, 3).mean((1, 3)).view(256, 3)
     assert torch.equal(small, grid)
+
+
+@pytest.fixture
+def hardness(script):
+    return script("scenes.hardness")
+
+
+def test_white_latents_have_a_power_of_one(hardness):
+    noise = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    power = hardness.power(5 * noise + 2, scale=1.5)
+    assert power.shape == (3 * 16 * 16,)
+    assert power.mean().item() == pytest.approx(1.5**2)
+    assert power.median().item() == pytest.approx(1.5**2, rel=0.05)
+
+
+def test_the_velocity_is_that_of_the_exact_denoiser(hardness):
+    """Along a way that is followed in tiny steps by what normally distributed latents ask for."""
+    power = torch.tensor([0.01, 1.0, 4.0], dtype=torch.float64)
+    levels = torch.linspace(1, 0, 20_001, dtype=torch.float64)
+    state, wanted = torch.ones(3, dtype=torch.float64), hardness.velocity(power, levels)
+    for i in range(len(levels) - 1):
+        s = levels[i]
+        noised_variance = (1 - s) ** 2 * power + s**2
+        picture, noise = (1 - s) * power / noised_variance * state, s / noised_variance * state
+        if i % 4000 == 0:
+            assert torch.allclose(noise - picture, wanted[i], atol=1e-3)
+        state = state + (levels[i + 1] - s) * (noise - picture)
+    assert torch.allclose(state, power.sqrt(), rtol=1e-2)  # each frequency ends at its own strength
+
+
+def test_smooth_latents_are_foretold_to_be_easy(hardness):
+    frequencies = torch.linspace(1, 64, 256, dtype=torch.float64)
+    smooth = frequencies**-3
+    white, smooth = torch.linspace(1.75, 2.75, 256).double(), 2.25 * smooth / smooth.mean()
+    hard, easy = (hardness.foretold(power, 50, 3.0) for power in (white, smooth))
+    assert hard.change[1] > 2 * easy.change[1]
+    assert 1.8 < hard.newest < 2.3  # all that is normal can be extrapolated
+    finer = hardness.foretold(white, 100, 3.0)
+    assert finer.change[1] == pytest.approx(hard.change[1] / 2, rel=0.1)
+    assert finer.half > hard.half

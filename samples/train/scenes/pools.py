@@ -15,7 +15,7 @@ from loop import RUNS, autocast, averaged, device
 from torch import Tensor
 from tqdm import tqdm
 
-from scenes.vae import SCALE, SHRINK, build_vae, halved
+from scenes.vae import SCALE, SHRINK, build_vae, halved, roots
 from scenes.video import FRAMES, LATENT_FRAMES, build_video_vae, clip_scenes
 from scenes.words import captions, held_out
 from scenes.world import SIZE, Scenes, render, sample_scenes
@@ -137,9 +137,8 @@ class Pool:
         parts = [torch.load(p, weights_only=True, mmap=True) for p in files()]
         if not parts:
             raise FileNotFoundError("no pool: run `python samples/train/scenes_pool.py N`")
-        mean, covariance = statistics()
-        values, vectors = torch.linalg.eigh(covariance.double())
-        self.mean, self.inwards = mean, (vectors / values.sqrt() @ vectors.T).float()
+        self.mean, covariance = statistics()
+        self.inwards, _ = roots(covariance)
         self._latents = {name: [part[name] for part in parts] for name in ("whole", "small")}
         names = parts[0]["scenes"]
         self.scenes = Scenes(**{k: torch.cat([p["scenes"][k] for p in parts]) for k in names})

@@ -110,6 +110,13 @@ def vae_loss(batch: int) -> Callable:
     return loss
 
 
+def roots(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """The symmetric (C, C) matrix that makes channels white, and the one that undoes it."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    root = values.clamp(min=1e-8).sqrt()
+    return (vectors / root @ vectors.T).float(), (vectors * root @ vectors.T).float()
+
+
 @torch.no_grad()
 def whiten(vae: AutoencoderKL, mean: Tensor, covariance: Tensor) -> None:
     """Make latents of zero mean, unit spread and no correlation between channels.
@@ -122,10 +129,7 @@ def whiten(vae: AutoencoderKL, mean: Tensor, covariance: Tensor) -> None:
         mean: (C,) of the latents.
         covariance: (C, C) of the latents.
     """
-    values, vectors = torch.linalg.eigh(covariance.double())
-    root = values.clamp(min=1e-8).sqrt()
-    inwards = (vectors / root @ vectors.T).float()
-    outwards = (vectors * root @ vectors.T).float()
+    inwards, outwards = roots(covariance)
     mean = mean.float()
     channels = len(mean)
     before, after = vae.quant_conv, vae.post_quant_conv
