@@ -52,7 +52,7 @@ def wound(pipelines, monkeypatch):
 
 @pytest.fixture
 def slow_scheduler(wound):
-    """Its steps take seconds as well: of this scheduler alone, not of copies that a peer runs on."""
+    """Steps of the scheduler take seconds too, but not those of copies, on which peers run."""
     scheduler = wound.pipe.scheduler
     step = scheduler.step
 
