@@ -21,7 +21,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from loop import averaged
 from torch import Tensor
+
+from scenes.flux import SHIFT
+from scenes.vae import SCALE, build_vae, roots
+from scenes.video import FRAMES, LATENT_FRAMES, build_video_vae, clip_scenes
+from scenes.wan import SHIFT as WAN_SHIFT
+from scenes.world import render, sample_scenes
+
+SEED = 99  # of pictures that no training sees
 
 
 @dataclass(frozen=True)
@@ -108,3 +117,58 @@ def foretold(power: Tensor, steps: int, shift: float) -> Hardness:
         newest=_newest(outputs[first:last]),
         half=10 * math.log10(float(ratio)),
     )
+
+
+@torch.no_grad()
+def image_latents(n: int) -> tuple[Tensor, float]:
+    """Latents (n, C, height, width) of new pictures, and the PSNR of their reconstruction in dB."""
+    vae = averaged("scenes-vae", build_vae())
+    pictures = render(sample_scenes(n, torch.Generator().manual_seed(SEED)))[:, 0].mul(2).sub(1)
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in pictures.split(8)])
+    back = torch.cat([vae.decode(part).sample for part in latents.split(8)])
+    inwards, _ = roots(torch.cov(latents.transpose(0, 1).flatten(1)))
+    return torch.einsum("cd,ndhw->nchw", inwards, latents), _psnr(back, pictures)
+
+
+@torch.no_grad()
+def video_latents(n: int) -> tuple[Tensor, float]:
+    """Latents (n, C, frames, height, width) of new clips, each channel of unit spread; PSNR."""
+    vae = averaged("scenes-video-vae", build_video_vae())
+    scenes = clip_scenes(n, torch.Generator().manual_seed(SEED))
+    latents, errors = [], []
+    for i in range(n):
+        clip = render(scenes[i : i + 1], FRAMES + 2).mul(2).sub(1).transpose(1, 2)
+        latents.append(vae.encode(clip).latent_dist.mean[:, :, :LATENT_FRAMES])
+        if i < 2:
+            back = vae.decode(latents[-1]).sample
+            errors.append(_psnr(back, clip[:, :, : back.shape[2]]))
+    found = torch.cat(latents)
+    spread = found.transpose(0, 1).flatten(1).std(1)
+    return found / spread.view(1, -1, 1, 1, 1), sum(errors) / len(errors)
+
+
+def _psnr(found: Tensor, target: Tensor) -> float:
+    error = (found.clamp(-1, 1) - target).square().mean(tuple(range(1, target.ndim))) / 4
+    return float(-10 * error.log10().mean())
+
+
+def report(kind: str, count: int, steps: tuple[int, ...] = (50, 28)) -> str:
+    """Lines about the autoencoder that is trained so far.
+
+    Args:
+        kind: `pictures` or `clips`.
+        count: how many are encoded.
+        steps: of the samplers.
+    """
+    encoded, shift = (image_latents, SHIFT) if kind == "pictures" else (video_latents, WAN_SHIFT)
+    found, psnr = encoded(count)
+    powers = power(found, SCALE)
+    lines = [f"{kind}: reconstructed at {psnr:.1f} dB, spread {SCALE:g}, shift {shift:g}"]
+    for each in steps:
+        hard = foretold(powers, each, shift)
+        changes = " / ".join(f"{change:.3f}" for change in hard.change)
+        lines.append(
+            f"{each} steps: change per step {changes}, weight of the newest output "
+            f"{hard.newest:.2f}, half the steps {hard.half:.1f} dB"
+        )
+    return "\n".join(lines)
