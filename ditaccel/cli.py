@@ -32,7 +32,7 @@ COMMANDS = {
         "ditaccel.export.command",
         "write the computed steps of a config for cache-dit, diffusers or others",
     ),
-    "finetune": ("ditaccel.finetuning.command", "train an adapter for sparse-linear attention"),
+    "finetune": ("ditaccel.finetuning.command", "train an adapter for a method"),
     "generate": ("ditaccel.batch.command", "generate the pictures or videos of a job file"),
     "report": (
         "ditaccel.eval.report.command",

@@ -20,14 +20,14 @@ from torch import Tensor
 from ..config import Example, method, require
 from .engine.boxes import cover
 from .engine.frames import Frames
-from .engine.options import FixedTileOptions, Swept
+from .engine.options import FixedTileOptions, Swept, TrainedOptions
 from .engine.planner import LayerContext, State
 from .engine.tile_planner import MaskPlanner
 
 
 @method("attention_tile", paper="2502.06155")
 @dataclass(frozen=True, kw_only=True)
-class AttentionTileConfig(FixedTileOptions):
+class AttentionTileConfig(TrainedOptions, FixedTileOptions):
     """Each frame attends to itself and to a few reference frames, which attend to all.
 
     Options that all methods share are described in `TileOptions`. The map follows from the size
@@ -39,11 +39,14 @@ class AttentionTileConfig(FixedTileOptions):
             frames 3 or 12.
         per_layer: reference frames of each layer, in the order in which layers run; replaces
             `references` where given. The authors choose them by the loss that each layer bears.
+        weights: safetensors file that `ditaccel.finetune` wrote for these reference frames: changes
+            of the model's own weights, which are in place during sparse steps only.
     """
 
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "": {"references": 0.25, "dense_steps": 0, "min_tokens": 0, "break_even": 1.0}
     }
+    trained_for: ClassVar[tuple[str, ...]] = ("references", "per_layer", "rest")
     swept: ClassVar[Swept] = Swept("references", (0.01, 0.1, 0.2, 0.3, 0.4))
 
     references: int | float = 0.25

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from ..config import Example, method, require
 from .engine.boxes import Boxes, BoxOptions, BoxPlanner
-from .engine.options import Swept
+from .engine.options import Swept, TrainedOptions
 from .engine.planner import LayerContext
 
 
 @method("clear", paper="2412.16112")
 @dataclass(frozen=True, kw_only=True)
-class CLEARConfig(BoxOptions):
+class CLEARConfig(TrainedOptions, BoxOptions):
     """Each token attends to those in a circle around it.
 
     Options that all methods share are described in `TileOptions`. The map follows from the size
@@ -40,6 +40,8 @@ class CLEARConfig(BoxOptions):
         radius: of the circle, in tokens. Larger is slower and nearer to dense. Published: 8, 16 and
             32, after training.
         box: frames, rows and columns of a tile.
+        weights: safetensors file that `ditaccel.finetune` wrote for this radius and box: changes of
+            the model's own weights, which are in place during sparse steps only.
         q_tile: query tokens per tile of the kernel; None for those of a box.
         k_tile: key tokens per tile of the kernel; None for those of a box.
     """
@@ -48,6 +50,7 @@ class CLEARConfig(BoxOptions):
         "": {"radius": 16.0, "dense_steps": 0, "min_tokens": 0, "break_even": 1.0}
     }
     density_option: ClassVar[str] = "radius"
+    trained_for: ClassVar[tuple[str, ...]] = ("radius", "box", "rest")
     swept: ClassVar[Swept] = Swept("radius", (4.0, 8.0, 12.0, 16.0, 24.0, 32.0))
 
     radius: float = 16.0

@@ -1,4 +1,4 @@
-"""`ditaccel finetune`: train an adapter for sparse-linear attention on a model's own outputs."""
+"""`ditaccel finetune`: train for a method on a model's own outputs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ examples:
   accelerate launch -m ditaccel finetune MODEL --prompts FILE \\
       --train attention --out runs/sla
 
+  ditaccel finetune samples/models/shapes-flux \\
+      --config "clear:radius=4,min_tokens=0" --out runs/clear
+
 then: ditaccel.accelerate(pipe,
           attention=SLAConfig(weights="runs/sla/adapter.safetensors"))
 The same command with the same --out resumes where a killed run stopped.
@@ -45,22 +48,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config",
         default="sla",
         metavar="SPEC",
-        help='such as "sla:critical=0.05,mode=combined", or a YAML file',
+        help='of the method to train for, such as "sla:critical=0.05" (default sla), or a file',
     )
     options.add_prompts(parser)
     options.add_skip(parser, "none")
     options.add_limit(parser)
     add("--latents", type=Path, metavar="FILE", help="safetensors file with `latents` (N, …): data")
     add("--updates", type=whole("--updates", 1), metavar="N", help="(default 500)")
-    add("--train", default="projection", help="projection (default), attention or all")
-    add("--lr", type=float, default=1e-3, help="of the projections (default 1e-3)")
+    add("--train", help="attention or all; for sla also projection, which is its default")
+    add("--lr", type=float, default=1e-3, help="of what the method adds (default 1e-3)")
     add("--weights-lr", type=float, default=1e-5, help="of the model's weights (default 1e-5)")
     add(
         "--batch",
         type=whole("--batch", 1),
         default=1,
         metavar="N",
-        help="transformer calls per update (default 1)",
+        help="lessons per update, mostly transformer calls (default 1)",
     )
     add(
         "--save-every",
@@ -125,13 +128,14 @@ def _prompts(args: argparse.Namespace, sheet: Any) -> list[str]:
 def _config(text: str) -> Any:
     """The config to train for, from the text of `--config`."""
     from .. import config as configs
-    from ..attention.sla import SLAConfig
+    from .student import student_of
 
     is_file = text.endswith((".yaml", ".yml", ".json"))
-    config = (configs.load if is_file else configs.parse_spec)(text).attention
-    if not isinstance(config, SLAConfig):
-        raise ConfigError(f"{text!r} is not a config of sla, which can be trained", "config")
-    return config
+    found = (configs.load if is_file else configs.parse_spec)(text).methods
+    if len(found) != 1:
+        raise ConfigError(f"{text!r} names {len(found)} methods; train for one at a time", "config")
+    student_of(found[0])
+    return found[0]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ def draw_curve(folder: Path) -> Path | None:
     axes.plot(steps, losses.tolist(), lw=0.4, alpha=0.4, label="each step")
     axes.plot(steps, smooth, label="running mean, 0.95 of the one before")
     axes.legend(frameon=False)
-    axes.set(yscale="log", xlabel="step", ylabel="mean squared error of the output")
+    axes.set(yscale="log", xlabel="step", ylabel="loss")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     path = folder / CURVE

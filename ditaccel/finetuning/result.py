@@ -11,10 +11,10 @@ class Finetuned:
     """What `finetune` made.
 
     Attributes:
-        adapter: file for `SLAConfig(weights=…)`.
+        adapter: file for the option `weights` of the method's config.
         steps: of training.
-        error_before: relative error (RMS) of the transformers' outputs on held-out calls with the
-            projection at 0: the training-free error in mode `combined`, plain sparse in mode `sla`.
+        error_before: relative error (RMS) of the transformers' outputs on held-out calls before
+            training: that of the method without weights.
         error_after: the same after training.
         size: bytes of the file.
     """

@@ -1,10 +1,10 @@
-"""finetune: train weights for SLA so that the pipeline with SLA matches its dense output.
+"""finetune: train what a method needs, so that the pipeline with it matches its dense output.
 
-Distillation: the student is the pipeline's transformer under sparse-linear attention, the teacher
-the same transformer dense, at the same noisy latents; the loss is the mean squared error of their
-outputs (velocity or noise). The teacher's outputs come from dense generations, which make the noisy
-latents too, so no data set is needed. A folder holds all of a run: a killed one resumes exactly
-from its last checkpoint.
+Distillation: the student is the pipeline's own transformer under the method, the teacher the same
+transformer dense, at the same noisy latents; the loss is mostly the mean squared error of their
+outputs (velocity or noise). Dense generations give both, so no data set is needed. What is trained,
+and in place of what, is the student's (`student.py`). A folder holds all of a run: a killed one
+resumes exactly from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from typing import Any
 
 import torch
 
-from ..attention.engine.planner import DenseReason
-from ..attention.sla import SLAConfig
+from ..config import MethodConfig
 from ..core.transformers import transformers_of
-from ..errors import ConfigError, UsageError
+from ..errors import UsageError
 from ..io.asking import check_call
 from ..io.prompts import Prompt, listed
 from ..pipelines import FamilyAdapter
 from ..sessions.session import session_of
 from .result import Finetuned
-from .student import Student
+from .student import Subject, default_config, student_of
 from .teacher import Teacher
 from .training import Settings, Training
 
@@ -33,11 +32,11 @@ from .training import Settings, Training
 def finetune(
     pipe: Any,
     data: Prompt | Iterable[Prompt],
-    config: SLAConfig | None = None,
+    config: MethodConfig | None = None,
     *,
     out: str | os.PathLike[str],
     steps: int = 500,
-    train: str = "projection",
+    train: str | None = None,
     lr: float = 1e-3,
     weights_lr: float = 1e-5,
     batch: int = 1,
@@ -47,7 +46,7 @@ def finetune(
     quiet: bool = False,
     **call: Any,
 ) -> Finetuned:
-    """Train weights for SLA on a pipeline; the pipeline itself is left as it was.
+    """Train for a method on a pipeline; the pipeline itself is left as it was.
 
     Runs on the device of the pipeline, and under `accelerate launch` on several: each process draws
     its own calls, and gradients are averaged.
@@ -56,16 +55,18 @@ def finetune(
         pipe: an unaccelerated diffusers pipeline.
         data: prompts, or mappings of call arguments; a mapping with `latents` holds clean latents
             in the form that the transformer is given, `(1, …)`, and no generation is run for it.
-        config: what to train for, mode `combined` (default) or `sla`; not for its dense steps.
+        config: of the method to train for, without weights; sparse-linear attention by default.
+            Steps that it leaves dense are not trained.
         out: folder of the run: weights, loss curve, checkpoint. A second call with the same
             arguments resumes where the first one stopped.
         steps: updates.
-        train: `projection` (a small file, and no second copy of any weight), `attention` (and the
-            weights of the attention modules) or `all` (and all weights of the transformer; the
-            teacher's are kept besides, and the file holds a difference for each).
-        lr: of the projections (AdamW, 20 steps of warm-up, then a cosine to a tenth).
+        train: `attention` (the weights of the attention modules) or `all` (all weights of the
+            transformer; the teacher's are kept besides, and the file holds a difference for each).
+            For sparse-linear attention these come beside its projections, and `projection`, its
+            default, trains those alone: a small file, and no second copy of any weight.
+        lr: of what the method adds (AdamW, 20 steps of warm-up, then a cosine to a tenth).
         weights_lr: of the transformer's own weights. Published: 1e-5 for 1.3 B parameters.
-        batch: transformer calls per update and process.
+        batch: lessons per update and process, mostly transformer calls.
         seed: of noise and order.
         save_every: updates between checkpoints.
         average: decay of the moving average of the weights, which is what the file holds: updates
@@ -74,20 +75,23 @@ def finetune(
         **call: arguments of every pipeline call, e.g. `num_inference_steps=50, height=480`.
 
     Raises:
-        ConfigError: an option out of range, or data of the wrong shape.
+        ConfigError: an option out of range, data of the wrong shape, or a method that has nothing
+            to train.
         UsageError: the pipeline is accelerated, or the folder holds a run with other arguments.
         UnsupportedError: a family whose attention cannot be trained.
         TrainingStopped: the loss is not finite; the last good checkpoint is kept.
     """
-    settings = Settings(steps, train, lr, weights_lr, batch, seed, save_every, average)
     data = listed(data, "data")
-    transformers, adapter = _dense_transformers(pipe, data, call)
-    config = config or SLAConfig()
-    student = Student(transformers, adapter, config, train)
+    transformers, family = _dense_transformers(pipe, data, call)
+    config = default_config() if config is None else config
+    kind = student_of(config)
+    train = kind.trains[0] if train is None else train
+    settings = Settings(steps, train, lr, weights_lr, batch, seed, save_every, average)
+    student = kind(Subject(pipe, transformers, family, call), config, train)
     try:
-        teacher = Teacher(pipe, transformers, adapter, call)
-        _require_sparse(student, teacher, data[0], settings.seed)
-        return Training(Path(out), student, teacher, data, config, settings, call, quiet).train()
+        teacher = Teacher(pipe, transformers, family, call)
+        student.check(teacher, data[0], settings.seed)
+        return Training(Path(out), student, teacher, data, settings, call, quiet).train()
     finally:
         student.close()
 
@@ -104,26 +108,3 @@ def _dense_transformers(
     for item in data:
         check_call(pipe, {**call, **({} if isinstance(item, str) else item)}, "finetune")
     return transformers, adapter
-
-
-def _require_sparse(student: Student, teacher: Teacher, item: Any, seed: int) -> None:
-    """Look at one transformer call, before anything is written: is there something to learn?
-
-    Raises:
-        ConfigError: no attention call is sparse, so no weight would ever change.
-    """
-    first = teacher.first_call(item, seed)
-    with torch.no_grad():
-        sample, named = teacher.sample(first), teacher.named(first)
-        with student.attending(first.component, first.step, sample, named):
-            teacher.output(first)
-    dense = student.dense_reasons(first.component)
-    if dense is None:
-        return
-    why = (
-        "; ".join(dict.fromkeys(student.warned)) or ", ".join(sorted(dense)) or "it was not called"
-    )
-    what = "lower min_tokens of the config (sla:min_tokens=0), or make larger pictures or clips"
-    if dense != {DenseReason.SHORT}:
-        what = "give a config and a call under which attention is sparse"
-    raise ConfigError(f"nothing would be trained, since no attention call is sparse: {why}. {what}")

@@ -1,185 +1,237 @@
-"""The student of fine-tuning: the pipeline's transformers under SLA, with weights that learn."""
+"""Student: what is trained, what stands in place meanwhile, what it loses, and what is saved.
+
+A student is one file in `students/`, found by being there; installed plugins may bring others. It
+says for which method's config it trains::
+
+    @student(CheckersConfig)
+    class CheckersStudent(AttentionStudent):
+        ...
+
+The frame (`run.py`, `training.py`, `rounds.py`) serves every student: lessons from the dense
+pipeline, the optimiser, averaging, checkpoints from which a killed run goes on exactly, stopping at
+a loss that is not finite, several processes, progress, and the curve of the loss.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+import importlib
+import math
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..attention.engine.planner import DenseReason
-from ..attention.engine.runtime import AttentionRuntime, find_attention
-from ..attention.sla import SLAConfig
-from ..attention.sla.defaults import TRAINED
-from ..attention.sla.planner import SLAPlanner
-from ..attention.sla.weights import SLAWeights, fingerprint
-from ..config import choice, require
+from ..config import MethodConfig, choice
 from ..core.denoising.tracker import DenoisingStep
-from ..core.patching import PatchLedger, is_compiled
-from ..errors import UnsupportedError
+from ..errors import ConfigError
 from ..pipelines import FamilyAdapter
+from ..plugins import load_plugins
+from .teacher import Teacher, TeacherCall
 
-TRAIN = ("projection", "attention", "all")
+# Called with a loss; adds up what an update learns from.
+Backward = Callable[[Tensor], None]
 
 
-class Student:
-    """Transformers whose attention can be switched between dense and SLA.
-
-    The teacher is the same module: with attention dense and, where its own weights are trained,
-    their changes taken off (`dense`).
-
-    Args:
-        transformers: by component name.
-        adapter: their family.
-        config: of the attention, without weights; in mode `sla` or `combined` (the default).
-        train: `projection`, `attention` (projections and the weights of the attention modules) or
-            `all` (projections and all weights).
+@dataclass(frozen=True)
+class Subject:
+    """What a student works on.
 
     Attributes:
-        sla: what the file will hold; its tensors are float32 and learn.
-        warned: warnings of its attention, for people.
+        pipe: the pipeline.
+        transformers: by component name.
+        family: of the transformers.
+        call: arguments of every pipeline call.
     """
 
-    def __init__(
-        self,
-        transformers: Mapping[str, nn.Module],
-        adapter: FamilyAdapter,
-        config: SLAConfig,
-        train: str,
-    ) -> None:
-        choice("train", train, TRAIN)
-        require(
-            config.weights is None,
-            "finetune starts from the pipeline's own weights; leave SLAConfig(weights=…) out",
-        )
-        require(
-            config.precision == "model",
-            f"precision={config.precision!r} has no gradient; train in the model's precision, and "
-            "set it where the weights are used",
-        )
-        self._transformers = dict(transformers)
-        self._ledger = PatchLedger(owner=self)
-        self.warned: list[str] = []
-        mode = config.mode or "combined"
-        require(
-            mode in TRAINED,
-            f"mode={mode!r} has nothing to train; choose one of: {', '.join(TRAINED)}",
-        )
-        config = replace(config, mode=mode, dense_steps=0, break_even=1.0)
-        options = SLAPlanner(config, None).options
-        self.sla = SLAWeights(options, source="the weights in training", learning=True)
-        self._runtimes: dict[str, AttentionRuntime] = {}
-        self._bases: dict[tuple[str, str], Tensor] = {}
-        for name, transformer in self._transformers.items():
-            if any(is_compiled(module) for module in transformer.modules()):
-                raise UnsupportedError(
-                    f"{name} is compiled, and the operator of a compiled graph has no gradient; "
-                    "fine-tune before compiling"
-                )
-            self.sla.fingerprints[name] = fingerprint(transformer)
-            self._add_projections(name, transformer, adapter)
-            self._add_changes(name, transformer, adapter, train)
-            planner = SLAPlanner(config, self.sla)
-            runtime = AttentionRuntime(name, transformer, adapter, planner, self.warned.append)
-            runtime.install(self._ledger)
-            self._runtimes[name] = runtime
+    pipe: Any
+    transformers: Mapping[str, nn.Module]
+    family: FamilyAdapter
+    call: Mapping[str, Any]
 
-    def _add_projections(self, name: str, transformer: nn.Module, adapter: FamilyAdapter) -> None:
-        layers = []
-        for each in find_attention(transformer, adapter.attention):
-            heads = getattr(each.module, "heads", None)
-            weight = getattr(getattr(each.module, "to_q", None), "weight", None)
-            if not heads or weight is None:
-                raise UnsupportedError(
-                    f"{name}: {each.name} has no `heads` and `to_q`, from which its head dimension "
-                    "would be read; fine-tuning does not know this family"
-                )
-            dim = weight.shape[0] // heads
-            count = 1 if self.sla.options["projection"] == "shared" else heads
-            made = [
-                torch.zeros(count, *shape, device=weight.device) for shape in ((dim, dim), (dim,))
-            ]
-            layers.append((made[0].requires_grad_(), made[1].requires_grad_()))
-        self.sla.projections[name] = layers
 
-    def _add_changes(
-        self, name: str, transformer: nn.Module, adapter: FamilyAdapter, train: str
-    ) -> None:
-        own: set[int] = set()
-        if train == "all":
-            own = {id(p) for p in transformer.parameters()}
-        elif train == "attention":
-            for each in find_attention(transformer, adapter.attention):
-                own |= {id(p) for p in each.module.parameters()}
-        self.sla.changes[name] = {}
-        for key, parameter in transformer.named_parameters():
-            trained = id(parameter) in own
-            wanted = parameter.requires_grad
-            self._ledger.on_undo(lambda p=parameter, w=wanted: p.requires_grad_(w))  # type: ignore[misc]
-            parameter.requires_grad_(trained)
-            if trained:
-                base = self._bases[name, key] = parameter.data
-                self._ledger.on_undo(lambda p=parameter, b=base: setattr(p, "data", b))  # type: ignore[misc]
-                self.sla.changes[name][key] = torch.zeros_like(base, dtype=torch.float32)
-        self.apply()
+@dataclass(frozen=True)
+class Generation:
+    """One generation as a lesson: `Teacher.follow(item, seed, …)` runs it.
 
-    # -- what learns --
+    Attributes:
+        item: a prompt, or arguments of the pipeline call.
+        seed: of its noise.
+    """
 
-    def projections(self) -> list[Tensor]:
-        """Tensors of the projections."""
-        return [t for layers in self.sla.projections.values() for pair in layers for t in pair]
+    item: Any
+    seed: int
 
-    def changes(self) -> list[Tensor]:
-        """What is added to weights of the transformers."""
-        return [t for changes in self.sla.changes.values() for t in changes.values()]
 
-    def gather(self) -> None:
-        """Hand gradients of the transformers' weights over to their changes."""
-        for name, transformer in self._transformers.items():
-            parameters = dict(transformer.named_parameters())
-            for key, change in self.sla.changes[name].items():
-                gradient, parameters[key].grad = parameters[key].grad, None
-                change.grad = None if gradient is None else gradient.float()
+@dataclass(frozen=True)
+class Group:
+    """Tensors that are trained at one rate.
 
-    def apply(self, on: bool = True) -> None:
-        """Put the changes on the transformers' weights, or take them off."""
-        for (name, key), base in self._bases.items():
-            parameter = self._transformers[name].get_parameter(key)
-            change = self.sla.changes[name][key]
-            parameter.data = (base.float() + change).to(base.dtype) if on else base
+    Attributes:
+        tensors: float32 leaves; they are changed in place.
+        rate: which argument of `finetune` is their learning rate.
+    """
 
-    @contextmanager
-    def dense(self) -> Iterator[None]:
-        """The teacher: own weights. Its attention is dense anyway outside `attending`."""
-        self.apply(False)
-        try:
-            yield
-        finally:
-            self.apply()
+    tensors: list[Tensor]
+    rate: Literal["lr", "weights_lr"] = "lr"
 
-    @contextmanager
-    def attending(
-        self, component: str, step: DenoisingStep, sample: Tensor, named: Mapping[str, Any]
-    ) -> Iterator[None]:
-        """SLA for one transformer call with these latents, and these arguments by name."""
-        runtime = self._runtimes[component]
-        runtime.clear()
-        runtime.log.records.clear()
-        runtime.log.maps.clear()
-        runtime.begin(step, sample, named=named)
-        try:
-            yield
-        finally:
-            runtime.clear()
 
-    def dense_reasons(self, component: str) -> set[DenseReason] | None:
-        """Why every attention call of the last transformer call was dense; None if one was not."""
-        causes = [record.cause for record in self._runtimes[component].log.records]
-        return None if None in causes else {cause for cause in causes if cause is not None}
+class Student(ABC):
+    """What fine-tuning trains for one method, on the transformers of one pipeline.
 
+    Args:
+        subject: what it works on.
+        config: of the method.
+        train: one of `trains`.
+
+    Attributes:
+        trains: what `train` may be; the first is the default.
+        lessons: what it learns from: `calls`, shuffled transformer calls of dense generations with
+            their outputs (`TeacherCall`); or `generations` (`Generation`), which it runs itself.
+        file: name of the file that `save` writes into the folder of the run.
+    """
+
+    trains: ClassVar[tuple[str, ...]]
+    lessons: ClassVar[Literal["calls", "generations"]] = "calls"
+    file: ClassVar[str] = "adapter.safetensors"
+
+    def __init__(self, subject: Subject, config: Any, train: str) -> None:
+        choice("train", train, self.trains)
+        self.subject, self.config, self.train = subject, config, train
+
+    # -- what is trained --
+
+    @abstractmethod
+    def groups(self) -> list[Group]:
+        """What learns; always the same tensors in the same order."""
+
+    def size(self) -> int:
+        """Bytes of the file that `save` will write, about."""
+        return sum(t.numel() * 4 for group in self.groups() for t in group.tensors)
+
+    def gather(self) -> None:  # noqa: B027
+        """Called after the backward: hand gradients over to the tensors of `groups`."""
+
+    def apply(self) -> None:  # noqa: B027
+        """The tensors of `groups` have changed: put them in place, clamp them."""
+
+    # -- what it learns from --
+
+    def trains_at(self, step: DenoisingStep) -> bool:
+        """Whether a step is learnt from: where the method is dense, it has nothing to learn."""
+        return True
+
+    def check(self, teacher: Teacher, item: Any, seed: int) -> None:  # noqa: B027
+        """Look at the first call of a generation, before anything is written.
+
+        Raises:
+            ConfigError: there is nothing to learn under this config and call.
+        """
+
+    def dense(self) -> AbstractContextManager[None]:
+        """The teacher, for a while: the transformers exactly as they were found."""
+        return nullcontext()
+
+    @abstractmethod
+    def output(self, call: TeacherCall, teacher: Teacher) -> Tensor:
+        """What the student returns for a transformer call, `(B, …)`; autograd follows."""
+
+    def learn(self, lesson: Any, teacher: Teacher, backward: Backward) -> None:
+        """Learn from one lesson: hand each part of the loss to `backward`, which also averages over
+        the lessons of an update. By default the mean squared error of the output.
+        """
+        output = self.output(lesson, teacher)
+        target = lesson.target.to(output.device)
+        backward((output.float() - target.float()).square().mean())
+
+    def error(self, lessons: Sequence[Any], teacher: Teacher) -> float:
+        """Relative error (RMS) of the outputs for lessons that are not trained on."""
+        off = whole = 0.0
+        with torch.no_grad():
+            for call in lessons:
+                target = call.target.float()
+                off += float((self.output(call, teacher).float().cpu() - target).square().sum())
+                whole += float(target.square().sum())
+        return math.sqrt(off / whole)
+
+    # -- what is kept --
+
+    @abstractmethod
+    def described(self) -> dict[str, Any]:
+        """What a run that is resumed must agree on, as JSON: `options` and `models`."""
+
+    @abstractmethod
+    def save(self, path: Path, notes: Mapping[str, Any]) -> int:
+        """Write the file that users hand to the method's config; returns its size in bytes."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs besides the tensors of `groups`: tensors and plain values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:  # noqa: B027
+        """Take over what `state` gave."""
+
+    @abstractmethod
     def close(self) -> None:
         """Leave the transformers as they were found."""
-        self._ledger.undo()
+
+
+# -- which student trains for which config --
+
+S = TypeVar("S", bound=type[Student])
+_STUDENTS: dict[type[MethodConfig], type[Student]] = {}
+_DEFAULT: list[type[MethodConfig]] = []
+
+
+def student(config: type[MethodConfig], *, default: bool = False) -> Callable[[S], S]:
+    """Register the student of a method.
+
+    Args:
+        config: the method's config class.
+        default: whether it is trained where `finetune` is given no config.
+    """
+
+    def register(cls: S) -> S:
+        _STUDENTS[config] = cls
+        if default and config not in _DEFAULT:
+            _DEFAULT.append(config)
+        return cls
+
+    return register
+
+
+def students() -> dict[str, type[Student]]:
+    """Method name -> its student."""
+    room = importlib.import_module(f"{__package__}.students")
+    for module in pkgutil.iter_modules(room.__path__):
+        importlib.import_module(f"{room.__name__}.{module.name}")
+    load_plugins()
+    return {config.method: cls for config, cls in _STUDENTS.items()}
+
+
+def student_of(config: Any) -> type[Student]:
+    """The student that trains for a config.
+
+    Raises:
+        ConfigError: the method has nothing to train.
+    """
+    known = students()
+    found = _STUDENTS.get(type(config))
+    if found is None:
+        name = getattr(config, "method", repr(config))
+        raise ConfigError(
+            f"{name} has nothing to train; give a config of one of: {', '.join(sorted(known))}",
+            "config",
+        )
+    return found
+
+
+def default_config() -> MethodConfig:
+    """The config that is trained for where none is given."""
+    students()
+    return _DEFAULT[0]()

@@ -22,22 +22,35 @@ from ..pipelines import FamilyAdapter
 
 
 @dataclass(frozen=True, eq=False)
-class TeacherCall:
-    """One transformer call of a dense run; tensors are on the CPU.
+class Call:
+    """One transformer call.
 
     Attributes:
         component: the transformer's name.
         args: of the call.
         kwargs: of the call.
-        step: where it stood.
-        target: what the dense transformer returned, `(B, …)`.
+        step: where it stands.
     """
 
     component: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     step: DenoisingStep
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherCall(Call):
+    """One transformer call of a dense run; tensors are on the CPU.
+
+    Attributes:
+        target: what the dense transformer returned, `(B, …)`.
+    """
+
     target: Tensor
+
+
+# Decides what a transformer call returns, from the call and what runs it as it is.
+Around = Callable[[Call, Callable[[], Any]], Any]
 
 
 class _Enough(BaseException):
@@ -79,12 +92,12 @@ class Teacher:
         self._call = dict(call)
         self._arguments = {name: Arguments(t) for name, t in transformers.items()}
 
-    def sample(self, call: TeacherCall) -> Tensor:
+    def sample(self, call: Call) -> Tensor:
         """The latents that a call was given."""
         found = self._arguments[call.component].get(self._adapter.sample, call.args, call.kwargs)
         return as_tensor(found)
 
-    def named(self, call: TeacherCall) -> dict[str, Any]:
+    def named(self, call: Call) -> dict[str, Any]:
         """The arguments of a call by name."""
         return self._arguments[call.component].named(call.args, call.kwargs)
 
@@ -130,12 +143,34 @@ class Teacher:
     ) -> list[TeacherCall]:
         found: list[TeacherCall] = []
 
-        def seen(name: str, args: Any, kwargs: Any, step: DenoisingStep, output: Any) -> None:
-            if wanted(step):
-                parts = moved(args, "cpu"), moved(kwargs, "cpu"), step
-                found.append(TeacherCall(name, *parts, moved(tensors_of(output)[0], "cpu")))
+        def around(call: Call, inner: Callable[[], Any]) -> Any:
+            if first_only and call.step.index > 0:
+                raise _Enough
+            output = inner()
+            if wanted(call.step):
+                parts = moved(call.args, "cpu"), moved(call.kwargs, "cpu"), call.step
+                target = moved(tensors_of(output)[0], "cpu")
+                found.append(TeacherCall(call.component, *parts, target))
+            return output
 
-        with torch.no_grad(), self._watched(seen, first_only):
+        self._run(arguments, generator, around)
+        return found
+
+    def follow(self, item: Any, seed: int, around: Around) -> None:
+        """Run the pipeline for one item of the data, for students that learn along a generation.
+
+        Args:
+            item: a prompt, or arguments of the pipeline call.
+            seed: of the noise.
+            around: called in place of each transformer call, with the call and with what runs it;
+                the pipeline goes on with what it returns. No gradient is on meanwhile.
+        """
+        arguments = {"prompt": item} if isinstance(item, str) else dict(item)
+        arguments.pop("latents", None)
+        self._run(arguments, torch.Generator().manual_seed(seed), around)
+
+    def _run(self, arguments: dict[str, Any], generator: torch.Generator, around: Around) -> None:
+        with torch.no_grad(), self._watched(around):
             options = {**self._call, **arguments, "generator": generator}
             options = {**denoised(self._pipe), **options}
             try:
@@ -143,10 +178,9 @@ class Teacher:
             except _Enough:
                 # diffusers' cache contexts and offloading hooks close themselves on the way out
                 free_hooks(self._pipe)
-        return found
 
     @contextmanager
-    def _watched(self, seen: Callable[..., None], first_only: bool) -> Iterator[None]:
+    def _watched(self, decide: Around) -> Iterator[None]:
         tracker, ledger = DenoisingTracker(self._pipe), PatchLedger(owner=self)
 
         def intercept(name: str, transformer: nn.Module) -> None:
@@ -157,11 +191,7 @@ class Teacher:
             def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
                 timestep = self._adapter.timestep_in(arguments.named(args, kwargs))
                 step = tracker.observe(name, timestep, listener.current())
-                if first_only and step.index > 0:
-                    raise _Enough
-                output = inner(*args, **kwargs)
-                seen(name, args, kwargs, step, output)
-                return output
+                return decide(Call(name, args, kwargs, step), lambda: inner(*args, **kwargs))
 
             ledger.intercept(transformer, around)
 
@@ -226,7 +256,7 @@ class Teacher:
         with torch.no_grad():
             return replace(made, target=moved(self.output(made), "cpu"))
 
-    def output(self, call: TeacherCall) -> Tensor:
+    def output(self, call: Call) -> Tensor:
         """What the transformer returns for a call as it is now, `(B, …)`."""
         transformer = self._transformers[call.component]
         device = next(transformer.parameters()).device

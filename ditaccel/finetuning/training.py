@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import choice, require
+from ..config import require
 from ..errors import ConfigError, DitaccelError, UsageError
 from ..io.differences import differences, told
 from ..io.files import append_line, read_lines, write_atomically, write_json
@@ -26,10 +26,10 @@ from ..warning import warn
 from .loss_curve import LOSSES, draw_curve
 from .result import Finetuned
 from .rounds import Rounds
-from .student import TRAIN, Student
-from .teacher import Teacher, TeacherCall
+from .student import Student
+from .teacher import Teacher
 
-STATE, ADAPTER, RUN = "state.pt", "adapter.safetensors", "run.json"
+STATE, RUN = "state.pt", "run.json"
 _WARMUP = 20
 _LARGEST = 2 << 30
 
@@ -52,7 +52,6 @@ class Settings:
     average: float
 
     def __post_init__(self) -> None:
-        choice("train", self.train, TRAIN)
         for name in ("steps", "batch", "save_every"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; give 1 or more")
         for name in ("lr", "weights_lr"):
@@ -73,48 +72,43 @@ class Training:
         student: Student,
         teacher: Teacher,
         data: Sequence[Any],
-        config: Any,
         settings: Settings,
         call: Mapping[str, Any],
         quiet: bool,
     ) -> None:
         self._folder, self._student, self._teacher = folder, student, teacher
         self._items, self._settings, self._quiet = len(data), settings, quiet
-        self._accelerator = _accelerator(student.projections()[0].device)
+        groups = [group for group in student.groups() if group.tensors]
+        self._trained = [tensor for group in groups for tensor in group.tensors]
+        self._accelerator = _accelerator(self._trained[0].device)
         self._rank = self._accelerator.process_index if self._accelerator else 0
         self._world = self._accelerator.num_processes if self._accelerator else 1
-        groups: list[dict[str, Any]] = [
-            {"params": student.projections(), "lr": settings.lr},
-            {"params": student.changes(), "lr": settings.weights_lr},
-        ]
-        self._groups = [g for g in groups if g["params"]]
         self._optimiser = torch.optim.AdamW(
-            self._groups, betas=(0.9, 0.99), weight_decay=0.0, foreach=False
+            [{"params": g.tensors, "lr": getattr(settings, g.rate)} for g in groups],
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            foreach=False,
         )
         self._rates = [g["lr"] for g in self._optimiser.param_groups]
         self._rounds = Rounds(
             student,
             teacher,
             data,
-            dense_steps=config.dense_steps,
             batch=settings.batch,
             seed=settings.seed,
             rank=self._rank,
             world=self._world,
         )
-        self._averages = [t.detach().clone() for t in self._trained()]
+        self._averages = [t.detach().clone() for t in self._trained]
         self._step = 0
         self._before = math.nan
         self._check_size()
         self._claim(call)
 
-    def _trained(self) -> list[Tensor]:
-        return [*self._student.projections(), *self._student.changes()]
-
     @contextmanager
     def _averaged(self) -> Iterator[None]:
         """The student with the averaged weights, for a while."""
-        own = [t.detach().clone() for t in self._trained()]
+        own = [t.detach().clone() for t in self._trained]
         self._put(self._averages)
         try:
             yield
@@ -123,7 +117,7 @@ class Training:
 
     def _put(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():
-            for tensor, value in zip(self._trained(), values, strict=True):
+            for tensor, value in zip(self._trained, values, strict=True):
                 tensor.copy_(value)
         self._student.apply()
 
@@ -132,21 +126,20 @@ class Training:
         return self._rank == 0
 
     def _check_size(self) -> None:
-        size = sum(t.numel() * 4 for t in self._student.projections())
-        size += sum(t.numel() * 2 for t in self._student.changes())
-        if size > _LARGEST:
+        self._bytes = self._student.size()
+        if self._bytes > _LARGEST:
+            less = [each for each in self._student.trains if each != self._settings.train]
+            cure = f"choose train={' or '.join(map(repr, less))}" if less else "train less"
             raise ConfigError(
-                f"train={self._settings.train!r} would make a file of {size / 1e9:.1f} GB; "
-                "choose train='attention' or 'projection'"
+                f"train={self._settings.train!r} would make a file of {self._bytes / 1e9:.1f} GB; "
+                f"{cure}"
             )
-        self._bytes = size
 
     def _claim(self, call: Mapping[str, Any]) -> None:
         """Take the folder, or resume in it."""
         described = {
             "settings": dataclasses.asdict(self._settings),
-            "options": self._student.sla.options,
-            "models": self._student.sla.fingerprints,
+            **self._student.described(),
             "call": {k: repr(v) for k, v in sorted(call.items())},
             "items": self._items,
             "processes": self._world,
@@ -169,23 +162,12 @@ class Training:
 
     # -- training --
 
-    def _output(self, call: TeacherCall) -> Tensor:
-        sample, named = self._teacher.sample(call), self._teacher.named(call)
-        with self._student.attending(call.component, call.step, sample, named):
-            return self._teacher.output(call)
+    def _error(self, lessons: Sequence[Any]) -> float:
+        return self._student.error(lessons, self._teacher)
 
-    def _error(self, calls: Sequence[TeacherCall]) -> float:
-        off = whole = 0.0
-        with torch.no_grad():
-            for call in calls:
-                target = call.target.float()
-                off += float((self._output(call).float().cpu() - target).square().sum())
-                whole += float(target.square().sum())
-        return math.sqrt(off / whole)
-
-    def _held_out_error(self, calls: Sequence[TeacherCall]) -> float:
+    def _held_out_error(self, lessons: Sequence[Any]) -> float:
         with self._averaged():
-            return self._error(calls)
+            return self._error(lessons)
 
     def train(self) -> Finetuned:
         """Train to the end."""
@@ -214,11 +196,9 @@ class Training:
         after = self._held_out_error(held_out)
         size = 0
         if self._main:
-            self._student.sla.notes |= {"error_before": self._before, "error_after": after}
-            with self._averaged():
-                size = self._student.sla.save(self._folder / ADAPTER)
+            size = self._save_student({"error_after": after})
             draw_curve(self._folder)
-        made = Finetuned(self._folder / ADAPTER, self._step, self._before, after, size)
+        made = Finetuned(self._folder / self._student.file, self._step, self._before, after, size)
         if not made.better and self._main:
             warn(made.verdict)
         return made
@@ -228,20 +208,28 @@ class Training:
         warm = min(1.0, (self._step + 1) / min(_WARMUP, steps))
         return warm * (0.1 + 0.9 * (1 + math.cos(math.pi * self._step / steps)) / 2)
 
-    def _update(self) -> float:
-        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
-            group["lr"] = rate * self._rate()
-        start, total = time.monotonic(), 0.0
-        calls = self._rounds.calls(self._step)
-        for call in calls:
-            output = self._output(call)
-            target = call.target.to(output.device)
-            loss = (output.float() - target.float()).square().mean() / len(calls)
+    def _learn(self, lessons: Sequence[Any]) -> float:
+        """The backward of the lessons of one update; returns their mean loss."""
+        total = 0.0
+
+        def backward(loss: Tensor) -> None:
+            nonlocal total
+            loss = loss / len(lessons)
             total += float(loss.detach())
             if math.isfinite(total):
                 loss.backward()
+
+        for lesson in lessons:
+            self._student.learn(lesson, self._teacher, backward)
+        return total
+
+    def _update(self) -> float:
+        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * self._rate()
+        start = time.monotonic()
+        total = self._learn(self._rounds.lessons(self._step))
         self._student.gather()
-        trained = [t for group in self._groups for t in group["params"] if t.grad is not None]
+        trained = [t for t in self._trained if t.grad is not None]
         if self._accelerator is not None and self._world > 1:
             for tensor in trained:
                 tensor.grad = self._accelerator.reduce(tensor.grad, reduction="mean")
@@ -253,7 +241,7 @@ class Training:
         self._student.apply()
         decay = min(self._settings.average, (1 + self._step) / (10 + self._step))
         with torch.no_grad():
-            for kept, tensor in zip(self._averages, self._trained(), strict=True):
+            for kept, tensor in zip(self._averages, self._trained, strict=True):
                 kept.lerp_(tensor, 1 - decay)
         self._step += 1
         if self._main:
@@ -268,11 +256,11 @@ class Training:
 
     def _stop(self, loss: float, norm: float) -> None:
         what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient is {norm}"
-        kept = self._folder / STATE
+        kept, made = self._folder / STATE, self._folder / self._student.file
         step = _load(kept)["step"] if kept.exists() else 0
         raise TrainingStopped(
-            f"the {what} at step {self._step + 1}: training stopped; {self._folder / ADAPTER} and "
-            f"{STATE} are those of step {step}, the last good checkpoint. Lower lr (now "
+            f"the {what} at step {self._step + 1}: training stopped; {made} and {STATE} are those "
+            f"of step {step}, the last good checkpoint. Lower lr (now "
             f"{self._settings.lr:g}) and train in another folder"
         )
 
@@ -281,26 +269,30 @@ class Training:
     def _save(self) -> None:
         if not self._main:
             return
-        sla = self._student.sla
         state = {
             "step": self._step,
             "before": self._before,
-            "weights": [t.detach().cpu() for t in self._trained()],
+            "weights": [t.detach().cpu() for t in self._trained],
             "averages": [t.cpu() for t in self._averages],
             "optimiser": self._optimiser.state_dict(),
             "random": torch.get_rng_state(),
+            "student": self._student.state(),
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        sla.notes = {
+        self._save_student({})
+        write_atomically(self._folder / STATE, lambda file: file.write(buffer.getvalue()))
+
+    def _save_student(self, notes: dict[str, Any]) -> int:
+        """Write what was trained, averaged, with notes for people; returns its size in bytes."""
+        about = {
             "steps": self._step,
             "train": self._settings.train,
             "data": self._items,
             "error_before": self._before,
         }
         with self._averaged():
-            sla.save(self._folder / ADAPTER)
-        write_atomically(self._folder / STATE, lambda file: file.write(buffer.getvalue()))
+            return self._student.save(self._folder / self._student.file, about | notes)
 
     def _resume(self) -> bool:
         path = self._folder / STATE
@@ -312,6 +304,7 @@ class Training:
         for kept, value in zip(self._averages, state["averages"], strict=True):
             kept.copy_(value)
         self._optimiser.load_state_dict(state["optimiser"])
+        self._student.load_state(state.get("student", {}))
         torch.set_rng_state(state["random"])
         if self._main:
             # lines after the checkpoint are written again

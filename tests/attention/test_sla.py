@@ -17,8 +17,9 @@ from ditaccel.attention.engine.cubes import cube_order
 from ditaccel.attention.engine.planner import Dense, LayerContext, Plan
 from ditaccel.attention.sla.map import moment_errors, tile_classes
 from ditaccel.attention.sla.planner import SLAPlanner
-from ditaccel.attention.sla.weights import SLAWeights, fingerprint
+from ditaccel.attention.sla.weights import SLAWeights
 from ditaccel.core.denoising.tracker import DenoisingStep
+from ditaccel.core.weight_changes import fingerprint
 
 WIDTH = 16
 SMALL = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "dense_steps": 0}

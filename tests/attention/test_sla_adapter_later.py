@@ -8,9 +8,10 @@ from tiny import generate, peaked
 
 import ditaccel
 from ditaccel.attention.sla import SLAConfig
-from ditaccel.attention.sla.own_weights import own_weights, slots_of
 from ditaccel.attention.sla.planner import SLAPlanner
-from ditaccel.attention.sla.weights import SLAWeights, fingerprint
+from ditaccel.attention.sla.weights import SLAWeights
+from ditaccel.core.own_weights import own_weights, slots_of
+from ditaccel.core.weight_changes import fingerprint
 from ditaccel.errors import ConfigError
 
 OPTIONS = {"min_tokens": 0, "dense_steps": 0, "break_even": 1.0}

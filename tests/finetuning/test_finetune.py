@@ -124,15 +124,15 @@ def test_a_killed_run_goes_on_exactly(tmp_path, monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    calls = Rounds.calls
+    lessons = Rounds.lessons
 
     def broken(self, step):
-        found = calls(self, step)
+        found = lessons(self, step)
         if step == 3:
             found[0].target.fill_(torch.nan)
         return found
 
-    monkeypatch.setattr(Rounds, "calls", broken)
+    monkeypatch.setattr(Rounds, "lessons", broken)
     with pytest.raises(
         TrainingStopped, match=r"loss is nan at step 4: .* are those of step 2, the"
     ):
@@ -225,7 +225,10 @@ def test_the_command_line_says_what_is_wrong(tmp_path, capsys):
     (model / "p.txt").write_text("a\nb\n")
     command = ["finetune", str(model), "--out", str(tmp_path / "out")]
     assert cli.main([*command, "--config", "svg2"]) == 2
-    assert "is not a config of sla" in capsys.readouterr().err
+    assert (
+        "svg2 has nothing to train; give a config of one of: attention_tile, clear"
+        in capsys.readouterr().err
+    )
     assert cli.main([*command, "--skip", "5"]) == 2
     assert "--skip 5 leaves none of 2 prompts" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

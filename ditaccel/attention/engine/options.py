@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ...config import AttentionConfig, require
 from ...errors import ConfigError
+from ...io.adapter import Adapter
 from ...kernels import Precision, Tiling
 
 Ranges = tuple[tuple[int, int], ...]
@@ -136,6 +138,47 @@ class FixedTileOptions(TileOptions):
             require(
                 value is None or value >= 16, f"{name} is {value}; tiles have at least 16 tokens"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOptions(TileOptions):
+    """What a method that the model can be fine-tuned for lets its user choose besides.
+
+    Args:
+        weights: safetensors file that `ditaccel.finetune` wrote for these options: changes of the
+            model's own weights, which are in place during sparse steps only.
+
+    Attributes:
+        trained_for: names of the options that weights are trained for.
+    """
+
+    trained_for: ClassVar[tuple[str, ...]] = ()
+
+    weights: str | os.PathLike[str] | None = None
+
+    def trained_options(self) -> dict[str, Any]:
+        """The options that weights are trained for, as JSON holds them."""
+        values = {name: getattr(self, name) for name in self.trained_for}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    def adapter(self) -> Adapter | None:
+        """What the file of `weights` holds; None without.
+
+        Raises:
+            UsageError: the file cannot be read.
+            ConfigError: it was trained for another method, or for other options.
+        """
+        if self.weights is None:
+            return None
+        made = Adapter.load(os.fspath(self.weights), self.method)
+        for name, value in self.trained_options().items():
+            known = made.options.get(name)
+            require(
+                value == known,
+                f"{name} is {value}, but {made.source} was trained for {name}={known}; give "
+                f"{name}={known}, or train for {value}",
+            )
+        return made
 
 
 @dataclass(frozen=True)

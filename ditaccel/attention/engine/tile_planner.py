@@ -26,13 +26,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...config import require
+from ...core.denoising.tracker import DenoisingStep
+from ...core.patching import PatchLedger
+from ...io.adapter import Adapter
 from ...kernels import TileMap, Tiling
 from ...pipelines.grids import Grid
 from .cubes import cube_order
-from .options import Ranges, Rest, TileOptions, along, check_within, share_of
+from .options import (
+    Ranges,
+    Rest,
+    TileOptions,
+    TrainedOptions,
+    along,
+    check_within,
+    share_of,
+)
 from .order import SharedOrder
 from .planner import Dense, DenseReason, LayerContext, Plan, Planner, State
 
@@ -51,6 +62,7 @@ class TilePlanner(Planner):
 
     Attributes:
         rest: what stands for tiles that are not computed.
+        weights: what was trained for the method; None without.
         max_age: steps that the state may be old (a cache forecasts some steps); then it is cleared.
     """
 
@@ -65,6 +77,27 @@ class TilePlanner(Planner):
         self.backend = None if config.backend == "auto" else config.backend
         self.precision = config.precision
         self.rest: Rest = config.rest or "nothing"
+        self.weights: Adapter | None = None
+        if isinstance(config, TrainedOptions):
+            self.weights = config.adapter()
+
+    def attach(self, name: str, transformer: nn.Module, ledger: PatchLedger) -> None:
+        """Check the weights against a transformer, and get them ready."""
+        if self.weights is not None:
+            self.weights.attach(name, transformer, ledger)
+
+    def begin(self, name: str, step: DenoisingStep) -> None:
+        """Put trained changes in place: they are trained for the steps that are sparse.
+
+        On a dense step they would only move the output away from the model's own.
+        """
+        if self.weights is not None and step.index >= share_of(self.config.dense_steps, step.total):
+            self.weights.put(name, step.generation)
+
+    def end(self, name: str) -> None:
+        """Take them off: between calls the model is its own."""
+        if self.weights is not None:
+            self.weights.take_off(name)
 
     def plan(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State

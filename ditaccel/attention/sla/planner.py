@@ -22,14 +22,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...config import require
-from ...core.denoising.tracker import DenoisingStep
-from ...core.patching import PatchLedger
 from ...kernels import TileMap, Tiling, pool_tiles, tile_moments
 from ..engine.attend import attend
-from ..engine.options import FixedTileOptions, share_of
+from ..engine.options import FixedTileOptions
 from ..engine.order import SharedOrder
 from ..engine.planner import LayerContext, Plan, State, TileStats
 from ..engine.tile_planner import TilePlanner
@@ -66,7 +64,7 @@ class SLAPlanner(TilePlanner):
 
     def __init__(self, config: FixedTileOptions, weights: SLAWeights | None) -> None:
         super().__init__(config)
-        self.weights = weights
+        self.weights: SLAWeights | None = weights
         self.options: dict[str, Any] = {}
         trained = weights.options if weights is not None else {}
         for name in SHARED:
@@ -91,24 +89,6 @@ class SLAPlanner(TilePlanner):
             "rest; leave rest out",
         )
         self.choose_by = self.config.choose_by or ("mass" if self.rest == "nothing" else "error")
-
-    def attach(self, name: str, transformer: nn.Module, ledger: PatchLedger) -> None:
-        """Check the weights against a transformer, and get them ready."""
-        if self.weights is not None:
-            self.weights.attach(name, transformer, ledger)
-
-    def begin(self, name: str, step: DenoisingStep) -> None:
-        """Put trained changes in place: they are trained for the steps that are sparse.
-
-        On a dense step they would only move the output away from the model's own.
-        """
-        if self.weights is not None and step.index >= share_of(self.config.dense_steps, step.total):
-            self.weights.put(name, step.generation)
-
-    def end(self, name: str) -> None:
-        """Take them off: between calls the model is its own."""
-        if self.weights is not None:
-            self.weights.take_off(name)
 
     def sparse(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, context: LayerContext, state: State

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...core._compat import loads_from_copies
+from ._compat import loads_from_copies
 
 # Where PEFT keeps the layer that it has wrapped.
 _WRAPPED = ("base_layer", "original_module")

@@ -1,0 +1,1 @@
+"""Students: one file each, what fine-tuning trains for one method."""

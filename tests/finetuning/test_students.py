@@ -1,0 +1,180 @@
+"""Students of the frame: maps that the model learns to live with, and one that a test brings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import generate, tiny_flux, tiny_wan
+
+import ditaccel
+from ditaccel import AttentionTileConfig, CLEARConfig, ConfigError, UsageError
+from ditaccel.core.outputs import tensors_of
+from ditaccel.finetuning import student as registry
+from ditaccel.finetuning.run import finetune
+from ditaccel.finetuning.student import Group, Student
+from ditaccel.finetuning.training import Training
+from ditaccel.io.adapter import Adapter
+
+OPEN = {"min_tokens": 0, "dense_steps": 0, "break_even": 1.0}
+CONFIGS = {
+    "clear": CLEARConfig(radius=1.0, box=(1, 4, 4), **OPEN),
+    "attention_tile": AttentionTileConfig(references=0, q_tile=16, k_tile=16, **OPEN),
+}
+CALL = {"height": 128, "width": 128, "num_inference_steps": 3, "output_type": "latent"}
+
+
+def _start(build=tiny_wan):
+    pipe, call = build(layers=2)
+    embeds = {k: call.pop(k) for k in list(call) if "embeds" in k}
+    return pipe, [embeds], {**call, **CALL}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Per method: a pipeline, its call, the finished run, and its output before it."""
+    made = {}
+    for name, config in CONFIGS.items():
+        pipe, data, call = _start()
+        before = generate(pipe, {**data[0], **call})
+        out = tmp_path_factory.mktemp(name)
+        options = {"steps": 12, "weights_lr": 3e-3, "quiet": True, "average": 0.5}
+        run = finetune(pipe, data, config, out=out, **options, **call)
+        made[name] = pipe, {**data[0], **call}, run, before
+    return made
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_learn_to_live_with_a_map(trained, name):
+    pipe, call, made, before = trained[name]
+    assert made.error_after < 0.9 * made.error_before
+    adapter = Adapter.load(made.adapter, name)
+    names = set(adapter.changes["transformer"])
+    assert names and all(".attn1." in each for each in names)  # attention weights alone
+    assert made.size < 100_000
+
+    def error(config):
+        with ditaccel.accelerated(pipe, attention=config):
+            return float((generate(pipe, call) - before).norm())
+
+    plain = CONFIGS[name]
+    fitted = replace(plain, weights=str(made.adapter))
+    assert error(fitted) < error(plain)
+    assert torch.equal(generate(pipe, call), before)  # nothing is left behind
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_dense_steps_run_on_the_models_own_weights(trained, name):
+    pipe, call, made, before = trained[name]
+    config = replace(CONFIGS[name], weights=str(made.adapter), dense_steps=3)
+    with ditaccel.accelerated(pipe, attention=config):
+        assert torch.equal(generate(pipe, call), before)
+
+
+def test_an_adapter_for_something_else_is_refused_in_one_line(trained, tmp_path):
+    pipe, _, made, _ = trained["clear"]
+    weights = str(made.adapter)
+    for config, wanted in (
+        (CLEARConfig(radius=2.0, box=(1, 4, 4), weights=weights), "radius is 2.0, but .* radius=1"),
+        (CLEARConfig(radius=1.0, weights=weights), r"box is \[1, 8, 8\], but"),
+        (AttentionTileConfig(weights=weights), "trained for clear, not for attention_tile"),
+    ):
+        with pytest.raises(ConfigError, match=wanted) as told:
+            ditaccel.accelerate(pipe, attention=config)
+        assert "\n" not in str(told.value)
+    other, _, _ = _start(tiny_flux)
+    own = CLEARConfig(radius=1.0, box=(1, 4, 4), weights=weights)
+    with pytest.raises(ConfigError, match="trained for another transformer: its parameters"):
+        ditaccel.accelerate(other, attention=own)
+    with pytest.raises(UsageError, match="no weights at"):
+        ditaccel.accelerate(pipe, attention=CLEARConfig(weights=str(tmp_path / "none")))
+    assert not any("_compiled_call_impl" in vars(m) for m in other.transformer.modules())
+
+
+def test_what_has_nothing_to_train_is_refused(tmp_path):
+    pipe, data, call = _start()
+    with pytest.raises(ConfigError, match=r"svg2 has nothing to train; .*: attention_tile, clear"):
+        finetune(pipe, data, ditaccel.SVG2Config(), out=tmp_path / "a", **call)
+    with pytest.raises(ConfigError, match="train is 'projection'"):
+        finetune(pipe, data, CONFIGS["clear"], out=tmp_path / "a", train="projection", **call)
+    assert not (tmp_path / "a").exists()
+
+
+class _Gains(Student):
+    """Learns one gain per step along a generation, which it runs itself."""
+
+    trains = ("gains",)
+    lessons = "generations"
+    file = "gains.pt"
+
+    def __init__(self, subject, config, train):
+        super().__init__(subject, config, train)
+        self.gains = torch.full((3,), 0.5, requires_grad=True)
+        self.seen = 0
+
+    def groups(self):
+        return [Group([self.gains])]
+
+    def output(self, call, teacher):
+        raise NotImplementedError
+
+    def learn(self, lesson, teacher, backward):
+        self.seen += 1
+
+        def around(call, inner):
+            output = inner()
+            with torch.enable_grad():
+                told = tensors_of(output)[0] * self.gains[call.step.index]
+                backward((told - tensors_of(output)[0]).square().mean())
+            return output
+
+        teacher.follow(lesson.item, lesson.seed, around)
+
+    def error(self, lessons, teacher):
+        return float((self.gains.detach() - 1).norm())
+
+    def described(self):
+        return {"options": {}}
+
+    def save(self, path, notes):
+        torch.save(self.gains.detach(), path)
+        return path.stat().st_size
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def load_state(self, state):
+        self.seen = state["seen"]
+
+    def close(self):
+        pass
+
+
+def test_a_student_may_run_generations_itself_and_goes_on_exactly(tmp_path, monkeypatch):
+    kind = type("Config", (SimpleNamespace,), {"method": "gains"})
+    monkeypatch.setitem(registry._STUDENTS, kind, _Gains)
+    pipe, data, call = _start()
+    call |= {"height": 32, "width": 32}
+
+    def train(folder):
+        options = {"steps": 4, "lr": 0.1, "save_every": 2, "quiet": True}
+        return finetune(pipe, data, kind(), out=tmp_path / folder, **options, **call)
+
+    whole = train("whole")
+    assert whole.error_after < whole.error_before
+    update = Training._update
+
+    def killed(self):
+        if self._step == 3:
+            raise KeyboardInterrupt
+        return update(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Training, "_update", killed)
+        train("parts")
+    train("parts")
+    gains = [torch.load(tmp_path / n / "gains.pt") for n in ("whole", "parts")]
+    assert torch.equal(*gains)
+    assert torch.load(tmp_path / "parts" / "state.pt")["student"] == {"seen": 4}
