@@ -113,8 +113,10 @@ class Adapter:
         """Write a safetensors file, whole or not at all; returns its size in bytes."""
         from safetensors.torch import save
 
-        described = {"options": self.options, "models": self.fingerprints, "notes": self.notes}
-        described |= {"method": self.method} if self.method else {}
+        described: dict[str, Any] = {"options": self.options, "models": self.fingerprints}
+        described["notes"] = self.notes
+        if self.method:
+            described["method"] = self.method
         about = json.dumps(described, sort_keys=True)
         content = save(self.tensors(), {"format": self.formats[0], "ditaccel": about})
         write_atomically(Path(path), lambda file: file.write(content))

@@ -48,7 +48,7 @@ class SLAWeights(Adapter):
 
     def parts(self, component: str) -> dict[str, Tensor]:
         """See `Adapter`."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for i, (weight, bias) in enumerate(self.projections.get(component, ())):
             found |= {f"projection.{i}.weight": weight, f"projection.{i}.bias": bias}
         return found
