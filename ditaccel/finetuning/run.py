@@ -48,8 +48,7 @@ def finetune(
 ) -> Finetuned:
     """Train for a method on a pipeline; the pipeline itself is left as it was.
 
-    Runs on the device of the pipeline, and under `accelerate launch` on several: each process draws
-    its own calls, and gradients are averaged.
+    Under `accelerate launch` each process draws its own calls, and gradients are averaged.
 
     Args:
         pipe: an unaccelerated diffusers pipeline.
@@ -60,23 +59,20 @@ def finetune(
         out: folder of the run: weights, loss curve, checkpoint. A second call with the same
             arguments resumes where the first one stopped.
         steps: updates.
-        train: `attention` (the weights of the attention modules) or `all` (all weights of the
-            transformer; the teacher's are kept besides, and the file holds a difference for each).
-            For sparse-linear attention these come beside its projections, and `projection`, its
-            default, trains those alone: a small file, and no second copy of any weight.
+        train: `attention` (the weights of the attention modules) or `all` (of the transformer; the
+            file holds a difference for each). For sparse-linear attention also `projection`, its
+            default: what the method adds alone, with no second copy of any weight.
         lr: of what the method adds (AdamW, 20 steps of warm-up, then a cosine to a tenth).
         weights_lr: of the transformer's own weights. Published: 1e-5 for 1.3 B parameters.
         batch: lessons per update and process, mostly transformer calls.
         seed: of noise and order.
         save_every: updates between checkpoints.
-        average: decay of the moving average of the weights, which is what the file holds: updates
-            of a few calls are noisy, and the model is nearly right to begin with.
+        average: decay of the moving average of the weights, which is what the file holds.
         quiet: show no progress.
         **call: arguments of every pipeline call, e.g. `num_inference_steps=50, height=480`.
 
     Raises:
-        ConfigError: an option out of range, data of the wrong shape, or a method that has nothing
-            to train.
+        ConfigError: an option out of range, data of the wrong shape, or nothing to train.
         UsageError: the pipeline is accelerated, or the folder holds a run with other arguments.
         UnsupportedError: a family whose attention cannot be trained.
         TrainingStopped: the loss is not finite; the last good checkpoint is kept.
@@ -85,7 +81,7 @@ def finetune(
     transformers, family = _dense_transformers(pipe, data, call)
     config = default_config() if config is None else config
     kind = student_of(config)
-    train = kind.trains[0] if train is None else train
+    train = train or kind.trains[0]
     settings = Settings(steps, train, lr, weights_lr, batch, seed, save_every, average)
     student = kind(Subject(pipe, transformers, family, call), config, train)
     try:
