@@ -54,8 +54,7 @@ def finetune(
         pipe: an unaccelerated diffusers pipeline.
         data: prompts, or mappings of call arguments; a mapping with `latents` holds clean latents
             in the form that the transformer is given, `(1, …)`, and no generation is run for it.
-        config: of the method to train for, without weights; sparse-linear attention by default.
-            Steps that it leaves dense are not trained.
+        config: to train for, by default sparse-linear attention; not for its dense steps.
         out: folder of the run: weights, loss curve, checkpoint. A second call with the same
             arguments resumes where the first one stopped.
         steps: updates.
@@ -79,7 +78,7 @@ def finetune(
     """
     data = listed(data, "data")
     transformers, family = _dense_transformers(pipe, data, call)
-    config = default_config() if config is None else config
+    config = config or default_config()
     kind = student_of(config)
     train = train or kind.trains[0]
     settings = Settings(steps, train, lr, weights_lr, batch, seed, save_every, average)
