@@ -27,7 +27,7 @@ from ..kernels.segments import segment_sums
 from .engine.options import Swept, TileOptions
 from .engine.order import OrderPerHead
 from .engine.planner import LayerContext, Plan, State, TileStats
-from .engine.rest import key_weights, loss_of_means, segment_moments
+from .engine.rest.moments import key_weights, loss_of_means, segment_moments
 from .engine.scores import smallest_set
 from .engine.tile_planner import TilePlanner, marked_tokens
 

@@ -18,7 +18,7 @@ from ...kernels import Precision, Tiling
 
 Ranges = tuple[tuple[int, int], ...]
 Backend = Literal["auto", "triton", "torch", "naive"]
-Rest = Literal["nothing", "means", "moments"]
+Rest = Literal["nothing", "means", "moments", "average", "agents", "random_features", "norm_aware"]
 Sink = Literal["first_frame", "conditions"]
 Schedule = tuple[tuple[float, float], ...]
 
@@ -36,8 +36,10 @@ class TileOptions(AttentionConfig):
     Args:
         rest: what stands for tiles that are not computed, under the same softmax: `nothing`; their
             `means`, one mean key and value per tile, weighted by its size and the spread of its
-            keys; or their `moments`, whose values follow the query too (`kernels/moments`). None
-            for what the method itself does.
+            keys; their `moments`, whose values follow the query too (`kernels/moments`); or, of
+            larger error and there to be compared with, `average`, `agents`, `random_features` or
+            `norm_aware` (`attention/engine/rest/companions.py`). None for what the method itself
+            does.
         precision: of the scores of tiles that are computed: `model`, or `int8`, 8-bit integers with
             one scale per token (SageAttention, arXiv 2410.02367; `kernels/attention/int8.py`),
             which is meant for GPUs: a CPU computes the same numbers in float32 and gains nothing.

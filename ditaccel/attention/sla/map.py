@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import TileMoments, score_variance
-from ..engine.rest import loss_of_means
+from ..engine.rest.moments import loss_of_means
 
 
 def tile_classes(

@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rest",
         nargs="+",
         choices=RESTS,
-        default=list(RESTS),
-        help="what stands for tiles that are not computed (default: all)",
+        default=list(RESTS[:3]),
+        help="what stands for tiles that are not computed (default: nothing means moments)",
     )
     add(
         "--precision",

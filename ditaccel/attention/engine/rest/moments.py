@@ -1,103 +1,16 @@
-"""The rest of a map: what stands for the tiles that are not computed, under the same softmax.
-
-`nothing`: they are left out. `means`: each tile of n keys is one mean key and value, of the logit
-s q.mean_k + log n + log(1 + u/2), with the scale s and the variance u of the scores of its keys
-(`kernels/attention/centroids.py`). `moments`: in addition, its value follows the query by the
-covariance of its values and keys (`kernels/moments`, which derives both). Any map takes any rest.
-"""
+"""Moments of tiles of any size, and attention to them; fixed tiles have `kernels/moments`."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ...kernels import (
-    TileCentroids,
-    TileMap,
-    TileMoments,
-    Tiling,
-    moment_attention,
-    pool_tiles,
-    score_variance,
-    tile_attention,
-    tile_moments,
-)
-from ...kernels.segments import segment_sums
-from .planner import Plan, TileStats
+from ....kernels import TileMap, TileMoments, Tiling, pool_tiles, score_variance, tile_moments
+from ....kernels.segments import segment_sums
+from ..planner import TileStats
 
 # Elements of the largest tensors that are held at once.
 _CHUNK = 1 << 24
-
-
-def skipped(plan: Plan, keep: Tensor | None) -> Tensor:
-    """The tiles that the rest stands for, bool `(B|1, H|1, Tq, Tk)`.
-
-    Args:
-        plan: what is computed.
-        keep: marks of the kernel, where it left more out in this very call.
-    """
-    if plan.stands_for is not None:
-        return plan.stands_for
-    if plan.marking is not None and plan.marking.skip_now and keep is not None:
-        return ~keep
-    return ~plan.tile_map.to_mask()
-
-
-def centroids(
-    plan: Plan, q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None
-) -> TileCentroids:
-    """Means of the key tiles, with a bias that says how much each counts, -inf for not at all.
-
-    Args:
-        plan: of the tiles.
-        q: `(B, H, L, D)` in the order of the plan; keys, values and mask likewise.
-        k: `(B, Hkv, L, D)`.
-        v: like k.
-        scale: of the softmax.
-        mask: of the keys, bool `(B, L)` or `(B, H, 1, L)`.
-    """
-    q_means, moments = plan.stats or _stats(plan.tile_map, q, k, v, mask)
-    bias = (score_variance(q_means, moments, scale) / 2).log1p()
-    if mask is not None:
-        # the kernel counts all keys of a tile
-        counted = moments.sizes.float() / plan.tile_map.k_tiling.sizes(k.device)[:, :: _group(q, k)]
-        bias = bias + _per_head(counted, q.shape[1]).log()[..., None, :]
-    if plan.stands_for is not None:
-        bias = bias.masked_fill(~(plan.stands_for | plan.tile_map.to_mask()), -torch.inf)
-    return TileCentroids(moments.keys, moments.values, bias)
-
-
-def rest_part(
-    plan: Plan,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    scale: float,
-    mask: Tensor | None,
-    keep: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp of the rest alone, a part for `merge_attention`.
-
-    For the arguments see `centroids` and `skipped`.
-    """
-    tiles = skipped(plan, keep)
-    q_tiling, k_tiling = plan.tile_map.q_tiling, plan.tile_map.k_tiling
-    if plan.rest == "means":
-        means = centroids(plan, q, k, v, scale, mask)
-        assert means.bias is not None
-        none = TileMap.from_mask(torch.zeros_like(tiles), q_tiling, k_tiling)
-        means = means._replace(bias=means.bias.masked_fill(~tiles, -torch.inf))
-        result = tile_attention(q, k, v, none, scale=scale, centroids=means, return_lse=True)
-        assert result.lse is not None
-        return result.output, result.lse
-    if plan.tile_map.is_fixed and (mask is None or mask.ndim == 2):
-        # moments that are known already have no gradient
-        known = plan.stats.moments if plan.stats and not torch.is_grad_enabled() else None
-        return moment_attention(
-            q, k, v, tiles, q_tiling, k_tiling, scale=scale, mask=mask, moments=known
-        )
-    stats = plan.stats or _stats(plan.tile_map, q, k, v, mask)
-    return _moments_of_any(q, k, v, scale, tiles, plan.tile_map, stats, mask)
 
 
 def loss_of_means(q_means: Tensor, moments: TileMoments, scale: float) -> Tensor:
@@ -158,33 +71,35 @@ def key_weights(mask: Tensor | None, k: Tensor, group: int = 1) -> Tensor | None
     return own.expand(k.shape[:3])[..., None].float()
 
 
-def _stats(tile_map: TileMap, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> TileStats:
+def stats_of(tile_map: TileMap, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> TileStats:
+    """What the rest needs to know of the tiles; see `centroids`."""
     q_means = pool_tiles(q, tile_map.q_tiling)
     tiling = tile_map.k_tiling
     if tiling.is_fixed and (mask is None or mask.ndim == 2):
         return TileStats(q_means, tile_moments(k, v, tiling, mask))
-    group = _group(q, k)
-    labels = _tile_of_key(tiling, k, group)
+    group = group_of(q, k)
+    labels = tile_of_key(tiling, k, group)
     weights = key_weights(mask, k, group)
     return TileStats(q_means, segment_moments(k, v, labels, tiling.tiles, weights))
 
 
-def _group(q: Tensor, k: Tensor) -> int:
+def group_of(q: Tensor, k: Tensor) -> int:
+    """Query heads that share a key head."""
     return q.shape[1] // k.shape[1]
 
 
-def _per_head(x: Tensor, heads: int) -> Tensor:
+def per_head(x: Tensor, heads: int) -> Tensor:
     """What `(B, Hkv|1, …)` holds for each query head."""
     return x if x.shape[1] == 1 else x.repeat_interleave(heads // x.shape[1], 1)
 
 
-def _tile_of_key(tiling: Tiling, k: Tensor, group: int) -> Tensor:
+def tile_of_key(tiling: Tiling, k: Tensor, group: int) -> Tensor:
     """Int `(B|1, Hkv|1, L)`; heads that share keys share their tiles."""
     labels = tiling.tile_of_token(k.device)
     return labels[:, ::group] if labels.shape[1] > k.shape[1] else labels
 
 
-def _moments_of_any(
+def moments_of_any(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -195,11 +110,11 @@ def _moments_of_any(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """What `moment_attention` gives, over tiles of any size, one head after the other."""
-    group, heads = _group(q, k), q.shape[1]
-    labels = _tile_of_key(tile_map.k_tiling, k, group).expand(k.shape[:3])
+    group, heads = group_of(q, k), q.shape[1]
+    labels = tile_of_key(tile_map.k_tiling, k, group).expand(k.shape[:3])
     moments, weights = stats.moments, key_weights(mask, k, group)
     half = score_variance(stats.q_means, moments, scale) / 2
-    sizes = _per_head(moments.sizes.float(), heads)[:, :, None]
+    sizes = per_head(moments.sizes.float(), heads)[:, :, None]
     bias = (half.log1p() + sizes.clamp(min=1).log()).masked_fill(~(tiles & (sizes > 0)), -torch.inf)
     rows = tile_map.q_tiling.tile_of_token(q.device).expand(q.shape[:3])
     outputs, totals = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
