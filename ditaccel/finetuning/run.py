@@ -80,7 +80,7 @@ def finetune(
     transformers, family = _dense_transformers(pipe, data, call)
     config = config or default_config()
     kind = student_of(config)
-    train = train or kind.trains[0]
+    train = train or kind.choices(config)[0]
     settings = Settings(steps, train, lr, weights_lr, batch, seed, save_every, average)
     student = kind(Subject(pipe, transformers, family, call), config, train)
     try:

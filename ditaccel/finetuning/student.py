@@ -101,10 +101,15 @@ class Student(ABC):
     file: ClassVar[str] = "adapter.safetensors"
 
     def __init__(self, subject: Subject, config: Any, train: str) -> None:
-        choice("train", train, self.trains)
+        choice("train", train, self.choices(config))
         self.subject, self.config, self.train = subject, config, train
 
     # -- what is trained --
+
+    @classmethod
+    def choices(cls, config: Any) -> tuple[str, ...]:
+        """What `train` may be under a config; the first is the default."""
+        return cls.trains
 
     @abstractmethod
     def groups(self) -> list[Group]:

@@ -128,7 +128,8 @@ class Training:
     def _check_size(self) -> None:
         self._bytes = self._student.size()
         if self._bytes > _LARGEST:
-            less = [each for each in self._student.trains if each != self._settings.train]
+            others = self._student.choices(self._student.config)
+            less = [each for each in others if each != self._settings.train]
             cure = f"choose train={' or '.join(map(repr, less))}" if less else "train less"
             raise ConfigError(
                 f"train={self._settings.train!r} would make a file of {self._bytes / 1e9:.1f} GB; "

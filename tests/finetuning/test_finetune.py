@@ -186,6 +186,29 @@ def test_all_weights_can_learn_and_come_back(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in pipe.transformer.state_dict().items())
 
 
+def test_weights_alone_learn_without_a_linear_branch(tmp_path):
+    """Mode training_free: nothing is added to attention, so it costs what it cost before."""
+    pipe, data, call = _start()
+    config = replace(CONFIG, mode="training_free", negligible=0.0)
+    before = generate(pipe, {**data[0], **call})
+    options = {"steps": 12, "weights_lr": 3e-3, "average": 0.5, "quiet": True}
+    made = finetune(pipe, data, config, out=tmp_path / "run", **options, **call)
+    assert made.error_after < 0.9 * made.error_before
+    assert all("/change." in name for name in _tensors(made.adapter))
+    options = {"min_tokens": 0, "dense_steps": 0, "break_even": 1.0}
+    fitted = SLAConfig(weights=str(made.adapter), **options)
+    with ditaccel.accelerated(pipe, attention=fitted):
+        errors = [float((generate(pipe, {**data[0], **call}) - before).norm())]
+        assert {r["reason"] for r in ditaccel.report(pipe).attention[0].rows()} == {"training-free"}
+    with ditaccel.accelerated(pipe, attention=config):
+        errors.append(float((generate(pipe, {**data[0], **call}) - before).norm()))
+    assert errors[0] < errors[1]
+    with pytest.raises(ConfigError, match="rest='means', but weights of the mode 'training_free'"):
+        replace(fitted, rest="means").planner()
+    with pytest.raises(ConfigError, match="train is 'projection'"):
+        finetune(pipe, data, config, out=tmp_path / "b", train="projection", **call)
+
+
 def test_what_is_refused_says_why(tmp_path):
     pipe, data, call = _start()
 

@@ -31,7 +31,7 @@ from ..engine.options import FixedTileOptions
 from ..engine.order import SharedOrder
 from ..engine.planner import LayerContext, Plan, State, TileStats
 from ..engine.tile_planner import TilePlanner
-from .defaults import DEFAULTS, PUBLISHED, SHARED, TRAINED, check_sum
+from .defaults import DEFAULTS, PUBLISHED, SHARED, check_sum
 from .linear import LinearBranch
 from .map import moment_errors, pooled_scores, tile_classes
 from .weights import SLAWeights
@@ -84,7 +84,7 @@ class SLAPlanner(TilePlanner):
         moments = self.mode in ("training_free", "combined")
         self.rest = config.rest or ("moments" if moments else "nothing")
         require(
-            self.mode not in TRAINED or config.rest in (None, "moments" if moments else "nothing"),
+            weights is None or config.rest in (None, "moments" if moments else "nothing"),
             f"rest={config.rest!r}, but weights of the mode {self.mode!r} are trained with another "
             "rest; leave rest out",
         )

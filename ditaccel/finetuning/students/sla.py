@@ -24,18 +24,26 @@ class SLAStudent(AttentionStudent):
     """Learns a projection for each layer and, if asked for, the model's weights.
 
     `train` is `projection` (a small file, and no second copy of any weight), `attention` or `all`
-    (projections, and the weights of the attention modules or all of them).
+    (projections, and the weights of the attention modules or all of them). In the mode
+    `training_free` there is no linear branch: weights alone learn, and attention costs what it
+    costs without them.
     """
 
     trains: ClassVar[tuple[str, ...]] = ("projection", "attention", "all")
     weights: SLAWeights
 
+    @classmethod
+    def choices(cls, config: SLAConfig) -> tuple[str, ...]:
+        """See `Student`."""
+        return cls.trains[1:] if config.mode == "training_free" else cls.trains
+
     def new_weights(self, config: SLAConfig) -> SLAWeights:
         """See `AttentionStudent`."""
         mode = config.mode or "combined"
+        known = (*TRAINED, "training_free")
         require(
-            mode in TRAINED,
-            f"mode={mode!r} has nothing to train; choose one of: {', '.join(TRAINED)}",
+            mode in known,
+            f"mode={mode!r} has nothing to train; choose one of: {', '.join(known)}",
         )
         self._options: Any = replace(config, mode=mode)
         options = SLAPlanner(self._options, None).options
@@ -46,7 +54,9 @@ class SLAStudent(AttentionStudent):
         return SLAPlanner(config, self.weights)
 
     def add_parts(self, name: str, transformer: nn.Module) -> None:
-        """A projection for each attention layer, 0 at first."""
+        """A projection for each attention layer, 0 at first; none without a linear branch."""
+        if self.weights.options["mode"] not in TRAINED:
+            return
         layers = []
         for each in find_attention(transformer, self.subject.family.attention):
             heads = getattr(each.module, "heads", None)
