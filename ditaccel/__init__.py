@@ -43,6 +43,7 @@ from .caching.first_block_residual import FirstBlockResidualConfig
 from .caching.fora import FORAConfig
 from .caching.magcache import MagCacheConfig
 from .caching.meancache import MeanCacheConfig
+from .caching.module_schedule import ModuleScheduleConfig
 from .caching.pab import PABConfig
 from .caching.racer import RACERConfig
 from .caching.reuse import ReuseConfig
@@ -100,6 +101,7 @@ __all__ = [
     "LiteAttentionConfig",
     "MagCacheConfig",
     "MeanCacheConfig",
+    "ModuleScheduleConfig",
     "NABLAConfig",
     "NeighborhoodConfig",
     "PABConfig",

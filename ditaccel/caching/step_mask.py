@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..config import Example, method, require
 from ..core.denoising.tracker import DenoisingStep
 from ..core.reasons import Reason
 from ..errors import ConfigError
-from .engine.gate import Gate, StepRules
+from .engine.gate import Gate, StepRules, resampled
 from .engine.options import MOST_ORDER, DifferenceOptions, ForecastTarget, TargetOptions
 from .engine.policy import CachePolicy
 from .engine.state import BranchState, Verdict
-
-
-def resampled(steps: Iterable[int], total: int, new: int) -> frozenset[int]:
-    """Computed steps of a loop of another length, at the noise levels where they were.
-
-    A pipeline spaces loops of any length by one rule, so that equal shares of two loops are at
-    (about) equal noise levels; each computed step becomes the one of the nearest level, and the
-    last one stays the last. Steps that fall together are computed once.
-
-    Args:
-        steps: indices of the computed steps.
-        total: steps of the loop that they were made for.
-        new: steps of the other loop.
-    """
-    return frozenset(
-        new - 1 if step == total - 1 else min(new - 1, round(step * new / total)) for step in steps
-    )
 
 
 @dataclass

@@ -87,6 +87,8 @@ class ReportData:
         memory: most bytes that the cache held at once, by what they were for.
         tensors_per_branch: tensors that the histories hold per branch when full.
         tensors: what they are: `hidden states` or `outputs`.
+        modules: computed share of the calls of each module whose output can be forecast, since
+            `accelerate`; empty where no method looks at modules.
         correction: what became of `correction="auto"`, empty where it was not asked for.
         left: error that the newest generation's forecasts were seen to leave in the latents
             (`expectation`), by their size; None where that is not known.
@@ -110,6 +112,7 @@ class ReportData:
     memory: dict[str, int] = field(default_factory=dict)
     tensors_per_branch: int = 0
     tensors: str = "hidden states"
+    modules: dict[str, float] = field(default_factory=dict)
     correction: str = ""
     left: float | None = None
     refused: str = ""
@@ -144,6 +147,7 @@ class ReportData:
             config=copy.deepcopy(self.config),
             filled=copy.deepcopy(self.filled),
             memory=dict(self.memory),
+            modules=dict(self.modules),
             attention=tuple(log.copy() for log in self.attention),
             calls=calls,
             total_calls=len(calls),

@@ -33,6 +33,7 @@ class Journal:
     memory: dict[str, int] = field(default_factory=dict)
     tensors_per_branch: int = 0
     tensors: str = "hidden states"
+    modules: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     correction: str = ""
     left: float | None = None
     refused: str = ""
@@ -96,6 +97,11 @@ class Journal:
             memory=dict(self.memory),
             tensors_per_branch=self.tensors_per_branch,
             tensors=self.tensors,
+            modules={
+                f"{component}.{name}": ran / seen
+                for component, modules in self.modules.items()
+                for name, (seen, ran) in modules.items()
+            },
             correction=self.correction,
             left=self.left,
             refused=self.refused,

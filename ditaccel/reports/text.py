@@ -71,6 +71,7 @@ def _head(report: ReportData, whole: bool = False) -> list[str]:
         lines.append(f"Steps: {report.step_choice}.")
     lines.append(report.verdict())
     lines += _by_transformer(report)
+    lines += _by_module(report, whole)
     lines += _time(report)
     if report.calls and "cache" in report.config:
         lines.append(_memory(report))
@@ -93,6 +94,22 @@ def _by_transformer(report: ReportData) -> list[str]:
         for name, calls in parts.items()
     )
     return [f"Computation by transformer: {', '.join(shares)}."]
+
+
+def _by_module(report: ReportData, whole: bool = False) -> list[str]:
+    """How often modules were computed: by what they are, in full by their blocks too."""
+    kinds: dict[str, list[float]] = {}
+    for name, share in report.modules.items():
+        # the number of the block is what modules of one kind differ by
+        parts = [part for part in name.split(".") if not part.isdigit()]
+        kinds.setdefault(".".join(parts), []).append(share)
+    if not kinds or min(report.modules.values()) == 1.0:
+        return []
+    shares = (f"{name} {100 * sum(each) / len(each):.0f} %" for name, each in kinds.items())
+    lines = [f"Modules computed: {', '.join(shares)}."]
+    if whole:
+        lines += [f"  {name}: {100 * share:.0f} %" for name, share in report.modules.items()]
+    return lines
 
 
 def _counted(number: int, word: str) -> str:

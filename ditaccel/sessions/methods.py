@@ -156,11 +156,13 @@ class Methods:
         if self._config.cache is not None:
             policy = policy_of(self._config.cache)
             found = find_blocks(transformer, adapter.blocks) if blocks else []
+            policy.gate.put_on(name, transformer, found)
             why = partial(front.neighbours.why_left_out, [block.module for block in found])
             around = Surroundings(transformer, adapter, policy.gate)
             cache = self.caches[name] = BlockCache(found, policy, self._warn, why, around)
             self._journal.tensors_per_branch = tensors_per_branch(policy, cache.blocks)
             self._journal.tensors = unit(policy)
+            self._journal.modules[name] = cache.modules
             cache.install(self._ledger)
         config = self._config.attention
         planner = self._planner or (None if config is None else planner_of(config))

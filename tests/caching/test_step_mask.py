@@ -8,8 +8,8 @@ from tiny import generate, tiny_flux
 
 import ditaccel
 from ditaccel.caching.engine.forecast import History
+from ditaccel.caching.engine.gate import resampled
 from ditaccel.caching.engine.policy import computed_steps
-from ditaccel.caching.step_mask import resampled
 
 
 def test_step_mask_is_followed_and_checked():

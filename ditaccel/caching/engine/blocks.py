@@ -21,13 +21,15 @@ from ...pipelines import BlockContract
 class Block:
     """One block with its contract, arguments resolved to positions.
 
-    Where a contract has a second stream, the hidden state is both streams, joined.
+    Where a contract has a second stream, the hidden state is both streams, joined. Its `name` is
+    its path in the transformer, such as `transformer_blocks.3`.
     """
 
     module: nn.Module
     contract: BlockContract
     positions: dict[str, int]
     cost: int
+    name: str = ""
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The argument of this name in a call of the block."""
@@ -167,14 +169,15 @@ class Blocks(Sequence[Block]):
 
 def _in_order(
     transformer: nn.Module, contracts: tuple[BlockContract, ...]
-) -> Iterator[tuple[nn.Module, BlockContract]]:
-    """Blocks and their contracts, in the order in which they run."""
+) -> Iterator[tuple[str, nn.Module, BlockContract]]:
+    """Blocks with their names and contracts, in the order in which they run."""
     runs: list[list[Any]] = []
     for contract in contracts:
         if not contract.takes_turns or not runs:
             runs.append([])
         modules = getattr(transformer, contract.container, None) or ()
-        runs[-1].append([(module, contract) for module in modules])
+        named = enumerate(modules)
+        runs[-1].append([(f"{contract.container}.{i}", each, contract) for i, each in named])
     for run in runs:
         for turn in itertools.zip_longest(*run):
             yield from (each for each in turn if each is not None)
@@ -187,7 +190,7 @@ def find_blocks(transformer: nn.Module, contracts: tuple[BlockContract, ...]) ->
         UnsupportedError: fewer than two blocks, or a block without an argument of its contract.
     """
     blocks = []
-    for module, contract in _in_order(transformer, contracts):
+    for name, module, contract in _in_order(transformer, contracts):
         names = argument_names(module)
         needed = [n for n in (*contract.streams, contract.encoder) if n is not None]
         missing = [n for n in needed if n not in names]
@@ -197,7 +200,7 @@ def find_blocks(transformer: nn.Module, contracts: tuple[BlockContract, ...]) ->
                 "of diffusers is not supported for this family"
             )
         cost = sum(p.numel() for p in module.parameters()) or 1
-        blocks.append(Block(module, contract, {n: names.index(n) for n in needed}, cost))
+        blocks.append(Block(module, contract, {n: names.index(n) for n in needed}, cost, name))
     main = sum(not block.contract.gives_hints for block in blocks)
     if main < 2:
         raise UnsupportedError(

@@ -40,7 +40,7 @@ def tensors_per_branch(policy: CachePolicy, blocks: Sequence[Block]) -> int:
     """Places at which a policy remembers by tensors kept of each, per guidance branch."""
     first = policy.first_order + 1 if policy.first_feature is not None else 0
     kept = features_kept(policy.order, policy.basis)
-    return policy.target_class.places(blocks) * kept + first
+    return policy.target_class.places(blocks, policy.gate) * kept + first
 
 
 def _forecasts(policy: CachePolicy, branch: Snapshot) -> int:
@@ -133,6 +133,8 @@ def _smaller(
     policy: CachePolicy, snapshots: Sequence[Snapshot], budget: int, largest: Callable[[int], int]
 ) -> tuple[str, CachePolicy | None]:
     """The largest policy within the budget that does less, and its options; None for none."""
+    if policy.gate.by_module:
+        return "", None  # there is nothing that decides for a whole step
     options = "" if policy.granularity == "last_block" else "granularity='last_block', "
     for order in range(policy.order, -1, -1):
         rules = replace(policy.rules, needed=min(policy.rules.needed, order + 1))

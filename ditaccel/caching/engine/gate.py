@@ -13,14 +13,17 @@ one flag and what its gaps left in the latents.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from ...core.denoising.tracker import DenoisingStep
 from ...core.outputs import split
 from ...core.reasons import Reason
+from .blocks import Block
 from .forecast import relative_l1
 from .gaps import GapEnd
 from .state import BranchState, Verdict
@@ -118,6 +121,8 @@ class Gate:
             module granularity: a verdict to forecast names those that rest (`Verdict.kinds`), and
             `state.computed_at` holds the step at which each was last computed. Modules of other
             kinds are computed.
+        by_module: whether it decides for modules or kinds of them. One that decides for each module
+            (`modules.gate.ModuleGate`) names those that rest in `Verdict.modules`.
     """
 
     first_blocks: int = 0
@@ -133,9 +138,36 @@ class Gate:
     module_kinds: tuple[str, ...] = ()
 
     @property
+    def by_module(self) -> bool:
+        """See the attributes."""
+        return bool(self.module_kinds)
+
+    @property
     def looks_inside(self) -> bool:
         """Whether it sees something of the blocks before it decides."""
         return self.first_blocks > 0 or self.needs_modulated or self.needs_embedding
+
+    def put_on(self, component: str, transformer: nn.Module, blocks: Sequence[Block]) -> None:
+        """Look at the transformer that it is to decide for, before anything is patched.
+
+        Args:
+            component: name of the transformer in its pipeline.
+            transformer: the transformer, unwrapped.
+            blocks: of it; none where whole calls are all that is seen.
+
+        Raises:
+            ConfigError: it was made for another transformer.
+            UnsupportedError: it needs what this transformer does not have.
+        """
+
+    def reuses(self, module: str, step: DenoisingStep | None = None) -> bool:
+        """Whether what a module gives is forecast from, at module granularity.
+
+        Args:
+            module: path of the module in the transformer.
+            step: at which it was computed; None: of any step.
+        """
+        return True
 
     def memory(self) -> Any:
         """What it remembers of a branch at its beginning (`state.memory`): an object of its own.
@@ -269,3 +301,20 @@ def below(errors: torch.Tensor | float, threshold: float) -> Verdict:
     if error < threshold:
         return Verdict(True, Reason.BELOW_THRESHOLD, error)
     return Verdict(False, Reason.ABOVE_THRESHOLD, error)
+
+
+def resampled(steps: Iterable[int], total: int, new: int) -> frozenset[int]:
+    """Computed steps of a loop of another length, at the noise levels where they were.
+
+    A pipeline spaces loops of any length by one rule, so that equal shares of two loops are at
+    (about) equal noise levels; each computed step becomes the one of the nearest level, and the
+    last one stays the last. Steps that fall together are computed once.
+
+    Args:
+        steps: indices of the computed steps.
+        total: steps of the loop that they were made for.
+        new: steps of the other loop.
+    """
+    return frozenset(
+        new - 1 if step == total - 1 else min(new - 1, round(step * new / total)) for step in steps
+    )

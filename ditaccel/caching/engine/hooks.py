@@ -68,6 +68,8 @@ class BlockCache(PerLoop):
         self._configured = policy, self._target_of(policy)
         self._call: Call | None = None
         self.memory = Memory(warn)
+        # module -> its calls, and those that were computed, since this was made
+        self.modules: dict[str, tuple[int, int]] = {}
         self._fresh()
 
     def _target_of(self, policy: CachePolicy) -> Target:
@@ -203,6 +205,9 @@ class BlockCache(PerLoop):
             output = self.target.replaced(call, output, self.guidance.predict(call, self.target))
         elif self.target.whole_call and call.reached_end:
             self._observe(call, self.target.joined(call, output))
+        for name, visits in call.visits.items():
+            seen, ran = self.modules.get(name, (0, 0))
+            self.modules[name] = seen + visits, ran + call.ran[name]
         output = corrected(call, output, self.policy, self.guidance, self._check_budget)
         if not call.follows:
             gate.finished(step, state, call.verdict)

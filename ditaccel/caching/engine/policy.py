@@ -13,8 +13,9 @@ from ...core.ranks import Ranks
 from ...errors import ConfigError
 from .few_steps import LEAST, MOST, FewStepsGate, skipped_of_few
 from .gate import Gate, StepRules
+from .modules.target import ModuleTarget
 from .state import BranchState
-from .targets import TARGETS, ModuleTarget, Target
+from .targets import TARGETS, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,8 @@ class CachePolicy:
             would decide; 0 leaves it to the gate.
 
     Raises:
-        ConfigError: there is no such target, or the gate decides for kinds of modules where modules
-            are not forecast.
+        ConfigError: there is no such target, or the gate decides for modules where they are not
+            forecast.
     """
 
     gate: Gate
@@ -77,9 +78,9 @@ class CachePolicy:
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise ConfigError(f"unknown target {self.target!r}; known: {', '.join(TARGETS)}")
-        if self.gate.module_kinds and self.granularity != "module":
+        if self.gate.by_module and self.granularity != "module":
             raise ConfigError(
-                f"{type(self.gate).__name__} decides for each kind of module; give "
+                f"{type(self.gate).__name__} decides for each module or kind of module; give "
                 "granularity='module'"
             )
 

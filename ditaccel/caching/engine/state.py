@@ -28,6 +28,7 @@ class Verdict:
         detail: the reason in words, where they say more than its own.
         kinds: kinds of modules that are forecast (`BlockContract.kind`), where the gate decides
             for each kind; None for all.
+        modules: names of the modules that are forecast, where it decides for each; None for all.
     """
 
     forecast: bool
@@ -35,6 +36,7 @@ class Verdict:
     error: float | None = None
     detail: str = ""
     kinds: frozenset[str] | None = None
+    modules: frozenset[str] | None = None
 
     @property
     def text(self) -> str:
@@ -102,7 +104,8 @@ class BranchState:
         last: history of what is forecast.
         first: history of what the first blocks gave.
         modules: histories of modules' outputs, at module granularity.
-        computed_at: step at which modules of a kind were last computed, at module granularity.
+        computed_at: step at which modules of a kind, and each module by name, were last computed,
+            at module granularity.
         samples: latents that the present call was given, where the gate or the correction needs
             them.
         outputs: what the transformer returned on the present call, where the gate needs samples.
@@ -243,6 +246,7 @@ class Call:
         early: whether it is a step of the warm-up that no forecast is made of.
         left: error of the gap that it ended, and the step at which that began.
         visits: calls of each module so far, at module granularity.
+        ran: those of them that were computed.
     """
 
     step: DenoisingStep
@@ -267,17 +271,21 @@ class Call:
     reached_end: bool = False
     left: tuple[torch.Tensor, int] | None = None
     visits: Counter[str] = field(default_factory=Counter)
+    ran: Counter[str] = field(default_factory=Counter)
 
     @property
     def forecasting(self) -> bool:
         """Whether the step is forecast, at least in part."""
         return self.verdict is not None and self.verdict.forecast
 
-    def forecasts(self, kind: str | None = None) -> bool:
-        """Whether modules of a kind are forecast, None for all modules."""
-        if self.verdict is None or not self.verdict.forecast:
+    def forecasts(self, module: str, kind: str) -> bool:
+        """Whether a module of this name and kind is forecast."""
+        verdict = self.verdict
+        if verdict is None or not verdict.forecast:
             return False
-        return self.verdict.kinds is None or kind in self.verdict.kinds
+        if verdict.modules is not None:
+            return module in verdict.modules
+        return verdict.kinds is None or kind in verdict.kinds
 
     def count(self, cost: int) -> None:
         """Count a block that was computed."""

@@ -1,23 +1,20 @@
 """What is forecast, where it is read off on a computed step, and where a forecast is put.
 
-A policy names one of `TARGETS`, or `module` granularity. Each target has its own `install`,
-`remember` and `predict`; a method may bring a target of its own (`@target("name")`).
+A policy names one of `TARGETS`, or `module` granularity (`modules/`). Each target has its own
+`install`, `remember` and `predict`; a method may bring a target of its own (`@target("name")`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
 
 from ...core.outputs import form_of, join, split, tensors_of, with_tensors
-from ...core.patching import PatchLedger, patch_of
-from ...errors import ConfigError, UnsupportedError
-from ...pipelines import submodule
-from .blocks import Block, Blocks, placeholder
-from .forecast import History
+from ...core.patching import PatchLedger
+from ...errors import ConfigError
+from .blocks import Block, Blocks
 from .gate import Gate
 from .state import Call, nbytes_of
 
@@ -63,7 +60,7 @@ class Target:
         self._end = blocks.main[-1 - gate.last_blocks] if blocks else -1
 
     @staticmethod
-    def places(blocks: Sequence[Block]) -> int:
+    def places(blocks: Sequence[Block], gate: Gate) -> int:
         """Number of places at which something is remembered."""
         return 1
 
@@ -229,133 +226,3 @@ def _as_returned(latents: torch.Tensor, shape: torch.Size) -> torch.Tensor:
             padding[axis] = missing
             latents = torch.cat([latents, latents.new_zeros(padding)], axis)
     return latents
-
-
-@dataclass(frozen=True)
-class _Site:
-    """A module whose output is forecast: its name, its kind and its share of the blocks' cost."""
-
-    name: str
-    kind: str
-    cost: float
-
-
-class ModuleTarget(Target):
-    """The outputs of attention and MLP modules in every block; blocks run around them."""
-
-    unit = "outputs of modules"
-    every_block = True
-
-    @staticmethod
-    def places(blocks: Sequence[Block]) -> int:
-        return sum(
-            submodule(b.module, n) is not None for b in blocks for n in b.contract.forecast_modules
-        )
-
-    def check_compiled(self) -> None:
-        patches = [patch_of(block.module) for block in self.blocks]
-        if any(patch is not None and patch.compiled is not None for patch in patches):
-            raise UnsupportedError(
-                "granularity='module' cannot look into compiled blocks; use "
-                "granularity='last_block' or do not compile"
-            )
-
-    def runs(self, index: int) -> bool:
-        return True
-
-    def remember(self, call: Call, feature: torch.Tensor) -> torch.Tensor:
-        call.state.last.push(call.place, feature.new_empty(0))  # only its presence counts
-        return feature
-
-    def install(self, ledger: PatchLedger, call: Callable[[], Call | None]) -> None:
-        self.check_compiled()
-        scale = self.blocks.total_cost / (self._modules_cost() or 1)
-        for index, block in enumerate(self.blocks):
-            contract = block.contract
-            if not contract.forecast_modules and not contract.gives_hints:
-                raise UnsupportedError(
-                    f"granularity='module' has no module to forecast in {contract.container}"
-                    "; use granularity='last_block'"
-                )
-            for path in dict.fromkeys(contract.forecast_modules):
-                module = submodule(block.module, path)
-                if module is not None:
-                    cost = _cost(module) * scale
-                    site = _Site(f"{index}.{path}", contract.kind(path), cost)
-                    ledger.intercept(module, self._around(site, call))
-            for path in dict.fromkeys(contract.idle_modules):
-                module = submodule(block.module, path)
-                if module is not None:
-                    cost = _cost(module) * scale
-                    ledger.intercept(module, _around_idle(f"{index}.{path}", cost, call))
-
-    def _modules_cost(self) -> int:
-        """Parameters of all modules that are forecast, or rest with them."""
-        found = 0
-        for block in self.blocks:
-            contract = block.contract
-            for path in dict.fromkeys((*contract.forecast_modules, *contract.idle_modules)):
-                module = submodule(block.module, path)
-                found += 0 if module is None else _cost(module)
-        return found
-
-    def _around(self, site: _Site, current: Callable[[], Call | None]) -> Callable[..., Any]:
-        def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-            call = current()
-            if call is None:
-                return inner(*args, **kwargs)
-            visit, state = call.visit(site.name), call.state
-            if call.forecasts(site.kind):
-                parts = [h.forecast(call.place, call.order) for h in state.modules[visit]]
-                return parts[0] if len(parts) == 1 else tuple(parts)
-            output = inner(*args, **kwargs)
-            if call.forecasting:
-                call.cost_run += site.cost  # the step is forecast in part
-            state.computed_at[site.kind] = call.step.index
-            if not call.early:
-                self._keep(visit, output, call, current)
-            return output
-
-        return around
-
-    def _keep(
-        self,
-        visit: tuple[str, int],
-        output: Any,
-        call: Call,
-        current: Callable[[], Call | None],
-    ) -> None:
-        """Remember what a module gave on one of its visits in a call."""
-        state = call.state
-        parts = [output] if isinstance(output, torch.Tensor) else list(output)
-        if visit not in state.modules:
-            state.snapshot.modules += nbytes_of(*parts)
-            self._check()
-            if current() is None:
-                return  # modules are not remembered any more
-            state.modules[visit] = [History(self._order, self._basis) for _ in parts]
-        for history, part in zip(state.modules[visit], parts, strict=True):
-            history.push(call.place, part)
-
-
-def _cost(module: torch.nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _around_idle(name: str, cost: float, current: Callable[[], Call | None]) -> Callable[..., Any]:
-    """In front of a module that only feeds forecast ones: it rests where all of them are."""
-
-    def around(inner: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        call = current()
-        if call is None:
-            return inner(*args, **kwargs)
-        visit, idle = call.visit(name), call.state.idle
-        if call.forecasts():
-            return idle[visit]
-        output = inner(*args, **kwargs)
-        if call.forecasting:
-            call.cost_run += cost
-        idle[visit] = placeholder(output, idle.get(visit))
-        return output
-
-    return around
