@@ -8,6 +8,7 @@ from tiny import FAMILIES, generate, tiny_dit, tiny_flux, tiny_wan, tiny_wan22
 import ditaccel
 from ditaccel import ModuleScheduleConfig
 from ditaccel.caching.engine.modules.table import ModuleTable
+from ditaccel.core.weight_changes import fingerprint
 
 
 class Ran:
@@ -211,6 +212,10 @@ def test_other_steps_models_and_files_are_refused_in_one_line(tmp_path):
     for name, line in (("none.yaml", "cannot read"), ("table.yaml", "is not a module schedule")):
         with pytest.raises(ditaccel.UsageError, match=line):
             ditaccel.accelerate(pipe, cache=ModuleScheduleConfig(schedule=tmp_path / name))
+    models = {"transformer": fingerprint(tiny_dit(layers=3)[0].transformer)}
+    ModuleTable({"*.ff": "C-C-"}, models=models).save(tmp_path / "model.yaml")
+    with pytest.raises(ditaccel.ConfigError, match="was made for another transformer: its param"):
+        ditaccel.accelerate(pipe, cache=ModuleScheduleConfig(schedule=tmp_path / "model.yaml"))
     table = ModuleTable({"*.ff": "C-C-"}, scheduler="Euler", timesteps=(9.0, 7.0, 5.0, 3.0))
     table.save(tmp_path / "other.yaml")
     with (

@@ -112,6 +112,7 @@ class TableGate(ModuleGate):
     def put_on(self, component: str, transformer: nn.Module, blocks: Sequence[Block]) -> None:
         super().put_on(component, transformer, blocks)
         self._table.check_modules(component, self.modules)
+        self._table.check_model(component, transformer)
         self._computed.clear()
 
     def check(self, step: DenoisingStep) -> None:

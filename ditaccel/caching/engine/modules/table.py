@@ -9,8 +9,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import yaml
+from torch import nn
 
 from ....config import require
+from ....core.weight_changes import differs
 from ....errors import UsageError
 from ....io import given
 from ....io.checked import WrongShape, anything, flag, items, number, record, table, text, whole
@@ -114,6 +116,26 @@ class ModuleTable:
                 f"{self.source}: {pattern} fits no module of {component}, whose modules are "
                 f"{modules[0].name} to {modules[-1].name}",
             )
+
+    def check_model(self, component: str, transformer: nn.Module) -> None:
+        """Refuse a transformer that it was not made for.
+
+        Raises:
+            ConfigError: it is another one.
+        """
+        if not self.models:
+            return
+        require(
+            component in self.models,
+            f"{self.source} is for {', '.join(self.models)}, not for {component}; make one for "
+            "this pipeline",
+        )
+        why = differs(self.models[component], transformer)
+        require(
+            not why,
+            f"{self.source} was made for another {component}: {why}; load the model that it was "
+            "made for, or make one for this model",
+        )
 
     @classmethod
     def of_lines(cls, lines: Sequence[str], resample: bool = False) -> ModuleTable:
