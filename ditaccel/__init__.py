@@ -41,6 +41,7 @@ from .caching.dicache import DiCacheConfig
 from .caching.easycache import EasyCacheConfig
 from .caching.first_block_residual import FirstBlockResidualConfig
 from .caching.fora import FORAConfig
+from .caching.harmonica import HarmoniCaConfig
 from .caching.magcache import MagCacheConfig
 from .caching.meancache import MeanCacheConfig
 from .caching.module_schedule import ModuleScheduleConfig
@@ -97,6 +98,7 @@ __all__ = [
     "FamilyAdapter",
     "FirstBlockResidualConfig",
     "Generated",
+    "HarmoniCaConfig",
     "HeadWiseConfig",
     "LiteAttentionConfig",
     "MagCacheConfig",

@@ -14,7 +14,7 @@ from ..config import require
 from ..core._compat import ContextListener
 from ..core.calls import Arguments, as_tensor
 from ..core.denoising.tracker import DenoisingStep, DenoisingTracker
-from ..core.kinds import denoised, free_hooks
+from ..core.kinds import denoised, free_hooks, pictures_of
 from ..core.outputs import tensors_of
 from ..core.patching import PatchLedger
 from ..errors import ConfigError, UnsupportedError
@@ -156,7 +156,7 @@ class Teacher:
         self._run(arguments, generator, around)
         return found
 
-    def follow(self, item: Any, seed: int, around: Around) -> None:
+    def follow(self, item: Any, seed: int, around: Around) -> Any:
         """Run the pipeline for one item of the data, for students that learn along a generation.
 
         Args:
@@ -164,20 +164,25 @@ class Teacher:
             seed: of the noise.
             around: called in place of each transformer call, with the call and with what runs it;
                 the pipeline goes on with what it returns. No gradient is on meanwhile.
+
+        Returns:
+            Its last latents, or its pictures where it has no way to leave them undecoded.
         """
         arguments = {"prompt": item} if isinstance(item, str) else dict(item)
         arguments.pop("latents", None)
-        self._run(arguments, torch.Generator().manual_seed(seed), around)
+        output = self._run(arguments, torch.Generator().manual_seed(seed), around)
+        return pictures_of(self._pipe, output)
 
-    def _run(self, arguments: dict[str, Any], generator: torch.Generator, around: Around) -> None:
+    def _run(self, arguments: dict[str, Any], generator: torch.Generator, around: Around) -> Any:
         with torch.no_grad(), self._watched(around):
             options = {**self._call, **arguments, "generator": generator}
             options = {**denoised(self._pipe), **options}
             try:
-                self._pipe(**options)
+                return self._pipe(**options)
             except _Enough:
                 # diffusers' cache contexts and offloading hooks close themselves on the way out
                 free_hooks(self._pipe)
+                return None
 
     @contextmanager
     def _watched(self, decide: Around) -> Iterator[None]:
