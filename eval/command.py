@@ -7,12 +7,17 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ditaccel.errors import UsageError
 from ditaccel.io import arguments as options
 from ditaccel.io.arguments import listed
 from ditaccel.io.given import whole_argument as whole
+
+if TYPE_CHECKING:
+    from ditaccel.io.models import Sheet
+
+    from .options import Options
 
 EXAMPLE = """\
 examples:
@@ -28,6 +33,8 @@ steps:N+method:…, or peer/NAME:option=value,…; a|b|c in place of a value mak
 a series (one curve), and label=… in front names it. Dense, dense with another
 seed, and fewer steps are always measured, too.
 The same command with the same --out resumes where a killed run stopped.
+Runs of several machines (other seeds, other prompts) become one table by
+  ditaccel eval MODEL --merge run-a --merge run-b --out both
 exit code: 0 all measured, 3 some samples failed, 2 the command is wrong.
 """
 
@@ -89,6 +96,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="time the first N samples, each row next to a dense run of its own (default 8)",
     )
+    add(
+        "--workers",
+        type=whole("--workers", 1),
+        default=1,
+        metavar="N",
+        help="processes that share the samples, each on a GPU of its own where there are enough; "
+        "they load each other, so time with one (default 1)",
+    )
+    add(
+        "--merge",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="make nothing: merge finished runs of the same rows, of other machines, into --out; "
+        "repeatable",
+    )
     add("--no-html", action="store_true", help="write no HTML report")
     options.add_json(parser, "the summary")
     options.add_quiet(parser)
@@ -104,28 +128,11 @@ def _need_packages() -> None:
             ) from error
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run `ditaccel eval`.
-
-    Returns:
-        0; 3 where samples failed (they are listed).
-
-    Raises:
-        DitaccelError: unusable input, in one line.
-    """
-    _need_packages()
-    from ditaccel.io.files import read_json
-    from ditaccel.io.models import prompts_for, read_sheet
-    from ditaccel.io.opening import choose_device, use_threads
-
+def _options(args: argparse.Namespace) -> Options:
+    """How to run, by the command's options."""
     from .options import Options
-    from .runs import evaluate
-    from .store import SUMMARY
 
-    sheet = read_sheet(args.model)
-    prompts = prompts_for(args.model, sheet, args.prompts)[: args.limit]
-    use_threads(args.threads, choose_device(args.device))
-    settings = Options(
+    return Options(
         steps=args.steps,
         fewer=args.fewer,
         call=dict(args.call),
@@ -139,9 +146,56 @@ def run(args: argparse.Namespace) -> int:
         scheduler=args.scheduler,
         threads=args.threads,
         pairs=args.pairs,
+        workers=args.workers,
         quiet=args.quiet,
     )
-    out = evaluate(args.model, args.config, prompts, args.seeds, args.out, settings)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `ditaccel eval`.
+
+    Returns:
+        0; 3 where samples failed (they are listed).
+
+    Raises:
+        DitaccelError: unusable input, in one line.
+    """
+    _need_packages()
+    from ditaccel.io.models import prompts_for, read_sheet
+    from ditaccel.io.opening import choose_device, use_threads
+
+    from .runs import evaluate
+
+    sheet = read_sheet(args.model)
+    if args.merge:
+        return _report(_merged(args, sheet), args)
+    prompts = prompts_for(args.model, sheet, args.prompts)[: args.limit]
+    use_threads(args.threads, choose_device(args.device))
+    out = evaluate(args.model, args.config, prompts, args.seeds, args.out, _options(args))
+    return _report(out, args)
+
+
+def _merged(args: argparse.Namespace, sheet: Sheet) -> Path:
+    """Merge finished runs.
+
+    Raises:
+        UsageError: an option that only a run could follow, or runs that cannot be one table.
+    """
+    from .judge import Judge
+    from .workers.parts import merge
+
+    for name in ("config", "prompts", "limit", "steps", "fewer", "call"):
+        if getattr(args, name):
+            raise UsageError("goes with a run; merged runs have it already", name)
+    return merge(args.merge, args.out, Judge(_options(args), sheet, None))
+
+
+def _report(out: Path, args: argparse.Namespace) -> int:
+    """Write the report and show the figures; returns the exit code."""
+    from ditaccel.io.files import read_json
+
+    from .store import SUMMARY
+
     summary = read_json(out / SUMMARY)
     report = None
     if not args.no_html:

@@ -32,6 +32,8 @@ class Options:
         threads: CPU threads, None leaves torch's setting.
         pairs: samples that are timed: each row has a dense run of its own there, which
             about doubles what they cost. Quality is measured on all samples.
+        workers: processes that share the samples, each on a GPU of its own where there are enough.
+            They load each other, which the report tells; time with one where speed is the question.
         quiet: whether to show no progress.
 
     Raises:
@@ -51,6 +53,7 @@ class Options:
     scheduler: str | None = None
     threads: int | None = None
     pairs: int = 8
+    workers: int = 1
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -58,5 +61,7 @@ class Options:
             raise UsageError(f"dtype {self.dtype!r} is not one of {', '.join(SHORT_DTYPES)}")
         if self.pairs < 1:
             raise UsageError(f"pairs must be >= 1, got {self.pairs}: speed is measured in pairs")
+        if self.workers < 1:
+            raise UsageError(f"workers must be >= 1, got {self.workers}")
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads must be >= 1, got {self.threads}")

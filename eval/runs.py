@@ -6,20 +6,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ditaccel.batch.workers.devices import choose_devices
+from ditaccel.batch.workers.shards import Rank
 from ditaccel.errors import UsageError
 from ditaccel.io.progress import Progress
 
-from . import specs
-from .comparison import plan
-from .comparison.comparison import Comparison
-from .comparison.rows import Rows
-from .comparison.sampler import make_samples
-from .comparison.setup import describe
-from .comparison.subject import open_subject
-from .judge import Judge
+from .comparison.prepared import Asked, Prepared, prepare
 from .options import Options
 from .store import Store
 from .summary.summarise import write_summary
+from .workers.crew import share
+from .workers.parts import absorb
 
 
 def evaluate(
@@ -57,27 +54,53 @@ def evaluate(
     seeds = [seeds] if isinstance(seeds, int) else list(dict.fromkeys(int(s) for s in seeds))
     if not prompts or not seeds:
         raise UsageError("nothing to generate: give at least one prompt and one seed")
-    subject = open_subject(model, options)
-    sampler = subject.sampler(options, prompts)
-    rows = Rows(sampler, subject.for_presets)
-    chosen = rows.told(specs.build(texts, sampler.steps, options.fewer, rows.validate))
-    judge = Judge(options, subject.sheet, subject.pipe if sampler.by_class else None)
-    setup = describe(subject, sampler, chosen, prompts, seeds, judge, options)
-    samples = make_samples(prompts, seeds)
-    with Store(out, setup) as store:
-        left = sum(not store.is_done(row.id, s.id) for row in chosen for s in samples)
-        total = len(chosen) * len(samples)
-        progress = Progress(total, total - left, options.quiet)
-        kind = "clips" if "video" in subject.sheet.task else "pictures"
-        size = plan.size_line(len(prompts), len(seeds), len(chosen), left, kind)
-        stamp = {key: setup[key] for key in ("versions", "commit", "device")}
-        run = Comparison(store, rows, chosen, samples, judge, progress, stamp, options.pairs)
-        try:
-            repeats = run.complete(size if left else None)
-        finally:
-            progress.close()
-        write_summary(store.folder, judge, run.unavailable, repeats)
-        return store.folder
+    asked = Asked(model, texts, prompts, seeds, options)
+    devices = _devices(asked)
+    prepared = prepare(asked, devices[0])
+    with Store(out, prepared.setup) as store:
+        absorb(store)  # what the workers of a killed run have made
+        return _run(store, prepared, devices)
+
+
+def _run(store: Store, prepared: Prepared, devices: Sequence[str]) -> Path:
+    options, samples = prepared.asked.options, prepared.asked.samples
+    rows = prepared.configs
+    left = sum(not store.is_done(row.id, s.id) for row in rows for s in samples)
+    begun = {sample for _, sample in store.generations}
+    fresh = [(turn, s) for turn, s in enumerate(samples) if s.id not in begun]
+    devices = devices[: max(1, len(fresh))]
+    total = len(rows) * len(samples)
+    progress = Progress(total, total - left, options.quiet)
+    run = prepared.comparison(store, progress, len(devices))
+    size = prepared.size(left) if left else None
+    try:
+        if len(devices) == 1:
+            repeats = run.complete(size)
+        else:
+            own = [(turn, s) for turn, s in enumerate(samples) if s.id in begun]
+            repeats = share(run, prepared.asked, devices, size or "", own, fresh)
+    finally:
+        progress.close()
+    write_summary(store.folder, prepared.judge, run.unavailable, repeats)
+    return store.folder
+
+
+def _devices(asked: Asked) -> tuple[str, ...]:
+    """The device of each worker, this process's first.
+
+    Raises:
+        UsageError: there is no such device, or a loaded pipeline is to be shared.
+    """
+    options = asked.options
+    if options.workers == 1:
+        return (options.device,)
+    if not isinstance(asked.model, (str, Path)):
+        raise UsageError(
+            "several workers each load the model; give its folder or Hub id, not a pipeline",
+            "workers",
+        )
+    count = min(options.workers, len(asked.samples))
+    return choose_devices(options.device, count, Rank(), count, str(asked.model))
 
 
 def _several(given: str | Sequence[str]) -> list[str]:

@@ -35,6 +35,7 @@ IDENTITY = (
     "dtype",
     "pipeline",
     "scheduler",
+    "merged",
 )
 
 
@@ -111,6 +112,18 @@ class Store:
         )
         self.append(JOURNAL, line)
         self.generations[line["config"], line["sample"]] = plain(line)
+
+    def take(self, line: dict[str, Any], result: dict[str, Any] | None) -> None:
+        """Keep what was made elsewhere; its frames are in `media/` already.
+
+        Args:
+            line: of the generation.
+            result: of the same one, None where it was not judged.
+        """
+        self.append(JOURNAL, line)
+        self.generations[line["config"], line["sample"]] = plain(line)
+        if result is not None:
+            self.add_result(result)
 
     def add_result(self, line: dict[str, Any]) -> None:
         """Keep one judged generation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Comparison:
         progress: what the user sees.
         stamp: versions, commit and device, which every line carries.
         pairs: samples that are timed.
+        workers: that share the samples.
 
     Attributes:
         unavailable: peers that cannot run on this pipeline, each with the reason.
@@ -50,37 +52,44 @@ class Comparison:
         progress: Progress,
         stamp: dict[str, Any],
         pairs: int,
+        workers: int = 1,
     ) -> None:
         self.store, self.rows, self.configs, self.samples = store, rows, configs, samples
         self.judge, self.progress, self.stamp = judge, progress, stamp
-        self.pairs = pairs
+        self.pairs, self.workers = pairs, workers
         self.unavailable: dict[str, str] = {}
         self._warm: dict[str, float] = {}
+        self._first: Sample | None = None  # of those that this process made
         self.turns = Turns(rows.run, self._dense_so_far())
 
     def _dense_so_far(self) -> list[Timing]:
-        """Dense runs that an earlier part of this comparison timed."""
-        lines = self.store.generations.values()
+        """Dense runs that an earlier part of this comparison timed on such a device."""
+        device = self.stamp["device"]["name"]
+        known = self.store.generations.values()
+        lines = [line for line in known if line.get("device", {}).get("name") == device]
         own = [line["timing"] for line in lines if line["config"] == self.configs[0].id]
         twins = [pair["dense"] for line in lines for pair in line["pairs"]]
         return [Timing.from_dict(timing) for timing in (*own, *twins)]
 
-    def complete(self, size: str | None) -> bool | None:
+    def complete(
+        self, size: str | None, turns: Iterable[tuple[int, Sample]] | None = None
+    ) -> bool | None:
         """Make and judge what is left of the comparison.
 
         Args:
             size: the line that says how much is to be made; None where all is made already.
+            turns: number and sample of what this process makes; None for all samples.
 
         Returns:
             Whether dense came out the same next to every row and after them; None where nothing
             was made, or dense has no result to compare with.
         """
         if size is None:
-            self.measure()
+            self.measure(turns)
             return None
         self.progress.note(size)
         self.warm_up()
-        self.measure()
+        self.measure(turns)
         return self.verify_dense()
 
     def _left(self, row: RunConfig) -> list[int]:
@@ -121,6 +130,12 @@ class Comparison:
         self.configs = [row for row in self.configs if row.id not in self.unavailable]
         self.progress.note(plan.time_line(self._seconds_left()))
 
+    def give_up(self, sample: Sample, reason: str) -> None:
+        """Let a sample fail in all rows that have not made it."""
+        for row in self.configs:
+            if not self.store.is_done(row.id, sample.id):
+                self._fail(row, sample, reason)
+
     def _seconds_left(self) -> float:
         """An estimate of what is left, by the warm-ups so far."""
         left, timed = {}, {}
@@ -128,13 +143,17 @@ class Comparison:
             places = self._left(row)
             left[row.id] = len(places)
             timed[row.id] = sum(i < self.pairs for i in places) if row.role is not Role.DENSE else 0
-        return plan.seconds_left(self._warm, left, self.configs[0].id, timed)
+        return plan.seconds_left(self._warm, left, self.configs[0].id, timed) / self.workers
 
-    def measure(self) -> None:
-        """Make every sample with every row, and judge it, as far as it is not there."""
+    def measure(self, turns: Iterable[tuple[int, Sample]] | None = None) -> None:
+        """Make samples with every row, and judge them, as far as they are not there.
+
+        Args:
+            turns: number and sample of each; None for all.
+        """
         kept = {w["config"]: w["kept_bytes"] for w in read_all(self._path(store.WARMUPS), WARMUP)}
         self.progress.begin()
-        for turn, sample in enumerate(self.samples):
+        for turn, sample in enumerate(self.samples) if turns is None else turns:
             for row in in_turn(self.configs, turn):
                 if not self.store.is_done(row.id, sample.id):
                     self._generate(row, sample, kept.get(row.id, 0), turn)
@@ -169,6 +188,7 @@ class Comparison:
         except (RowError, UnsupportedError) as error:
             self._fail(row, sample, str(error))
             return
+        self._first = self._first or sample
         tally = outcome.tally
         self.store.add_generation(
             {
@@ -220,10 +240,10 @@ class Comparison:
 
     def verify_dense(self) -> bool | None:
         """Whether dense comes out the same next to every row, and once all rows have run."""
-        dense, sample = self.configs[0], self.samples[0]
+        dense, sample = self.configs[0], self._first
         if self.turns.dense_changed:
             return False
-        if not self.store.is_done(dense.id, sample.id):
+        if sample is None or not self.store.is_done(dense.id, sample.id):
             return None
         again = self.rows.run(dense, sample).generation.frames
         return bool(np.array_equal(again, self.store.frames(dense.id, sample.id)))

@@ -170,7 +170,7 @@ def timed(
     samples: Sequence[Sequence[Pair]],
     shares: Sequence[float],
     bounds: Sequence[float | None],
-    dense: Dense,
+    dense: Sequence[Dense],
     skips: bool,
 ) -> Timed:
     """The speed-up of a row, and whether it can be told.
@@ -179,7 +179,7 @@ def timed(
         samples: each timed sample's pairs.
         shares: each sample's computed share; it tells work that varies from noise.
         bounds: each sample's highest speed-up that the work it did allows, None where unknown.
-        dense: reference from all dense runs.
+        dense: each sample's reference, from all dense runs of its machine.
         skips: whether the row skips anything at all.
     """
     kept = [best_of(pairs) for pairs in samples]
@@ -192,7 +192,10 @@ def timed(
         for pair in flat
         if not pair.busy and pair.dense.denoiser and pair.row.denoiser
     ]
-    state, reason = _state(ratios, flat, shares, bounds, dense) if skips else (State.UNSKIPPED, "")
+    state, reason = State.UNSKIPPED, ""
+    if skips:
+        unsteady = sum(p.unsteady(own) for own, ps in zip(dense, kept, strict=True) for p in ps)
+        state, reason = _state(ratios, flat, shares, bounds, unsteady)
     return Timed(
         state,
         reason,
@@ -211,7 +214,7 @@ def _state(
     flat: Sequence[Pair],
     shares: Sequence[float],
     bounds: Sequence[float | None],
-    dense: Dense,
+    unsteady: int,
 ) -> tuple[State, str]:
     middle = statistics.median(ratios)
     known = [bound for bound in bounds if bound is not None]
@@ -220,7 +223,7 @@ def _state(
         return State.IMPOSSIBLE, words
     if any(pair.busy and pair.own is None for pair in flat):
         return State.NOISY, "other work ran at the same time, and no clock tells how much"
-    if sum(pair.unsteady(dense) for pair in flat) * 2 > len(flat):
+    if unsteady * 2 > len(flat):
         return State.NOISY, "its dense runs took another time than the other dense runs"
     # Work that varies from sample to sample, as adaptive methods do, divides out.
     even = quartiles([ratio * share for ratio, share in zip(ratios, shares, strict=True)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,14 @@ from ditaccel.io.checked import read_record
 from ditaccel.io.files import write_json
 
 from .. import store
-from ..measure.pairs import WHOLE, Dense, Pair, State, Timed, control_state, timed
-from ..measure.timing import Timing
+from ..comparison.sampler import make_samples
+from ..measure.pairs import WHOLE, Pair, State, Timed, control_state, timed
 from ..metrics.base import ACCURACY, Metric, Need, Per, measured
 from ..records import FAILURE, RESULT, SUMMARY, WARMUP, read_all, read_run
 from ..specs import JUDGED, Role, RunConfig, configs_of
 from . import pareto
 from .distances import Lines, add_distances
+from .machines import Machines
 from .verdicts import Kind, Level, Verdict, headline, verdicts
 
 if TYPE_CHECKING:
@@ -47,35 +49,30 @@ def _quality(metrics: Sequence[Metric], lines: Iterable[dict[str, Any]]) -> dict
     return found
 
 
-def _by_config(lines: Sequence[dict[str, Any]]) -> Lines:
+def _by_config(run: dict[str, Any], lines: Sequence[dict[str, Any]]) -> Lines:
+    """Lines by row and sample, in the order of the run, whoever made them."""
+    samples = make_samples(run.get("prompts") or [], run.get("seeds") or [])
+    places = {sample.id: place for place, sample in enumerate(samples)}
     found: Lines = {}
-    for line in lines:
+    for line in sorted(lines, key=lambda line: places.get(line["sample"], len(places))):
         found.setdefault(line["config"], {})[line["sample"]] = line
     return found
 
 
-def _pairs(line: dict[str, Any]) -> list[Pair]:
-    return [Pair.from_dict(pair) for pair in line["pairs"]]
-
-
-def _dense_runs(lines: Lines, dense_id: str) -> list[Timing]:
-    """Every dense run of the comparison: the samples' own, and those beside other rows."""
-    own = [Timing.from_dict(line["timing"]) for line in lines[dense_id].values()]
-    return own + [p.dense for group in lines.values() for x in group.values() for p in _pairs(x)]
-
-
-def _timed(config: RunConfig, lines: dict[str, Any], dense: Dense, share: float) -> Timed:
+def _timed(config: RunConfig, lines: dict[str, Any], machines: Machines, share: float) -> Timed:
     """The speed-up of one row, from its pairs."""
     if config.role is Role.DENSE:
         return Timed(State.OK, "", dict.fromkeys(("median", "p25", "p75"), 1.0), 1.0, 1.0)
     beside = [line for line in lines.values() if line["pairs"]]
-    return timed(
-        [_pairs(line) for line in beside],
+    found = timed(
+        [[Pair.from_dict(pair) for pair in line["pairs"]] for line in beside],
         [line["computed_share"] for line in beside],
         [1 / line["least_share"] if line.get("least_share") else None for line in beside],
-        dense,
+        [machines.dense(line) for line in beside],
         config.sparse or share < WHOLE or config.role not in JUDGED,
     )
+    apart = machines.apart(config.id)
+    return replace(found, state=State.NOISY, reason=apart) if apart and found.speedup else found
 
 
 def _efficiency(speedup: dict[str, float] | None, share: float, sparse: bool) -> float | None:
@@ -86,13 +83,13 @@ def _efficiency(speedup: dict[str, float] | None, share: float, sparse: bool) ->
 def _row(
     config: RunConfig,
     lines: dict[str, dict[str, Any]],
-    dense: Dense,
+    machines: Machines,
     warmup: dict[str, Any],
     metrics: Sequence[Metric],
 ) -> dict[str, Any]:
     """Figures of one row over its samples."""
     share = float(np.mean([line["computed_share"] for line in lines.values()]))
-    took = _timed(config, lines, dense, share)
+    took = _timed(config, lines, machines, share)
     shown = took.state in (State.OK, State.NOISY)
     speedup = took.speedup if shown else None
     inside = took.denoiser if shown else None
@@ -138,18 +135,18 @@ def _unjudged(metrics: Sequence[Metric], lines: Lines) -> dict[str, str]:
     }
 
 
-def _table_timing(configs: Sequence[RunConfig], lines: Lines, dense: Dense) -> dict[str, Any]:
+def _table_timing(configs: Sequence[RunConfig], lines: Lines, machines: Machines) -> dict[str, Any]:
     """What the whole table's timing is worth: another seed must take as long as dense."""
     control = next((c for c in configs if c.role is Role.OTHER_SEED and c.id in lines), None)
     took = Timed(State.UNTIMED, "", None)
     if control is not None:
-        took = _timed(control, lines[control.id], dense, 1.0)
+        took = _timed(control, lines[control.id], machines, 1.0)
     trusted, words = control_state(took)
     return {
         "trusted": trusted,
         "text": words,
         "control": took.speedup,
-        "dense": {"runs": dense.n, "seconds": dense.seconds, "own": dense.own},
+        "dense": machines.all_dense,
     }
 
 
@@ -165,7 +162,7 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
     """
     folder = Path(folder)
     run = read_run(folder / store.RUN)
-    lines = _by_config(read_all(folder / store.RESULTS, RESULT))
+    lines = _by_config(run, read_all(folder / store.RESULTS, RESULT))
     warmups = {w["config"]: w for w in read_all(folder / store.WARMUPS, WARMUP)}
     configs = configs_of(run)
     dense_id = next((c.id for c in configs if c.role is Role.DENSE), None)
@@ -174,10 +171,10 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
     done = {(line["config"], line["sample"]) for group in lines.values() for line in group.values()}
     failed = read_all(folder / store.FAILURES, FAILURE)
     failures = {(f["config"], f["sample"]): f["error"] for f in failed}
-    dense = Dense.of(_dense_runs(lines, dense_id))
+    machines = Machines(run, lines, dense_id)
     metrics = _measured(run, lines)
     rows = {
-        c.id: _row(c, lines[c.id], dense, warmups.get(c.id, {}), metrics)
+        c.id: _row(c, lines[c.id], machines, warmups.get(c.id, {}), metrics)
         for c in configs
         if c.id in lines
     }
@@ -186,7 +183,7 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
     if judge is not None:
         counts, few = add_distances(folder, lines, rows, dense_id, judge)
         missing = judge.not_available | _unjudged(metrics, lines) | few
-    table = _table_timing(configs, lines, dense)
+    table = _table_timing(configs, lines, machines)
     points = pareto.points_of(configs, rows, table["trusted"])
     found = verdicts(points, rows)
     kind = Kind.TABLE_NOISE if table["trusted"] else Kind.NOISY_TABLE
@@ -198,7 +195,10 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
         "matched": pareto.matched(points),
         "dominated": pareto.dominated(points),
         "headline": headline(points, found),
-        "verdicts": [v.to_dict() for v in (Verdict(kind, level, words), *found)],
+        "machines": machines.rows(),
+        "verdicts": [
+            v.to_dict() for v in (Verdict(kind, level, words), *machines.verdicts(configs), *found)
+        ],
         "not_available": missing,
         "distances": counts,
         "failures": [

@@ -37,6 +37,8 @@ class Kind(StrEnum):
     NOISY_TABLE = "noisy table"
     TABLE_NOISE = "noise of the table"
     DENSE_CHANGED = "dense changed"
+    SHARED_MACHINE = "shared machine"
+    SEVERAL_MACHINES = "several machines"
 
 
 class Level(StrEnum):

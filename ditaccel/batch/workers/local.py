@@ -128,10 +128,14 @@ def _alone(
         raise KeyboardInterrupt
 
 
-def spawn(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    """Start `worker_main` with its result lines in a pipe."""
+def spawn(
+    arguments: list[str],
+    environment: dict[str, str],
+    module: str = "ditaccel.batch.workers.worker_main",
+) -> subprocess.Popen[str]:
+    """Start a worker's module with its result lines in a pipe."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "ditaccel.batch.workers.worker_main", *arguments],
+        [sys.executable, "-P", "-m", module, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         env=environment,

@@ -1,4 +1,4 @@
-"""What an evaluation is going to take is said before it takes it."""
+"""What an evaluation is going to take is reported before it takes it."""
 
 import pytest
 from ditaccel.eval.comparison.plan import seconds_left, size_line, time_line

@@ -32,7 +32,7 @@ def measure(machine: Machine, samples: int) -> tuple[dict[str, Timed], bool, str
         share = WORK[row.id]
         skips = share < 1 or row.role == "other_seed"
         shares, bounds = [share] * samples, [1 / share] * samples
-        found[row.id] = timed(pairs[row.id], shares, bounds, reference, skips)
+        found[row.id] = timed(pairs[row.id], shares, bounds, [reference] * samples, skips)
     return found, *control_state(found["other-seed"])
 
 
@@ -101,7 +101,11 @@ def test_the_figures_that_were_seen() -> None:
     reference = Dense.of(dense)
     other = [timing(w, p, w - p) for w, p in ((1.26, 0.42), (0.9, 0.44))]
     control = timed(
-        [[Pair(d, r)] for d, r in zip(dense, other, strict=False)], [1, 1], [1, 1], reference, True
+        [[Pair(d, r)] for d, r in zip(dense, other, strict=False)],
+        [1, 1],
+        [1, 1],
+        [reference] * 2,
+        True,
     )
     assert control.wall is not None and control.wall > 2.8  # "dense, another seed 2.83x"
     assert control.speedup is not None and control.speedup["median"] == pytest.approx(1.0, abs=0.03)
@@ -110,7 +114,7 @@ def test_the_figures_that_were_seen() -> None:
     half = [timing(w, p, w - p) for w, p in ((0.45, 0.22), (0.7, 0.23))]
     took = timed(
         [[Pair(d, r)] for d, r in zip(dense, half, strict=False)],
-        [0.5, 0.5], [2.0, 2.0], reference, True,
+        [0.5, 0.5], [2.0, 2.0], [reference] * 2, True,
     )  # fmt: skip
     assert took.state is State.OK and took.speedup is not None
     assert took.speedup["median"] == pytest.approx(1.91, abs=0.05)
@@ -121,16 +125,16 @@ def test_what_the_work_does_not_allow_is_refused() -> None:
     """80 % computed and 1.37x: the bound is 1.25x."""
     pairs = [[Pair(timing(2.0), timing(1.46))], [Pair(timing(2.02), timing(1.47))]]
     reference = Dense.of([timing(2.0), timing(2.02)])
-    took = timed(pairs, [0.8, 0.8], [1.25, 1.25], reference, True)
+    took = timed(pairs, [0.8, 0.8], [1.25, 1.25], [reference] * 2, True)
     assert took.state is State.IMPOSSIBLE
     assert "1.37× was measured, and the work it did allows 1.25×" in took.reason
     # Sparse attention has no such bound: its layers all run.
-    assert timed(pairs, [1.0, 1.0], [None, None], reference, True).state is State.OK
+    assert timed(pairs, [1.0, 1.0], [None, None], [reference] * 2, True).state is State.OK
 
 
 def test_a_row_that_skips_nothing_has_no_state_of_a_result() -> None:
     pairs = [[Pair(timing(2.0), timing(1.2))]]
-    took = timed(pairs, [1.0], [1.0], Dense.of([timing(2.0)]), False)
+    took = timed(pairs, [1.0], [1.0], [Dense.of([timing(2.0)])], False)
     assert took.state is State.UNSKIPPED
 
 
@@ -152,9 +156,10 @@ def test_work_that_varies_from_sample_to_sample_is_no_noise() -> None:
     """An adaptive method computes half of one sample and a quarter of the next."""
     shares = [0.5, 0.25, 0.4]
     pairs = [[Pair(timing(2.0), timing(2.0 * share))] for share in shares]
-    took = timed(pairs, shares, [1 / s for s in shares], Dense.of([timing(2.0)]), True)
+    dense = [Dense.of([timing(2.0)])] * 3
+    took = timed(pairs, shares, [1 / s for s in shares], dense, True)
     assert took.state is State.OK
-    even = timed(pairs, [0.4] * 3, [None] * 3, Dense.of([timing(2.0)]), True)
+    even = timed(pairs, [0.4] * 3, [None] * 3, dense, True)
     assert even.state is State.NOISY and "its pairs differ by" in even.reason
 
 

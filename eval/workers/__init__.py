@@ -1,0 +1,1 @@
+"""Several workers of one evaluation: who makes which sample, and how their parts come together."""
