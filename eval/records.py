@@ -110,6 +110,24 @@ _METRIC = record(
         "shown": choice(*Shown),
     }
 )
+_DEVICE = record({}, {"name": maybe(text), "type": text})
+_CEILINGS = record(
+    {
+        "flops": number(1, 1e30),
+        "bytes": number(1, 1e30),
+        "copied": whole(1),
+        "itemsize": whole(1, 16),
+    }
+)
+_MACHINE = record(
+    {},
+    {
+        "device": _DEVICE,
+        "versions": table(anything),
+        "ceilings": maybe(_CEILINGS),
+        "left_out": whole(0),
+    },
+)
 _RUN = record(
     {"configs": items(_CONFIG, 1)},
     {
@@ -119,7 +137,7 @@ _RUN = record(
         "call": table(anything),
         "prompts": items(text),
         "seeds": items(whole()),
-        "device": record({}, {"name": maybe(text), "type": text}),
+        "device": _DEVICE,
         "versions": table(anything),
         "commit": maybe(text),
         "command": maybe(text),
@@ -128,6 +146,9 @@ _RUN = record(
         "memory": maybe(text),
         "metrics": items(_METRIC),
         "pairs": whole(1),
+        "machines": items(_MACHINE, 1),
+        "ceilings": maybe(_CEILINGS),
+        "merged": items(text),
     },
 )
 
@@ -147,6 +168,10 @@ _GENERATION_MAY = {
     "least_share": maybe(_SHARE),
     "peak_memory_bytes": maybe(number(0, LARGE)),
     "work": number(0, 1e300),
+    "device": record({}, {"name": maybe(text)}),
+    # Of several: which machine of a merged run, and how many workers shared it.
+    "machine": whole(0, 10**6),
+    "workers": whole(1, 10**6),
 }
 GENERATION = record({**_GENERATION, "work": number(0, 1e300)}, _GENERATION_MAY)
 
@@ -173,7 +198,10 @@ RESULT = record(
     {**_GENERATION_MAY, "finite": flag},
 )
 FAILURE = record({"config": _short, "sample": _short, "error": text})
-WARMUP = record({"config": _short, "seconds": number(-1e9, 1e9), "kept_bytes": number(0, LARGE)})
+WARMUP = record(
+    {"config": _short, "seconds": number(-1e9, 1e9), "kept_bytes": number(0, LARGE)},
+    dict.fromkeys(("flops", "attention_flops", "work"), number(0, 1e300)),
+)
 
 _SPREAD = record({"median": number()}, {k: number() for k in ("p10", "p25", "p75", "p90")})
 _SPEEDUPS = record(dict.fromkeys(("median", "p25", "p75"), _SPEEDUP))
@@ -194,7 +222,16 @@ _STATS = record(
         "seconds": maybe(_SPREAD),
         ACCURACY: _by_word(maybe(number())),
         "denoiser_speedup": maybe(_SPEEDUPS),
-        **{k: maybe(number()) for k in ("efficiency", "denoiser_efficiency", "peak_memory_bytes")},
+        **dict.fromkeys(
+            (
+                "efficiency",
+                "denoiser_efficiency",
+                "peak_memory_bytes",
+                "floor_seconds",
+                "floor_share",
+            ),
+            maybe(number()),
+        ),
     },
 )
 _MATCH = record(
@@ -223,6 +260,10 @@ _HEADLINE = record(
         "missing": maybe(choice(*Missing)),
     },
 )
+_TIMED_ON = record(
+    {"name": text, "samples": whole(0, 10**9), "speedup": table(_SPEEDUP)},
+    {"dense_seconds": maybe(number(0, 1e9))},
+)
 SUMMARY = record(
     {"configs": table(_STATS), "verdicts": items(_VERDICT)},
     {
@@ -234,6 +275,8 @@ SUMMARY = record(
         "unavailable": table(text),
         "failures": items(FAILURE),
         "dense_repeats": maybe(flag),
+        "machines": items(_TIMED_ON),
+        "limits": record({}, {"text": text, "beaten": flag}),
     },
 )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config import from_dict, spec_of
 from ..io.progress import duration
+from ..reports.audited import Outcome
 from .audit import estimates, key_of
 from .folder import DONE, FAILED, JobFolder
 from .manifest import Item
@@ -100,6 +101,7 @@ def audits_of(done: Sequence[dict[str, Any]], target: float | None) -> list[dict
             "words": str(found),
             "target": target,
             "missed": target is not None and found.misses(target),
+            "outcome": None if target is None else found.outcome(target),
         }
         for key, found in estimates(audited).items()
     ]
@@ -147,8 +149,9 @@ def describe(summary: dict[str, Any], said: Collection[str] = ()) -> list[str]:
         if summary["hit_rate"] is not None:
             lines.append(f"transformer calls forecast: {100 * summary['hit_rate']:.0f} %")
     for found in summary.get("audits", ()):
-        below = f": below the target of {found['target']:g} dB" if found["missed"] else ""
-        lines.append(f"audit of {found['config']}: {found['words']}{below}")
+        target = found["target"]
+        came = "" if target is None else f": {Outcome(found['outcome']).words(target)}"
+        lines.append(f"audit of {found['config']}: {found['words']}{came}")
     if summary.get("stopped"):
         lines.append(
             "stopped by the audit: give a safer config, or leave the audit's target out to go on"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from math import sqrt
 from statistics import NormalDist, fmean, stdev
 from typing import Any
@@ -30,6 +31,26 @@ def student(freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
     )
     return z + sum(term / freedom ** (i + 1) for i, term in enumerate(terms))
+
+
+class Outcome(StrEnum):
+    """What audited outputs say about a target for the mean of all outputs."""
+
+    REACHED = "reached"
+    MISSED = "missed"
+    OPEN = "open"
+
+    def words(self, target: float) -> str:
+        """The same for people.
+
+        Args:
+            target: in dB.
+        """
+        return {
+            Outcome.REACHED: f"above the target of {target:g} dB",
+            Outcome.MISSED: f"below the target of {target:g} dB",
+            Outcome.OPEN: f"too few audited to tell whether above the target of {target:g} dB",
+        }[self]
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,14 @@ class Audited:
         """Whether the mean of all outputs is below a level, with that confidence."""
         found = self.interval
         return found is not None and len(self.levels) >= FEWEST and found[1] < target
+
+    def outcome(self, target: float) -> Outcome:
+        """Whether the mean of all outputs reaches a level, as far as can be told."""
+        if self.misses(target):
+            return Outcome.MISSED
+        found = self.interval
+        sure = found is not None and len(self.levels) >= FEWEST and found[0] >= target
+        return Outcome.REACHED if sure else Outcome.OPEN
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ditaccel.io.progress import Progress, duration
 
 from .. import store
 from ..judge import Judge
+from ..measure.ceilings import CountedFlops
 from ..measure.memory import KeptTensors
 from ..measure.timing import Timing
 from ..records import WARMUP, read_all
@@ -104,7 +106,9 @@ class Comparison:
         for row in pending:
             kept = KeptTensors()
             try:
-                outcome = self.rows.run(row, self.samples[0], kept)
+                # Of dense alone: a kernel that is compiled in its first call does not see a mode.
+                with CountedFlops() if row is dense else nullcontext() as flops:
+                    outcome = self.rows.run(row, self.samples[0], kept)
             except UnsupportedError as error:
                 if row.role is not Role.PEER:
                     raise
@@ -123,6 +127,9 @@ class Comparison:
             seconds = outcome.generation.seconds - kept.seconds
             self._warm[row.id] = seconds
             line = {"config": row.id, "seconds": seconds, "kept_bytes": max(0, kept.peak - zero)}
+            if flops is not None:
+                line |= {"flops": flops.total, "attention_flops": flops.attention}
+                line["work"] = outcome.tally.work
             self.store.append(store.WARMUPS, line)
             self.progress.note(f"{row.label}: warmed up in {duration(seconds)}")
             if row is dense:

@@ -13,6 +13,7 @@ import torch
 from ditaccel.io import given, provenance
 
 from ..judge import Judge
+from ..measure.ceilings import ceilings_of
 from ..measure.memory import CPU_MEANING, CUDA_MEANING
 from ..options import Options
 from ..peers.base import PEERS
@@ -66,6 +67,8 @@ def describe(
         "memory": CUDA_MEANING if device["type"] == "cuda" else CPU_MEANING,
         "pairs": options.pairs,
     }
+    if (ceilings := ceilings_of(subject.pipe)) is not None:
+        setup["ceilings"] = ceilings.to_dict()
     if subject.factory is not None:
         setup["pipeline"] = subject.factory.identity
     if options.scheduler is not None:

@@ -251,6 +251,8 @@ _RESERVED = {
     "denoiser_efficiency",
     "denoiser_speedup",
     "efficiency",
+    "floor_seconds",
+    "floor_share",
     "n",
     "peak_memory_bytes",
     "seconds",

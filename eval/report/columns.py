@@ -106,6 +106,15 @@ _COST = (
         shown=Shown.PAGE,
     ),
     Column(
+        "floor_share",
+        "of the limit",
+        ("floor_share",),
+        _percent,
+        "the least seconds that the device's measured ceilings allow this row's operations and "
+        "weights / its seconds: how much better code could still gain, not how fast the row is",
+        shown=Shown.PAGE,
+    ),
+    Column(
         "denoiser_efficiency",
         "denoiser efficiency",
         ("denoiser_efficiency",),

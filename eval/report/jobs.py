@@ -17,6 +17,7 @@ from ditaccel.batch.manifest import Item
 from ditaccel.batch.state import PARTS, describe, summarise
 from ditaccel.errors import UsageError
 from ditaccel.io.progress import duration
+from ditaccel.reports.audited import Outcome
 
 PAGE = "gallery.html"
 # Characters of data URIs a page may hold, so that a browser opens it at once.
@@ -102,11 +103,17 @@ def _audits(folder: JobFolder, items: Sequence[Item], summary: dict[str, Any]) -
         return None
     tiles = []
     for found in audits:
-        low, high = found["low"], found["high"]
-        within = "" if low is None else f", mean of all: {low:.1f} to {high:.1f} dB"
-        aim = "" if found["target"] is None else f", target {found['target']:g} dB"
-        words = f"{found['n']} audited, {found['config']}{within}{aim}"
-        tiles.append(_tile(f"{found['mean']:.1f} dB", words, "main bad" if found["missed"] else ""))
+        count, target = found["n"], found["target"]
+        facts = [f"to dense: mean of {count} audited item{'s' * (count != 1)}"]
+        if found["low"] is not None:
+            low, high = found["low"], found["high"]
+            facts.append(f"of all items {low:.1f} to {high:.1f} dB (95 % interval)")
+        facts.append(f"worst {found['worst']:.1f} dB")
+        if target is not None:
+            facts.append(Outcome(found["outcome"]).words(target))
+        facts.append(found["config"])
+        kind = "main bad" if found["missed"] else ""
+        tiles.append(_tile(f"{found['mean']:.1f} dB", " · ".join(facts), kind))
     audited = []
     for item in items:
         record = folder.record(item) or {}
@@ -127,7 +134,8 @@ def _audits(folder: JobFolder, items: Sequence[Item], summary: dict[str, Any]) -
         )
         for psnr, item, record in audited[:_WORST]
     ]
-    note = "The worst audited items first: on the left as made, on the right dense. 95 % intervals."
+    shown = f"The worst {len(cards)} of" if len(cards) < len(audited) else "All"
+    note = f"{shown} {len(audited)} audited items, worst first; left as made, right dense."
     return el(
         "div",
         el("div", tiles, cls="tiles"),
@@ -239,7 +247,7 @@ def _gallery(folder: JobFolder, items: Sequence[Item]) -> Markup:
     )
     legend = el(
         "p",
-        "Bars below an output, one mark a step:",
+        "Bars below an output, one mark per step:",
         el("span", el("i", cls="on"), cls="strip-steps"), " computed",
         el("span", el("i", cls="off"), cls="strip-steps"), " forecast.",
         cls="legend",

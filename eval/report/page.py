@@ -12,7 +12,7 @@ from ditaccel.eval.report.pareto_plot import pareto, pareto_png
 from ditaccel.eval.report.series import pareto_marks
 from ditaccel.eval.report.shell import document, write_text
 from ditaccel.eval.report.steps import hit_maps
-from ditaccel.eval.report.table import full_table
+from ditaccel.eval.report.table import full_table, limits, machines
 from ditaccel.eval.report.text_table import markdown_rows, terminal_table
 from ditaccel.eval.report.verdict import headline, matched_table
 
@@ -84,6 +84,8 @@ def _page(evaluation: Evaluation) -> str:
         "pareto": ("Speed against quality", _pareto(evaluation)),
         "matched": ("Speed at equal quality", matched_table(evaluation)),
         "table": ("All figures", full_table(evaluation)),
+        "machines": ("Speed on each machine", machines(evaluation)),
+        "limits": ("Physical limits", limits(evaluation)),
         "pictures": ("Pictures, worst first", gallery(evaluation)),
         "steps": ("Which steps were computed", hit_maps(evaluation)),
         "provenance": ("How this was made", _provenance(evaluation)),

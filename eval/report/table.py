@@ -106,6 +106,60 @@ def full_table(evaluation: Evaluation) -> Markup:
     return el("div", hint, scroll, _footnotes(evaluation, columns))
 
 
+def limits(evaluation: Evaluation) -> Markup | None:
+    """How close the rows come to what the machine can do, None where that was not measured."""
+    text = (evaluation.summary.get("limits") or {}).get("text")
+    if not text:
+        return None
+    rows = []
+    for config in evaluation.configs:
+        floor = evaluation.number(config, "floor_seconds")
+        share = evaluation.number(config, "floor_share")
+        if floor is not None and share is not None:
+            bar = el("div", cls="bar", style=f"width:{min(100.0, 100 * share):.1f}%")
+            rows.append(
+                el(
+                    "tr",
+                    el("th", breakable(config.label), scope="row"),
+                    el("td", f"{floor:.3g} s", cls="num"),
+                    el("td", f"{share:.0%}", cls="num"),
+                    el("td", bar, cls="wide"),
+                )
+            )
+    names = ("configuration", "floor", "share of it reached", "")
+    head = el("thead", el("tr", [el("th", name, scope="col") for name in names]))
+    table = el("table", head, el("tbody", rows), cls="times") if rows else None
+    return el("div", el("p", text, cls="muted"), table)
+
+
+def machines(evaluation: Evaluation) -> Markup | None:
+    """Speed-ups of each machine, None where there was one."""
+    found = evaluation.summary.get("machines") or []
+    if len(found) < 2:
+        return None
+    head = [
+        el("th", "configuration", scope="col"),
+        *(el("th", f"{one['name']} ({one['samples']} samples)", scope="col") for one in found),
+    ]
+    rows = [
+        el(
+            "tr",
+            el("th", breakable(config.label), scope="row"),
+            *(
+                el("td", f"{one['speedup'][config.id]:.2f}×", cls="num")
+                if config.id in one["speedup"]
+                else el("td", "–", cls="num none")
+                for one in found
+            ),
+        )
+        for config in evaluation.configs
+        if config.role is not Role.DENSE
+    ]
+    note = "Median speed-up over the samples that each machine has timed."
+    table = el("table", el("thead", el("tr", head)), el("tbody", rows))
+    return el("div", el("p", note, cls="muted"), el("div", table, cls="scroll", tabindex=0))
+
+
 def _footnotes(evaluation: Evaluation, columns: list[Column]) -> Markup:
     lines: list[Markup] = []
     smallest = min((evaluation.number(c, "n") or 0) for c in evaluation.configs)

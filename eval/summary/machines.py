@@ -15,15 +15,14 @@ from ..specs import RunConfig
 from .distances import Lines
 from .verdicts import Kind, Level, Verdict
 
+# Number of the machine in a merged run, and name of the device.
 Place = tuple[int, str]
 
 
 def _place(line: Mapping[str, Any]) -> Place:
     """Which machine and device a line was made on."""
-    device = line.get("device")
-    name = device.get("name") if isinstance(device, dict) else None
-    machine = line.get("machine")
-    return machine if isinstance(machine, int) else 0, str(name or "unknown device")
+    name = line.get("device", {}).get("name")
+    return line.get("machine", 0), name or "unknown device"
 
 
 class Machines:
@@ -45,17 +44,15 @@ class Machines:
             runs[_place(line)] += [Pair.from_dict(pair).dense for pair in line["pairs"]]
         self._dense = {place: Dense.of(found) for place, found in sorted(runs.items())}
         self._all = Dense.of([one for found in runs.values() for one in found])
-        self._workers = max((int(line.get("workers") or 1) for line in every), default=1)
+        self._workers = max((line.get("workers", 1) for line in every), default=1)
         self._samples = {
             place: sum(_place(line) == place for line in lines[dense_id].values())
             for place in self._dense
         }
         names = [device for _, device in self._dense]
         self._names = {
-            place: place[1]
-            if names.count(place[1]) == 1
-            else f"{place[1]} (machine {place[0] + 1})"
-            for place in self._dense
+            (machine, name): name if names.count(name) == 1 else f"{name} (machine {machine + 1})"
+            for machine, name in self._dense
         }
 
     def dense(self, line: Mapping[str, Any]) -> Dense:
@@ -119,9 +116,7 @@ class Machines:
     def _several(self, configs: Sequence[RunConfig]) -> str:
         each = [f"{self._names[place]} ({n} samples)" for place, n in self._samples.items()]
         differ = [config.label for config in configs if self.apart(config.id)]
-        known = self._run.get("machines")
-        machines = known if isinstance(known, list) else []
-        twice = sum(int(machine.get("left_out") or 0) for machine in machines)
+        twice = sum(machine.get("left_out", 0) for machine in self._run.get("machines", ()))
         words = (
             f"Rows were timed on {len(each)} machines: {', '.join(each)}. Each is paired with "
             "dense runs of its own machine; seconds are of all of them together, and a row's "

@@ -21,6 +21,7 @@ from ..records import FAILURE, RESULT, SUMMARY, WARMUP, read_all, read_run
 from ..specs import JUDGED, Role, RunConfig, configs_of
 from . import pareto
 from .distances import Lines, add_distances
+from .limits import Limits
 from .machines import Machines
 from .verdicts import Kind, Level, Verdict, headline, verdicts
 
@@ -173,11 +174,15 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
     failures = {(f["config"], f["sample"]): f["error"] for f in failed}
     machines = Machines(run, lines, dense_id)
     metrics = _measured(run, lines)
+    limits = Limits(run, warmups.get(dense_id, {}))
     rows = {
         c.id: _row(c, lines[c.id], machines, warmups.get(c.id, {}), metrics)
+        | limits.row(lines[c.id])
         for c in configs
         if c.id in lines
     }
+    if limits.beaten:
+        rows = {name: row | {"floor_share": None} for name, row in rows.items()}
     counts: dict[str, Any] = {}
     missing: dict[str, str] = {}
     if judge is not None:
@@ -196,6 +201,7 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
         "dominated": pareto.dominated(points),
         "headline": headline(points, found),
         "machines": machines.rows(),
+        "limits": limits.described(),
         "verdicts": [
             v.to_dict() for v in (Verdict(kind, level, words), *machines.verdicts(configs), *found)
         ],

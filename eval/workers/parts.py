@@ -136,7 +136,7 @@ def machines_of(run: Line) -> list[Line]:
     found: list[Line] | None = run.get("machines")
     if found is not None:
         return found
-    return [{key: run.get(key) for key in ("device", "versions", "commit")}]
+    return [{key: run.get(key) for key in ("device", "versions", "ceilings")}]
 
 
 def merge(folders: Sequence[str | Path], out: str | Path, judge: Judge) -> Path:

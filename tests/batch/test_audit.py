@@ -21,7 +21,7 @@ from ditaccel.batch.manifest import Item
 from ditaccel.cli import main
 from ditaccel.io.files import read_lines
 from ditaccel.io.frames import MOST_PSNR, psnr
-from ditaccel.reports.audited import FEWEST, Audited, student
+from ditaccel.reports.audited import FEWEST, Audited, Outcome, student
 
 Run = Callable[..., tuple[int, str, str]]
 Jobs = Callable[..., Path]
@@ -96,6 +96,16 @@ def test_a_watch_goes_down_the_chain_and_no_further_than_it_must(tmp_path: Path)
     assert watch.current(item).config is None
     assert watch.current(Item("e" * 16, 1, config=b)).config == b  # which was asked for
     assert Watch(folder, Audit(1.0, 30.0, True, watch.audit.safer)).stopped
+
+
+def test_what_is_said_of_a_target_is_sure_or_open() -> None:
+    """30, 31 and 32 dB: the mean of all is within 28.5 and 33.5 dB."""
+    found = Audited((30.0, 31.0, 32.0))
+    assert found.outcome(28.0) is Outcome.REACHED and found.outcome(34.0) is Outcome.MISSED
+    assert (
+        found.outcome(31.0) is Outcome.OPEN and Audited((50.0, 50.0)).outcome(1.0) is Outcome.OPEN
+    )
+    assert "too few audited to tell" in Outcome.OPEN.words(31.0)
 
 
 def test_an_audit_changes_no_output_and_is_in_results_and_report(

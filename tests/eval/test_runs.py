@@ -119,6 +119,20 @@ def test_summary(finished) -> None:
     assert summary["configs"]["steps-3"]["psnr"]["kept"] is not None
 
 
+def test_floors_follow_from_what_dense_computes(finished) -> None:
+    """A row of half the steps has half of dense's floor; sparse or not, it is never above."""
+    run, summary = read_json(finished / "run.json"), read_json(finished / "summary.json")
+    warm = read_lines(finished / "warmups.jsonl")
+    assert [line["config"] for line in warm if "flops" in line] == ["dense"]
+    floors = {name: row["floor_seconds"] for name, row in summary["configs"].items()}
+    assert floors["other-seed"] == floors["dense"] > 0
+    assert floors["steps-3"] == pytest.approx(floors["dense"] / 2)
+    ceilings = run["ceilings"]
+    bound = max(warm[0]["flops"] / ceilings["flops"], 4 * warm[0]["work"] / ceilings["bytes"])
+    assert floors["dense"] == pytest.approx(bound)
+    assert "FLOP/s" in summary["limits"]["text"] or "not shown" in summary["limits"]["text"]
+
+
 def test_every_row_is_timed_beside_a_dense_run_of_its_own(finished) -> None:
     for line in read_lines(finished / "results.jsonl"):
         pairs = line["pairs"]

@@ -79,6 +79,23 @@ def test_page_has_every_section_and_is_well_formed(run: Path) -> None:
     assert page.text.index("Worst sample") < page.text.index("Typical sample")
 
 
+def test_limits_and_machines_have_sections_where_they_are_known(run: Path) -> None:
+    page = _Page(write_report(run).read_text())
+    assert not {"limits", "machines"} & page.ids
+
+    def change(summary: dict) -> None:
+        summary["limits"] = {"text": "a CPU reached 100 GFLOP/s"}
+        summary["configs"]["dense"] |= {"floor_seconds": 0.25, "floor_share": 0.125}
+        one = {"name": "A", "samples": 2, "dense_seconds": 1.0, "speedup": {"steps-10": 1.9}}
+        summary["machines"] = [one, {**one, "name": "B", "speedup": {}}]
+
+    _edit(run / "summary.json", change)
+    page = _Page(write_report(run).read_text())
+    assert {"limits", "machines"} <= page.ids and page.open == []
+    assert "a CPU reached 100 GFLOP/s" in page.text and "0.25 s" in page.text
+    assert "12%" in page.text and "A (2 samples)" in page.text and "1.90×" in page.text
+
+
 def test_page_loads_nothing(run: Path) -> None:
     text = write_report(run).read_text()
     assert all(load.startswith("data:") for load in _Page(text).loads)
