@@ -96,6 +96,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="time the first N samples, each row next to a dense run of its own (default 8)",
     )
+    _add_machines(parser)
+    add("--no-html", action="store_true", help="write no HTML report")
+    options.add_json(parser, "the summary")
+    options.add_quiet(parser)
+
+
+def _add_machines(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--workers",
         type=whole("--workers", 1),
@@ -113,9 +121,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="make nothing: merge finished runs of the same rows, of other machines, into --out; "
         "repeatable",
     )
-    add("--no-html", action="store_true", help="write no HTML report")
-    options.add_json(parser, "the summary")
-    options.add_quiet(parser)
 
 
 def _need_packages() -> None:

@@ -151,6 +151,17 @@ def _table_timing(configs: Sequence[RunConfig], lines: Lines, machines: Machines
     }
 
 
+def _failures(folder: Path, lines: Lines) -> list[dict[str, Any]]:
+    """The last failure of each generation that is still missing."""
+    failed = read_all(folder / store.FAILURES, FAILURE)
+    failures = {(line["config"], line["sample"]): line["error"] for line in failed}
+    return [
+        {"config": config, "sample": sample, "error": error}
+        for (config, sample), error in failures.items()
+        if sample not in lines.get(config, {})
+    ]
+
+
 def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
     """The content of `summary.json` of a run's folder.
 
@@ -169,9 +180,6 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
     dense_id = next((c.id for c in configs if c.role is Role.DENSE), None)
     if dense_id is None or not lines.get(dense_id):
         raise UsageError(f"{folder} holds no dense result: run the same command again")
-    done = {(line["config"], line["sample"]) for group in lines.values() for line in group.values()}
-    failed = read_all(folder / store.FAILURES, FAILURE)
-    failures = {(f["config"], f["sample"]): f["error"] for f in failed}
     machines = Machines(run, lines, dense_id)
     metrics = _measured(run, lines)
     limits = Limits(run, warmups.get(dense_id, {}))
@@ -207,11 +215,7 @@ def summarise(folder: str | Path, judge: Judge | None = None) -> dict[str, Any]:
         ],
         "not_available": missing,
         "distances": counts,
-        "failures": [
-            {"config": config, "sample": sample, "error": error}
-            for (config, sample), error in failures.items()
-            if (config, sample) not in done
-        ],
+        "failures": _failures(folder, lines),
     }
 
 
