@@ -20,6 +20,7 @@ from ..core.patching import PatchLedger, is_compiled
 from ..core.weight_changes import fingerprint
 from ..errors import ConfigError, UnsupportedError
 from ..io.adapter import Adapter
+from .changes import Change, LowRank, change_of
 from .student import Group, Student, Subject
 from .teacher import Teacher, TeacherCall
 
@@ -31,15 +32,23 @@ class AttentionStudent(Student):
     their changes taken off (`dense`). `train` is `attention` (the weights of the attention modules)
     or `all` (all weights of the transformer).
 
+    Args:
+        rank: of the changes of matrices; None for any change.
+
     Attributes:
         weights: what the file will hold; its tensors are float32 and learn.
         warned: warnings of its attention, for people.
     """
 
     trains: ClassVar[tuple[str, ...]] = ("attention", "all")
+    low_rank: ClassVar[bool] = True
 
-    def __init__(self, subject: Subject, config: Any, train: str) -> None:
+    def __init__(self, subject: Subject, config: Any, train: str, rank: int | None = None) -> None:
         super().__init__(subject, config, train)
+        require(
+            rank is None or rank >= 1, f"rank is {rank}; give 1 or more, or None for any change"
+        )
+        self._rank = rank
         require(
             config.weights is None,
             "finetune starts from the pipeline's own weights; leave weights=… out of the config",
@@ -53,6 +62,7 @@ class AttentionStudent(Student):
         self.warned: list[str] = []
         self._runtimes: dict[str, AttentionRuntime] = {}
         self._bases: dict[tuple[str, str], Tensor] = {}
+        self._changes: dict[tuple[str, str], Change] = {}
         self._options = replace(config, dense_steps=0, break_even=1.0)
         self.weights = self.new_weights(self._options)
         self.weights.learning = True
@@ -99,7 +109,8 @@ class AttentionStudent(Student):
         elif self.train == "attention":
             for each in find_attention(transformer, self.subject.family.attention):
                 own |= {id(p) for p in each.module.parameters()}
-        self.weights.changes[name] = {}
+        changes: dict[str, Tensor] = {}
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
         for key, parameter in transformer.named_parameters():
             trained = id(parameter) in own
             wanted = parameter.requires_grad
@@ -108,12 +119,17 @@ class AttentionStudent(Student):
             if trained:
                 base = self._bases[name, key] = parameter.data
                 self._ledger.on_undo(lambda p=parameter, b=base: setattr(p, "data", b))  # type: ignore[misc]
-                self.weights.changes[name][key] = torch.zeros_like(base, dtype=torch.float32)
+                change = self._changes[name, key] = change_of(base, self._rank)
+                if isinstance(change, LowRank):
+                    factors[key] = (change.tensors[0], change.tensors[1])
+                else:
+                    changes[key] = change.value
+        self.weights.changes[name], self.weights.factors[name] = changes, factors
         self.apply()
 
     def changes(self) -> list[Tensor]:
         """What is added to weights of the transformers."""
-        return [t for changes in self.weights.changes.values() for t in changes.values()]
+        return [tensor for change in self._changes.values() for tensor in change.tensors]
 
     def groups(self) -> list[Group]:
         """See `Student`."""
@@ -126,18 +142,17 @@ class AttentionStudent(Student):
 
     def gather(self) -> None:
         """Hand gradients of the transformers' weights over to their changes."""
-        for name, transformer in self.subject.transformers.items():
-            parameters = dict(transformer.named_parameters())
-            for key, change in self.weights.changes[name].items():
-                gradient, parameters[key].grad = parameters[key].grad, None
-                change.grad = None if gradient is None else gradient.float()
+        for (name, key), change in self._changes.items():
+            parameter = self.subject.transformers[name].get_parameter(key)
+            gradient, parameter.grad = parameter.grad, None
+            change.take(gradient)
 
     def apply(self, on: bool = True) -> None:
         """Put the changes on the transformers' weights, or take them off."""
         for (name, key), base in self._bases.items():
             parameter = self.subject.transformers[name].get_parameter(key)
-            change = self.weights.changes[name][key]
-            parameter.data = (base.float() + change).to(base.dtype) if on else base
+            value = self._changes[name, key].value
+            parameter.data = (base.float() + value).to(base.dtype) if on else base
 
     @contextmanager
     def dense(self) -> Iterator[None]:

@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--latents", type=Path, metavar="FILE", help="safetensors file with `latents` (N, …): data")
     add("--updates", type=whole("--updates", 1), metavar="N", help="(default 500)")
     add("--train", help="attention or all; for sla also projection, which is its default")
+    add("--rank", type=whole("--rank", 1), metavar="N", help="of the changes of weights (LoRA)")
     add("--lr", type=float, default=1e-3, help="of what the method adds (default 1e-3)")
     add("--weights-lr", type=float, default=1e-5, help="of the model's weights (default 1e-5)")
     add(
@@ -174,6 +175,7 @@ def run(args: argparse.Namespace) -> int:
             out=args.out,
             steps=args.updates or _UPDATES,
             train=args.train,
+            rank=args.rank,
             lr=args.lr,
             weights_lr=args.weights_lr,
             batch=args.batch,

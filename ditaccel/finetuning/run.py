@@ -4,7 +4,8 @@ Distillation: the student is the pipeline's own transformer under the method, th
 transformer dense, at the same noisy latents; the loss is mostly the mean squared error of their
 outputs (velocity or noise). Dense generations give both, so no data set is needed. What is trained,
 and in place of what, is the student's (`student.py`). A folder holds all of a run: a killed one
-resumes exactly from its last checkpoint.
+resumes exactly from its last checkpoint. Under `accelerate launch` each process draws its own
+lessons, and gradients are averaged.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..config import MethodConfig
+from ..config import MethodConfig, require
 from ..core.transformers import transformers_of
 from ..errors import UsageError
 from ..io.asking import check_call
@@ -24,7 +25,7 @@ from ..io.prompts import Prompt, listed
 from ..pipelines import FamilyAdapter
 from ..sessions.session import session_of
 from .result import Finetuned
-from .student import Subject, default_config, student_of
+from .student import Student, Subject, default_config, student_of
 from .teacher import Teacher
 from .training import Settings, Training
 
@@ -37,6 +38,7 @@ def finetune(
     out: str | os.PathLike[str],
     steps: int = 500,
     train: str | None = None,
+    rank: int | None = None,
     lr: float = 1e-3,
     weights_lr: float = 1e-5,
     batch: int = 1,
@@ -47,8 +49,6 @@ def finetune(
     **call: Any,
 ) -> Finetuned:
     """Train for a method on a pipeline; the pipeline itself is left as it was.
-
-    Under `accelerate launch` each process draws its own calls, and gradients are averaged.
 
     Args:
         pipe: an unaccelerated diffusers pipeline.
@@ -61,6 +61,7 @@ def finetune(
         train: `attention` (the weights of the attention modules) or `all` (of the transformer; the
             file holds a difference for each). For sparse-linear attention also `projection`, its
             default: what the method adds alone, with no second copy of any weight.
+        rank: of the changes of weight matrices, for a small file (LoRA); None for any change.
         lr: of what the method adds (AdamW, 20 steps of warm-up, then a cosine to a tenth).
         weights_lr: of the transformer's own weights. Published: 1e-5 for 1.3 B parameters.
         batch: lessons per update and process, mostly transformer calls.
@@ -81,14 +82,32 @@ def finetune(
     config = config or default_config()
     kind = student_of(config)
     train = train or kind.choices(config)[0]
-    settings = Settings(steps, train, lr, weights_lr, batch, seed, save_every, average)
-    student = kind(Subject(pipe, transformers, family, call), config, train)
+    settings = Settings(steps, train, lr, weights_lr, batch, seed, save_every, average, rank)
+    student = _student(kind, Subject(pipe, transformers, family, call), config, settings)
     try:
         teacher = Teacher(pipe, transformers, family, call)
         student.check(teacher, data[0], settings.seed)
         return Training(Path(out), student, teacher, data, settings, call, quiet).train()
     finally:
         student.close()
+
+
+def _student(kind: type[Student], subject: Subject, config: Any, settings: Settings) -> Student:
+    """The student, with the arguments that its kind takes.
+
+    Raises:
+        ConfigError: `rank` is given for a kind that changes no weights.
+    """
+    if settings.rank is None:
+        return kind(subject, config, settings.train)
+    require(
+        kind.low_rank,
+        f"rank={settings.rank} is for changes of the model's weights, and {config.method} trains "
+        "none; leave it out",
+    )
+    low_rank: Any = kind
+    made: Student = low_rank(subject, config, settings.train, settings.rank)
+    return made
 
 
 def _dense_transformers(

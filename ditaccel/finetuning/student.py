@@ -94,11 +94,13 @@ class Student(ABC):
         lessons: what it learns from: `calls`, shuffled transformer calls of dense generations with
             their outputs (`TeacherCall`); or `generations` (`Generation`), which it runs itself.
         file: name of the file that `save` writes into the folder of the run.
+        low_rank: whether it takes the argument `rank`.
     """
 
     trains: ClassVar[tuple[str, ...]]
     lessons: ClassVar[Literal["calls", "generations"]] = "calls"
     file: ClassVar[str] = "adapter.safetensors"
+    low_rank: ClassVar[bool] = False
 
     def __init__(self, subject: Subject, config: Any, train: str) -> None:
         choice("train", train, self.choices(config))

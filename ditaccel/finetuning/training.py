@@ -50,6 +50,7 @@ class Settings:
     seed: int
     save_every: int
     average: float
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "save_every"):

@@ -17,7 +17,7 @@ from . import given
 from .files import write_atomically
 
 A = TypeVar("A", bound="Adapter")
-_CHANGE = "change."
+_CHANGE, _UP, _DOWN = "change.", "up.", "down."
 
 
 @dataclass(eq=False)
@@ -28,6 +28,8 @@ class Adapter:
         options: of the method, as trained: a config of other ones does not fit.
         fingerprints: of each component's transformer.
         changes: component -> parameter name -> what is added to it.
+        factors: component -> parameter name -> two matrices whose product is added to it; `load`
+            multiplies them, and has changes only.
         notes: how it was trained, for people.
         source: the file, for messages.
         learning: whether a student trains them, and changes the transformers' weights itself.
@@ -44,6 +46,7 @@ class Adapter:
     source: str = ""
     learning: bool = False
     method: str = ""
+    factors: dict[str, dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict)
     _in_place: dict[str, WeightChanges] = field(default_factory=dict, init=False, repr=False)
 
     # -- on a transformer --
@@ -107,6 +110,10 @@ class Adapter:
         for component, changes in self.changes.items():
             for name, change in changes.items():
                 found[f"{component}/{_CHANGE}{name}"] = change.detach().half().cpu()
+        for component, factors in self.factors.items():
+            for name, pair in factors.items():
+                for part, factor in zip((_UP, _DOWN), pair, strict=True):
+                    found[f"{component}/{part}{name}"] = factor.detach().half().cpu()
         return {name: tensor.contiguous() for name, tensor in found.items()}
 
     def save(self, path: str | Path) -> int:
@@ -165,7 +172,11 @@ class Adapter:
             made.changes[component] = {
                 n.removeprefix(_CHANGE): t for n, t in own.items() if n.startswith(_CHANGE)
             }
-            made.take_parts(component, {n: t for n, t in own.items() if not n.startswith(_CHANGE)})
+            for name in [n.removeprefix(_UP) for n in own if n.startswith(_UP)]:
+                product = own[f"{_UP}{name}"].float() @ own[f"{_DOWN}{name}"].float()
+                made.changes[component][name] = product
+            ours = (_CHANGE, _UP, _DOWN)
+            made.take_parts(component, {n: t for n, t in own.items() if not n.startswith(ours)})
         return made
 
     @classmethod

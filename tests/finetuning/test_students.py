@@ -13,6 +13,7 @@ import ditaccel
 from ditaccel import AttentionTileConfig, CLEARConfig, ConfigError, UsageError
 from ditaccel.core.outputs import tensors_of
 from ditaccel.finetuning import student as registry
+from ditaccel.finetuning.changes import LowRank, change_of
 from ditaccel.finetuning.run import finetune
 from ditaccel.finetuning.student import Group, Student
 from ditaccel.finetuning.training import Training
@@ -71,6 +72,42 @@ def test_dense_steps_run_on_the_models_own_weights(trained, name):
     config = replace(CONFIGS[name], weights=str(made.adapter), dense_steps=3)
     with ditaccel.accelerated(pipe, attention=config):
         assert torch.equal(generate(pipe, call), before)
+
+
+def test_changes_of_low_rank_make_a_smaller_file(trained, tmp_path):
+    pipe, data, call = _start()
+    options = {"steps": 12, "weights_lr": 1e-2, "quiet": True, "average": 0.5, "rank": 2}
+    made = finetune(pipe, data, CONFIGS["clear"], out=tmp_path, **options, **call)
+    assert made.error_after < 0.95 * made.error_before
+    assert made.size < 0.7 * trained["clear"][2].size
+    changes = Adapter.load(made.adapter, "clear").changes["transformer"]
+    own = dict(pipe.transformer.named_parameters())
+    assert all(changes[name].shape == own[name].shape for name in changes)
+    matrix = changes["blocks.0.attn1.to_q.weight"]
+    assert int(torch.linalg.matrix_rank(matrix, rtol=1e-4)) == 2
+    fitted = replace(CONFIGS["clear"], weights=str(made.adapter))
+    before = generate(pipe, {**data[0], **call})
+    with ditaccel.accelerated(pipe, attention=fitted):
+        assert torch.isfinite(generate(pipe, {**data[0], **call})).all()
+    assert torch.equal(generate(pipe, {**data[0], **call}), before)
+    with pytest.raises(ConfigError, match="rank is 0; give 1 or more"):
+        finetune(pipe, data, CONFIGS["clear"], out=tmp_path / "a", rank=0, **call)
+
+
+def test_the_gradient_of_a_low_rank_change_is_that_of_its_product():
+    generator = torch.Generator().manual_seed(0)
+    change = change_of(torch.zeros(6, 5), 2)
+    assert isinstance(change, LowRank) and not change.value.any()
+    for tensor in change.tensors:
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    gradient = torch.randn(6, 5, generator=generator)
+    up, down = (t.clone().requires_grad_() for t in change.tensors)
+    (up @ down * gradient).sum().backward()
+    change.take(gradient)
+    torch.testing.assert_close(change.tensors[0].grad, up.grad)
+    torch.testing.assert_close(change.tensors[1].grad, down.grad)
+    assert not isinstance(change_of(torch.zeros(6), 2), LowRank)  # no matrix
+    assert not isinstance(change_of(torch.zeros(2, 2), 1), LowRank)  # it would be no smaller
 
 
 def test_an_adapter_for_something_else_is_refused_in_one_line(trained, tmp_path):
@@ -158,10 +195,12 @@ def test_a_student_may_run_generations_itself_and_goes_on_exactly(tmp_path, monk
     pipe, data, call = _start()
     call |= {"height": 32, "width": 32}
 
-    def train(folder):
-        options = {"steps": 4, "lr": 0.1, "save_every": 2, "quiet": True}
+    def train(folder, **more):
+        options = {"steps": 4, "lr": 0.1, "save_every": 2, "quiet": True, **more}
         return finetune(pipe, data, kind(), out=tmp_path / folder, **options, **call)
 
+    with pytest.raises(ConfigError, match=r"rank=2 is for changes .* gains trains none"):
+        train("whole", rank=2)
     whole = train("whole")
     assert whole.error_after < whole.error_before
     update = Training._update
