@@ -112,8 +112,8 @@ class Adapter:
                 found[f"{component}/{_CHANGE}{name}"] = change.detach().half().cpu()
         for component, factors in self.factors.items():
             for name, pair in factors.items():
-                for part, factor in zip((_UP, _DOWN), pair, strict=True):
-                    found[f"{component}/{part}{name}"] = factor.detach().half().cpu()
+                for stem, factor in zip((_UP, _DOWN), pair, strict=True):
+                    found[f"{component}/{stem}{name}"] = factor.detach().half().cpu()
         return {name: tensor.contiguous() for name, tensor in found.items()}
 
     def save(self, path: str | Path) -> int:
