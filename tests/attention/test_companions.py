@@ -78,9 +78,14 @@ def _means_logits(q, k, counted):
     return SCALE * q @ centres.T + bias[rows], SCALE * means @ centres.T + bias
 
 
+@pytest.mark.parametrize("varying", [False, True])
 @pytest.mark.parametrize("name", COMPANIONS)
-def test_companions_follow_their_definition(name):
+def test_companions_follow_their_definition(name, varying):
     q, k, v, mask, tile_map = _call()
+    if varying:
+        bounds = torch.tensor([0, 16, 32, 40], dtype=torch.int32).view(1, 1, -1)
+        tiling = Tiling.variable(bounds, LENGTH)
+        tile_map = TileMap.from_mask(tile_map.to_mask(), tiling, tiling)
     out = attend(Plan(tile_map, "", rest=name), q, k, v, SCALE, mask).output[0].double()
     kept, counted, values = tile_map.to_mask()[0, 0], mask[0], v[0, 0].double()
     of_tile = torch.arange(LENGTH) // TILE

@@ -164,8 +164,9 @@ def companion(
             )  # fmt: skip
             biased = bias[b, h].masked_fill(~tiles[b, h], -torch.inf)
             output, total = _one_head(
-                COMPANIONS[name](own), own, v[b, at].float(), tiles[b, h], rows[b, h], means, biased
-            )
+                COMPANIONS[name](own), own, v[b, at].float(), tiles[b, h], rows[b, h], means,
+                biased, (tile_map.q_tiling.tile, tile_map.k_tiling.tile),
+            )  # fmt: skip
             outputs.append(output.to(q.dtype))
             totals.append(total)
     return (
@@ -182,20 +183,29 @@ def _one_head(
     rows: Tensor,
     means: Tensor,
     bias: Tensor,
+    sizes: tuple[int | None, int | None],
 ) -> tuple[Tensor, Tensor]:
-    """Output `(L, D)` and log-sum-exp `(L,)` of one head."""
+    """Output `(L, D)` and log-sum-exp `(L,)` of one head; `sizes` of fixed tiles, else None."""
     of_query, of_key, offset = features
     of_key = of_key * head.counts
     skipped = tiles.to(of_key.dtype)
-    total = skipped @ _per_tile(of_key, head.labels, tiles.shape[1])
+    labels, count = head.labels, tiles.shape[1]
+    total = skipped @ segment_sums(of_key[None, None], labels[None, None], count)[0, 0]
     divisor = (of_query * total[rows]).sum(-1)
-    width = max(1, _CHUNK // of_key.numel())
+    q_tile, k_tile = sizes
     parts = []
-    for values in v.split(width, 1):
-        products = (of_key[:, :, None] * values[:, None]).flatten(1)
-        sums = skipped @ _per_tile(products, head.labels, tiles.shape[1])
-        sums = sums.unflatten(1, (of_key.shape[1], -1))
-        parts.append(_in_rows(of_query, sums, rows))
+    for values in v.split(max(1, _CHUNK // of_key.numel()), 1):
+        if k_tile is not None:
+            own = _in_tiles(of_key, k_tile).mT @ _in_tiles(values, k_tile)
+        else:
+            products = (of_key[:, :, None] * values[:, None]).flatten(1)[None, None]
+            own = segment_sums(products, labels[None, None], count)[0, 0]
+            own = own.unflatten(1, (of_key.shape[1], -1))
+        sums = (skipped @ own.flatten(1)).unflatten(1, own.shape[1:])
+        if q_tile is not None:
+            parts.append((_in_tiles(of_query, q_tile) @ sums).flatten(0, 1)[: len(rows)])
+        else:
+            parts.append(_in_rows(of_query, sums, rows))
     tiny = torch.finfo(divisor.dtype).tiny
     output = torch.cat(parts, 1) / divisor.clamp(min=tiny)[:, None]
     if offset is not None:
@@ -208,9 +218,9 @@ def _one_head(
     return output.masked_fill(none[:, None], 0.0), lse.masked_fill(none, -torch.inf)
 
 
-def _per_tile(x: Tensor, labels: Tensor, tiles: int) -> Tensor:
-    """Sums over the keys of each tile, `(Tk, C)`."""
-    return segment_sums(x[None, None], labels[None, None], tiles)[0, 0]
+def _in_tiles(x: Tensor, tile: int) -> Tensor:
+    """`(L, C)` as `(T, tile, C)`, zeros behind the end."""
+    return torch.nn.functional.pad(x, (0, 0, 0, -len(x) % tile)).unflatten(0, (-1, tile))
 
 
 def _in_rows(of_query: Tensor, sums: Tensor, rows: Tensor) -> Tensor:
