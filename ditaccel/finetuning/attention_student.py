@@ -66,21 +66,27 @@ class AttentionStudent(Student):
         self._options = replace(config, dense_steps=0, break_even=1.0)
         self.weights = self.new_weights(self._options)
         self.weights.learning = True
-        for name, transformer in subject.transformers.items():
-            if any(is_compiled(module) for module in transformer.modules()):
-                raise UnsupportedError(
-                    f"{name} is compiled, and the operator of a compiled graph has no gradient; "
-                    "fine-tune before compiling"
-                )
-            self.weights.fingerprints[name] = fingerprint(transformer)
-            self.add_parts(name, transformer)
-            self._add_changes(name, transformer)
-            planner = self.planner(self._options)
-            runtime = AttentionRuntime(
-                name, transformer, subject.family, planner, self.warned.append
+        try:
+            for name, transformer in subject.transformers.items():
+                self._install(name, transformer)
+        except BaseException:
+            self._ledger.undo()
+            raise
+
+    def _install(self, name: str, transformer: nn.Module) -> None:
+        """Make ready one transformer; whatever changes on it is undone by the ledger."""
+        if any(is_compiled(module) for module in transformer.modules()):
+            raise UnsupportedError(
+                f"{name} is compiled, and the operator of a compiled graph has no gradient; "
+                "fine-tune before compiling"
             )
-            runtime.install(self._ledger)
-            self._runtimes[name] = runtime
+        self.weights.fingerprints[name] = fingerprint(transformer)
+        self.add_parts(name, transformer)
+        self._add_changes(name, transformer)
+        family, planner = self.subject.family, self.planner(self._options)
+        runtime = AttentionRuntime(name, transformer, family, planner, self.warned.append)
+        runtime.install(self._ledger)
+        self._runtimes[name] = runtime
 
     # -- what a method may replace --
 
