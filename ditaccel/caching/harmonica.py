@@ -143,7 +143,8 @@ class HarmoniCaConfig(CacheConfig):
             manner of Learning-to-Cache, arXiv 2406.01733); that can leave no share below a half.
         proxy_every: for training: updates after which the weight of each step is measured again, as
             the change of the final picture when the steps up to it are routed (image-error proxy);
-            0 gives all steps one weight.
+            0 weighs them by what an error of their outputs leaves in the last latents, which needs
+            no further generations (ours).
     """
 
     schedule: str | os.PathLike[str] | None = None

@@ -17,6 +17,7 @@ from ...caching.engine.blocks import find_blocks
 from ...caching.engine.modules.sites import Site, sites_of
 from ...caching.harmonica import THRESHOLD, HarmoniCaConfig, Router, even_steps, threshold_for
 from ...config import require
+from ...core.denoising.tracker import DenoisingStep
 from ...core.outputs import tensors_of
 from ...core.patching import PatchLedger, is_compiled
 from ...core.weight_changes import fingerprint
@@ -26,7 +27,7 @@ from ..teacher import Call, Teacher
 
 _LIMIT = 5.0  # of logits, as published
 # How fast the cost of computing a module follows the share that is computed (ours).
-_FOLLOWS = 0.05
+_FOLLOWS = 0.1
 _MIX_SEED = 1 << 41  # of generations that weigh the steps; training never draws them
 
 Inner = Callable[[], Any]
@@ -131,7 +132,7 @@ class HarmoniCaStudent(Student):
             device = next(self.subject.transformers[name].parameters()).device
             self._costs[name] = self._costs[name].to(device)
             self.router.logits[name] = made.to(device).requires_grad_()
-        self._lambda, self._weighed = [1.0] * step.total, -1
+        self._lambda, self._weighed = _first_weights(step), -1
         # rows in which all is computed, whatever training would have
         self._fixed = slice(0, None if self.config.way == "pairs" else 1, 2)
         self.router.options = {
@@ -252,11 +253,8 @@ class HarmoniCaStudent(Student):
             end = self._end(teacher, item, seed, routed)
             weights.append(float((end - before).square().mean()))
             before = end
-        if self.config.cost is None:
-            # the cost follows the share, so only their proportions count
-            scale = len(weights) / max(sum(weights), 1e-30)
-            weights = [weight * scale for weight in weights]
-        self._lambda = weights
+        # where the cost follows the share, only their proportions count
+        self._lambda = weights if self.config.cost is not None else _scaled(weights)
 
     def _end(self, teacher: Teacher, item: Any, seed: int, routed: int) -> Tensor:
         """What a generation ends with when its first steps are routed, and the others dense."""
@@ -336,6 +334,21 @@ class HarmoniCaStudent(Student):
     def close(self) -> None:
         """See `Student`."""
         self._ledger.undo()
+
+
+def _first_weights(step: DenoisingStep) -> list[float]:
+    """What errors of the steps leave in the last latents, squared: the proxy to first order."""
+    assert step.total is not None
+    tangent = step.tangent
+    if tangent is None or tangent.calls != step.total:
+        return [1.0] * step.total
+    return _scaled([tangent.end(index) ** 2 for index in range(step.total)])
+
+
+def _scaled(weights: Sequence[float]) -> list[float]:
+    """Weights with a mean of 1."""
+    scale = len(weights) / max(sum(weights), 1e-30)
+    return [weight * scale for weight in weights]
 
 
 def _squared(output: Tensor, target: Tensor) -> Tensor:
