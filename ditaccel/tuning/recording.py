@@ -21,7 +21,7 @@ from ..pipelines import FamilyAdapter
 
 T = TypeVar("T")
 
-_COLUMNS = 1 << 16
+COLUMNS = 1 << 16
 
 
 class OutputStore:
@@ -114,58 +114,58 @@ class Recording:
     names: tuple[str, ...] = ()
 
 
-class _Recorder:
+class Recorder:
     """Listens to one dense run."""
 
     def __init__(self, budget: int) -> None:
         self.steps: list[DenoisingStep] = []
         self.names: list[str] = []
-        self._store = OutputStore(budget)
-        self._calls: dict[str, torch.Tensor] = {}
+        self.store = OutputStore(budget)
+        self.calls: dict[str, torch.Tensor] = {}
         self._branches: list[str] | None = None
-        self._paired = True
+        self.paired = True
 
     def called(self, name: str, place: DenoisingStep, output: torch.Tensor) -> None:
         if not self.steps or self.steps[-1].index != place.index:
             self.steps.append(place)
             self.names.append(name)
-        if self._paired:
+        if self.paired:
             # pipelines may guide in place
-            self._calls[place.branch] = output.detach().clone()
+            self.calls[place.branch] = output.detach().clone()
 
     def stepped(self, guided: torch.Tensor) -> None:
-        self._store.add("guided", guided)
-        calls, self._calls = self._calls, {}
-        if not self._paired:
+        self.store.add("guided", guided)
+        calls, self.calls = self.calls, {}
+        if not self.paired:
             return
         names = list(calls)
         shapes = {tuple(c.shape) for c in calls.values()}
         self._branches = names if self._branches is None else self._branches
         if len(names) == 2 and names == self._branches and shapes == {tuple(guided.shape)}:
             for series, output in zip(("first", "other"), calls.values(), strict=True):
-                self._store.add(series, output)
+                self.store.add(series, output)
         else:
-            self._paired = False
-            self._store.drop("first", "other")
+            self.paired = False
+            self.store.drop("first", "other")
 
     def reduced(self) -> Recording:
-        batch, count, values = self._store.shape("guided")
+        batch, count, values = self.store.shape("guided")
         guided, first, difference = (torch.zeros(batch, count, count).double() for _ in range(3))
         along, length = torch.zeros(count).double(), torch.zeros(count).double()
-        for start in range(0, values, _COLUMNS):
-            part = (start, start + _COLUMNS)
-            seen = self._store.columns("guided", *part)
+        for start in range(0, values, COLUMNS):
+            part = (start, start + COLUMNS)
+            seen = self.store.columns("guided", *part)
             guided += seen @ seen.mT / values
-            if not self._paired:
+            if not self.paired:
                 continue
-            base = self._store.columns("first", *part)
+            base = self.store.columns("first", *part)
             first += base @ base.mT / values
-            apart = self._store.columns("other", *part) - base
+            apart = self.store.columns("other", *part) - base
             difference += apart @ apart.mT / values
             along += ((seen - base) * apart).sum((0, 2))
             length += (apart * apart).sum((0, 2))
         steps, names = tuple(self.steps), tuple(self.names)
-        if not self._paired:
+        if not self.paired:
             return Recording(steps, guided.numpy(), names=names)
         pair = first.numpy(), difference.numpy(), along.numpy(), length.numpy()
         return Recording(steps, guided.numpy(), *pair, names)
@@ -195,10 +195,10 @@ def record(
     """
     if budget < 0:
         raise UsageError(f"memory_budget is {budget}; it must be 0 bytes or more")
-    recorder, ledger = _Recorder(budget), PatchLedger(object())
+    recorder, ledger = Recorder(budget), PatchLedger(object())
     try:
         _watch_transformers(pipe, transformers, adapter, recorder, ledger)
-        _watch_scheduler(pipe.scheduler, recorder, ledger)
+        watch_scheduler(pipe.scheduler, recorder, ledger)
         result = run()
     finally:
         ledger.undo()
@@ -209,7 +209,7 @@ def _watch_transformers(
     pipe: Any,
     transformers: Mapping[str, nn.Module],
     adapter: FamilyAdapter,
-    recorder: _Recorder,
+    recorder: Recorder,
     ledger: PatchLedger,
 ) -> None:
     """Tell the recorder of each call, with its place in the loop, until the ledger is undone."""
@@ -240,7 +240,7 @@ def _watch_transformers(
         watch(name, transformer)
 
 
-def _watch_scheduler(scheduler: Any, recorder: _Recorder, ledger: PatchLedger) -> None:
+def watch_scheduler(scheduler: Any, recorder: Recorder, ledger: PatchLedger) -> None:
     """Tell the recorder what each `scheduler.step` is given, until the ledger is undone."""
     step, before = scheduler.step, vars(scheduler).get("step")
 

@@ -21,6 +21,7 @@ Backend = Literal["auto", "triton", "torch", "naive"]
 Rest = Literal["nothing", "means", "moments", "average", "agents", "random_features", "norm_aware"]
 Sink = Literal["first_frame", "conditions"]
 Schedule = tuple[tuple[float, float], ...]
+Parts = tuple[tuple[float, float], ...]
 
 # Kept share of the attention matrix above which a layer is faster dense. On a CPU a kept tile costs
 # more than its part of dense attention, most at short sequences (measured: `kernels/README.md`). On
@@ -55,6 +56,8 @@ class TileOptions(AttentionConfig):
         sink_tokens: more of them, as token ranges `[[start, end], …]` of the whole sequence.
         sink_queries: whether sinks also attend to every key themselves, as text does.
         dense_steps: first steps that stay dense: a number, or a share of the steps below 1.
+        dense_parts: further parts of the loop that stay dense, `[[start, end], …]` in shares of the
+            steps, the end exclusive: `[[0.9, 1]]` for the last tenth.
         dense_layers: first layers that stay dense, likewise.
         min_tokens: shorter sequences stay dense.
         break_even: kept share of the attention matrix above which a layer is dense for some steps;
@@ -75,6 +78,7 @@ class TileOptions(AttentionConfig):
     sink_tokens: Ranges = ()
     sink_queries: bool = False
     dense_steps: int | float = 0.2
+    dense_parts: Parts = ()
     dense_layers: int | float = 0
     min_tokens: int = 1024
     break_even: float | None = None
@@ -94,6 +98,12 @@ class TileOptions(AttentionConfig):
             f"break_even is {share}; give a share of the attention matrix in (0, 1], 1 for never",
         )
         check_ranges("sink_tokens", self.sink_tokens)
+        edges = [edge for part in self.dense_parts for edge in part]
+        require(
+            all(0 <= edge <= 1 for edge in edges) and edges == sorted(set(edges)),
+            f"dense_parts is {self.dense_parts}; give ascending parts of the loop, apart from each "
+            "other, in shares from 0 to 1, such as [[0, 0.1], [0.9, 1]]",
+        )
         self._check_schedule()
 
     @classmethod
@@ -237,6 +247,11 @@ def along(schedule: Schedule, share: float) -> float:
         return (before[-1] if before else after[0])[1]
     (start, first), (end, last) = before[-1], after[0]
     return first + (last - first) * (share - start) / (end - start)
+
+
+def is_within(parts: Parts, share: float) -> bool:
+    """Whether a share of the loop lies in one of its parts."""
+    return any(start <= share < end for start, end in parts)
 
 
 def share_of(value: int | float, total: int | None) -> int:

@@ -94,6 +94,7 @@ class DenseReason(StrEnum):
     """Why an attention call is computed in full; the value is its name in reports."""
 
     FIRST_STEPS = "dense first steps"
+    DENSE_PARTS = "dense parts of the loop"
     FIRST_LAYERS = "dense first layers"
     SHORT = "short sequence"
     MIXED_DTYPES = "mixed dtypes"

@@ -42,6 +42,7 @@ from .options import (
     TrainedOptions,
     along,
     check_within,
+    is_within,
     share_of,
 )
 from .order import SharedOrder
@@ -116,9 +117,11 @@ class TilePlanner(Planner):
         return self.sparse(q, k, v, scale, context, state)
 
     def dense_part(self, context: LayerContext) -> Dense | None:
-        """The first steps and layers, which the options leave dense."""
+        """The steps and the first layers that the options leave dense."""
         if context.step.index < share_of(self.config.dense_steps, context.step.total):
             return Dense(DenseReason.FIRST_STEPS)
+        if is_within(self.config.dense_parts, context.fraction):
+            return Dense(DenseReason.DENSE_PARTS)
         if self._in_dense_layers(context):
             return Dense(DenseReason.FIRST_LAYERS)
         return None

@@ -1,0 +1,1 @@
+"""Which steps to compute, and which of them sparsely: one budget of error for both."""
