@@ -96,7 +96,7 @@ def test_plans_trade_seconds_for_error_and_a_joint_front_is_never_above_the_sing
     for front in (joint, caches, sparse):
         assert all(
             a.seconds < b.seconds and a.cost > b.cost
-            for a, b in zip(front, front[1:], strict=False)
+            for a, b in pairwise(front)
         )
     assert all(len(p.plan.steps) == STEPS and any(p.modes) for p in sparse)
     assert all(not any(p.modes) and p.map is None for p in caches)
