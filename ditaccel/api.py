@@ -162,7 +162,7 @@ def _chosen(adapter: FamilyAdapter, given: _Given) -> AccelerationConfig:
     if given.attention is not None:
         chosen = replace(chosen, attention=given.attention)
     chosen = overridden(chosen, options)
-    if not chosen.methods:
+    if not chosen.methods and not isinstance(chosen.steps, int):
         raise ConfigError(
             "this config accelerates nothing: it names neither a caching method (key 'cache') nor "
             "an attention method (key 'attention')"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 from ..config import AccelerationConfig, require
@@ -16,6 +17,8 @@ from ..pipelines import FamilyAdapter
 from ..warning import warn
 from .calibration import Calibration, calibrate
 from .refine import Refine
+from .space.search import SpaceTuner
+from .space.space import Space
 from .target import Target
 from .tuner import PAIRS, Tuner, paired
 
@@ -51,6 +54,9 @@ def tune(
     pairs: int | None = None,
     scheduler: str | None = None,
     refine: int | Refine = 0,
+    space: Space | str | None = None,
+    runs: str | PathLike[str] | None = None,
+    minutes: float | None = None,
     adapter: FamilyAdapter | None = None,
     seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
@@ -73,6 +79,12 @@ def tune(
             default 8, or one per prompt if there are more. For a promise, so many prompts (8).
         scheduler: short name of another one to tune for (`ditaccel.io.schedulers`): `unipc`.
         refine: plans to try around the best one, or a `Refine` (annealing, time limit, resume).
+        space: what may vary besides the computed steps: a `Space`, or text such as
+            `attention=sla; steps=0.5` (`Space.parse`). Everything is then measured in seconds, and
+            forecasts and sparse attention share one budget of error.
+        runs: folder in which runs in a space are kept: a search that was killed begins again where
+            it was, and another target finds the dense runs there.
+        minutes: after which a search in a space takes the best so far.
         adapter: what ditaccel must know of a model of your own, as in `accelerate`.
         seed: seed of the first generation.
         progress: called with one line per generation.
@@ -96,6 +108,16 @@ def tune(
     require(pairs is None or pairs >= 1, f"tune: pairs is {pairs}; it must be 1 or more")
     if not isinstance(refine, Refine):
         refine = Refine(trials=checked_value("tune", "refine", int, refine))
+    if space is not None or target.needs_space:
+        given = space if isinstance(space, Space) else Space.parse(space or "")
+        kept = {"folder": runs, "minutes": minutes, "memory_budget": memory_budget}
+        with with_scheduler(pipe, scheduler):
+            searched = SpaceTuner(
+                pipe, paired(calls, pairs), given, seed, progress, adapter=adapter, **kept
+            )
+            came = searched.reach(target)
+            (progress if came.reached else warn)(came.words)
+            return replace(came.best.candidate.config, scheduler=scheduler_of(pipe))
     with with_scheduler(pipe, scheduler):
         options = seed, progress, memory_budget, refine, adapter
         found = _found(pipe, calls, target, pairs, options)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from ..caching.engine.options import MemoryBudget
 from ..config import AccelerationConfig, choice
 from ..config.option_types import checked
 from ..errors import ConfigError
@@ -12,16 +14,28 @@ from .promise import Promise
 from .quality import MOST_PSNR, STATISTICS, doubt_of, level_of, surely
 
 CONFIDENCE = 0.95
+_GOALS = ("psnr", "computed_share", "attention_error", "level", "speedup", "seconds")
 
 
 @checked()
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a tuned config must reach; give `psnr`, `computed_share` or `attention_error`.
+    """What a tuned config must reach: one goal, and what goes with it.
+
+    Goals are `psnr`, `level` (of a `metric`), `speedup`, `seconds`, `computed_share` and
+    `attention_error`; those in seconds, and other metrics than PSNR, are searched in a `Space`.
 
     Attributes:
         psnr: PSNR to the dense output in dB; the fastest config found that reaches it on the
             prompts given is taken, a mean by at least its standard error.
+        level: of `metric`, likewise: this or better, whichever end of it is good.
+        metric: a registered one that compares single samples, such as `ssim` or `lpips`.
+        weights: file or folder of the metric's weights, where it needs some.
+        speedup: of a generation over dense, above 1; the best config found that reaches it is
+            taken, by `metric`.
+        seconds: that a generation may take, likewise: of the process on a CPU, else wall-clock.
+        memory: most bytes that a cache may hold, or text such as `200MB`, besides any of the goals
+            in a `Space`.
         computed_share: share of the transformer calls that may be computed, between 0 and 1; the
             best config found that keeps to it is taken.
         attention_error: relative L1 error of every attention layer's output against the dense one;
@@ -40,17 +54,31 @@ class Target:
     computed_share: float | None = None
     statistic: str = "mean"
     attention_error: float | None = None
+    level: float | None = None
+    metric: str = "psnr"
+    weights: str = ""
+    speedup: float | None = None
+    seconds: float | None = None
+    memory: int | str | None = None
     share: float | None = None
     confidence: float | None = None
 
     def __post_init__(self) -> None:
         choice("statistic", self.statistic, STATISTICS)
-        given = (self.psnr, self.computed_share, self.attention_error)
-        if sum(value is not None for value in given) != 1:
+        given = [name for name in _GOALS if getattr(self, name) is not None]
+        if len(given) != 1:
             raise ConfigError(
-                "a Target is Target(psnr=30), Target(computed_share=0.25) or "
-                "Target(attention_error=0.02)"
+                "a Target is Target(psnr=30), Target(computed_share=0.25), "
+                "Target(attention_error=0.02), Target(metric='ssim', level=0.9), Target(speedup=2) "
+                "or Target(seconds=10): one of them"
             )
+        if self.metric != "psnr" and given[0] not in ("level", "speedup", "seconds"):
+            raise ConfigError(f"metric goes with level, speedup or seconds, not with {given[0]}")
+        for name, least in (("speedup", 1.0), ("seconds", 0.0)):
+            value = getattr(self, name)
+            if value is not None and not value > least:
+                raise ConfigError(f"{name} is {value}; give a number above {least:g}")
+        MemoryBudget.parse(self.memory)
         if self.attention_error is not None and not 0 < self.attention_error < 1:
             raise ConfigError(
                 f"attention_error is {self.attention_error}; give a relative error below 1"
@@ -81,11 +109,44 @@ class Target:
             return None
         return Promise(self.psnr, self.share, self.confidence or CONFIDENCE)
 
+    @classmethod
+    def parse(cls, text: str, **options: Any) -> Target:
+        """A target as text: `psnr=30`, `lpips=0.1`, `speedup=2`, `seconds=10`, `share=0.25`.
+
+        Args:
+            text: a goal, or the key of a metric, and its number.
+            **options: further fields, such as `statistic`.
+
+        Raises:
+            ConfigError: it is not of that form.
+        """
+        name, _, value = (part.strip() for part in text.partition("="))
+        try:
+            number = float(value)
+        except ValueError:
+            raise ConfigError(
+                f"target {text!r} is not of the form psnr=30, METRIC=LEVEL, speedup=2 or seconds=10"
+            ) from None
+        name = {"share": "computed_share"}.get(name, name)
+        given = {name: number} if name in _GOALS else {"metric": name, "level": number}
+        return cls(**given, **options)
+
+    @property
+    def needs_space(self) -> bool:
+        """Whether it can be reached in a `Space` alone."""
+        goals = (self.level, self.speedup, self.seconds, self.memory)
+        return any(goal is not None for goal in goals)
+
     @property
     def asked(self) -> str:
         """The level of a target of steps, in words."""
         of = {"mean": "", "p10": " for nine tenths of the samples", "min": " for the worst sample"}
-        return f"{self.psnr:g} dB{of[self.statistic]}"
+        if self.speedup is not None:
+            return f"{self.speedup:g} x the speed of dense"
+        if self.seconds is not None:
+            return f"{self.seconds:g} s"
+        level = f"{self.psnr:g} dB" if self.psnr is not None else f"{self.metric} {self.level:g}"
+        return f"{level}{of[self.statistic]}"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +16,40 @@ from .schedule_search import Trajectory
 _OTHERWISE = "use a preset, such as 'balanced', which needs no schedule"
 
 
+@dataclass(frozen=True)
+class Loop:
+    """A denoising loop of S steps, without its outputs.
+
+    Attributes:
+        table: change of the latents before each step and of the last ones per change of each
+            output, `(S + 1, S)`.
+        feedback: `DenoisingStep.feedback` of each step, `(S,)`.
+        switches: first steps of further transformers.
+        places: of the steps on the forecasts' coordinate, `(S,)`; empty for their indices.
+    """
+
+    table: np.ndarray
+    feedback: np.ndarray
+    switches: tuple[int, ...]
+    places: tuple[float, ...]
+
+    @classmethod
+    def of(cls, recording: Recording) -> Loop:
+        """The loop of a recording.
+
+        Raises:
+            UnsupportedError: the scheduler draws noise, clips, or is not followed.
+        """
+        steps, names = recording.steps, recording.names
+        levels = [s.log_snr for s in steps]
+        return cls(
+            response_of(steps, len(recording.guided[0])),
+            np.array([s.feedback for s in steps]),
+            tuple(i for i in range(1, len(names)) if names[i] != names[i - 1]),
+            tuple(x for x in levels if x is not None) if None not in levels else (),
+        )
+
+
 def trajectories_of(recordings: Sequence[Recording]) -> tuple[Trajectory, Trajectory | None]:
     """Return the first branch's trajectory, and that of the difference to it.
 
@@ -25,18 +60,18 @@ def trajectories_of(recordings: Sequence[Recording]) -> tuple[Trajectory, Trajec
     Raises:
         UnsupportedError: the scheduler draws noise, clips, or is not followed.
     """
-    steps = recordings[0].steps
-    table = response_of(steps, len(recordings[0].guided[0]))
-    feedback = np.array([s.feedback for s in steps])
-    names = recordings[0].names
-    switches = tuple(i for i in range(1, len(names)) if names[i] != names[i - 1])
-    levels = [s.log_snr for s in steps]
-    places = tuple(x for x in levels if x is not None) if None not in levels else ()
+    return in_loop(Loop.of(recordings[0]), recordings)
+
+
+def in_loop(loop: Loop, recordings: Sequence[Recording]) -> tuple[Trajectory, Trajectory | None]:
+    """`trajectories_of` where the loop is known already."""
+    table = loop.table
 
     def trajectory(grams: list[np.ndarray], response: np.ndarray) -> Trajectory:
         # The mean: charging each gap by the sample that suffers most was tried, and which samples
         # come out wrong under an unseen prompt did not follow it.
-        return Trajectory(np.concatenate(grams).mean(0), response, feedback, switches, places)
+        mean = np.concatenate(grams).mean(0)
+        return Trajectory(mean, response, loop.feedback, loop.switches, loop.places)
 
     first = [r.first for r in recordings if r.first is not None]
     difference = [r.difference for r in recordings if r.difference is not None]

@@ -69,7 +69,7 @@ def _outlook(seconds: float, calls: int) -> str:
     )
 
 
-def _tunable(
+def tunable(
     pipe: Any, calls: Sequence[Mapping[str, Any]], adapter: FamilyAdapter | None
 ) -> tuple[dict[str, nn.Module], FamilyAdapter]:
     """The transformers of a pipeline that `tune` can work on, and their family.
@@ -147,7 +147,7 @@ class Tuner:
         bar: bool = False,
     ) -> None:
         self._refine, self._began, self._bar = refine, time.monotonic(), bar
-        transformers, family = _tunable(pipe, calls, adapter)
+        transformers, family = tunable(pipe, calls, adapter)
         budget = MemoryBudget.parse(memory_budget)
         assert budget is not None
         self._pipe, self._calls, self._seed, self._progress = pipe, list(calls), seed, progress

@@ -30,7 +30,7 @@ from ...errors import UnsupportedError
 from ...kernels import Precision, TileAttentionOutput
 from ...pipelines import FamilyAdapter
 from ..observe import observed
-from ..recording import COLUMNS, Recorder, Recording, watch_scheduler
+from ..recording import COLUMNS, Recorder, Recording, record, watch_scheduler
 
 T = TypeVar("T")
 
@@ -53,6 +53,7 @@ class ModeErrors:
             of what each mode adds to the guided output of each step, mode by mode.
         seconds: of a transformer call, dense and in each mode, `(1 + M,)`.
         outside: seconds of a generation outside the transformer.
+        dense: seconds of the dense generation itself.
         density: mean computed share of the attention matrix in each mode; 1 where it was never
             sparse.
     """
@@ -60,6 +61,7 @@ class ModeErrors:
     gram: np.ndarray
     seconds: tuple[float, ...]
     outside: float
+    dense: float
     density: tuple[float, ...]
 
 
@@ -182,10 +184,12 @@ class _ModeRecorder(Recorder):
             gram = gram + (part @ part.mT).sum(0).numpy() / values / batch
         spent = sum(map(sum, self.seconds))
         densities = self.modes.densities
+        outside = max(total - spent, 0.0)
         return ModeErrors(
             np.asarray(gram),
             tuple(float(np.median(seconds)) for seconds in self.seconds),
-            max(total - spent, 0.0),
+            outside,
+            outside + sum(self.seconds[0]),
             tuple(sum(d) / len(d) if d else 1.0 for d in densities),
         )
 
@@ -232,6 +236,8 @@ def record_modes(
             not known.
         UsageError: the temporary folder is full.
     """
+    if not configs:
+        return _record_dense(pipe, adapter, run, budget)
     modes = _Modes(configs)
     recorder, ledger = _ModeRecorder(budget, modes), PatchLedger(object())
     transformers, _ = transformers_of(pipe, adapter)
@@ -250,3 +256,38 @@ def record_modes(
         result = run()
         total = clock(device) - start
     return result, recorder.reduced(), recorder.errors(total)
+
+
+def _record_dense(
+    pipe: Any, adapter: FamilyAdapter | None, run: Callable[[], T], budget: int
+) -> tuple[T, Recording, ModeErrors]:
+    """`record_modes` without any mode: nothing is asked of the attention."""
+    transformers, family = transformers_of(pipe, adapter)
+    seconds: list[float] = []
+    began: list[float] = []
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        began.append(clock(_device(args, kwargs)))
+
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        seconds.append(clock(_device(args, kwargs)) - began.pop())
+
+    with ExitStack() as stack:
+        for transformer in transformers.values():
+            hooks = (
+                transformer.register_forward_pre_hook(before, with_kwargs=True),
+                transformer.register_forward_hook(after, with_kwargs=True),
+            )
+            for hook in hooks:
+                stack.callback(hook.remove)
+        device = next(next(iter(transformers.values())).parameters()).device
+        start = clock(device)
+        result, recording = record(pipe, transformers, family, run, budget)
+        total = clock(device) - start
+    products = recording.guided if recording.first is None else recording.first
+    outside = max(total - sum(seconds), 0.0)
+    return (
+        result,
+        recording,
+        ModeErrors(products.mean(0), (float(np.median(seconds)),), outside, total, ()),
+    )

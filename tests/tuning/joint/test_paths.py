@@ -94,10 +94,7 @@ def test_plans_trade_seconds_for_error_and_a_joint_front_is_never_above_the_sing
     caches = JointSearch(t, None, gram[:STEPS, :STEPS], prices).plans(1)
     sparse = JointSearch(t, None, gram, prices, attention, caching=False).plans(1)
     for front in (joint, caches, sparse):
-        assert all(
-            a.seconds < b.seconds and a.cost > b.cost
-            for a, b in pairwise(front)
-        )
+        assert all(a.seconds < b.seconds and a.cost > b.cost for a, b in pairwise(front))
     assert all(len(p.plan.steps) == STEPS and any(p.modes) for p in sparse)
     assert all(not any(p.modes) and p.map is None for p in caches)
     assert joint[0].seconds < min(caches[0].seconds, sparse[0].seconds)

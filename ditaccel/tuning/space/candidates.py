@@ -1,0 +1,101 @@
+"""The candidates of a space: plans from what was learnt, and settings as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...config import AccelerationConfig
+from ..joint.modes import AttentionMap, JointPlan
+from ..joint.paths import JointSearch, Prices
+from .race import Candidate
+from .records import Learnt
+
+# First steps that are computed in any case, in one half of the plans each.
+_WARMUPS = (3, 1)
+# Maps that go on from the estimate to runs.
+_MAPS = 2
+
+
+def fronts_of(
+    learnt: Learnt,
+    maps: Sequence[AttentionMap],
+    schedules: bool,
+    forecast: float,
+    steps: int | None,
+) -> list[list[Candidate]]:
+    """Fronts of plans, each by rising seconds: joint ones, caches alone and attention alone.
+
+    Args:
+        learnt: of the loop.
+        maps: attention maps, whose modes were recorded in this order.
+        schedules: whether steps may be forecast.
+        forecast: seconds of a forecast call.
+        steps: of the loop where it has fewer than a call asks for, else None.
+    """
+    total, fronts = learnt.first.steps, []
+
+    def front(kind: str, map: AttentionMap | None, at: int, caching: bool) -> list[JointPlan]:
+        count = 0 if map is None else len(map.modes)
+        prices = (learnt.seconds[0], *learnt.seconds[1 + at : 1 + at + count])
+        search = JointSearch(
+            learnt.first,
+            learnt.difference,
+            learnt.of_modes(at, count),
+            Prices(prices, forecast, learnt.outside),
+            map,
+            caching,
+        )
+        found = [plan for warmup in _WARMUPS for plan in search.plans(warmup)]
+        return _lowest(found)
+
+    if schedules:
+        fronts.append(("cache", front("cache", None, 0, True)))
+    at, sparse = 0, []
+    for map in maps:
+        count = len(map.modes)
+        # a map that never was sparse (short sequences), or that saves no time, is no candidate
+        own = range(1 + at, 1 + at + count)
+        if any(learnt.seconds[i] < learnt.seconds[0] and learnt.density[i - 1] < 1 for i in own):
+            sparse.append((at, map))
+        at += count
+    joint = [(front("joint", map, at, schedules), at, map) for at, map in sparse]
+    middle = 0.5 * (learnt.dense + learnt.outside)
+    joint.sort(key=lambda each: _cost_within(each[0], middle))
+    for plans, at, map in joint[:_MAPS]:
+        if schedules:
+            fronts.append(("joint", plans))
+        fronts.append(("attention", front("attention", map, at, False)))
+    return [
+        [
+            Candidate(_with_steps(plan.config(total), steps), kind, plan.seconds)
+            for plan in plans
+            if kind != "joint" or any(plan.modes)
+        ]
+        for kind, plans in fronts
+    ]
+
+
+def _lowest(plans: Sequence[JointPlan]) -> list[JointPlan]:
+    """The plans that no other one beats, the fastest first."""
+    front: list[JointPlan] = []
+    for plan in sorted(plans, key=lambda p: (p.seconds, p.cost)):
+        if not front or plan.cost < front[-1].cost:
+            front.append(plan)
+    return front
+
+
+def _cost_within(plans: Sequence[JointPlan], seconds: float) -> float:
+    within = [plan.cost for plan in plans if plan.seconds <= seconds]
+    return min(within, default=float("inf"))
+
+
+def _with_steps(config: AccelerationConfig, steps: int | None) -> AccelerationConfig:
+    if steps is None:
+        return config
+    return replace(config, steps=steps)
+
+
+def fewer(steps: int, seconds: float) -> Candidate:
+    """A dense loop of fewer steps."""
+    return Candidate(AccelerationConfig(steps=steps, label=f"{steps} steps"), "steps", seconds)

@@ -1,0 +1,266 @@
+"""SpaceTuner: learns once from dense runs, then races candidates against targets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...api import accelerated
+from ...api import report as report_of
+from ...caching.engine.options import MemoryBudget
+from ...config import AccelerationConfig, to_dict
+from ...core.kinds import decoded, pictures_of
+from ...errors import UsageError
+from ...io.progress import duration
+from ...pipelines import FamilyAdapter
+from ..joint.recording import clock, record_modes
+from ..masks import Mask
+from ..quality import PSNR, Measure, as_bytes, measure_of
+from ..target import Target
+from ..trajectories import Loop
+from ..trials import search_name
+from ..tuner import tunable
+from .candidates import fewer, fronts_of
+from .race import Aim, Candidate, Race, Standing
+from .records import Learnt, Recorded
+from .space import Space
+from .store import Result, RunStore, name_of
+
+# Runs that are recorded with every mode, and prompts that every candidate is run on first.
+_RECORDED, _FIRST = 2, 1
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        best: the candidate that serves the target best.
+        reached: whether it does what was asked.
+        aim: what was asked.
+        standings: of all that was run, the winner's among them.
+        dense: seconds of a dense generation.
+        words: the result in a line.
+    """
+
+    best: Standing
+    reached: bool
+    aim: Aim
+    standings: tuple[Standing, ...]
+    dense: float
+    words: str
+
+    @property
+    def speedup(self) -> float:
+        """Seconds of a dense generation by those of the best."""
+        return self.dense / self.best.seconds
+
+
+class SpaceTuner:
+    """Searches a space on one pipeline.
+
+    Args:
+        pipe: an unaccelerated pipeline.
+        calls: arguments of the pipeline call, one mapping per generation.
+        space: what may vary.
+        seed: the noise of generation i is drawn with `seed + i`.
+        progress: called with one line per piece of work, with the time left.
+        memory_budget: bytes, or text such as `2GB`, for the outputs of one generation.
+        adapter: of the transformers; by default that of their family.
+        folder: where runs are kept for later searches and after a kill; None for nowhere.
+        minutes: from now on, after which nothing further is run; None for no limit.
+
+    Raises:
+        ConfigError: a space that does not fit, or an unreadable budget.
+        UnsupportedError: a scheduler that draws noise or clips.
+        UsageError: an accelerated pipeline, unusable calls, or a folder that cannot be used.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        calls: Sequence[Mapping[str, Any]],
+        space: Space,
+        seed: int = 0,
+        progress: Callable[[str], None] = lambda line: None,
+        memory_budget: int | str = "4GB",
+        adapter: FamilyAdapter | None = None,
+        folder: str | PathLike[str] | None = None,
+        minutes: float | None = None,
+    ) -> None:
+        self._ends = None if minutes is None else time.monotonic() + 60 * minutes
+        transformers, family = tunable(pipe, calls, adapter)
+        self._device = next(next(iter(transformers.values())).parameters()).device
+        self._pipe, self._calls, self._space, self._seed = pipe, list(calls), space, seed
+        self._progress, self._adapter = progress, adapter
+        self._budget = MemoryBudget.parse(memory_budget) or 0
+        self._maps, settings = space.maps(family), space.settings(family)
+        self.store = RunStore(folder)
+        self._runs = [
+            name_of(search_name(pipe, [call], seed + i)) for i, call in enumerate(self._calls)
+        ]
+        self._metrics: dict[str, Measure] = {PSNR.key: PSNR}
+        self._spent: list[float] = []
+        recorded = [self._recorded(i, None) for i in range(min(_RECORDED, len(calls)))]
+        self.total = recorded[0].steps
+        if len({run.steps for run in recorded}) > 1:
+            raise UsageError("all calls must have the same number of steps")
+        counts = space.counts(self.total)
+        self._dense = [run.frames for run in recorded]
+        self._dense += [self._made_dense(i) for i in range(len(recorded), len(calls))]
+        self.learnt = Learnt.of(recorded)
+        self.fronts, self.others = self._candidates(counts)
+        self.others += [Candidate(config, "given") for config in settings]
+
+    # -- dense runs --
+
+    def _generate(self, i: int, steps: int | None = None) -> np.ndarray:
+        # drawn on the CPU on every device: the noise must not depend on the machine
+        generator = torch.Generator("cpu").manual_seed(self._seed + i)
+        arguments = {**self._calls[i], **decoded(self._pipe), "generator": generator}
+        if steps is not None:
+            arguments["num_inference_steps"] = steps
+        return as_bytes(pictures_of(self._pipe, self._pipe(**arguments)))
+
+    def _recorded(self, i: int, steps: int | None) -> Recorded:
+        modes = [mode for map in self._maps for mode in map.modes]
+        name = name_of(
+            self._runs[i], steps, [_name(AccelerationConfig(attention=mode)) for mode in modes]
+        )
+
+        def make() -> dict[str, np.ndarray]:
+            of = "" if steps is None else f" of {steps} steps"
+            beside = f", and {len(modes)} sparse modes next to each call" if modes else ""
+            self._progress(f"dense run {i + 1}{of}{beside}")
+            run = partial(self._generate, i, steps)
+            frames, recording, errors = record_modes(
+                self._pipe, self._adapter, run, self._budget, modes
+            )
+            return Recorded(frames, Loop.of(recording), recording, errors).arrays()
+
+        return Recorded.of(self.store.arrays(f"recorded-{name}", make))
+
+    def _made_dense(self, i: int) -> np.ndarray:
+        def make() -> dict[str, np.ndarray]:
+            self._progress(f"dense run {i + 1} of {len(self._calls)}")
+            return {"frames": self._generate(i)}
+
+        return self.store.arrays(f"dense-{self._runs[i]}", make)["frames"]
+
+    # -- candidates --
+
+    def _candidates(self, counts: Sequence[int]) -> tuple[list[list[Candidate]], list[Candidate]]:
+        forecast = self._seconds_of_a_forecast() if self._space.schedules else 0.0
+        fronts, others = [], []
+        for steps in (None, *counts):
+            learnt = self.learnt
+            if steps is not None:
+                learnt = Learnt.of([self._recorded(0, steps)])
+                others.append(fewer(steps, learnt.dense))
+            fronts += fronts_of(learnt, self._maps, self._space.schedules, forecast, steps)
+        return [front for front in fronts if front], others
+
+    def _seconds_of_a_forecast(self) -> float:
+        """Of a call, measured on a loop that computes hardly anything."""
+        forced = sorted(self.learnt.first.forced(1))
+        others = None if self.learnt.difference is None else tuple(forced)
+        config = Mask(tuple(forced), others).config(self.total)
+        result = self._result(0, Candidate(config, "probe"))
+        calls = 1 if self.learnt.difference is None else 2
+        computed = calls * len(forced) * self.learnt.seconds[0]
+        forecasts = calls * (self.total - len(forced))
+        return max(result.seconds - self.learnt.outside - computed, 0.0) / max(forecasts, 1)
+
+    # -- runs --
+
+    def _result(self, i: int, candidate: Candidate) -> Result:
+        config = _name(candidate.config)
+        known = self.store.result(self._runs[i], config, set(self._metrics))
+        if known is not None:
+            return known
+        start = time.monotonic()
+        with accelerated(self._pipe, candidate.config, adapter=self._adapter):
+            began = clock(self._device)
+            frames = self._generate(i)
+            seconds = clock(self._device) - began
+            memory = report_of(self._pipe).cache_bytes
+        self._spent.append(time.monotonic() - start)
+        levels = {
+            key: [
+                measure.run(dense, ours) for dense, ours in zip(self._dense[i], frames, strict=True)
+            ]
+            for key, measure in self._metrics.items()
+        }
+        result = Result({**levels, "memory": [float(memory)]}, seconds)
+        self.store.add(self._runs[i], config, result)
+        return result
+
+    def _standing(self, measure: Measure, candidate: Candidate, prompts: int) -> Standing:
+        results = [self._result(i, candidate) for i in range(prompts)]
+        levels = tuple(level for r in results for level in r.levels[measure.key])
+        seconds = float(np.median([r.seconds for r in results]))
+        memory = max(r.levels["memory"][0] for r in results)
+        made = Standing(candidate, levels, seconds, prompts, memory)
+        left = (
+            ""
+            if self._ends is None
+            else f", {duration(max(self._ends - time.monotonic(), 0))} left"
+        )
+        self._progress(
+            f"{candidate.config.name}: {measure.shown(measure.level(levels, 'mean'))}, "
+            f"{self.learnt.dense / seconds:.2f}x on {prompts} of {len(self._calls)}{left}"
+        )
+        return made
+
+    def reach(self, target: Target) -> Found:
+        """Return the config that serves a target best, of all that the space allows.
+
+        Args:
+            target: with `psnr` or `level` the fastest that reaches it, with `speedup` or `seconds`
+                the best that does.
+
+        Raises:
+            ConfigError: a target that a space does not serve, or an unknown metric.
+        """
+        aim = self._aim(target)
+        over = lambda: self._ends is not None and time.monotonic() > self._ends  # noqa: E731
+        race = Race(aim, partial(self._standing, aim.measure), len(self._calls), over)
+        entered = [each for front in self.fronts for each in race.entered(front, _FIRST)]
+        best = race.won([*self.others, *entered], _FIRST)
+        if best is None:
+            raise UsageError("this space has no candidate: nothing in it saves time here")
+        reached = aim.reached(best)
+        shown = aim.measure.shown(aim.measure.level(best.levels, aim.statistic))
+        words = "" if reached else f"no config that was run reaches {target.asked}; the best is "
+        words += (
+            f"{best.candidate.config.name}: {shown}, {self.learnt.dense / best.seconds:.2f}x "
+            f"({best.seconds:.3g} s of {self.learnt.dense:.3g} s)"
+        )
+        standings = tuple(race.standings.values())
+        return Found(best, reached, aim, standings, self.learnt.dense, words)
+
+    def _aim(self, target: Target) -> Aim:
+        measure = measure_of(target.metric, target.weights)
+        self._metrics[measure.key] = measure
+        memory = MemoryBudget.parse(target.memory)
+        seconds = target.seconds
+        if target.speedup is not None:
+            seconds = self.learnt.dense / target.speedup
+        if target.computed_share is not None or target.attention_error is not None:
+            raise UsageError(
+                "a space is searched in seconds: give psnr, level, speedup or seconds as target"
+            )
+        level = target.psnr if target.psnr is not None else target.level
+        return Aim(measure, target.statistic, level, seconds, memory)
+
+
+def _name(config: AccelerationConfig) -> str:
+    """A name of what a config does, whatever it is called."""
+    return name_of({**to_dict(config), "label": ""})

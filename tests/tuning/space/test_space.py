@@ -1,0 +1,152 @@
+"""The space as text, the race by hand, and a search over everything on a tiny pipeline."""
+
+import pytest
+from tiny import tiny_flux, tiny_wan
+from tiny.parts import wan_vae
+
+import ditaccel
+from ditaccel import ConfigError, Target
+from ditaccel.config import AccelerationConfig
+from ditaccel.tuning.quality import PSNR, measure_of
+from ditaccel.tuning.space.race import Aim, Candidate, Race, Standing
+from ditaccel.tuning.space.search import SpaceTuner
+from ditaccel.tuning.space.space import Space
+
+SOL = "sol:q_tile=16,k_tile=16,min_tokens=0,dense_layers=0,neighbours=0"
+
+
+def small_wan(steps=8):
+    pipe, call = tiny_wan(layers=2)
+    pipe.register_modules(vae=wan_vae())
+    call = {k: v for k, v in call.items() if k != "output_type"}
+    size = {"height": 96, "width": 96, "num_frames": 13, "num_inference_steps": steps}
+    return pipe, {**call, **size}
+
+
+def test_a_space_is_read_from_text():
+    text = "attention=sla,[sol:tau=1,order=morton]; densities=0.05,0.2; steps=0.5,20; caches=fast"
+    found = Space.parse(text)
+    assert found.attention == ("sla", "sol:tau=1,order=morton") and found.caches == ("fast",)
+    assert found.densities == (0.05, 0.2) and found.steps == (0.5, 20) and found.schedules
+    assert Space.parse("").schedules and not Space.parse("schedules=false; steps=5").schedules
+    assert found.counts(50) == [25, 20]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("atention=sla", "is not one of .*attention="),
+        ("steps=many", "steps takes numbers"),
+        ("steps=0", "give whole numbers, or shares"),
+        ("schedules=perhaps", "true or false"),
+        ("schedules=false", "nothing may vary"),
+    ],
+)
+def test_a_wrong_space_is_one_line(text, line):
+    with pytest.raises(ConfigError, match=line):
+        Space.parse(text)
+
+
+def test_a_map_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="has no tile map"):
+        Space(attention=["taylorseer"]).maps("wan")
+    with pytest.raises(ConfigError, match="4 to 7, below the 8"):
+        Space(steps=(8,)).counts(8)
+
+
+def racing(levels, seconds, aim, prompts=4):
+    """A race of candidates with known levels; what was run of each."""
+    ran = []
+    candidates = [
+        Candidate(AccelerationConfig(label=str(i)), "given", s) for i, s in enumerate(seconds)
+    ]
+
+    def run(candidate, count):
+        place = int(candidate.config.label)
+        ran.append((place, count))
+        return Standing(candidate, (levels[place],) * count, seconds[place], count)
+
+    return Race(aim, run, prompts), candidates, ran
+
+
+def test_the_race_halves_and_takes_the_fastest_that_reaches_the_level():
+    levels, seconds = [20, 31, 35, 33, 28, 40], [1, 2, 3, 4, 5, 6]
+    race, candidates, ran = racing(levels, seconds, Aim(PSNR, level=30))
+    assert race.won(candidates, 1).candidate.config.label == "1"
+    counts = [sum(count == n for _, count in ran) for n in (1, 2, 4)]
+    assert counts == [6, 3, 2]
+    race, candidates, _ = racing(levels, seconds, Aim(PSNR, seconds=3.5))
+    assert race.won(candidates, 1).candidate.config.label == "2"
+    held = Aim(PSNR, level=30, memory=1)
+    assert not held.reached(Standing(candidates[1], (31.0,), 2, 1, memory=2))
+
+
+def test_a_front_is_bisected():
+    levels, seconds = list(range(20, 52, 2)), list(range(16))
+    race, candidates, ran = racing(levels, seconds, Aim(PSNR, level=33))
+    entered = [int(c.config.label) for c in race.entered(candidates, 1)]
+    assert entered == [6, 7, 8] and len(ran) <= 4
+
+
+def test_measures_know_their_better_end():
+    assert PSNR.level([30, 40], "min") == 30 and PSNR.reaches(31, 30)
+    ssim = measure_of("ssim")
+    assert ssim.higher
+    mse = measure_of("mse")
+    assert not mse.higher and mse.level([0.1, 0.3], "min") == 0.3 and mse.reaches(0.1, 0.2)
+    assert mse.surely([0.1, 0.3], "mean") > 0.2
+    with pytest.raises(ConfigError, match="no metric 'sim'"):
+        measure_of("sim")
+    with pytest.raises(ConfigError, match="cannot be a target"):
+        measure_of("kid_real")
+
+
+def test_targets_are_read_from_text():
+    assert Target.parse("psnr=30") == Target(psnr=30)
+    assert Target.parse("mse=0.1", statistic="min").metric == "mse"
+    assert Target.parse("speedup=2").needs_space and not Target.parse("share=0.5").needs_space
+    with pytest.raises(ConfigError, match="not of the form"):
+        Target.parse("psnr")
+    with pytest.raises(ConfigError, match="above 1"):
+        Target(speedup=1)
+
+
+def test_a_search_over_everything_resumes_with_equal_results(tmp_path):
+    pipe, call = small_wan()
+    space = Space(attention=[SOL], densities=(2.0, 0.5), steps=(5,), caches=["taylorseer"])
+    lines = []
+
+    def searched(folder):
+        return SpaceTuner(pipe, [call] * 2, space, progress=lines.append, folder=folder)
+
+    tuner = searched(tmp_path / "runs")
+    kinds = {candidate.kind for front in tuner.fronts for candidate in front}
+    assert "cache" in kinds and {c.kind for c in tuner.others} == {"steps", "given"}
+    steps = {c.config.steps for front in tuner.fronts for c in front}
+    assert steps == {"keep", 5}
+    found = tuner.reach(Target(psnr=20))
+    assert found.standings and found.dense > 0
+    made = len(lines)
+    again = searched(tmp_path / "runs")
+    assert len(lines) == made  # no dense run is made again
+    twice = again.reach(Target(psnr=20))
+    assert twice.best.candidate.config == found.best.candidate.config
+    assert twice.best.levels == found.best.levels and twice.best.seconds == found.best.seconds
+    config = found.best.candidate.config
+    with ditaccel.accelerated(pipe, config):
+        pipe(**call)
+
+
+def test_tune_takes_a_space_and_says_what_no_config_reaches():
+    pipe, call = small_wan(6)
+    with pytest.warns(UserWarning, match="no config that was run reaches"):
+        config = ditaccel.tune(pipe, [call], Target(psnr=98), pairs=1, space="")
+    assert config.scheduler
+
+
+def test_fewer_steps_alone_are_a_config_that_can_be_applied():
+    pipe, call = tiny_flux()
+    ditaccel.accelerate(pipe, AccelerationConfig(steps=5))
+    pipe(**call)
+    assert ditaccel.report(pipe).step_choice.run == 5
+    ditaccel.restore(pipe)
