@@ -26,6 +26,8 @@ from ditaccel.tuning.fitting import fitted_on
 from ditaccel.tuning.quality import MOST_PSNR, STATISTICS
 from ditaccel.tuning.refine import Refine
 from ditaccel.tuning.search import calibrated_config, no_saving, scheduler_of
+from ditaccel.tuning.space.search import SpaceTuner
+from ditaccel.tuning.space.space import Space
 from ditaccel.tuning.target import Target, TuningRun
 from ditaccel.tuning.tuner import PAIRS, Tuner, paired
 
@@ -33,6 +35,8 @@ EXAMPLE = """\
 examples:
   ditaccel tune samples/models/shapes-wan --psnr 35 --out wan-35db.yaml
   ditaccel tune samples/models/shapes-flux --share 0.2,0.3 --out tuned/
+  ditaccel tune MODEL --psnr 30 --space "attention=sla,sol; steps=0.5" --runs runs/ --out joint.yaml
+  ditaccel tune MODEL --target ssim=0.95,speedup=2 --runs runs/ --out tuned/
   ditaccel tune MODEL --prompts prompts.txt --psnr 30 --promise 0.9 --out promised.yaml
   ditaccel tune samples/models/shapes-flux --share 0.2 --refine 100 --resume refined.jsonl \\
     --out refined.yaml
@@ -55,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     goal.add_argument("--psnr", type=psnr, metavar="DB", help="PSNR to dense to reach, in dB")
     goal.add_argument("--share", type=share, metavar="PART", help="computed share to keep to")
     goal.add_argument(
+        "--target",
+        type=listed("--target", Target.parse),
+        metavar="NAME=VALUE",
+        help="psnr=DB, METRIC=LEVEL (any registered metric of single samples), speedup=X or "
+        "seconds=S; searched in measured seconds, see --space",
+    )
+    goal.add_argument(
         "--attention-error",
         type=listed("--attention-error", number("--attention-error", 0, 1, open_ends=True)),
         metavar="SHARE",
@@ -74,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the 10th percentile (p10), or the worst one (default mean)",
     )
     _add_promise(parser)
+    _add_space(parser)
     options.add_out(parser, "config file; with several targets, a folder", "PATH")
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     options.add_prompts(parser)
@@ -97,6 +109,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="4GB",
         metavar="SIZE",
         help="memory for the outputs of one generation; the rest goes to a file (default 4GB)",
+    )
+
+
+def _add_space(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--space",
+        metavar="TEXT",
+        help="what may vary besides the computed steps, in measured seconds: attention=sla,sol; "
+        "densities=0.05,0.2; rests=means,moments; steps=0.5,20; caches=balanced; schedules=false",
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the runs of a search with --space or --target there: after a kill, or for "
+        "another target, they are not made again; `ditaccel report FOLDER` shows what was tried",
     )
 
 
@@ -131,7 +159,8 @@ def _add_refining(parser: argparse.ArgumentParser) -> None:
         "--minutes",
         type=number("--minutes", 0, 1e6, open_ends=True),
         metavar="N",
-        help="after so many minutes --refine tries no further plan",
+        help="after so many minutes --refine tries no further plan, and a search with --space runs "
+        "nothing further",
     )
     parser.add_argument(
         "--resume",
@@ -167,6 +196,8 @@ def _names(args: argparse.Namespace) -> dict[str, Target]:
         (f"psnr-{p:g}", Target(psnr=p, statistic=args.statistic, **promised))
         for p in args.psnr or ()
     ]
+    for target in args.target or ():
+        goals.append((target.asked.replace(" ", "-"), replace(target, statistic=args.statistic)))
     for share in args.share or ():
         goals.append((f"share-{share:g}", Target(computed_share=share, statistic=args.statistic)))
     for error in args.attention_error or ():
@@ -289,6 +320,38 @@ def _search(
         _row(name, found, path)
 
 
+def _search_space(
+    pipe: Any,
+    calls: list[dict[str, Any]],
+    goals: dict[str, Target],
+    args: argparse.Namespace,
+    files: _Files,
+) -> None:
+    tuner = SpaceTuner(
+        pipe,
+        calls,
+        Space.parse(args.space or ""),
+        args.seed,
+        _say,
+        args.memory,
+        folder=args.runs,
+        minutes=args.minutes,
+    )
+    print(f"{'target':<24}{'speed-up':>9}{'level':>9}{'worst':>9}  file")
+    for name, goal in goals.items():
+        came = tuner.reach(goal)
+        _say(came.words)
+        best, measure = came.best, came.aim.measure
+        config = best.candidate.config
+        level, worst = (measure.level(best.levels, s) for s in (goal.statistic, "min"))
+        written = (
+            files.write(name, config) if came.reached else files.miss(name, came.words, config)
+        )
+        print(f"{name:<24}{came.speedup:>8.2f}x{level:>9.4g}{worst:>9.4g}  {written or '-'}")
+    if args.runs is not None:
+        _say(f"what was tried: ditaccel report {args.runs}")
+
+
 def _row(name: str, found: TuningRun, path: Path | None) -> None:
     levels = f"{found.psnr:>6.1f} dB{found.psnr_min:>6.1f} dB"
     print(f"{name:<14}{found.computed_share:>9.3f}{levels}  {path or '-'}")
@@ -332,6 +395,8 @@ def run(args: argparse.Namespace) -> int:
     with calls_of(opened.pipe, "tune"):
         if args.fit is not None:
             _fit(opened.pipe, calls, fitted, args.seed, files)
+        elif args.space is not None or any(goal.needs_space for goal in goals.values()):
+            _search_space(opened.pipe, paired(calls, args.pairs), goals, args, files)
         elif args.attention_error:
             _calibrate(opened.pipe, calls, goals, args.seed, files)
         else:

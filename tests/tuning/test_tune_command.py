@@ -167,3 +167,18 @@ def test_a_promise_is_tested_on_the_other_prompts(additive, tmp_path, capsys):
     assert not path.exists()
     assert main([*common, "--share", "0.5", "--promise", "0.9"]) == 2
     assert "a promise is about --psnr" in capsys.readouterr().err
+
+
+def test_a_search_in_a_space_writes_what_it_found_and_what_it_tried(additive, tmp_path, capsys):
+    runs, out = tmp_path / "runs", tmp_path / "tuned"
+    arguments = ["tune", str(additive), "--target", "psnr=12,speedup=1.01", "--limit", "1"]
+    arguments += ["--pairs", "1", "--space", "steps=5", "--steps", "8", "--runs", str(runs)]
+    main([*arguments, "--out", str(out)])
+    printed = capsys.readouterr()
+    assert "psnr-12" not in printed.err or "not reached" in printed.err
+    tried = json.loads((runs / "tuning.json").read_text())
+    assert list(tried["targets"]) == ["12 dB", "1.01 x the speed of dense"]
+    rows = tried["targets"]["12 dB"]["rows"]
+    assert {"cache", "steps"} >= {row["kind"] for row in rows}
+    assert all((runs / f"picture-{row['config']}.npz").exists() for row in rows)
+    assert configs.load(out / "12-dB.yaml").scheduler

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -15,9 +14,11 @@ import torch
 from ...api import accelerated
 from ...api import report as report_of
 from ...caching.engine.options import MemoryBudget
-from ...config import AccelerationConfig, to_dict
+from ...config import AccelerationConfig
+from ...core.denoising.schedulers import described
 from ...core.kinds import decoded, pictures_of
 from ...errors import UsageError
+from ...io.files import write_json
 from ...io.progress import duration
 from ...pipelines import FamilyAdapter
 from ..joint.recording import clock, record_modes
@@ -32,35 +33,10 @@ from .race import Aim, Candidate, Race, Standing
 from .records import Learnt, Recorded
 from .space import Space
 from .store import Result, RunStore, name_of
+from .tried import PAGE, Found, as_page, config_name, picture_name, small
 
 # Runs that are recorded with every mode, and prompts that every candidate is run on first.
 _RECORDED, _FIRST = 2, 1
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search came to.
-
-    Attributes:
-        best: the candidate that serves the target best.
-        reached: whether it does what was asked.
-        aim: what was asked.
-        standings: of all that was run, the winner's among them.
-        dense: seconds of a dense generation.
-        words: the result in a line.
-    """
-
-    best: Standing
-    reached: bool
-    aim: Aim
-    standings: tuple[Standing, ...]
-    dense: float
-    words: str
-
-    @property
-    def speedup(self) -> float:
-        """Seconds of a dense generation by those of the best."""
-        return self.dense / self.best.seconds
 
 
 class SpaceTuner:
@@ -107,7 +83,7 @@ class SpaceTuner:
             name_of(search_name(pipe, [call], seed + i)) for i, call in enumerate(self._calls)
         ]
         self._metrics: dict[str, Measure] = {PSNR.key: PSNR}
-        self._spent: list[float] = []
+        self._targets: dict[str, Any] = {}
         recorded = [self._recorded(i, None) for i in range(min(_RECORDED, len(calls)))]
         self.total = recorded[0].steps
         if len({run.steps for run in recorded}) > 1:
@@ -132,7 +108,9 @@ class SpaceTuner:
     def _recorded(self, i: int, steps: int | None) -> Recorded:
         modes = [mode for map in self._maps for mode in map.modes]
         name = name_of(
-            self._runs[i], steps, [_name(AccelerationConfig(attention=mode)) for mode in modes]
+            self._runs[i],
+            steps,
+            [config_name(AccelerationConfig(attention=mode)) for mode in modes],
         )
 
         def make() -> dict[str, np.ndarray]:
@@ -181,23 +159,23 @@ class SpaceTuner:
     # -- runs --
 
     def _result(self, i: int, candidate: Candidate) -> Result:
-        config = _name(candidate.config)
+        config = config_name(candidate.config)
         known = self.store.result(self._runs[i], config, set(self._metrics))
         if known is not None:
             return known
-        start = time.monotonic()
         with accelerated(self._pipe, candidate.config, adapter=self._adapter):
             began = clock(self._device)
             frames = self._generate(i)
             seconds = clock(self._device) - began
             memory = report_of(self._pipe).cache_bytes
-        self._spent.append(time.monotonic() - start)
         levels = {
             key: [
                 measure.run(dense, ours) for dense, ours in zip(self._dense[i], frames, strict=True)
             ]
             for key, measure in self._metrics.items()
         }
+        if i == 0:
+            self.store.arrays(picture_name(config), lambda: {"frames": small(frames[0])})
         result = Result({**levels, "memory": [float(memory)]}, seconds)
         self.store.add(self._runs[i], config, result)
         return result
@@ -244,7 +222,24 @@ class SpaceTuner:
             f"({best.seconds:.3g} s of {self.learnt.dense:.3g} s)"
         )
         standings = tuple(race.standings.values())
-        return Found(best, reached, aim, standings, self.learnt.dense, words)
+        found = Found(best, reached, aim, standings, self.learnt.dense, words)
+        self._write(target, found)
+        return found
+
+    def _write(self, target: Target, found: Found) -> None:
+        """Write what was tried for `ditaccel report`, one part per target."""
+        self.store.arrays("picture-dense", lambda: {"frames": small(self._dense[0][0])})
+        self._targets[target.asked] = as_page(found)
+        data = {
+            "tuning": 1,
+            "model": type(self._pipe).__name__,
+            "scheduler": described(self._pipe.scheduler),
+            "steps": self.total,
+            "prompt": str(self._calls[0].get("prompt") or ""),
+            "prompts": len(self._calls),
+            "targets": self._targets,
+        }
+        write_json(self.store.folder / PAGE, data)
 
     def _aim(self, target: Target) -> Aim:
         measure = measure_of(target.metric, target.weights)
@@ -259,8 +254,3 @@ class SpaceTuner:
             )
         level = target.psnr if target.psnr is not None else target.level
         return Aim(measure, target.statistic, level, seconds, memory)
-
-
-def _name(config: AccelerationConfig) -> str:
-    """A name of what a config does, whatever it is called."""
-    return name_of({**to_dict(config), "label": ""})
