@@ -59,7 +59,7 @@ from .errors import ConfigError, DitaccelError, UnsupportedError, UsageError
 from .finetuning import finetune
 from .pipelines import AttentionContract, BlockContract, FamilyAdapter, register_family
 from .reports.report import Report
-from .tuning import AuditReport, Refine, Target, audit, fit, tune
+from .tuning import AuditReport, Refine, Space, Target, audit, fit, tune
 
 if TYPE_CHECKING:
     from .batch.generate import Generated, generate
@@ -120,6 +120,7 @@ __all__ = [
     "SVG2Config",
     "SeaCacheConfig",
     "SolConfig",
+    "Space",
     "SpargeConfig",
     "SparseVDiTConfig",
     "StepMaskConfig",

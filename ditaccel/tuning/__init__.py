@@ -5,6 +5,7 @@ from .audit import AuditReport, audit
 from .fitting import fit
 from .refine import Refine
 from .search import tune
+from .space.space import Space
 from .target import Target
 
-__all__ = ["AuditReport", "Refine", "Target", "audit", "fit", "tune"]
+__all__ = ["AuditReport", "Refine", "Space", "Target", "audit", "fit", "tune"]

@@ -53,30 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLE
     options.add_model(parser)
-    psnr = listed("--psnr", number("--psnr", 0, MOST_PSNR, open_ends=True), "30,35")
-    share = listed("--share", number("--share", 0, 1, open_ends=True), "0.2,0.3")
-    goal = parser.add_mutually_exclusive_group(required=True)
-    goal.add_argument("--psnr", type=psnr, metavar="DB", help="PSNR to dense to reach, in dB")
-    goal.add_argument("--share", type=share, metavar="PART", help="computed share to keep to")
-    goal.add_argument(
-        "--target",
-        type=listed("--target", Target.parse),
-        metavar="NAME=VALUE",
-        help="psnr=DB, METRIC=LEVEL (any registered metric of single samples), speedup=X or "
-        "seconds=S; searched in measured seconds, see --space",
-    )
-    goal.add_argument(
-        "--attention-error",
-        type=listed("--attention-error", number("--attention-error", 0, 1, open_ends=True)),
-        metavar="SHARE",
-        help="calibrate LiteAttention instead: relative L1 error of each layer's output, e.g. 0.02",
-    )
-    goal.add_argument(
-        "--fit",
-        metavar="METHOD",
-        help="measure the constants of a caching method instead (METHOD or METHOD:option=value): "
-        "ratios or a polynomial that it needs of a model",
-    )
+    _add_goals(parser)
     parser.add_argument(
         "--statistic",
         choices=STATISTICS,
@@ -109,6 +86,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="4GB",
         metavar="SIZE",
         help="memory for the outputs of one generation; the rest goes to a file (default 4GB)",
+    )
+
+
+def _add_goals(parser: argparse.ArgumentParser) -> None:
+    psnr = listed("--psnr", number("--psnr", 0, MOST_PSNR, open_ends=True), "30,35")
+    share = listed("--share", number("--share", 0, 1, open_ends=True), "0.2,0.3")
+    goal = parser.add_mutually_exclusive_group(required=True)
+    goal.add_argument("--psnr", type=psnr, metavar="DB", help="PSNR to dense to reach, in dB")
+    goal.add_argument("--share", type=share, metavar="PART", help="computed share to keep to")
+    goal.add_argument(
+        "--target",
+        type=listed("--target", Target.parse),
+        metavar="NAME=VALUE",
+        help="psnr=DB, METRIC=LEVEL (any registered metric of single samples), speedup=X or "
+        "seconds=S; searched in measured seconds, see --space",
+    )
+    goal.add_argument(
+        "--attention-error",
+        type=listed("--attention-error", number("--attention-error", 0, 1, open_ends=True)),
+        metavar="SHARE",
+        help="calibrate LiteAttention instead: relative L1 error of each layer's output, e.g. 0.02",
+    )
+    goal.add_argument(
+        "--fit",
+        metavar="METHOD",
+        help="measure the constants of a caching method instead (METHOD or METHOD:option=value): "
+        "ratios or a polynomial that it needs of a model",
     )
 
 
@@ -327,16 +331,8 @@ def _search_space(
     args: argparse.Namespace,
     files: _Files,
 ) -> None:
-    tuner = SpaceTuner(
-        pipe,
-        calls,
-        Space.parse(args.space or ""),
-        args.seed,
-        _say,
-        args.memory,
-        folder=args.runs,
-        minutes=args.minutes,
-    )
+    space = replace(Space.parse(args.space or ""), runs=args.runs, minutes=args.minutes)
+    tuner = SpaceTuner(pipe, calls, space, args.seed, _say, args.memory)
     print(f"{'target':<24}{'speed-up':>9}{'level':>9}{'worst':>9}  file")
     for name, goal in goals.items():
         came = tuner.reach(goal)

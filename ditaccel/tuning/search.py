@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from os import PathLike
 from typing import Any
 
 from ..config import AccelerationConfig, require
@@ -55,8 +54,6 @@ def tune(
     scheduler: str | None = None,
     refine: int | Refine = 0,
     space: Space | str | None = None,
-    runs: str | PathLike[str] | None = None,
-    minutes: float | None = None,
     adapter: FamilyAdapter | None = None,
     seed: int = 0,
     progress: Callable[[str], None] = lambda line: None,
@@ -80,11 +77,7 @@ def tune(
         scheduler: short name of another one to tune for (`ditaccel.io.schedulers`): `unipc`.
         refine: plans to try around the best one, or a `Refine` (annealing, time limit, resume).
         space: what may vary besides the computed steps: a `Space`, or text such as
-            `attention=sla; steps=0.5` (`Space.parse`). Everything is then measured in seconds, and
-            forecasts and sparse attention share one budget of error.
-        runs: folder in which runs in a space are kept: a search that was killed begins again where
-            it was, and another target finds the dense runs there.
-        minutes: after which a search in a space takes the best so far.
+            `attention=sla; steps=0.5`; then all is measured in seconds.
         adapter: what ditaccel must know of a model of your own, as in `accelerate`.
         seed: seed of the first generation.
         progress: called with one line per generation.
@@ -98,7 +91,7 @@ def tune(
         ConfigError: a target out of range, a share out of reach, or too few steps to skip any. What
             no config reaches or can promise, and a calibration that skips nothing, is a warning.
         UnsupportedError: a scheduler that draws noise or clips.
-        UsageError: `Refine.resume` is a file of another search, or too few prompts for a promise.
+        UsageError: `Refine.resume` is of another search, or too few prompts for a promise.
     """
     if not isinstance(target, Target):
         raise ConfigError(f"target is {target!r}; give a Target, such as Target(psnr=35)")
@@ -108,30 +101,39 @@ def tune(
     require(pairs is None or pairs >= 1, f"tune: pairs is {pairs}; it must be 1 or more")
     if not isinstance(refine, Refine):
         refine = Refine(trials=checked_value("tune", "refine", int, refine))
-    if space is not None or target.needs_space:
-        given = space if isinstance(space, Space) else Space.parse(space or "")
-        kept = {"folder": runs, "minutes": minutes, "memory_budget": memory_budget}
-        with with_scheduler(pipe, scheduler):
-            searched = SpaceTuner(
-                pipe, paired(calls, pairs), given, seed, progress, adapter=adapter, **kept
-            )
-            came = searched.reach(target)
-            (progress if came.reached else warn)(came.words)
-            return replace(came.best.candidate.config, scheduler=scheduler_of(pipe))
     with with_scheduler(pipe, scheduler):
         options = seed, progress, memory_budget, refine, adapter
-        found = _found(pipe, calls, target, pairs, options)
+        found = _found(pipe, calls, target, space, pairs, options)
         return replace(found, scheduler=scheduler_of(pipe))
+
+
+def _in_space(
+    pipe: Any,
+    calls: list[dict[str, Any]],
+    target: Target,
+    space: Space | str,
+    options: tuple[Any, ...],
+) -> AccelerationConfig:
+    """The config for a target in a space; `options` as in `_found`."""
+    space = space if isinstance(space, Space) else Space.parse(space)
+    seed, progress, memory_budget, _, adapter = options
+    came = SpaceTuner(pipe, calls, space, seed, progress, memory_budget, adapter).reach(target)
+    tell: Callable[[str], None] = progress if came.reached else warn
+    tell(came.words)
+    return came.best.candidate.config
 
 
 def _found(
     pipe: Any,
     calls: list[dict[str, Any]],
     target: Target,
+    space: Space | str | None,
     pairs: int | None,
     options: tuple[Any, ...],
 ) -> AccelerationConfig:
     """The config for a target; `options` are those of a `Tuner` behind the calls."""
+    if space is not None or target.needs_space:
+        return _in_space(pipe, paired(calls, pairs), target, space or "", options)
     if (error := target.attention_error) is not None:
         seed, progress, _, _, adapter = options
         return _calibrated(pipe, calls, error, seed, progress, adapter)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -50,8 +49,6 @@ class SpaceTuner:
         progress: called with one line per piece of work, with the time left.
         memory_budget: bytes, or text such as `2GB`, for the outputs of one generation.
         adapter: of the transformers; by default that of their family.
-        folder: where runs are kept for later searches and after a kill; None for nowhere.
-        minutes: from now on, after which nothing further is run; None for no limit.
 
     Raises:
         ConfigError: a space that does not fit, or an unreadable budget.
@@ -68,9 +65,8 @@ class SpaceTuner:
         progress: Callable[[str], None] = lambda line: None,
         memory_budget: int | str = "4GB",
         adapter: FamilyAdapter | None = None,
-        folder: str | PathLike[str] | None = None,
-        minutes: float | None = None,
     ) -> None:
+        minutes = space.minutes
         self._ends = None if minutes is None else time.monotonic() + 60 * minutes
         transformers, family = tunable(pipe, calls, adapter)
         self._device = next(next(iter(transformers.values())).parameters()).device
@@ -78,7 +74,7 @@ class SpaceTuner:
         self._progress, self._adapter = progress, adapter
         self._budget = MemoryBudget.parse(memory_budget) or 0
         self._maps, settings = space.maps(family), space.settings(family)
-        self.store = RunStore(folder)
+        self.store = RunStore(space.runs)
         self._runs = [
             name_of(search_name(pipe, [call], seed + i)) for i, call in enumerate(self._calls)
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 from ...attention.engine.options import TileOptions
@@ -37,6 +38,10 @@ class Space:
         rests: what may stand for tiles that are not computed (`rest`); empty for the map's own.
         steps: numbers of steps of a call below its own, or shares of them: each is a candidate by
             itself, and its steps are searched as those of the whole loop are.
+        runs: folder in which all runs are kept: a search that was killed begins again where it was,
+            and another target finds the dense runs there; None for a temporary one.
+        minutes: from the beginning of the search, after which nothing further is run and the best
+            so far is taken; None for no limit.
 
     Raises:
         ConfigError: a value is out of range, or nothing may vary.
@@ -48,6 +53,8 @@ class Space:
     densities: tuple[float, ...] = ()
     rests: tuple[str, ...] = ()
     steps: tuple[int | float, ...] = ()
+    runs: str | PathLike[str] | None = None
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("caches", "attention"):
@@ -59,6 +66,10 @@ class Space:
                 step >= 1 if isinstance(step, int) else 0 < step < 1,
                 f"space: steps holds {step}; give whole numbers, or shares between 0 and 1",
             )
+        require(
+            self.minutes is None or self.minutes > 0,
+            f"space: minutes is {self.minutes}; it must be more than 0",
+        )
         require(
             self.schedules or bool(self.caches or self.attention or self.steps),
             "nothing may vary in this space; name caches, attention or steps, or turn schedules on",

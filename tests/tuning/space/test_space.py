@@ -1,5 +1,7 @@
 """The space as text, the race by hand, and a search over everything on a tiny pipeline."""
 
+from dataclasses import replace
+
 import pytest
 from tiny import tiny_flux, tiny_wan
 from tiny.parts import wan_vae
@@ -112,12 +114,12 @@ def test_targets_are_read_from_text():
 
 
 def test_a_search_over_everything_resumes_with_equal_results(tmp_path):
-    pipe, call = small_wan()
+    pipe, call = small_wan(6)
     space = Space(attention=[SOL], densities=(2.0, 0.5), steps=(5,), caches=["taylorseer"])
     lines = []
 
     def searched(folder):
-        return SpaceTuner(pipe, [call] * 2, space, progress=lines.append, folder=folder)
+        return SpaceTuner(pipe, [call] * 2, replace(space, runs=folder), progress=lines.append)
 
     tuner = searched(tmp_path / "runs")
     kinds = {candidate.kind for front in tuner.fronts for candidate in front}
