@@ -331,6 +331,8 @@ def _search_space(
     args: argparse.Namespace,
     files: _Files,
 ) -> None:
+    if args.refine or args.promise is not None:
+        raise UsageError("is for computed steps alone; leave --space out", "refine or --promise")
     space = replace(Space.parse(args.space or ""), runs=args.runs, minutes=args.minutes)
     tuner = SpaceTuner(pipe, calls, space, args.seed, _say, args.memory)
     print(f"{'target':<24}{'speed-up':>9}{'level':>9}{'worst':>9}  file")

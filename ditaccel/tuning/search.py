@@ -76,8 +76,7 @@ def tune(
             default 8, or one per prompt if there are more. For a promise, so many prompts (8).
         scheduler: short name of another one to tune for (`ditaccel.io.schedulers`): `unipc`.
         refine: plans to try around the best one, or a `Refine` (annealing, time limit, resume).
-        space: what may vary besides the computed steps: a `Space`, or text such as
-            `attention=sla; steps=0.5`; then all is measured in seconds.
+        space: what else may vary, in measured seconds: a `Space`, or its text (`Space.parse`).
         adapter: what ditaccel must know of a model of your own, as in `accelerate`.
         seed: seed of the first generation.
         progress: called with one line per generation.
@@ -116,7 +115,11 @@ def _in_space(
 ) -> AccelerationConfig:
     """The config for a target in a space; `options` as in `_found`."""
     space = space if isinstance(space, Space) else Space.parse(space)
-    seed, progress, memory_budget, _, adapter = options
+    seed, progress, memory_budget, refine, adapter = options
+    require(
+        not refine.trials and target.promise is None,
+        "refine and a promise (share) are for computed steps alone; leave space out, or them",
+    )
     came = SpaceTuner(pipe, calls, space, seed, progress, memory_budget, adapter).reach(target)
     tell: Callable[[str], None] = progress if came.reached else warn
     tell(came.words)
