@@ -25,6 +25,7 @@ from .checks import choice, require
 from .inline import method_spec, parse_options
 from .registry import KINDS, AttentionConfig, CacheConfig, Example, MethodConfig, method, methods
 from .specs import parse_spec, preset, resolve, spec_of
+from .tuned import Tuned
 
 __all__ = [
     "FORMAT",
@@ -34,6 +35,7 @@ __all__ = [
     "CacheConfig",
     "Example",
     "MethodConfig",
+    "Tuned",
     "choice",
     "dump",
     "from_dict",

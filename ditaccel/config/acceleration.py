@@ -8,7 +8,7 @@ import json
 import os
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import yaml
@@ -21,17 +21,18 @@ from . import hub
 from .checks import require
 from .option_types import arms_of, checked
 from .registry import KINDS, AttentionConfig, CacheConfig, MethodConfig, check_kind, methods
+from .tuned import Tuned
 
 FORMAT = 1
 # Keys of a file beside those of methods.
-_OTHERS = ("label", "steps", "scheduler")
+_OTHERS = ("label", "steps", "scheduler", "tuned")
 
 # How many steps a call runs; see `AccelerationConfig.steps`.
 Steps = int | float | Literal["keep", "auto"]
 _KEEP: Literal["keep"] = "keep"
 
 
-@checked(but=KINDS)
+@checked(but=(*KINDS, "tuned"))
 @dataclass(frozen=True, kw_only=True)
 class AccelerationConfig:
     """All that `accelerate` does to a pipeline: at most one caching and one attention method.
@@ -54,6 +55,8 @@ class AccelerationConfig:
 
         scheduler: what it was tuned with (`core.denoising.schedulers.described`), empty for any;
             with another one, `accelerate` warns.
+        tuned: what else it was tuned on, None where that is not known. Two configs that differ in
+            this alone are equal.
 
     Raises:
         ConfigError: a value is not a config of a method of its kind, or not a number of steps.
@@ -64,6 +67,7 @@ class AccelerationConfig:
     label: str = ""
     steps: Steps = _KEEP
     scheduler: str = ""
+    tuned: Tuned | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for kind in KINDS:
@@ -167,7 +171,7 @@ def from_dict(data: Any) -> AccelerationConfig:
     )
     parts = {kind: options.pop(kind, None) for kind in KINDS}
     label, steps = options.pop("label", ""), options.pop("steps", _KEEP)
-    scheduler = options.pop("scheduler", "")
+    scheduler, tuned = options.pop("scheduler", ""), options.pop("tuned", None)
     if options:
         unknown = next(iter(options))
         raise ConfigError(
@@ -180,6 +184,7 @@ def from_dict(data: Any) -> AccelerationConfig:
     made: dict[str, Any] = {
         kind: method_from_dict(part) for kind, part in parts.items() if part is not None
     }
+    made["tuned"] = None if tuned is None else Tuned.from_dict(tuned)
     return AccelerationConfig(**made, label=str(label), steps=steps, scheduler=scheduler)
 
 
@@ -195,6 +200,8 @@ def to_dict(config: AccelerationConfig) -> dict[str, Any]:
     for part in config.methods:
         options = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
         data[part.kind] = {"method": part.method, **{k: plain(v) for k, v in options.items()}}
+    if config.tuned is not None:
+        data["tuned"] = config.tuned.to_dict()
     return data
 
 

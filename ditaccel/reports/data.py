@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from ..attention.engine.records import AttentionLog
 from ..core.reasons import Reason, advice, deciding
+from .drift import Drift, drift_of
 from .expectation import MEASURED, Expectation
 from .step_choice import StepChoice
 
@@ -97,6 +98,10 @@ class ReportData:
         assumed: what was taken for granted, or learnt, of a transformer of no known family.
         notes: what else a reader may want to know.
         step_choice: how many steps the newest call ran, and why, where the config may choose.
+        errors: where the config was tuned, step -> error that the gap which it ended left in the
+            latents, of the newest generation's first branch (`drift`).
+        latents: likewise, shape of one sample's latents.
+        loop_steps: likewise, steps of its loop.
         attention: the log of each transformer whose attention is replaced.
         is_on: whether the methods are still on.
     """
@@ -120,6 +125,9 @@ class ReportData:
     assumed: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     step_choice: StepChoice | None = None
+    errors: dict[int, float] = field(default_factory=dict)
+    latents: tuple[int, ...] = ()
+    loop_steps: int | None = None
     attention: tuple[AttentionLog, ...] = ()
     is_on: bool = True
 
@@ -193,6 +201,15 @@ class ReportData:
             f"{self.forecasts} of {self.total_calls} transformer calls were forecast; blocks did "
             f"{100 * self.computed_share:.0f} % of the dense computation."
         )
+
+    @property
+    def drift(self) -> Drift | None:
+        """How the newest generation compares with the runs that its config was tuned on.
+
+        None where the config holds no profile of them, or nothing was judged yet.
+        """
+        profile = self.config.get("tuned", {}).get("profile", ())
+        return drift_of(profile, self.errors) if self.errors else None
 
     @property
     def expected(self) -> Expectation | None:

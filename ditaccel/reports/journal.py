@@ -9,6 +9,7 @@ from typing import Any
 from ..attention.engine.records import AttentionLog
 from ..core.stopwatch import Stopwatch
 from .data import CallRecord
+from .drift import Watched
 from .report import Report
 from .step_choice import StepChoice
 
@@ -41,6 +42,7 @@ class Journal:
     assumed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     step_choice: StepChoice | None = None
+    watched: Watched | None = None
     attention: list[AttentionLog] = field(default_factory=list)
     _watches: dict[int, Stopwatch] = field(default_factory=dict)
 
@@ -109,5 +111,8 @@ class Journal:
             assumed=tuple(self.assumed),
             notes=tuple(self.notes),
             step_choice=self.step_choice,
+            errors={} if self.watched is None else self.watched.numbers(),
+            latents=() if self.watched is None else self.watched.latents,
+            loop_steps=None if self.watched is None else self.watched.steps,
             attention=tuple(log.copy() for log in self.attention),
         )

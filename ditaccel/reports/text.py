@@ -78,6 +78,9 @@ def _head(report: ReportData, whole: bool = False) -> list[str]:
         if report.correction:
             lines.append(f"Gap correction: {report.correction}.")
         lines += _quality(report)
+        drift = report.drift
+        if drift is not None and drift.has_left:
+            lines.append(f"Drift: {drift}.")
     return lines
 
 

@@ -60,6 +60,8 @@ class Booking:
         loop.reasons.clear()
         loop.left = Leftover()
         self.journal.left = None
+        if self.journal.watched is not None:
+            self.journal.watched.errors.clear()
 
     def begin_cache(self, step: DenoisingStep, policy: CachePolicy) -> None:
         """Note what caching can do in the generation that begins with this step."""
@@ -138,6 +140,8 @@ class Booking:
         if call.left is not None:
             error, began = call.left
             loop.left.gap_ended(branch, error, began, step.total)
+            if self.journal.watched is not None:
+                self.journal.watched.errors.setdefault(step.index, error)
         if verdict.forecast:
             loop.reasons[_FORECAST] += 1
             if not call.follows:

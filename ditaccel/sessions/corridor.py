@@ -58,6 +58,7 @@ class Corridor:
         state: of the loop that calls.
         booking: where calls are written down.
         begin_generation: called with the first step of each denoising loop.
+        begins: called with it and the latents; None for nothing.
     """
 
     def __init__(
@@ -74,11 +75,13 @@ class Corridor:
         state: LoopState,
         booking: Booking,
         begin_generation: Callable[[DenoisingStep, Loop], None],
+        begins: Callable[[DenoisingStep, Tensor], None] | None = None,
     ) -> None:
         self._name, self._transformer, self._adapter = name, transformer, adapter
         self._front, self._listener, self._ledger = front, listener, ledger
         self._methods, self._loops, self._state = methods, loops, state
         self._booking, self._begin_generation = booking, begin_generation
+        self._begins = begins
         self._arguments = Arguments(transformer)
 
     def __call__(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -188,6 +191,8 @@ class Corridor:
             )
             if step.generation != loop.generation:
                 self._begin_generation(step, loop)
+                if self._begins is not None:
+                    self._begins(step, seen.samples[0])
             if loop.active != self._name and not adapter.side_by_side:
                 # Wan 2.2 has moved on to its other transformer for good
                 self._state.clear(loop.active)

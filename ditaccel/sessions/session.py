@@ -20,13 +20,13 @@ from ..config import AccelerationConfig, to_dict
 from ..config.completion import completed
 from ..core._compat import ContextListener
 from ..core.denoising.loops import Loop, Loops
-from ..core.denoising.schedulers import described
 from ..core.denoising.state import LoopState
 from ..core.denoising.tracker import DenoisingStep
 from ..core.patching import PatchLedger, patch_of, unwrapped
 from ..core.transformers import family_of
 from ..errors import UsageError
 from ..pipelines import FamilyAdapter
+from ..reports.drift import Watched
 from ..reports.journal import Journal
 from ..reports.report import Report
 from .booking import Booking
@@ -34,6 +34,7 @@ from .corridor import Corridor
 from .front import Front
 from .methods import Methods
 from .step_count import StepCount
+from .tuned_for import TunedFor
 
 
 class Session:
@@ -78,6 +79,9 @@ class Session:
         self._fronts: dict[str, Front] = {}
         cache = self.config.cache
         self._booking = Booking(self.journal, "" if cache is None else cache.method)
+        if config.tuned is not None:
+            self.journal.watched = Watched()
+        self._tuned_for = TunedFor(config, family.name, self.journal, self._booking.warn)
         self._methods = Methods(
             self.config, planner, self._ledger, self.journal, self._booking.warn
         )
@@ -99,24 +103,15 @@ class Session:
     def put_on(self) -> None:
         """Patch the transformers, first or once more after `restore`: the journal goes on."""
         try:
+            self._tuned_for.look(self._pipe(), self.transformers)
             for name, transformer in self.transformers.items():
                 self._stand_before(name, transformer)
-            self._warn_of_scheduler()
             if self.config.steps != "keep":
                 self._choose_steps()
         except BaseException:
             self._ledger.undo()
             raise
         self.is_on = True
-
-    def _warn_of_scheduler(self) -> None:
-        scheduler, tuned = getattr(self._pipe(), "scheduler", None), self.config.scheduler
-        if tuned and scheduler is not None and described(scheduler) != tuned:
-            self._booking.warn(
-                f"this config was tuned with {tuned}, and the pipeline has {described(scheduler)}: "
-                "what it skips may not be what this scheduler can spare; tune it again, or use the "
-                "former scheduler"
-            )
 
     def _choose_steps(self) -> None:
         pipe = self._pipe()
@@ -147,6 +142,7 @@ class Session:
             state=self._state,
             booking=self._booking,
             begin_generation=self._begin_generation,
+            begins=None if self.journal.watched is None else self._tuned_for.begins,
         )
         front.stand(corridor, self._ledger)
         methods.install(name, inner, adapter, front)

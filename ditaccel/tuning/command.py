@@ -303,9 +303,9 @@ def _search(
             came = tuner.promised(goal.promise, held_out)
             if came.held:
                 _say(came.words)
-                _row(name, came.run, files.write(name, came.run.config))
+                _row(name, came.run, files.write(name, tuner.stamped(came.run)))
             else:
-                _row(name, came.run, files.miss(name, came.words, came.run.config))
+                _row(name, came.run, files.miss(name, came.words, tuner.stamped(came.run)))
             continue
         with warnings.catch_warnings():
             # reported below, with what becomes of the file
@@ -313,13 +313,13 @@ def _search(
             found = tuner.reach(goal)
         path: Path | None
         if found.reaches(goal):
-            path = files.write(name, found.config)
+            path = files.write(name, tuner.stamped(found))
         else:
             path = files.miss(
                 name,
                 f"no plan that was run reaches {goal.asked}; the best of {len(tuner.runs)} has "
                 f"{found.shown(goal.statistic)}",
-                found.config,
+                tuner.stamped(found),
             )
         _row(name, found, path)
 
@@ -340,7 +340,7 @@ def _search_space(
         came = tuner.reach(goal)
         _say(came.words)
         best, measure = came.best, came.aim.measure
-        config = best.candidate.config
+        config = tuner.stamped(came)
         level, worst = (measure.level(best.levels, s) for s in (goal.statistic, "min"))
         written = (
             files.write(name, config) if came.reached else files.miss(name, came.words, config)

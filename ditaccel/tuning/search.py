@@ -120,10 +120,11 @@ def _in_space(
         not refine.trials and target.promise is None,
         "refine and a promise (share) are for computed steps alone; leave space out, or them",
     )
-    came = SpaceTuner(pipe, calls, space, seed, progress, memory_budget, adapter).reach(target)
+    tuner = SpaceTuner(pipe, calls, space, seed, progress, memory_budget, adapter)
+    came = tuner.reach(target)
     tell: Callable[[str], None] = progress if came.reached else warn
     tell(came.words)
-    return came.best.candidate.config
+    return tuner.stamped(came)
 
 
 def _found(
@@ -142,13 +143,15 @@ def _found(
         return _calibrated(pipe, calls, error, seed, progress, adapter)
     promise = target.promise
     if promise is None:
-        return Tuner(pipe, paired(calls, pairs), *options).reach(target).config
+        tuner = Tuner(pipe, paired(calls, pairs), *options)
+        return tuner.stamped(tuner.reach(target))
     learnt, held_out = calls[: pairs or PAIRS], calls[pairs or PAIRS :]
     promise.check_count(len(held_out), len(learnt))
-    came = Tuner(pipe, learnt, *options).promised(promise, held_out)
+    tuner = Tuner(pipe, learnt, *options)
+    came = tuner.promised(promise, held_out)
     tell: Callable[[str], None] = options[1] if came.held else warn
     tell(came.words)
-    return came.run.config
+    return tuner.stamped(came.run)
 
 
 def _calibrated(

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..api import accelerated
 from ..caching.engine.options import MemoryBudget
-from ..config import choice
+from ..config import AccelerationConfig, choice
 from ..core._compat import refuse_split
 from ..core.kinds import decoded, pictures_of, set_by_us
 from ..core.transformers import transformers_of
@@ -33,6 +33,7 @@ from .quality import STATISTICS, as_bytes, doubt_of, level_of, psnrs, surely
 from .recording import Recording, record
 from .refine import Goal, Refine, Refinement
 from .schedule_search import Plan, plans
+from .space.stamp import stamped
 from .target import Target, TuningRun
 from .trajectories import response_of, trajectories_of
 from .trials import Journal, Trial, Trials, search_name
@@ -207,6 +208,15 @@ class Tuner:
         if new:
             self._progress(run.line)
         return run
+
+    def stamped(self, run: TuningRun) -> AccelerationConfig:
+        """The config of a run with what it was tuned on, which a few generations show."""
+
+        def made(call: Mapping[str, Any], i: int) -> None:
+            self._generate(call, self._seed + i)
+
+        figures = {"psnr": run.levels, "computed_share": [run.computed_share]}
+        return stamped(self._pipe, run.config, self._calls, figures, made, self._adapter)
 
     def _as_run(self, trial: Trial) -> TuningRun:
         mask = trial.mask

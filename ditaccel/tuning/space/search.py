@@ -31,6 +31,7 @@ from .candidates import fewer, fronts_of
 from .race import Aim, Candidate, Race, Standing
 from .records import Learnt, Recorded
 from .space import Space
+from .stamp import stamped
 from .store import Result, RunStore, name_of
 from .tried import PAGE, Found, as_page, config_name, picture_name, small
 
@@ -221,6 +222,21 @@ class SpaceTuner:
         found = Found(best, reached, aim, standings, self.learnt.dense, words)
         self._write(target, found)
         return found
+
+    def stamped(self, found: Found) -> AccelerationConfig:
+        """The config that was found with what it was tuned on, which a few generations show."""
+        best = found.best
+        figures = {
+            found.aim.measure.key: best.levels,
+            "seconds": [best.seconds],
+            "speedup": [found.speedup],
+        }
+
+        def made(call: Mapping[str, Any], i: int) -> None:
+            self._generate(i)
+
+        config = best.candidate.config
+        return stamped(self._pipe, config, self._calls, figures, made, self._adapter)
 
     def _write(self, target: Target, found: Found) -> None:
         """Write what was tried for `ditaccel report`, one part per target."""
