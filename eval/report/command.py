@@ -1,4 +1,4 @@
-"""`ditaccel report`: the page of an evaluation, or the state and gallery of a batch job."""
+"""`ditaccel report`: the page of an evaluation or a search, or the gallery of a batch job."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from ditaccel.batch.folder import JobFolder
 from ditaccel.errors import UsageError
 from ditaccel.io import given
+from ditaccel.tuning.space.tried import PAGE
 
 from ..store import RUN
 
@@ -16,7 +17,10 @@ from ..store import RUN
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `ditaccel report`."""
     parser.add_argument(
-        "folder", type=Path, help="what `ditaccel eval` or `ditaccel generate` wrote (its --out)"
+        "folder",
+        type=Path,
+        help="what `ditaccel eval` or `ditaccel generate` wrote (its --out), or `ditaccel tune` "
+        "(its --runs)",
     )
     parser.add_argument(
         "--png", type=Path, metavar="FILE", help="evaluations: also draw the Pareto plot there"
@@ -37,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         given.output_file(args.png, "png")
     if JobFolder(args.folder).exists and not (args.folder / RUN).exists():
         return _job(args)
+    if (args.folder / PAGE).exists() and not (args.folder / RUN).exists():
+        return _tuning(args)
     if args.json:
         raise UsageError(f"is for jobs; for an evaluation, read {args.folder}/summary.json", "json")
     from .page import plain_table, write_pareto_png, write_report
@@ -46,6 +52,17 @@ def run(args: argparse.Namespace) -> int:
     if args.png is not None:
         print(f"plot: {write_pareto_png(args.folder, args.png)}")
     print(f"report: {page}")
+    return 0
+
+
+def _tuning(args: argparse.Namespace) -> int:
+    for name in ("png", "json"):
+        if getattr(args, name):
+            raise UsageError(f"is not for a search; {args.folder} holds one of tune", name)
+    from ..tuned import write_tuning_page
+
+    page, lines = write_tuning_page(args.folder)
+    print("\n".join([*lines, f"report: {page}"]))
     return 0
 
 
