@@ -330,22 +330,29 @@ def _search_space(
     goals: dict[str, Target],
     args: argparse.Namespace,
     files: _Files,
+    held_out: list[dict[str, Any]],
 ) -> None:
-    if args.refine or args.promise is not None:
-        raise UsageError("is for computed steps alone; leave --space out", "refine or --promise")
+    if args.refine:
+        raise UsageError("is for computed steps alone; leave it out, or --space", "refine")
     space = replace(Space.parse(args.space or ""), runs=args.runs, minutes=args.minutes)
     tuner = SpaceTuner(pipe, calls, space, args.seed, _say, args.memory)
     print(f"{'target':<24}{'speed-up':>9}{'level':>9}{'worst':>9}  file")
+    path: Path | None
     for name, goal in goals.items():
+        if goal.promise is not None:
+            made = tuner.promised(goal.promise, held_out)
+            _say(made.words)
+            config = made.config
+            path = files.write(name, config) if made.held else files.miss(name, made.words, config)
+            print(f"{name:<24}{'':>18}{min(made.levels):>9.4g}  {path or '-'}")
+            continue
         came = tuner.reach(goal)
         _say(came.words)
         best, measure = came.best, came.aim.measure
         config = tuner.stamped(came)
         level, worst = (measure.level(best.levels, s) for s in (goal.statistic, "min"))
-        written = (
-            files.write(name, config) if came.reached else files.miss(name, came.words, config)
-        )
-        print(f"{name:<24}{came.speedup:>8.2f}x{level:>9.4g}{worst:>9.4g}  {written or '-'}")
+        path = files.write(name, config) if came.reached else files.miss(name, came.words, config)
+        print(f"{name:<24}{came.speedup:>8.2f}x{level:>9.4g}{worst:>9.4g}  {path or '-'}")
     if args.runs is not None:
         _say(f"what was tried: ditaccel report {args.runs}")
 
@@ -394,7 +401,7 @@ def run(args: argparse.Namespace) -> int:
         if args.fit is not None:
             _fit(opened.pipe, calls, fitted, args.seed, files)
         elif args.space is not None or any(goal.needs_space for goal in goals.values()):
-            _search_space(opened.pipe, paired(calls, args.pairs), goals, args, files)
+            _search_space(opened.pipe, paired(calls, args.pairs), goals, args, files, others)
         elif args.attention_error:
             _calibrate(opened.pipe, calls, goals, args.seed, files)
         else:

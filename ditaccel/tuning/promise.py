@@ -13,17 +13,16 @@ with several seeds; the promise is then one for these prompts with other seeds.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import UsageError
-from .quality import psnrs
+from .quality import PSNR, psnrs
+from .space.store import Result, RunStore
 
 T = TypeVar("T")
 # Configs that are looked at for one promise.
@@ -197,12 +196,15 @@ def spread(values: Sequence[float], start: float) -> list[int]:
 
 
 class HeldOut:
-    """Held-out prompts: their dense outputs, made once and kept on disk.
+    """Held-out prompts: their dense outputs and what configs gave, kept in a store.
 
     Args:
         generate: runs a call with a seed on the pipeline as it is, (B, …) as bytes.
         calls: arguments of the pipeline call, one mapping per prompt.
         seed: of the first one's noise; each further one has the next.
+        store: where all is kept.
+        named: name of the run of a call with a seed.
+        clock: seconds, by which generations are timed.
     """
 
     def __init__(
@@ -210,9 +212,13 @@ class HeldOut:
         generate: Callable[[Mapping[str, Any], int], np.ndarray],
         calls: Sequence[Mapping[str, Any]],
         seed: int,
+        store: RunStore,
+        named: Callable[[Mapping[str, Any], int], str],
+        clock: Callable[[], float],
     ) -> None:
-        self._generate, self._calls, self._seed = generate, calls, seed
-        self._folder = tempfile.TemporaryDirectory(prefix="ditaccel-held-out-")
+        self._clock = clock
+        self._generate, self._calls, self._seed, self._store = generate, calls, seed, store
+        self._runs = [named(call, seed + i) for i, call in enumerate(calls)]
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -220,8 +226,9 @@ class HeldOut:
     def _made(self, i: int) -> np.ndarray:
         return self._generate(self._calls[i], self._seed + i)
 
-    def _file(self, i: int) -> Path:
-        return Path(self._folder.name) / f"{i}.npy"
+    def _dense(self, i: int) -> np.ndarray:
+        made = self._store.arrays(f"dense-{self._runs[i]}", lambda: {"frames": self._made(i)})
+        return made["frames"]
 
     def make_dense(self) -> None:
         """Make the dense outputs that are not there; the pipeline must be dense.
@@ -230,17 +237,59 @@ class HeldOut:
             UsageError: the disk is full.
         """
         for i in range(len(self)):
-            if not self._file(i).exists():
-                dense = self._made(i)
-                try:
-                    np.save(self._file(i), dense)
-                except OSError as error:
-                    raise UsageError(
-                        f"no room for dense outputs in {self._folder.name} ({error.strerror}); "
-                        "name a folder with more room in TMPDIR"
-                    ) from None
+            self._dense(i)
 
-    def levels(self) -> Generator[float]:
-        """PSNR of each prompt's worst sample in dB, of the pipeline as it is now."""
-        for i in range(len(self)):
-            yield min(psnrs(self._made(i), np.load(self._file(i))))
+    def levels(
+        self, on: Callable[[], AbstractContextManager[Any]], config: str
+    ) -> Generator[float]:
+        """PSNR of each prompt's worst sample in dB, as it is known or with a config put on.
+
+        Args:
+            on: puts the config on.
+            config: its name.
+        """
+        key = PSNR.key
+        for i, run in enumerate(self._runs):
+            known = self._store.result(run, config, {key})
+            if known is None:
+                with on():
+                    began = self._clock()
+                    frames = self._made(i)
+                    seconds = self._clock() - began
+                known = Result({key: psnrs(frames, self._dense(i))}, seconds)
+                self._store.add(run, config, known)
+            yield min(known.levels[key])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of testing configs for a promise.
+
+    Attributes:
+        held: whether the last one that was tested can be promised.
+        words: that in a line.
+    """
+
+    held: bool
+    words: str
+
+    @classmethod
+    def of(
+        cls, promise: Promise, tests: Sequence[Tested], configs: int, runs: int, label: str
+    ) -> Outcome:
+        """From all tests, of so many configs on so many prompts; the last was of `label`."""
+        last = tests[-1]
+        if not last.held:
+            most = allowed(runs, promise.share, promise.doubt)
+            return cls(
+                False,
+                f"no config can be promised to reach {promise}: the safest of {configs}, {label}, "
+                f"misses it on {last.missed} of {len(last.levels)} held-out prompts, and {most} of "
+                f"{runs} may; promise less, or run dense",
+            )
+        sure = surely_reached(runs, last.missed, promise.doubt)
+        return cls(
+            True,
+            f"promised: {promise} by {label}, which {runs - last.missed} of {runs} held-out "
+            f"prompts reach (at least {100 * sure:.1f} % of all)",
+        )

@@ -111,19 +111,25 @@ def _in_space(
     calls: list[dict[str, Any]],
     target: Target,
     space: Space | str,
+    pairs: int | None,
     options: tuple[Any, ...],
 ) -> AccelerationConfig:
     """The config for a target in a space; `options` as in `_found`."""
     space = space if isinstance(space, Space) else Space.parse(space)
     seed, progress, memory_budget, refine, adapter = options
-    require(
-        not refine.trials and target.promise is None,
-        "refine and a promise (share) are for computed steps alone; leave space out, or them",
-    )
-    tuner = SpaceTuner(pipe, calls, space, seed, progress, memory_budget, adapter)
+    require(not refine.trials, "refine is for computed steps alone; leave space out, or refine")
+    promise, tell = target.promise, progress
+    learnt = paired(calls, pairs) if promise is None else calls[: pairs or PAIRS]
+    held_out = calls[len(learnt) :]
+    if promise is not None:
+        promise.check_count(len(held_out), len(learnt))
+    tuner = SpaceTuner(pipe, learnt, space, seed, progress, memory_budget, adapter)
+    if promise is not None:
+        promised = tuner.promised(promise, held_out)
+        (tell if promised.held else warn)(promised.words)
+        return promised.config
     came = tuner.reach(target)
-    tell: Callable[[str], None] = progress if came.reached else warn
-    tell(came.words)
+    (tell if came.reached else warn)(came.words)
     return tuner.stamped(came)
 
 
@@ -137,7 +143,7 @@ def _found(
 ) -> AccelerationConfig:
     """The config for a target; `options` are those of a `Tuner` behind the calls."""
     if space is not None or target.needs_space:
-        return _in_space(pipe, paired(calls, pairs), target, space or "", options)
+        return _in_space(pipe, calls, target, space or "", pairs, options)
     if (error := target.attention_error) is not None:
         seed, progress, _, _, adapter = options
         return _calibrated(pipe, calls, error, seed, progress, adapter)

@@ -26,14 +26,17 @@ from ..io.progress import Progress, duration
 from ..pipelines import FamilyAdapter
 from ..sessions.session import session_of
 from ..warning import warn
+from .joint.recording import clock
 from .masks import Mask, Moves
 from .plan_search import best_within, cheapest_good
-from .promise import HeldOut, Promise, Tested, allowed, first_that_holds, spread, surely_reached
+from .promise import HeldOut, Outcome, Promise, Tested, first_that_holds, spread
 from .quality import STATISTICS, as_bytes, doubt_of, level_of, psnrs, surely
 from .recording import Recording, record
 from .refine import Goal, Refine, Refinement
 from .schedule_search import Plan, plans
 from .space.stamp import stamped
+from .space.store import RunStore, name_of
+from .space.tried import config_name
 from .target import Target, TuningRun
 from .trajectories import response_of, trajectories_of
 from .trials import Journal, Trial, Trials, search_name
@@ -152,7 +155,7 @@ class Tuner:
         budget = MemoryBudget.parse(memory_budget)
         assert budget is not None
         self._pipe, self._calls, self._seed, self._progress = pipe, list(calls), seed, progress
-        self._adapter = adapter
+        self._adapter, self._parts = adapter, transformers
         journal = None
         if refine.resume is not None:  # before anything runs
             path = given.output_file(refine.resume, "resume")
@@ -185,9 +188,12 @@ class Tuner:
         )
         self._checks = self._trials("mean")
         self._held: HeldOut | None = None
+        # Beside the file of the trials, where there is one: they are not made again after a kill.
+        kept = None if refine.resume is None else f"{refine.resume}.runs"
+        self._store = RunStore(kept)
         # The same generations with noise that nothing was learnt from, made dense once for all
         # targets.
-        self._fresh = HeldOut(self._generate, self._calls, seed + _FRESH)
+        self._fresh = self._held_out(self._calls, seed + _FRESH)
 
     def _generate(self, call: Mapping[str, Any], seed: int) -> np.ndarray:
         # drawn on the CPU on every device: the noise must not depend on the machine
@@ -319,7 +325,7 @@ class Tuner:
         promise.check_count(len(calls), len(self._calls))
         if self._held is None:
             self._progress(f"{len(calls)} dense runs of held-out prompts")
-            self._held = HeldOut(self._generate, calls, self._seed + len(self._calls))
+            self._held = self._held_out(calls, self._seed + len(self._calls))
             self._held.make_dense()
         masks = self._to_look_at(promise)
 
@@ -331,25 +337,12 @@ class Tuner:
 
         levels = partial(self._levels_on, self._held)
         tests = first_that_holds(promise, masks, levels, len(self._held), told)
-        mask, last = masks[len(tests) - 1], tests[-1]
-        run = self._as_run(Trial(mask, last.levels))
-        label, runs = run.config.label, len(self._held)
-        if not last.held:
-            most = allowed(runs, promise.share, promise.doubt)
-            return Promised(
-                run,
-                False,
-                f"no config can be promised to reach {promise}: the safest of {len(masks)}, "
-                f"{label}, misses it on {last.missed} of {len(last.levels)} held-out prompts, and "
-                f"{most} of {runs} may; promise less, or run dense",
-            )
-        sure = surely_reached(runs, last.missed, promise.doubt)
-        return Promised(
-            replace(run, config=replace(run.config, label=f"{label}, {promise}")),
-            True,
-            f"promised: {promise} by {label}, which {runs - last.missed} of {runs} held-out "
-            f"prompts reach (at least {100 * sure:.1f} % of all)",
-        )
+        run = self._as_run(Trial(masks[len(tests) - 1], tests[-1].levels))
+        label = run.config.label
+        came = Outcome.of(promise, tests, len(masks), len(self._held), label)
+        if came.held:
+            run = replace(run, config=replace(run.config, label=f"{label}, {promise}"))
+        return Promised(run, came.held, came.words)
 
     def _to_look_at(self, promise: Promise) -> list[Mask]:
         """Masks to test for a promise, by what was learnt: they cost more and more."""
@@ -369,8 +362,17 @@ class Tuner:
 
     def _levels_on(self, held: HeldOut, mask: Mask) -> Generator[float]:
         """What a mask gives on generations that nothing was learnt from."""
-        with accelerated(self._pipe, mask.config(self.total), adapter=self._adapter):
-            yield from held.levels()
+        config = mask.config(self.total)
+        on = partial(accelerated, self._pipe, config, adapter=self._adapter)
+        return held.levels(on, config_name(config))
+
+    def _held_out(self, calls: Sequence[Mapping[str, Any]], seed: int) -> HeldOut:
+        def named(call: Mapping[str, Any], seed: int) -> str:
+            return name_of(search_name(self._pipe, [call], seed))
+
+        device = next(next(iter(self._parts.values())).parameters()).device
+        timed = partial(clock, device)
+        return HeldOut(self._generate, calls, seed, self._store, named, timed)
 
     def _refined(self, start: TuningRun, target: Target) -> TuningRun:
         """Try masks around the best plan."""

@@ -18,6 +18,7 @@ from ditaccel.tuning.promise import (
     spread,
     surely_reached,
 )
+from ditaccel.tuning.tuner import Tuner
 
 PROMISE = Promise(30.0, 0.9, 0.95)
 
@@ -155,3 +156,26 @@ def test_tune_promises_a_config_or_says_that_it_cannot():
 def test_unusable_promises_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         Target(**options)
+
+
+def test_held_out_runs_are_not_made_again_after_a_kill(tmp_path, monkeypatch):
+    """Neither dense nor with a config; and what is promised is the same."""
+    calls = [{"class_labels": [i % 10], "num_inference_steps": 6} for i in range(8)]
+    refine = ditaccel.Refine(trials=0, resume=tmp_path / "kept.jsonl")
+    made = []
+    generate = Tuner._generate
+    monkeypatch.setattr(
+        Tuner, "_generate", lambda self, call, seed: made.append(seed) or generate(self, call, seed)
+    )
+
+    def promised():
+        tuner = Tuner(dit(), calls[:2], refine=refine)
+        del made[:]
+        return tuner.promised(Promise(12.0, 0.5, 0.9), calls[2:])
+
+    first = promised()
+    held_out = [seed for seed in made if seed >= 2]
+    assert len(held_out) >= 12  # dense, and with a config
+    again = promised()
+    assert not [seed for seed in made if seed >= 2]
+    assert again.run.config == first.run.config and again.run.levels == first.run.levels

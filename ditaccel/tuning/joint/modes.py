@@ -95,8 +95,8 @@ class AttentionMap:
         if not self.values:
             return replace(self.config, **common)
         if len({value for _, value in points}) == 1:
-            option = self.config.scheduled_option()
-            return replace(self.config, **common, **{option: points[0][1]})
+            common[self.config.scheduled_option()] = points[0][1]
+            return replace(self.config, **common)
         return replace(self.config, **common, schedule=_corners(points))
 
 
@@ -142,7 +142,7 @@ class JointPlan:
         everything = len(steps) == total and self.plan.others in (None, steps)
         if not everything:
             made = self.plan.mask.config(total)
-        attention = self.map and self.map.along(steps, self.modes, total)
+        attention = None if self.map is None else self.map.along(steps, self.modes, total)
         sparse = sum(mode > 0 for mode in self.modes)
         label = f"tuned {len(steps)} of {total} steps"
         if attention is not None:

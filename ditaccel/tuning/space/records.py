@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,8 @@ class Recorded:
             tuple(arrays["switches"].tolist()),
             tuple(arrays["places"].tolist()),
         )
-        products = Recording((), arrays["guided"], **{name: arrays.get(name) for name in _PRODUCTS})
+        kept: dict[str, Any] = {name: arrays.get(name) for name in _PRODUCTS}
+        products = Recording((), arrays["guided"], **kept)
         outside, dense = arrays["times"].tolist()
         errors = ModeErrors(
             arrays["gram"],

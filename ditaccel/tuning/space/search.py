@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from ...io.progress import duration
 from ...pipelines import FamilyAdapter
 from ..joint.recording import clock, record_modes
 from ..masks import Mask
+from ..promise import HeldOut, Outcome, Promise, first_that_holds, spread
 from ..quality import PSNR, Measure, as_bytes, measure_of
 from ..target import Target
 from ..trajectories import Loop
@@ -37,6 +39,30 @@ from .tried import PAGE, Found, as_page, config_name, picture_name, small
 
 # Runs that are recorded with every mode, and prompts that every candidate is run on first.
 _RECORDED, _FIRST = 2, 1
+
+
+@dataclass(frozen=True)
+class SpacePromised:
+    """What came of a promise.
+
+    Attributes:
+        config: that was tested last: the one that can be promised, if one can.
+        levels: of held-out prompts in dB.
+        held: whether it can be promised.
+        words: that in a line.
+    """
+
+    config: AccelerationConfig
+    levels: tuple[float, ...]
+    held: bool
+    words: str
+
+
+def generated(pipe: Any, call: Mapping[str, Any], seed: int) -> np.ndarray:
+    """Decoded output of a call as bytes, `(B, …)`."""
+    # drawn on the CPU on every device: the noise must not depend on the machine
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return as_bytes(pictures_of(pipe, pipe(**{**call, **decoded(pipe), "generator": generator})))
 
 
 class SpaceTuner:
@@ -95,12 +121,8 @@ class SpaceTuner:
     # -- dense runs --
 
     def _generate(self, i: int, steps: int | None = None) -> np.ndarray:
-        # drawn on the CPU on every device: the noise must not depend on the machine
-        generator = torch.Generator("cpu").manual_seed(self._seed + i)
-        arguments = {**self._calls[i], **decoded(self._pipe), "generator": generator}
-        if steps is not None:
-            arguments["num_inference_steps"] = steps
-        return as_bytes(pictures_of(self._pipe, self._pipe(**arguments)))
+        more = {} if steps is None else {"num_inference_steps": steps}
+        return generated(self._pipe, {**self._calls[i], **more}, self._seed + i)
 
     def _recorded(self, i: int, steps: int | None) -> Recorded:
         modes = [mode for map in self._maps for mode in map.modes]
@@ -223,6 +245,47 @@ class SpaceTuner:
         self._write(target, found)
         return found
 
+    def promised(self, promise: Promise, calls: Sequence[Mapping[str, Any]]) -> SpacePromised:
+        """Return the fastest config that can be promised (`tuning.promise`).
+
+        Args:
+            promise: what is promised.
+            calls: arguments of the pipeline call, one mapping per held-out prompt.
+
+        Raises:
+            UsageError: too few prompts for any promise, or a full disk.
+        """
+        promise.check_count(len(calls), len(self._calls))
+        found = self.reach(Target(psnr=promise.psnr, statistic="p10"))
+        best = found.best.candidate
+        known = [each for front in self.fronts for each in front if each.seconds is not None]
+        candidates = [*(each for each in known if each is not best), best]
+        seconds = [each.seconds or 0.0 for each in candidates[:-1]] + [found.best.seconds]
+        chosen = [candidates[i] for i in spread(seconds, found.best.seconds)]
+        held = HeldOut(
+            lambda call, seed: generated(self._pipe, call, seed),
+            calls,
+            self._seed + len(self._calls),
+            self.store,
+            lambda call, seed: name_of(search_name(self._pipe, [call], seed)),
+            partial(clock, self._device),
+        )
+        self._progress(f"{len(calls)} dense runs of held-out prompts")
+        held.make_dense()
+
+        def levels(candidate: Candidate) -> Generator[float]:
+            on = partial(accelerated, self._pipe, candidate.config, adapter=self._adapter)
+            return held.levels(on, config_name(candidate.config))
+
+        tests = first_that_holds(promise, chosen, levels, len(held))
+        taken, label = chosen[len(tests) - 1], chosen[len(tests) - 1].config.name
+        came = Outcome.of(promise, tests, len(chosen), len(held), label)
+        figures = {"psnr": tests[-1].levels}
+        config = self._stamped(taken.config, figures)
+        if came.held:
+            config = replace(config, label=f"{label}, {promise}")
+        return SpacePromised(config, tests[-1].levels, came.held, came.words)
+
     def stamped(self, found: Found) -> AccelerationConfig:
         """The config that was found with what it was tuned on, which a few generations show."""
         best = found.best
@@ -231,11 +294,14 @@ class SpaceTuner:
             "seconds": [best.seconds],
             "speedup": [found.speedup],
         }
+        return self._stamped(best.candidate.config, figures)
 
+    def _stamped(
+        self, config: AccelerationConfig, figures: Mapping[str, Sequence[float]]
+    ) -> AccelerationConfig:
         def made(call: Mapping[str, Any], i: int) -> None:
             self._generate(i)
 
-        config = best.candidate.config
         return stamped(self._pipe, config, self._calls, figures, made, self._adapter)
 
     def _write(self, target: Target, found: Found) -> None:

@@ -54,7 +54,9 @@ def stamped(
     if not config.methods:
         return replace(config, scheduler=described(pipe.scheduler))
     transformers, family = transformers_of(pipe, adapter)
-    errors, steps, latents = [], None, ()
+    errors: list[dict[int, float]] = []
+    steps: int | None = None
+    latents: tuple[int, ...] = ()
     with accelerated(pipe, replace(config, tuned=Tuned(), scheduler=""), adapter=adapter):
         for i, call in enumerate(calls[:_PROFILED]):
             run(call, i)

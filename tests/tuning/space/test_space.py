@@ -146,6 +146,18 @@ def test_tune_takes_a_space_and_says_what_no_config_reaches():
     assert config.scheduler
 
 
+def test_a_promise_in_a_space_is_tested_on_prompts_that_were_kept_apart():
+    pipe, call = small_wan(6)
+    calls, lines = [call] * 4, []
+    target = Target(psnr=5, share=0.3, confidence=0.7)
+    assert target.promise.least == 3
+    config = ditaccel.tune(pipe, calls, target, pairs=1, space="", progress=lines.append)
+    assert lines[-1].startswith("promised: 5 dB for 30 % of the samples")
+    assert "with 70 % confidence" in config.label and len(config.tuned.figures["psnr"]) == 3
+    with pytest.raises(ditaccel.UsageError, match="at least 3 prompts besides the 2"):
+        ditaccel.tune(pipe, calls, target, pairs=2, space="")
+
+
 def test_fewer_steps_alone_are_a_config_that_can_be_applied():
     pipe, call = tiny_flux()
     ditaccel.accelerate(pipe, AccelerationConfig(steps=5))
