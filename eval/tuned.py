@@ -27,7 +27,7 @@ _KINDS = {
 }
 # Candidates whose pictures are shown besides the best one.
 _PICTURES = 5
-_AGAIN = "run `ditaccel tune` with this --runs again to have it written"
+_AGAIN = "run `ditaccel tune` on this folder again to have it written"
 
 
 def read_tuning(folder: Path) -> dict[str, Any]:

@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from ditaccel.eval.tuned import write_tuning_page
 
 from ditaccel.cli import main
 from ditaccel.errors import UsageError
-from ditaccel.eval.tuned import write_tuning_page
 
 
 def candidate(name, kind, seconds, level, reached=True):

@@ -30,6 +30,7 @@ MAY_NAME = {
     "ditaccel/__init__.py": "the public names",
     "ditaccel/config/published.py": "which method `published:` means where none is named",
     "ditaccel/finetuning/command.py": "examples in --help",
+    "ditaccel/tuning/command.py": "examples in --help",
     "ditaccel/tuning/masks.py": "what tune searches is a step mask",
     "eval/bench/attention.py": "times the clustering of one method",
     "eval/bench/maps/choice.py": "chooses the maps of one method",

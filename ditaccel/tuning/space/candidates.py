@@ -7,12 +7,14 @@ from dataclasses import replace
 
 from ...config import AccelerationConfig
 from ..joint.modes import AttentionMap, JointPlan
-from ..joint.paths import JointSearch, Prices
+from ..joint.paths import JointSearch, Prices, lowest
 from .race import Candidate
 from .records import Learnt
 
 # First steps that are computed in any case, in one half of the plans each.
 _WARMUPS = (3, 1)
+# Weights of the errors of sparse attention, by those of forecasts: see `joint.paths`.
+_WEIGHTS = (1.0, 0.3)
 # Maps that go on from the estimate to runs.
 _MAPS = 2
 
@@ -35,7 +37,9 @@ def fronts_of(
     """
     total, fronts = learnt.first.steps, []
 
-    def front(kind: str, map: AttentionMap | None, at: int, caching: bool) -> list[JointPlan]:
+    def front(
+        map: AttentionMap | None, at: int, caching: bool, weight: float = 1.0
+    ) -> list[JointPlan]:
         count = 0 if map is None else len(map.modes)
         prices = (learnt.seconds[0], *learnt.seconds[1 + at : 1 + at + count])
         search = JointSearch(
@@ -46,11 +50,10 @@ def fronts_of(
             map,
             caching,
         )
-        found = [plan for warmup in _WARMUPS for plan in search.plans(warmup)]
-        return _lowest(found)
+        return lowest([plan for warmup in _WARMUPS for plan in search.plans(warmup, weight)])
 
     if schedules:
-        fronts.append(("cache", front("cache", None, 0, True)))
+        fronts.append(("cache", front(None, 0, True)))
     at, sparse = 0, []
     for map in maps:
         count = len(map.modes)
@@ -59,13 +62,14 @@ def fronts_of(
         if any(learnt.seconds[i] < learnt.seconds[0] and learnt.density[i - 1] < 1 for i in own):
             sparse.append((at, map))
         at += count
-    joint = [(front("joint", map, at, schedules), at, map) for at, map in sparse]
+    joint = [(front(map, at, schedules), at, map) for at, map in sparse]
     middle = 0.5 * (learnt.dense + learnt.outside)
     joint.sort(key=lambda each: _cost_within(each[0], middle))
     for plans, at, map in joint[:_MAPS]:
         if schedules:
             fronts.append(("joint", plans))
-        fronts.append(("attention", front("attention", map, at, False)))
+            fronts += [("joint", front(map, at, True, weight)) for weight in _WEIGHTS[1:]]
+        fronts.append(("attention", front(map, at, False)))
     return [
         [
             Candidate(_with_steps(plan.config(total), steps), kind, plan.seconds)
@@ -74,15 +78,6 @@ def fronts_of(
         ]
         for kind, plans in fronts
     ]
-
-
-def _lowest(plans: Sequence[JointPlan]) -> list[JointPlan]:
-    """The plans that no other one beats, the fastest first."""
-    front: list[JointPlan] = []
-    for plan in sorted(plans, key=lambda p: (p.seconds, p.cost)):
-        if not front or plan.cost < front[-1].cost:
-            front.append(plan)
-    return front
 
 
 def _cost_within(plans: Sequence[JointPlan], seconds: float) -> float:

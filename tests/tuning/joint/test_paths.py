@@ -51,14 +51,20 @@ def test_a_sparse_step_leaves_its_error_in_the_latents_and_in_what_is_forecast_o
     assert costs(1, 2, 4, 2, 1.0) == pytest.approx(np.mean(left**2), rel=1e-9)
 
 
-def test_errors_that_are_alike_add_up_over_a_path():
+def test_coherence_is_what_errors_that_are_alike_add_up_to():
     _, errors, t, gram = recorded()
-    costs = JointCosts(t, gram, unseen=0.0)
-    steps = tuple(range(STEPS))
-    total = t.response[-1] @ errors[0]
-    assert costs.of_path(steps, (1,) * STEPS) == pytest.approx(np.mean(total**2), rel=1e-9)
-    assert costs.of_path(steps, (0,) * STEPS) == 0.0
-    assert costs.coherence(1) > 2
+    every = t.response[-1][:, None] * errors[0]
+    apart = np.square(every).mean(1).sum()
+    found = JointCosts(t, gram).coherence(1)
+    assert found == pytest.approx(np.mean(every.sum(0) ** 2) / apart, rel=1e-9) and found > 2
+
+
+def test_the_weight_is_of_sparse_errors_alone():
+    _, _, t, gram = recorded()
+    costs = JointCosts(t, gram)
+    forecast, full = costs(1, 2, 4, 1, 0.0), costs(1, 2, 4, 1)
+    assert costs(1, 2, 4, 1, 0.3) == pytest.approx(forecast + 0.3 * (full - forecast))
+    assert costs(1, 2, 4, 0, 0.3) == costs(1, 2, 4, 0)
 
 
 @pytest.mark.parametrize("worth", [1e-4, 3e-3, 3e-2, 1.0])
