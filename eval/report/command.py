@@ -59,7 +59,7 @@ def _tuning(args: argparse.Namespace) -> int:
     for name in ("png", "json"):
         if getattr(args, name):
             raise UsageError(f"is not for a search; {args.folder} holds one of tune", name)
-    from ..tuned import write_tuning_page
+    from ..summary.search_page import write_tuning_page
 
     page, lines = write_tuning_page(args.folder)
     print("\n".join([*lines, f"report: {page}"]))

@@ -19,7 +19,7 @@ from ...sessions.tuned_for import dtype_of, weights_of
 from .store import name_of
 
 # Generations that show what errors are usual.
-_PROFILED = 4
+_PROFILED = 8
 # Of a normal distribution, 95 % lie within so many deviations.
 _WITHIN = 1.96
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from ditaccel.eval.tuned import write_tuning_page
+from ditaccel.eval.summary.search_page import write_tuning_page
 
 from ditaccel.cli import main
 from ditaccel.errors import UsageError
