@@ -107,6 +107,9 @@ class SpaceTuner:
         ]
         self._metrics: dict[str, Measure] = {PSNR.key: PSNR}
         self._targets: dict[str, Any] = {}
+        self._shown: list[Any] = []
+        self._wall: list[float] = []
+        self._to_run = 0
         recorded = [self._recorded(i, None) for i in range(min(_RECORDED, len(calls)))]
         self.total = recorded[0].steps
         if len({run.steps for run in recorded}) > 1:
@@ -173,7 +176,9 @@ class SpaceTuner:
         calls = 1 if self.learnt.difference is None else 2
         computed = calls * len(forced) * self.learnt.seconds[0]
         forecasts = calls * (self.total - len(forced))
-        return max(result.seconds - self.learnt.outside - computed, 0.0) / max(forecasts, 1)
+        spent = max(result.seconds - self.learnt.outside - computed, 0.0) / max(forecasts, 1)
+        # One run is noisy where calls take a millisecond.
+        return min(spent, 0.5 * self.learnt.seconds[0])
 
     # -- runs --
 
@@ -182,11 +187,13 @@ class SpaceTuner:
         known = self.store.result(self._runs[i], config, set(self._metrics))
         if known is not None:
             return known
+        start = time.monotonic()
         with accelerated(self._pipe, candidate.config, adapter=self._adapter):
             began = clock(self._device)
             frames = self._generate(i)
             seconds = clock(self._device) - began
             memory = report_of(self._pipe).cache_bytes
+        self._wall.append(time.monotonic() - start)
         levels = {
             key: [
                 measure.run(dense, ours) for dense, ours in zip(self._dense[i], frames, strict=True)
@@ -205,16 +212,29 @@ class SpaceTuner:
         seconds = float(np.median([r.seconds for r in results]))
         memory = max(r.levels["memory"][0] for r in results)
         made = Standing(candidate, levels, seconds, prompts, memory)
-        left = (
-            ""
-            if self._ends is None
-            else f", {duration(max(self._ends - time.monotonic(), 0))} left"
-        )
+        if (candidate.config, prompts) in self._shown:
+            return made
+        self._shown.append((candidate.config, prompts))
         self._progress(
             f"{candidate.config.name}: {measure.shown(measure.level(levels, 'mean'))}, "
-            f"{self.learnt.dense / seconds:.2f}x on {prompts} of {len(self._calls)}{left}"
+            f"{self.learnt.dense / seconds:.2f}x on {prompts} of {len(self._calls)}{self._left()}"
         )
         return made
+
+    def _left(self) -> str:
+        """The time left in words: what is still to be run, by what runs took, or the limit."""
+        if not self._wall:
+            return ""
+        runs = max(self._to_run - len(self._wall), 1)
+        seconds = runs * sum(self._wall) / len(self._wall)
+        if self._ends is not None:
+            seconds = min(seconds, max(self._ends - time.monotonic(), 0.0))
+        return f"; about {duration(seconds)} left"
+
+    def _planned(self) -> int:
+        """Runs that a race takes, about: a bisection per front, and twice as many to decide."""
+        fronts = sum(len(front).bit_length() + 3 for front in self.fronts)
+        return len(self._wall) + len(self.others) + fronts + 2 * len(self._calls)
 
     def reach(self, target: Target) -> Found:
         """Return the config that serves a target best, of all that the space allows.
@@ -227,6 +247,7 @@ class SpaceTuner:
             ConfigError: a target that a space does not serve, or an unknown metric.
         """
         aim = self._aim(target)
+        self._to_run = self._planned()
         over = lambda: self._ends is not None and time.monotonic() > self._ends  # noqa: E731
         race = Race(aim, partial(self._standing, aim.measure), len(self._calls), over)
         entered = [each for front in self.fronts for each in race.entered(front, _FIRST)]
