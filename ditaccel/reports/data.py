@@ -208,8 +208,9 @@ class ReportData:
 
         None where the config holds no profile of them, or nothing was judged yet.
         """
-        profile = self.config.get("tuned", {}).get("profile", ())
-        return drift_of(profile, self.errors) if self.errors else None
+        tuned = self.config.get("tuned", {})
+        profile, runs = tuned.get("profile", ()), tuned.get("prompts", 0)
+        return drift_of(profile, self.errors, runs) if self.errors else None
 
     @property
     def expected(self) -> Expectation | None:

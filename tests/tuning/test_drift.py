@@ -24,12 +24,14 @@ def test_a_profile_is_the_range_of_the_steps_that_all_runs_have():
 def test_a_run_has_left_its_profile_where_a_third_of_the_steps_has():
     profile = [(step, 1.0, 2.0, 3.0) for step in range(6)]
     assert drift_of(profile, {7: 1.0}) is None
-    usual = drift_of(profile, dict.fromkeys(range(6), 5.0))
-    assert usual == Drift(6, 0, 0, 2.5) and not usual.has_left
+    usual = drift_of(profile, dict.fromkeys(range(6), 4.4))
+    assert usual == Drift(6, 0, 0, 2.2) and not usual.has_left
     two = drift_of(profile, {**dict.fromkeys(range(6), 2.0), 0: 6.1, 1: 9.0})
     assert (two.above, two.has_left) == (2, False)
     three = drift_of(profile, {**dict.fromkeys(range(6), 2.0), 0: 6.1, 1: 9.0, 2: float("nan")})
     assert three.has_left and "at 3 of 6 steps the error of the forecasts is above" in str(three)
+    few = drift_of(profile, dict.fromkeys(range(6), 8.9), runs=2)
+    assert not few.has_left and drift_of(profile, dict.fromkeys(range(6), 9.1), runs=2).has_left
     less = drift_of(profile, dict.fromkeys(range(6), 0.4))
     assert less.has_left and "is below" in str(less)
 

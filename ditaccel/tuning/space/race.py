@@ -13,6 +13,8 @@ from typing import Any
 from ...config import AccelerationConfig
 from ..quality import Measure
 
+# Seconds of safer candidates, by those of one that missed the level on all prompts.
+_SAFER = (1.15, 1.35, 1.7, 2.2)
 # Candidates of a front on either side of where it crosses the target that enter the race.
 _AROUND = 1
 
@@ -148,3 +150,22 @@ class Race:
             left = [each.candidate for each in ranked[: -(-len(ranked) // 2)]]
             prompts = min(2 * prompts, self.prompts)
         return None
+
+    def safer(self, missed: Standing, fronts: Sequence[Sequence[Candidate]]) -> Standing:
+        """The first that reaches the level among those that take longer than one that missed it.
+
+        A few prompts let through what all of them do not; further along each front it is safer.
+
+        Args:
+            missed: the best so far.
+            fronts: candidates by rising seconds.
+        """
+        best = missed
+        for factor in _SAFER:
+            for front in fronts:
+                dearer = [c for c in front if (c.seconds or 0.0) >= factor * missed.seconds]
+                if dearer and not self.over():
+                    best = min(best, self._stand(dearer[0], self.prompts), key=self.aim.rank)
+            if self.aim.reached(best):
+                break
+        return best

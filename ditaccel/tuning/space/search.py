@@ -254,6 +254,8 @@ class SpaceTuner:
         best = race.won([*self.others, *entered], _FIRST)
         if best is None:
             raise UsageError("this space has no candidate: nothing in it saves time here")
+        if aim.level is not None and not aim.reached(best):
+            best = race.safer(best, self.fronts)
         reached = aim.reached(best)
         shown = aim.measure.shown(aim.measure.level(best.levels, aim.statistic))
         words = "" if reached else f"no config that was run reaches {target.asked}; the best is "

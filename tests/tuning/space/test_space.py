@@ -90,6 +90,16 @@ def test_a_front_is_bisected():
     assert entered == [6, 7, 8] and len(ran) <= 4
 
 
+def test_what_misses_on_all_prompts_gives_way_to_something_safer():
+    levels, seconds = [20, 28, 33, 40], [1, 2, 3, 4]
+    race, candidates, ran = racing(levels, seconds, Aim(PSNR, level=30))
+    missed = race.run(candidates[1], 4)
+    assert race.safer(missed, [candidates]).candidate.config.label == "2"
+    assert (3, 4) not in ran
+    race, candidates, _ = racing(levels, seconds, Aim(PSNR, level=50))
+    assert race.safer(race.run(candidates[1], 4), [candidates]).candidate.config.label == "3"
+
+
 def test_measures_know_their_better_end():
     assert PSNR.level([30, 40], "min") == 30 and PSNR.reaches(31, 30)
     ssim = measure_of("ssim")
