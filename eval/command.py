@@ -31,7 +31,7 @@ examples:
 A config is a preset name, a YAML file, method:option=value,…, steps:N,
 steps:N+method:…, or peer/NAME:option=value,…; a|b|c in place of a value makes
 a series (one curve), and label=… in front names it. Dense, dense with another
-seed, and fewer steps are always measured, too.
+seed, and fewer steps are always measured as well.
 The same command with the same --out resumes where a killed run stopped.
 Runs of several machines (other seeds, other prompts) become one table by
   ditaccel eval MODEL --merge run-a --merge run-b --out both

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -69,20 +69,7 @@ class Judge:
             )
 
     def _missing(self, metric: Metric, weights: Mapping[str, str]) -> str | None:
-        """What a metric lacks in this run, as the line that says how to get it."""
-        if Need.FEATURES in metric.needs and self.extractor is None:
-            return extractors.HOW
-        if Need.REFERENCE in metric.needs and not self.real:
-            return real.HOW
-        name = metric.weights_name
-        if name and name not in weights:
-            return f"needs weights (option `weights`, {name}=PATH): {metric.how}"
-        if metric.package:
-            try:
-                importlib.import_module(metric.package)
-            except ImportError:
-                return metric.how
-        return None
+        return missing(metric, weights, self.extractor is not None, bool(self.real))
 
     @property
     def metrics(self) -> list[Metric]:
@@ -169,6 +156,30 @@ class Judge:
         if value is None or isinstance(value, bool | np.bool_):
             return value if value is None else bool(value)
         return _number(metric, where, value)
+
+
+def missing(metric: Metric, weights: Container[str], features: bool, real_ones: bool) -> str | None:
+    """What a metric lacks, as the line that says how to get it; None where it can be measured.
+
+    Args:
+        metric: any.
+        weights: names of weights that are given.
+        features: whether there is a feature extractor.
+        real_ones: whether there are real samples.
+    """
+    if Need.FEATURES in metric.needs and not features:
+        return extractors.HOW
+    if Need.REFERENCE in metric.needs and not real_ones:
+        return real.HOW
+    name = metric.weights_name
+    if name and name not in weights:
+        return f"needs weights (option `weights`, {name}=PATH): {metric.how}"
+    if metric.package:
+        try:
+            importlib.import_module(metric.package)
+        except ImportError:
+            return metric.how
+    return None
 
 
 def _number(metric: Metric, where: str, value: Any) -> float:

@@ -3,9 +3,9 @@
     audit/ID.json   what came of one audited item
 
 Which items these are depends on their ids alone, so workers, shards, order and resumption do not
-matter. Where the audited items of a config miss the target, items that are not begun are made with
-the next safer config, or no more are made. That follows from the audited items, for every worker in
-the same way, so nothing else is written down.
+matter. If the audited items of a config miss the target, items that have not been begun are made
+with the next safer config, or no more items are made. Every worker concludes this from the audited
+items in the same way, so nothing else is written down.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _PRESETS = ("fast", "balanced", "safe")
 
 
 def key_of(config: Config) -> str:
-    """What configs are told apart by."""
+    """A text that is equal for equal configs."""
     return json.dumps(config, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What to audit, and what follows.
+    """What to audit, and what happens when the target is missed.
 
     Attributes:
         share: of the items that are also made dense, above 0 and at most 1.
-        target: PSNR to dense in dB that the mean of all items is to reach; None only measures.
-        stop: make no more items where it is missed, in place of going on with a safer config.
-        safer: for each config that items ask for (`key_of`), the configs to go on with, each as its
-            name and its data.
+        target: PSNR to dense in dB that the mean of all items should reach; None only measures.
+        stop: whether a missed target ends the job, instead of leading to a safer config.
+        safer: for each config that items ask for (`key_of`), the configs that follow it, each as
+            its name and its data.
     """
 
     share: float
@@ -62,7 +62,7 @@ class Audit:
         return int(digest, 16) < self.share * 16**13
 
     def name_of(self, config: Config) -> str:
-        """Name of a safer config that items are made with; "" for one that they ask for."""
+        """Name of a config that items are made with as a safer one; "" if they ask for it."""
         key = key_of(config)
         if key in self.safer:
             return ""
@@ -73,7 +73,7 @@ class Audit:
 def safer_than(facts: Facts, config: Config) -> list[tuple[str, Config]]:
     """The presets that are safer than a config, then dense.
 
-    Of a config that is not a preset nobody knows how it compares with them: the safest one follows.
+    How a config that is not a preset compares with them is not known: the safest preset follows it.
     """
     presets: list[tuple[str, Config]] = []
     for name in _PRESETS:
@@ -94,7 +94,7 @@ def plan_audit(
     items: Sequence[Item],
     save: Sequence[str],
 ) -> Audit | None:
-    """What the options of a command come to; None without an audit.
+    """The audit that a command's options ask for; None without one.
 
     Raises:
         ConfigError: options that need an audit, or a job without pictures.
@@ -108,7 +108,8 @@ def plan_audit(
         raise ConfigError("there is no level to stop at; give one, such as psnr=30", "audit_stop")
     if set(save) <= {"latents"}:
         raise ConfigError(
-            "an audit compares pictures, and only latents are saved; save png or mp4, too", "audit"
+            "an audit compares pictures, and only latents are saved; save png or mp4 as well",
+            "audit",
         )
     configs = {key_of(item.config): item.config for item in items if item.config is not None}
     chains = {} if target is None else {k: safer_than(facts, c) for k, c in configs.items()}
@@ -136,7 +137,7 @@ def estimates(lines: Iterable[dict[str, Any]]) -> dict[str, Audited]:
 
 
 class Watch:
-    """What a job's audited items say, as one process sees it.
+    """The audited items of a job and what follows from them, as one process sees it.
 
     Args:
         folder: of the job.
@@ -167,7 +168,7 @@ class Watch:
         return any(self._misses(found.get(key)) for key in self.audit.safer)
 
     def current(self, item: Item) -> Item:
-        """An item with the config that it is to be made with by now; its id stays the same."""
+        """An item with the config that it is to be made with now; its id stays the same."""
         chain = self.audit.safer.get(key_of(item.config), ())
         if not chain or self.audit.stop:
             return item
@@ -184,15 +185,15 @@ class Watch:
         made: Sequence[Made],
         dense: Callable[[Item], list[Made] | Exception | None],
     ) -> dict[str, dict[str, Any]]:
-        """Make the chosen ones of items dense, too.
+        """Make the items that the audit chooses dense as well, and compare.
 
         Args:
             items: that were made.
-            made: what came of them.
-            dense: makes an item without acceleration; returns the error where it fails.
+            made: their outputs.
+            dense: makes an item without acceleration; returns the error if it fails.
 
         Returns:
-            By the id of each chosen one: PSNR and seconds of the dense run, or why there are none.
+            By the id of each chosen item: PSNR and seconds of the dense run, or why there are none.
         """
         found: dict[str, dict[str, Any]] = {}
         for item, one in zip(items, made, strict=True):

@@ -154,7 +154,7 @@ def describe(summary: dict[str, Any], said: Collection[str] = ()) -> list[str]:
         lines.append(f"audit of {found['config']}: {found['words']}{came}")
     if summary.get("stopped"):
         lines.append(
-            "stopped by the audit: give a safer config, or leave the audit's target out to go on"
+            "stopped by the audit: give a safer config, or leave the audit's target out to continue"
         )
     if summary.get("working") and summary["seconds_left"] is not None:
         lines.append(f"about {duration(summary['seconds_left'])} left")

@@ -1,4 +1,4 @@
-"""`audit`: now and then a call is made dense as well, and both are compared."""
+"""`audit`: some calls of an accelerated pipeline are also made dense, and both are compared."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class AuditReport:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Where the mean over all calls is with 95 % confidence."""
+        """The 95 % confidence interval of the mean over all calls, in dB."""
         return Audited(self.levels).interval if self.levels else None
 
     def __str__(self) -> str:
@@ -63,11 +63,11 @@ class AuditedPipeline:
 
     @property
     def report(self) -> AuditReport:
-        """What was found so far."""
+        """What the audit has found so far."""
         return AuditReport(self._calls, self._audited, tuple(self._levels))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the pipeline, and now and then also dense with the same noise.
+        """Call the pipeline; an audited call is then repeated dense with the same noise.
 
         Callbacks of an audited call are called in both runs.
 
@@ -114,7 +114,7 @@ def _check_accelerated(pipe: Any) -> None:
 
 
 def _draws(args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """Whatever a call may draw noise from, each with its state."""
+    """Every generator that a call may draw noise from, with its state."""
     given = [*args, *kwargs.values()]
     for value in list(given):
         if isinstance(value, (list, tuple)):
@@ -128,7 +128,7 @@ def _draws(args: Sequence[Any], kwargs: dict[str, Any]) -> list[tuple[Any, Any]]
 
 @contextmanager
 def _drawn_again(before: Sequence[tuple[Any, Any]]) -> Iterator[None]:
-    """Draw the same noise once more; behind it all go on as if that had not been."""
+    """Draw the same noise once more; afterwards the generators continue as if that had not been."""
     after = [(generator, generator.get_state()) for generator, _ in before]
     for generator, state in before:
         generator.set_state(state)
@@ -140,7 +140,7 @@ def _drawn_again(before: Sequence[tuple[Any, Any]]) -> Iterator[None]:
 
 
 def _samples(pipe: Any, output: Any) -> list[np.ndarray]:
-    """The samples of a call as bytes, whichever type they have."""
+    """The samples of a call's output as uint8, whichever type they have."""
     value = output[0] if isinstance(output, tuple) else pictures_of(pipe, output)
     return [_bytes(sample) for sample in value]
 
@@ -159,8 +159,8 @@ def audit(
 ) -> AuditedPipeline:
     """Watch the quality of an accelerated pipeline while it is used.
 
-    One call of each `every`, chosen at random, is also made dense with the same noise, which takes
-    the time of a dense call.
+    Of every `every` calls one, chosen at random, is also made dense with the same noise. It takes
+    the time of a dense call in addition.
 
     ```python
     ditaccel.accelerate(pipe, "fast")
@@ -169,12 +169,12 @@ def audit(
     print(watched.report)                            # 1 of 50 calls audited: 38.2 dB to dense, …
     ```
 
-    For jobs of many rows, `ditaccel generate --audit` does so by item.
+    `ditaccel generate --audit` does the same for the items of a batch job.
 
     Args:
         pipe: an accelerated pipeline that makes pictures; it stays as it is.
-        every: how many calls one is audited of; 1 audits all.
-        target: PSNR to dense in dB; a warning tells once when the mean is surely below it.
+        every: one call of so many is audited; 1 audits every call.
+        target: PSNR to dense in dB; one warning is given when the mean is surely below it.
         seed: of the choice of calls.
 
     Returns:

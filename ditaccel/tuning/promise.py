@@ -1,13 +1,14 @@
 """A promise about samples that nobody has seen yet, with a confidence.
 
-A few configs are chosen by what was learnt, and then run on prompts that were not learnt from. A
-config is promised if so few of these miss the level that, were its true share of samples just what
-is promised, as few or fewer would miss it with a probability of at most `(1 - confidence) / LOOKS`
-(the exact binomial test; Clopper and Pearson 1934). Dividing by the number of configs that may be
-looked at (Bonferroni) makes the confidence hold for whichever of them is taken.
+A few configs are chosen by what was learnt, and then run on held-out prompts, which nothing was
+learnt from. A config is promised if few enough of these prompts miss the level: if no more than the
+promised share of all samples reached it, so few misses would have a probability of at most
+`(1 - confidence) / LOOKS` (the exact binomial test; Clopper and Pearson 1934). Dividing by the
+number of configs that may be looked at (Bonferroni) makes the confidence hold for whichever is
+chosen.
 
 The prompts must be drawn as those of later use will be. A prompt that is given several times is run
-with several seeds; the promise is then one for these prompts with other seeds.
+with several seeds; the promise is then about these prompts with other seeds.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from .quality import PSNR, psnrs
 from .space.store import Result, RunStore
 
 T = TypeVar("T")
-# Configs that are looked at for one promise.
+# The most configs that are looked at for one promise.
 LOOKS = 4
-# Computed shares of the configs that are looked at, by that of the cheapest one that is good on the
+# Computed shares of these configs, as multiples of that of the least costly one that is good on the
 # prompts that were learnt from.
 SPREAD = (1.0, 1.25, 1.6, 2.2)
 
@@ -46,7 +47,7 @@ def chance(runs: int, missed: int, share: float) -> float:
 
 
 def allowed(runs: int, share: float, doubt: float) -> int:
-    """The most of `runs` samples that may miss the level; -1 where not even none is enough."""
+    """The most of `runs` samples that may miss the level; -1 where so few runs prove nothing."""
     missed = -1
     while missed + 1 < runs and chance(runs, missed + 1, share) <= doubt:
         missed += 1
@@ -54,7 +55,7 @@ def allowed(runs: int, share: float, doubt: float) -> int:
 
 
 def least_runs(share: float, doubt: float, missed: int = 0) -> int:
-    """The fewest samples of which so many may miss the level."""
+    """The fewest samples that prove the share if `missed` of them miss the level."""
     low, high = missed, missed + 1
     while chance(high, missed, share) > doubt:
         low, high = high, 2 * high
@@ -65,7 +66,7 @@ def least_runs(share: float, doubt: float, missed: int = 0) -> int:
 
 
 def surely_reached(runs: int, missed: int, doubt: float) -> float:
-    """The share of all samples that reach the level, up to `doubt`: the largest to be promised."""
+    """The largest share that can be promised: a lower bound, wrong with probability `doubt`."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -89,12 +90,12 @@ class Promise:
 
     @property
     def doubt(self) -> float:
-        """What the test of one config may err by."""
+        """The probability with which the test of one config may err."""
         return (1 - self.confidence) / LOOKS
 
     @property
     def least(self) -> int:
-        """The fewest held-out prompts that can hold it."""
+        """The fewest held-out prompts that can prove it."""
         return least_runs(self.share, self.doubt)
 
     def __str__(self) -> str:
@@ -116,9 +117,9 @@ class Promise:
         if held_out < self.least:
             spare = least_runs(self.share, self.doubt, 2)
             raise UsageError(
-                f"{self} takes at least {self.least} prompts besides the {learnt} that are learnt "
-                f"from, none of which may miss the level ({spare} where 2 may), and there are "
-                f"{held_out}; give more prompts, or promise less"
+                f"{self} needs at least {self.least} prompts besides the {learnt} that are learnt "
+                f"from, none of which may miss the level ({spare} prompts if 2 of them may), and "
+                f"there are {held_out}; give more prompts, or promise less"
             )
 
 
@@ -127,7 +128,7 @@ class Tested:
     """What one config gave on held-out prompts.
 
     Attributes:
-        levels: PSNR of the samples in dB; fewer than there are where it was given up.
+        levels: PSNR of the samples in dB; only the first ones where the test was ended early.
         missed: how many of them do not reach the level.
         held: whether it can be promised.
     """
@@ -149,12 +150,12 @@ def first_that_holds(
     Args:
         promise: what to promise.
         configs: at most `LOOKS`, the least costly first; they must not depend on these prompts.
-        levels: runs a config: yields the PSNR of one held-out prompt after the other, in dB.
-        runs: held-out prompts.
-        told: of each test.
+        levels: runs a config and yields the PSNR of one held-out prompt after the other, in dB.
+        runs: number of held-out prompts.
+        told: called after each test.
 
     Returns:
-        All tests in this order; the last one is of the config that can be promised, if one can.
+        All tests in this order. Where a config can be promised, the last test is of that one.
     """
     if len(configs) > LOOKS:
         raise ValueError(f"{len(configs)} configs; the correction is for {LOOKS}")
@@ -177,11 +178,11 @@ def first_that_holds(
 
 
 def spread(values: Sequence[float], start: float) -> list[int]:
-    """Which of several configs to look at: some that cost more and more.
+    """Which of several configs to look at: a few of increasing cost.
 
     Args:
         values: their computed shares.
-        start: computed share of the cheapest one that was good so far.
+        start: computed share of the least costly one that was good so far.
 
     Returns:
         Indices by rising share, at most `LOOKS`.
@@ -196,7 +197,7 @@ def spread(values: Sequence[float], start: float) -> list[int]:
 
 
 class HeldOut:
-    """Held-out prompts: their dense outputs and what configs gave, kept in a store.
+    """Held-out prompts: their dense outputs and the levels of configs on them, kept in a store.
 
     Args:
         generate: runs a call with a seed on the pipeline as it is, (B, …) as bytes.

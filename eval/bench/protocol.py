@@ -2,8 +2,8 @@
 
     ditaccel bench protocol flux-drawbench MODEL --prompts DrawBench200.txt --config fast --out out
 
-Each row is a batch job in a folder of its own: it resumes, and `--shard 3/16` makes a part of each
-row. When all items are there, the same command without `--shard` compares them with dense.
+Each row is a batch job in a folder of its own: it resumes, and `--shard 3/16` makes one part of
+each row. When all items are there, the same command without `--shard` compares them with dense.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ditaccel.io.given import whole_argument as whole
 from ditaccel.io.models import read_sheet
 
 from ..command import metric_file
-from ..judge import Judge
+from ..judge import Judge, missing
 from ..metrics.base import METRICS
 from ..options import Options
 from ..protocols.protocol import Protocol, load, names
@@ -84,10 +84,28 @@ def _folders(configs: list[str]) -> dict[str, str]:
     return found
 
 
+def _prompts(protocol: Protocol, args: argparse.Namespace) -> str | None:
+    """File of the prompts: the user's, else the model's where the protocol takes those.
+
+    Raises:
+        UsageError: the protocol takes the model's, which has none.
+    """
+    if args.prompts or not protocol.own_prompts:
+        return None if args.prompts is None else str(args.prompts)
+    own = read_sheet(args.model).prompts
+    if own is None:
+        raise UsageError(
+            f"{protocol.name} takes the prompts of the sample {protocol.model}, and {args.model} "
+            "has none; where that sample is missing, it is not shipped yet: samples/README.md says "
+            "how it is trained"
+        )
+    return str(own)
+
+
 def _deviations(
     protocol: Protocol, args: argparse.Namespace, rows: int, pipeline: str
 ) -> list[str]:
-    """In what the run is not the protocol."""
+    """Where the run departs from the protocol."""
     found = []
     if rows != protocol.samples:
         found.append(f"{rows} samples, not {protocol.samples}")
@@ -99,6 +117,8 @@ def _deviations(
     found += [f"{key}={value}" for key, value in args.call if protocol.call.get(key) != value]
     if pipeline != protocol.pipeline:
         found.append(f"a {pipeline}, not a {protocol.pipeline}")
+    if not (args.features or "").startswith(protocol.features):
+        found.append(f"features of {args.features or 'the model'}, not of {protocol.features}")
     return found
 
 
@@ -184,10 +204,16 @@ def _table(protocol: Protocol, summary: dict[str, Any]) -> str:
     if not all(row.get("same_machine", True) for row in summary["rows"].values()):
         notes.append("dense and other rows ran on different machines: speed-ups are not comparable")
     notes += [f"not available: {key}: {how}" for key, how in summary["missing"].items()]
+    notes += [f"not measured here: {protocol.elsewhere}"] if protocol.elsewhere else []
     notes.append(
-        f"published rows are of {protocol.model or 'other checkpoints'}, of their authors' "
-        "machines and partly of other prompts; nothing of them was measured here"
+        "speed-ups are of batch jobs, one after the other, whose workers load each other; "
+        "`ditaccel eval` times rows next to dense runs"
     )
+    if protocol.published:
+        notes.append(
+            f"published rows are of {protocol.model or 'other checkpoints'}, of their authors' "
+            "machines and partly of other prompts; none of them was measured here"
+        )
     return "\n".join([*lines, "", *(f"* {note}" for note in notes), ""])
 
 
@@ -208,12 +234,12 @@ def _plan(protocol: Protocol, args: argparse.Namespace, rows: list[dict[str, Any
         f"published rows beside them: {len(protocol.published)}",
     ]
     lines += [f"  {row}" for row in rows[:3]]
-    named = dict(args.weights)
+    own = read_sheet(args.model).features
+    features = args.features != "none" if args.features else own is not None and own.is_dir()
     for key in protocol.metrics:
-        metric = METRICS[key]
-        if metric.weights_name and metric.weights_name not in named:
-            lines.append(f"not measured: {key}: --weights {metric.weights_name}=PATH: {metric.how}")
-    return lines
+        why = missing(METRICS[key], dict(args.weights), features, args.real is not None)
+        lines += [] if why is None else [f"not measured: {key}: {why}"]
+    return [*lines, f"not measured here: {protocol.elsewhere}"] if protocol.elsewhere else lines
 
 
 def run(args: argparse.Namespace) -> int:
@@ -227,7 +253,7 @@ def run(args: argparse.Namespace) -> int:
     """
     protocol = load(args.protocol)
     args.out = given.output_folder(args.out)
-    rows = protocol.rows(args.prompts, args.limit)
+    rows = protocol.rows(_prompts(protocol, args), args.limit)
     facts = read_facts(args.model, read_factory(args.pipeline) if args.pipeline else None)
     if bool(protocol.classes) != facts.by_class:
         asked = "class" if facts.by_class else "prompt"

@@ -46,7 +46,7 @@ class Turns:
         self.dense_changed = False
 
     def _twin(self, dense: RunConfig, sample: Sample, reference: np.ndarray) -> Timing:
-        """Time one dense run, and hold its frames against those of the sample."""
+        """Time one dense run, and compare its frames with those of the sample."""
         outcome = self._run(dense, sample)
         self.dense_runs.append(outcome.timing)
         if not np.array_equal(outcome.generation.frames, reference):
@@ -56,7 +56,7 @@ class Turns:
     def _pair(
         self, dense: RunConfig, row: RunConfig, sample: Sample, reference: np.ndarray, turn: int
     ) -> tuple[Outcome, Pair]:
-        # Now the one and now the other first: what drifts divides out, too.
+        # They take turns in being first, so that a drift divides out as well.
         if turn % 2:
             outcome = self._run(row, sample)
             return outcome, Pair(self._twin(dense, sample, reference), outcome.timing)

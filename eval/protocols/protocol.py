@@ -1,6 +1,6 @@
-"""A protocol: prompts, seeds, steps, metrics, and what others have published by it.
+"""A protocol: prompts, seeds, steps, metrics, and what others have published with it.
 
-Each YAML file of this folder is one. A file of the user's in the same form is one, too.
+Each YAML file of this folder is one. A YAML file of the user's in the same form works as well.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ditaccel.io.checked import (
 
 _CLASSES = record({"classes": whole(1)}, {"each": whole(1)})
 _FILE = record({"count": whole(1), "what": text, "where": text}, {"each": whole(1)})
+_OWN = record({"count": whole(1)}, {"each": whole(1)})
 _PUBLISHED = record(
     {"label": text, "source": text, "figures": table(number())}, {"speedup": maybe(text)}
 )
@@ -47,10 +48,13 @@ _SHAPE = record(
         "model": text,
         "classes": _CLASSES,
         "prompts": _FILE,
+        "own_prompts": _OWN,
         "scheduler": text,
         "call": table(anything),
         "name": text,
         "negative_prompt": text,
+        "features": text,
+        "elsewhere": text,
     },
 )
 _SUFFIX = ".yaml"
@@ -58,7 +62,7 @@ _SUFFIX = ".yaml"
 
 @dataclass(frozen=True)
 class Published:
-    """What others have published; nothing of it was measured here.
+    """A row that others have published; none of it was measured here.
 
     Attributes:
         label: of the method and its setting.
@@ -80,22 +84,25 @@ class Protocol:
     Attributes:
         name: short name.
         title: in headers.
-        about: in a line, with where it comes from.
+        about: the setting in one line, and where it comes from.
         pipeline: class of the pipelines that it is for.
         steps: scheduler steps of the dense runs.
         save: kinds of files, of which one is raw (`png` or `frames`).
         metrics: keys of metrics.
         published: rows of others.
-        model: checkpoint that published rows are of, on the Hub.
+        model: what published rows are of: a checkpoint on the Hub, or a sample's folder.
         classes: number of classes where the model is asked by class, else 0.
         each: samples per prompt or class, with seeds of their own.
-        count: prompts in the set.
+        count: prompts in the set, or classes.
+        own_prompts: whether the prompts are those that the model comes with (`sample.json`).
         what: the prompt set, where it is a file of the user's.
         where: how to get that file.
         scheduler: short name of the scheduler; "" keeps the model's own.
         call: arguments of the pipeline call.
-        template: of the names of files; "" for the usual one.
+        template: of file names; "" for the usual one.
         negative_prompt: of all samples; None leaves it to the pipeline.
+        features: extractor that published distances are of; "" where there are none.
+        elsewhere: how to get figures that belong to the protocol and are not measured here.
     """
 
     name: str
@@ -110,12 +117,15 @@ class Protocol:
     classes: int = 0
     each: int = 1
     count: int = 0
+    own_prompts: bool = False
     what: str = ""
     where: str = ""
     scheduler: str = ""
     call: Mapping[str, Any] = field(default_factory=dict)
     template: str = ""
     negative_prompt: str | None = None
+    features: str = ""
+    elsewhere: str = ""
 
     @property
     def samples(self) -> int:
@@ -123,11 +133,11 @@ class Protocol:
         return self.each * self.count
 
     def rows(self, prompts: str | None, limit: int | None = None) -> list[dict[str, Any]]:
-        """The rows of its job file, of which the first `limit` are taken.
+        """The rows of its job file.
 
         Args:
-            prompts: file of the prompt set, for protocols by text.
-            limit: None for all.
+            prompts: file of the prompt set, for protocols by text: the user's or the model's.
+            limit: take only the first ones; None for all.
 
         Raises:
             UsageError: the prompt set is missing or empty.
@@ -188,10 +198,11 @@ def load(name: str) -> Protocol:
 
 
 def _parsed(name: str, data: dict[str, Any]) -> Protocol:
-    if ("classes" in data) == ("prompts" in data):
-        raise WrongShape("it must have either classes or prompts")
-    prompts = data.get("prompts") or {}
-    classes = (data.get("classes") or {}).get("classes", 0)
+    ways = [key for key in ("classes", "prompts", "own_prompts") if key in data]
+    if len(ways) != 1:
+        raise WrongShape("it must have either classes or prompts or own_prompts")
+    asked = data[ways[0]]
+    classes = asked.get("classes", 0)
     return Protocol(
         name=name,
         title=data["title"],
@@ -203,12 +214,15 @@ def _parsed(name: str, data: dict[str, Any]) -> Protocol:
         published=tuple(Published(**row) for row in data["published"]),
         model=data.get("model", ""),
         classes=classes,
-        each=(data.get("classes") or prompts).get("each", 1),
-        count=classes or prompts["count"],
-        what=prompts.get("what", ""),
-        where=prompts.get("where", ""),
+        each=asked.get("each", 1),
+        count=classes or asked["count"],
+        own_prompts="own_prompts" in data,
+        what=asked.get("what", ""),
+        where=asked.get("where", ""),
         scheduler=data.get("scheduler", ""),
         call=data.get("call", {}),
         template=data.get("name", ""),
         negative_prompt=data.get("negative_prompt"),
+        features=data.get("features", ""),
+        elsewhere=data.get("elsewhere", ""),
     )

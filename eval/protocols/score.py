@@ -1,4 +1,4 @@
-"""What a protocol's rows come to: finished batch jobs compared with the dense one."""
+"""The figures of a protocol's rows: finished batch jobs compared with the dense one."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..comparison.sampler import Sample
 from ..judge import Judge
 from ..metrics.base import METRICS, Metric, Per
 
+# Row of the job file and seed.
 Key = tuple[int, int]
 
 
@@ -38,7 +39,7 @@ class Output:
 
     @property
     def key(self) -> Key:
-        """Its row and seed, which it shares with the same item of another config."""
+        """Row and seed, which the same item of another config shares."""
         return self.item.row, self.item.seed
 
     def frames(self) -> np.ndarray:
@@ -66,7 +67,7 @@ def _pictures(path: Path) -> np.ndarray:
 
 
 class _Clips(Sequence[np.ndarray]):
-    """Frames of outputs, each read when it is asked for."""
+    """Frames of outputs, each read only when it is needed."""
 
     def __init__(self, outputs: Sequence[Output]) -> None:
         self._outputs = outputs
@@ -85,7 +86,7 @@ class _Clips(Sequence[np.ndarray]):
 
 
 def outputs_of(root: Path) -> tuple[list[Output], int]:
-    """The finished items of a job, and how many are not."""
+    """The finished items of a job, and how many are not finished."""
     folder = JobFolder(root)
     if not folder.exists:
         return [], 1
@@ -120,8 +121,8 @@ class Scores:
 
         Args:
             outputs: of the row.
-            file: that remembers what was measured on each sample, for a next time.
-            is_dense: whether these are the dense ones, which have no distance to themselves.
+            file: where the values of each sample are kept, so that they are measured only once.
+            is_dense: whether this is the dense row, which has no distance to itself.
         """
         pairs = [(self._dense[o.key], o) for o in outputs if o.key in self._dense]
         found: dict[str, Any] = {"n": len(pairs), "seconds": _seconds(outputs)}
@@ -143,7 +144,7 @@ class Scores:
     def _samples(
         self, pairs: Sequence[tuple[Output, Output]], file: Path
     ) -> Iterator[dict[str, Any]]:
-        """Values of each sample, remembered ones first looked up."""
+        """Values of each sample: those that the file has, and the others measured."""
         mend_lines(file)
         wanted = [metric for metric in self._metrics if metric.per is Per.SAMPLE]
         known = {line.get("id"): line for line in read_lines(file)} if file.exists() else {}

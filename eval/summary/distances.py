@@ -46,7 +46,7 @@ class _Sets:
         return self._judge.extractor(self._judge.real)
 
     def pair(self, metric: Metric, row: str) -> tuple[Any, Any]:
-        """The reference set and the row's; dense's samples are those that the row has, too."""
+        """The reference set and the row's; of dense, only samples that the row has."""
         features = Need.FEATURES in metric.needs
         own = self._of(row, features)
         if Need.REFERENCE in metric.needs:

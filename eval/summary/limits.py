@@ -82,7 +82,7 @@ class Limits:
             f"{_si(self._flops)}FLOP and reads {_si(self._work * ceilings.itemsize)}B of weights: "
             f"at least {ceilings.floor(self._flops, self._work * ceilings.itemsize):.3g} s. What "
             "is missing to 100 % is what better code could gain; a row that computes less has a "
-            "lower floor, so the share is no measure of its speed."
+            "lower floor, so the share does not measure its speed."
         )
         return {"text": words}
 

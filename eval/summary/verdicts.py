@@ -53,7 +53,7 @@ class Missing(StrEnum):
     """Why no row makes the headline."""
 
     NOISY = "noisy"
-    OUTSIDE = "outside of what fewer steps were measured at"
+    OUTSIDE = "outside what fewer steps were measured at"
     BEATEN = "beaten"
     NOTHING = "no method"
 

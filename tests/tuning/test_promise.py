@@ -39,7 +39,7 @@ def test_how_many_prompts_a_promise_takes():
         assert allowed(runs, 0.8, 0.01) == missed and allowed(runs - 1, 0.8, 0.01) == missed - 1
     assert allowed(41, 0.9, PROMISE.doubt) == -1
     with pytest.raises(
-        ditaccel.UsageError, match=r"takes at least 42 prompts .*\(79 where 2 may\)"
+        ditaccel.UsageError, match=r"needs at least 42 prompts .*\(79 prompts if 2 of them may\)"
     ):
         PROMISE.check_count(41, 8)
     PROMISE.check_count(42, 8)

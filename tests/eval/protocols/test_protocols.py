@@ -1,6 +1,8 @@
 """Protocols: what is shipped, and a run on a tiny model: sharded, resumed, scored."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,11 +31,13 @@ published:
 
 def test_all_that_are_shipped_can_be_read() -> None:
     assert names() == [
-        *("dit-imagenet-50k", "flux-drawbench", "hunyuan-vbench", "qwen-drawbench", "wan-vbench")
+        *("dit-imagenet-50k", "flux-drawbench", "hunyuan-vbench", "qwen-drawbench"),
+        *("scenes-flux", "scenes-flux-turbo", "scenes-wan", "scenes-wan22", "wan-vbench"),
     ]
     for name in names():
         protocol = load(name)
-        assert set(protocol.metrics) <= set(METRICS) and protocol.published
+        assert set(protocol.metrics) <= set(METRICS)
+        assert bool(protocol.published) != protocol.own_prompts
         for row in protocol.published:
             assert row.source and set(row.figures) <= set(METRICS), row
         assert {"png", "frames"} & set(protocol.save)
@@ -108,12 +112,55 @@ def test_a_dry_run_loads_nothing_and_names_what_is_missing(bench, tmp_path: Path
     assert "published rows beside them: 7" in printed
 
 
+@pytest.mark.parametrize("name", names())
+def test_a_dry_run_of_each_says_how_it_is_made(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    """Of a model of the right pipeline, whose folder holds no more than its prompts."""
+    protocol = load(name)
+    facts = SimpleNamespace(by_class=bool(protocol.classes), pipeline=protocol.pipeline)
+    monkeypatch.setattr("ditaccel.eval.bench.protocol.read_facts", lambda *_: facts)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "sample.json").write_text(json.dumps({"prompts": "../prompts.txt"}))
+    (tmp_path / "prompts.txt").write_text("".join(f"thing {i}\n" for i in range(128)))
+    command = ["bench", "protocol", name, str(model), "--out", str(tmp_path / "out"), "--dry-run"]
+    if protocol.what:
+        assert main(command) == 2 and protocol.what in capsys.readouterr().err
+        command += ["--prompts", str(tmp_path / "prompts.txt")]
+    assert main([*command, "--config", "fast"]) == 0
+    printed = capsys.readouterr().out
+    assert protocol.title in printed and "rows: none, fast" in printed
+    assert f"{protocol.steps} steps" in printed and not (tmp_path / "out").exists()
+    assert f"published rows beside them: {len(protocol.published)}" in printed
+    for key in protocol.metrics:  # what needs weights says which file, and from where
+        metric = METRICS[key]
+        if metric.weights_name:
+            how = f"(option `weights`, {metric.weights_name}=PATH): {metric.how}"
+            assert f"not measured: {key}: needs weights {how}" in printed
+    assert ("not measured: fid_real: needs" in printed) == ("fid_real" in protocol.metrics)
+    assert ("github.com/Vchitect/VBench" in printed) == name.endswith("vbench")
+    assert ("not the protocol" in printed) == (not protocol.own_prompts)
+    assert ("features of the model, not of inception" in printed) == name.startswith("dit")
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name.startswith("scenes-")])
+def test_a_sample_that_is_not_there_is_named(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "none")
+    assert main(["bench", "protocol", name, missing, "--out", str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"the sample samples/models/{name}, and {missing} has none" in line
+    assert "it is not shipped yet" in line and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("protocol", "message"),
     [
         ("flux-drawbnch", "no protocol 'flux-drawbnch'; did you mean 'flux-drawbench'? Known: dit"),
         ("flux-drawbench", "takes DrawBench's 200 prompts, which cannot be shipped; give a file"),
-        ("bad.yaml", "bad: not a protocol (it must have either classes or prompts)"),
+        ("bad.yaml", "bad: not a protocol (it must have either classes or prompts or own_prompts)"),
     ],
 )
 def test_mistakes_are_one_line(bench, tmp_path: Path, monkeypatch, protocol, message) -> None:
