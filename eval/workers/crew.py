@@ -119,6 +119,7 @@ class Crew:
     def __init__(self, root: Path, count: int, progress: Progress) -> None:
         self.repeats: list[bool | None] = []
         self._root, self._count, self._progress = root, count, progress
+        self._threads = str(torch.get_num_threads())  # another thread may see another number
         self._processes: dict[int, Any] = {}
         self._readers: list[threading.Thread] = []
         self._deaths = 0
@@ -153,8 +154,7 @@ class Crew:
 
     def _start(self, slot: int) -> None:
         part = self._root / PARTS / f"{slot}-{secrets.token_hex(3)}"
-        threads = torch.get_num_threads()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": self._threads}
         process = spawn(
             [str(self._root), str(part), str(slot), str(os.getpid())], environment, MODULE
         )

@@ -169,7 +169,8 @@ def merge(folders: Sequence[str | Path], out: str | Path, judge: Judge) -> Path:
     places = []
     for run, missing in zip(runs, left_out, strict=True):
         places.append(len(machines))
-        machines += [{**machine, "left_out": missing} for machine in machines_of(run)]
+        first, *others = machines_of(run)
+        machines += [{**first, "left_out": missing + first.get("left_out", 0)}, *others]
     setup = {
         **runs[0],
         "prompts": prompts,
@@ -183,8 +184,8 @@ def merge(folders: Sequence[str | Path], out: str | Path, judge: Judge) -> Path:
         for key, (place, sample) in taken.items():
             if names[key] not in begun:
                 part = parts[place]
-                first = part.generations[sample][0].get("machine", 0)
-                more = {"machine": places[place] + first}
+                lines = part.generations.get(sample) or [{}]
+                more = {"machine": places[place] + lines[0].get("machine", 0)}
                 part.give(store, sample, names[key], more, move=False, judged=True)
                 _give_failures([part], store, sample, names[key])
         if not (store.folder / WARMUPS).exists():
