@@ -34,11 +34,12 @@ class SLAConfig(FixedTileOptions):
         negligible: share that it skips (k_l); by default 0.1 in the modes `sla` and `sparse`, and
             0 in the others, where a marginal tile costs next to nothing.
         mode: `training_free`: marginal tiles under one softmax with the critical ones (ours), the
-            default without weights; weights that were trained for it change the model's own alone,
-            and cost no time; `sla`: the paper's rule, which needs weights and is the default
-            for weights of that mode (`published:sla:weights=FILE` has the authors' tiles and
-            dense steps too); `combined`: training-free, and the trained projection of the linear
-            branch on top (ours); `sparse`: marginal tiles skipped too, to compare with.
+            default without weights; with weights that were trained for it, or for `combined`, it
+            takes their changes of the model's own weights alone, which cost no time; `sla`: the
+            paper's rule, which needs weights and is the default for weights of that mode
+            (`published:sla:weights=FILE` has the authors' tiles and dense steps too); `combined`:
+            training-free, and the trained projection of the linear branch on top (ours); `sparse`:
+            marginal tiles skipped too, to compare with.
         weights: safetensors file that `ditaccel.finetune` wrote.
         choose_by: what makes a tile critical: `mass`, the published rule, pooled queries times
             pooled keys; or `error`, what its moments would get wrong, mass times the spread of

@@ -66,7 +66,15 @@ class SLAPlanner(TilePlanner):
         super().__init__(config)
         self.weights: SLAWeights | None = weights
         self.options: dict[str, Any] = {}
-        trained = weights.options if weights is not None else {}
+        trained = dict(weights.options) if weights is not None else {}
+        # trained as `combined`, changes of the model's weights serve without the branch too
+        if self.config.mode == "training_free" and trained.get("mode") == "combined":
+            trained["mode"] = "training_free"
+            require(
+                weights is not None and any(weights.changes.values()),
+                f"{self.config.weights} holds projections alone, which mode='training_free' leaves "
+                "out; leave mode out",
+            )
         for name in SHARED:
             given = getattr(config, name)
             given = list(given) if isinstance(given, tuple) else given
@@ -180,7 +188,7 @@ class SLAPlanner(TilePlanner):
             count: heads of the call.
             device: of the weights.
         """
-        if self.weights is None:
+        if self.weights is None or self.mode == "training_free":
             return None
         found = self.weights.projection(context.component, context.layer, device)
         if context.share.ranks is not None:  # the projection is that of all heads
