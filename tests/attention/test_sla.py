@@ -366,27 +366,6 @@ def test_an_adapter_is_put_on_and_taken_off(tmp_path):
     assert torch.equal(weight, before) and torch.equal(generate(pipe, call), dense)
 
 
-def test_changes_of_the_weights_serve_without_the_branch(tmp_path):
-    """An adapter of mode `combined`, at the cost of training-free attention."""
-    pipe, call = peaked("wan")
-    path = _weights(pipe, tmp_path / "a.safetensors", mode="combined")
-    options = {"min_tokens": 0, "dense_steps": 0, "break_even": 1.0}
-    config = SLAConfig(weights=path, mode="training_free", **options)
-    with ditaccel.accelerated(pipe, attention=config):
-        found = generate(pipe, call)
-        assert {r["reason"] for r in _log(pipe).rows()} == {"training-free"}
-    weight = pipe.transformer.blocks[0].attn1.to_q.weight
-    weight.data += torch.tensor(0.1).half().float()
-    plain = SLAConfig(critical=0.3, mode="training_free", q_tile=16, k_tile=16, **options)
-    with ditaccel.accelerated(pipe, attention=plain):
-        assert torch.equal(found, generate(pipe, call))
-    adapter = SLAWeights.load(path)
-    adapter.changes["transformer"] = {}
-    adapter.save(path)
-    with pytest.raises(ConfigError, match="holds projections alone"):
-        config.planner()
-
-
 def test_a_projection_of_zero_is_plain_sparse(tmp_path):
     pipe, call = peaked("wan")
     path = _weights(pipe, tmp_path / "a.safetensors", scale=0.0)

@@ -1,5 +1,7 @@
 """An SLA adapter stays applied, or says why not, whatever happens to the weights it changes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conformance import relative_rmse
@@ -26,8 +28,8 @@ def _changes(transformer):
     return {name: 0.1 * torch.randn(weights[name].shape, generator=generator) for name in names}
 
 
-def _adapter(transformer, path, changes):
-    config = SLAConfig(critical=0.3, mode="sla", q_tile=16, k_tile=16, **OPTIONS)
+def _adapter(transformer, path, changes, mode="sla"):
+    config = SLAConfig(critical=0.3, mode=mode, q_tile=16, k_tile=16, **OPTIONS)
     made = SLAWeights(SLAPlanner(config, None).options, {"transformer": fingerprint(transformer)})
     module = transformer.blocks[0].attn1
     heads, dim = module.heads, module.to_q.out_features // module.heads
@@ -155,3 +157,22 @@ def test_names_are_those_before_adapters_and_fusing():
     assert missing == ["blocks.9.gone"]
     assert slot.module is transformer.blocks[0].attn1.to_qkv and slot.leaf == "weight"
     assert change.shape == (72, 24) and change.sum(1).nonzero()[:, 0].tolist() == [*range(24, 48)]
+
+
+def test_changes_of_the_weights_serve_without_the_branch(tmp_path):
+    """An adapter of mode `combined`, at the cost of training-free attention."""
+    pipe, call = peaked("wan")
+    transformer, path = pipe.transformer, tmp_path / "a.safetensors"
+    changes = _changes(transformer)
+    config = replace(_adapter(transformer, path, changes, "combined"), mode="training_free")
+    with ditaccel.accelerated(pipe, attention=config):
+        found = generate(pipe, call)
+    with torch.no_grad():
+        for name, by in changes.items():
+            dict(transformer.named_parameters())[name].add_(by.half().float())
+    plain = SLAConfig(critical=0.3, mode="training_free", q_tile=16, k_tile=16, **OPTIONS)
+    with ditaccel.accelerated(pipe, attention=plain):
+        assert torch.equal(found, generate(pipe, call))
+    _adapter(transformer, path, {}, "combined")
+    with pytest.raises(ConfigError, match="holds projections alone"):
+        config.planner()
