@@ -53,6 +53,9 @@ from .caching.step_mask import StepMaskConfig
 from .caching.tafc import TAFCConfig
 from .caching.taylorseer import TaylorSeerConfig
 from .caching.teacache import TeaCacheConfig
+from .calls.condition_cache import ConditionCacheConfig
+from .calls.parallel_denoising import ParallelDenoisingConfig
+from .calls.token_merging import TokenMergingConfig
 from .config import AccelerationConfig, methods
 from .diagnosis import Diagnosis, doctor
 from .errors import ConfigError, DitaccelError, UnsupportedError, UsageError
@@ -84,6 +87,7 @@ __all__ = [
     "AuditReport",
     "BlockContract",
     "CLEARConfig",
+    "ConditionCacheConfig",
     "ConfidenceGatedTaylorConfig",
     "ConfigError",
     "DBCacheConfig",
@@ -108,6 +112,7 @@ __all__ = [
     "NeighborhoodConfig",
     "PABConfig",
     "PBSConfig",
+    "ParallelDenoisingConfig",
     "RACERConfig",
     "RadialConfig",
     "RainFusionConfig",
@@ -128,6 +133,7 @@ __all__ = [
     "Target",
     "TaylorSeerConfig",
     "TeaCacheConfig",
+    "TokenMergingConfig",
     "UnsupportedError",
     "UsageError",
     "VMoBAConfig",

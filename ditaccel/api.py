@@ -40,6 +40,7 @@ def accelerate(
     *more: Setting,
     cache: Any = None,
     attention: Any = None,
+    calls: Any = None,
     adapter: FamilyAdapter | None = None,
     scheduler: Any = None,
     sigmas: Iterable[float] | None = None,
@@ -55,8 +56,7 @@ def accelerate(
     ditaccel.accelerate(pipe, "balanced", LiteAttentionConfig())  # one of each kind
     ```
 
-    What an earlier call has put on is replaced, with a warning; where the new setting cannot be put
-    on, the earlier one stays.
+    An earlier setting is replaced, with a warning; it stays where the new one cannot be put on.
 
     Args:
         pipe: a diffusers pipeline, or a bare transformer. A transformer of an unknown family is
@@ -65,11 +65,11 @@ def accelerate(
             (`"hf://user/repo/file.yaml"`), an inline spec such as `"taylorseer:interval=3"`, the
             config of a method, an `AccelerationConfig`, or a list of these. None, `"none"` and
             `"dense"` mean a dense run, and are refused here.
-        *more: further ones, as in such a list: one caching and one attention method go together.
+        *more: further ones, as in such a list: one method of each kind go together.
         cache: config of a caching method, e.g. `TaylorSeerConfig(interval=3)`; replaces the one in
             `config`, and needs no `config`.
-        attention: config of an attention method, e.g. `LiteAttentionConfig(threshold=-8)`,
-            likewise.
+        attention: likewise, of an attention method, e.g. `LiteAttentionConfig(threshold=-8)`.
+        calls: likewise, of a call method, e.g. `TokenMergingConfig(ratio=0.4)`.
         adapter: what ditaccel must know of a model of your own; families that it knows need none.
         scheduler: for a bare transformer in a loop of your own: the scheduler whose timesteps the
             loop follows. Without it, one among the local variables of the loop is found.
@@ -88,7 +88,7 @@ def accelerate(
         UsageError: it is not a pipeline, or a pipeline was given a scheduler.
     """
     listed = [config, *more] if more else config
-    given = _Given(listed, cache, attention, options, steps)
+    given = _Given(listed, {"cache": cache, "attention": attention, "calls": calls}, options, steps)
     plan = _planned(pipe, given, adapter, scheduler, sigmas)
     former = _sessions(pipe)
     _put_on(pipe, plan, former)
@@ -117,11 +117,10 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Given:
-    """The arguments of `accelerate` that make a config."""
+    """The arguments of `accelerate` that make a config; methods by kind, None where not given."""
 
     config: Setting
-    cache: Any
-    attention: Any
+    kinds: Mapping[str, Any]
     options: Mapping[str, Any]
     steps: Any
 
@@ -147,7 +146,7 @@ def _chosen(adapter: FamilyAdapter, given: _Given) -> AccelerationConfig:
     config, options, steps = given.config, dict(given.options), given.steps
     if isinstance(steps, Iterable) and not isinstance(steps, str):
         options["steps"], steps = steps, None  # of a method that names the steps it computes
-    by_name = given.cache is not None or given.attention is not None
+    by_name = {kind: each for kind, each in given.kinds.items() if each is not None}
     if by_name and (config is None or config is BALANCED):
         chosen = configs.resolve(AccelerationConfig(), adapter, steps)
     elif config is None:
@@ -157,15 +156,11 @@ def _chosen(adapter: FamilyAdapter, given: _Given) -> AccelerationConfig:
         )
     else:
         chosen = configs.resolve(config, adapter, steps)
-    if given.cache is not None:
-        chosen = replace(chosen, cache=given.cache)
-    if given.attention is not None:
-        chosen = replace(chosen, attention=given.attention)
-    chosen = overridden(chosen, options)
+    chosen = overridden(replace(chosen, **by_name), options)
     if not chosen.methods and not isinstance(chosen.steps, int):
         raise ConfigError(
             "this config accelerates nothing: it names neither a caching method (key 'cache') nor "
-            "an attention method (key 'attention')"
+            "an attention method (key 'attention') nor a call method (key 'calls')"
         )
     return chosen
 
@@ -307,6 +302,7 @@ def accelerated(
     *more: Setting,
     cache: Any = None,
     attention: Any = None,
+    calls: Any = None,
     adapter: FamilyAdapter | None = None,
     scheduler: Any = None,
     sigmas: Iterable[float] | None = None,
@@ -324,7 +320,7 @@ def accelerated(
     was on, whose report goes on. What the block itself did (`accelerate`, `restore`) is undone.
     """
     listed = [config, *more] if more else config
-    given = _Given(listed, cache, attention, options, steps)
+    given = _Given(listed, {"cache": cache, "attention": attention, "calls": calls}, options, steps)
     plan = _planned(pipe, given, adapter, scheduler, sigmas)
     former = _sessions(pipe)
     session = _put_on(pipe, plan, former)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .grids import Grid, GridRule, channels_last, frames_first, of_patches, patch_grid
+from .grids import GivenRule, Grid, GridRule, channels_last, frames_first, of_patches, patch_grid
 
 # Where text tokens are in a sequence of text and image or video tokens.
 TextSide = Literal["none", "front", "back"]
@@ -113,6 +113,10 @@ class BlockContract:
             granularity; one that runs twice in a block is named twice.
         idle_modules: submodules whose outputs only feed forecast ones, and need not run then.
         cross: those of `forecast_modules` that attend to another stream: text, or sound.
+        token_axes: arguments besides `hidden` that have a row for each token (rotary embeddings,
+            modulation by token), and their axis of tokens; text comes first or last in it where it
+            has rows for text too. A block with these can be given fewer tokens. None where it is
+            not known, or where the block needs the whole grid.
         added: argument that a block adds to `hidden` before anything else, where it is given.
         modulation: submodule of a block that normalises, scales and shifts what goes into its
             attention by the timestep, where it has one (an adaptive norm); or how the block itself
@@ -131,6 +135,7 @@ class BlockContract:
     forecast_modules: tuple[str, ...] = ()
     idle_modules: tuple[str, ...] = ()
     cross: tuple[str, ...] = ("attn2", "cross_attn", "cross_attention")
+    token_axes: Mapping[str, int] | None = None
     added: str = ""
     modulation: str | ScaleShift = "norm1"
 
@@ -191,6 +196,9 @@ class FamilyAdapter:
             where it is not known; latents that `patch_tokens` cuts into patches need none. Tokens
             of the latents that are not of the grid are given images where latents come packed, and
             else padding.
+        without_given: what changes of the arguments of a call when tokens of given images, behind
+            those that are made, are left out of latents that come packed (a rule of `grids`); None
+            where that cannot be done, or no pipeline gives any.
         text: where text tokens are in the sequence: `none`, `front` or `back`.
         presets: preset name -> options of its method, as `AccelerationConfig.to_dict` writes them,
             and `AUTO_STEPS` where it has such a share.
@@ -230,6 +238,7 @@ class FamilyAdapter:
     extra_tokens: Callable[[Any, Mapping[str, Any]], int | None] | None = None
     extra_in_front: bool = False
     grid_rule: GridRule | None = None
+    without_given: GivenRule | None = None
     text: TextSide = "none"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -12,6 +12,7 @@ ADAPTER = FamilyAdapter(
             encoder="encoder_hidden_states",
             returns=("hidden", "encoder"),
             forecast_modules=("attn1", "ff"),
+            token_axes={"image_rotary_emb": 0},
         ),
     ),
     attention=(AttentionContract("transformer_blocks"),),

@@ -5,7 +5,7 @@ from .adapter import AttentionContract, BlockContract, FamilyAdapter, adaptive_p
 ADAPTER = FamilyAdapter(
     name="dit",
     transformers=("DiTTransformer2DModel",),
-    blocks=(BlockContract("transformer_blocks", forecast_modules=("attn1", "ff")),),
+    blocks=(BlockContract("transformer_blocks", forecast_modules=("attn1", "ff"), token_axes={}),),
     attention=(AttentionContract("transformer_blocks"),),
     tokens=patch_tokens,
     guidance="batched",

@@ -8,7 +8,7 @@ from .adapter import (
     adaptive_presets,
     packed_tokens,
 )
-from .grids import from_ids
+from .grids import first_ids, from_ids
 
 ADAPTER = FamilyAdapter(
     name="flux",
@@ -19,6 +19,7 @@ ADAPTER = FamilyAdapter(
             encoder="encoder_hidden_states",
             returns=("encoder", "hidden"),
             forecast_modules=("attn", "ff", "ff_context"),
+            token_axes={"image_rotary_emb": 0},
         ),
         # Published granularity of single blocks is the joint output: `proj_out` before its gate.
         BlockContract(
@@ -27,6 +28,7 @@ ADAPTER = FamilyAdapter(
             returns=("encoder", "hidden"),
             forecast_modules=("proj_out",),
             idle_modules=("attn", "proj_mlp"),
+            token_axes={"image_rotary_emb": 0},
         ),
     ),
     attention=(
@@ -35,6 +37,7 @@ ADAPTER = FamilyAdapter(
     ),
     tokens=packed_tokens,
     grid_rule=from_ids,
+    without_given=first_ids,
     text="front",
     presets={
         **adaptive_presets(),

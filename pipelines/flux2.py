@@ -8,7 +8,7 @@ from .adapter import (
     adaptive_presets,
     packed_tokens,
 )
-from .grids import from_ids
+from .grids import first_ids, from_ids
 
 ADAPTER = FamilyAdapter(
     name="flux2",
@@ -29,6 +29,7 @@ ADAPTER = FamilyAdapter(
     ),
     tokens=packed_tokens,
     grid_rule=from_ids,
+    without_given=first_ids,
     text="front",
     presets=adaptive_presets(),
     base=BY_DIFFERENCE,

@@ -12,6 +12,8 @@ from torch import Tensor
 Grid = tuple[int, int, int]
 # Of a transformer's config, the shape of its latents, and the arguments of its call by name.
 GridRule = Callable[[Any, tuple[int, ...], Mapping[str, Any]], Grid | None]
+# What changes of a call's arguments, by name, where only the first tokens of packed latents stay.
+GivenRule = Callable[[Mapping[str, Any], int], dict[str, Any]]
 TokenRule = Callable[[Any, tuple[int, ...]], int]
 
 
@@ -61,6 +63,18 @@ def from_ids(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> G
     if len(ids) != rows * columns or bool((in_order.diff() != 1).any()):
         return None
     return 1, rows, columns
+
+
+def first_ids(named: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The first `count` rows of `img_ids` `(L, axes)` or `(B, L, axes)`."""
+    return {"img_ids": named["img_ids"][..., :count, :]}
+
+
+def first_shapes(named: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The first picture of each item of the batch in `img_shapes`, which has `count` tokens."""
+    shapes = named["img_shapes"]
+    each = isinstance(shapes[0], list)
+    return {"img_shapes": [item[:1] for item in shapes] if each else list(shapes[:1])}
 
 
 def from_sizes(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid | None:

@@ -17,6 +17,7 @@ ADAPTER = FamilyAdapter(
         BlockContract(
             "transformer_blocks",
             forecast_modules=("attn1", "attn2", "ff"),
+            token_axes={"image_rotary_emb": 1, "temb": 1},
             modulation=ScaleShift(),
         ),
     ),

@@ -16,6 +16,7 @@ ADAPTER = FamilyAdapter(
         BlockContract(
             "transformer_blocks",
             forecast_modules=("attn1", "attn2", "ff"),
+            token_axes={},
             modulation=ScaleShift(timestep="timestep"),
         ),
     ),

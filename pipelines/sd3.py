@@ -12,6 +12,7 @@ ADAPTER = FamilyAdapter(
             returns=("encoder", "hidden"),
             forecast_modules=("attn", "attn2", "ff", "ff_context"),
             cross=(),
+            token_axes={},
         ),
     ),
     attention=(

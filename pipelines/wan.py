@@ -24,7 +24,10 @@ ADAPTER = FamilyAdapter(
     transformers=("WanTransformer3DModel",),
     blocks=(
         BlockContract(
-            "blocks", forecast_modules=("attn1", "attn2", "ffn"), modulation=ScaleShift()
+            "blocks",
+            forecast_modules=("attn1", "attn2", "ffn"),
+            token_axes={"rotary_emb": 1, "temb": 1},
+            modulation=ScaleShift(),
         ),
     ),
     attention=(AttentionContract("blocks"),),

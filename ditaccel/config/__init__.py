@@ -23,7 +23,16 @@ from .acceleration import (
 )
 from .checks import choice, require
 from .inline import method_spec, parse_options
-from .registry import KINDS, AttentionConfig, CacheConfig, Example, MethodConfig, method, methods
+from .registry import (
+    KINDS,
+    AttentionConfig,
+    CacheConfig,
+    CallConfig,
+    Example,
+    MethodConfig,
+    method,
+    methods,
+)
 from .specs import parse_spec, preset, resolve, spec_of
 from .tuned import Tuned
 
@@ -33,6 +42,7 @@ __all__ = [
     "AccelerationConfig",
     "AttentionConfig",
     "CacheConfig",
+    "CallConfig",
     "Example",
     "MethodConfig",
     "Tuned",

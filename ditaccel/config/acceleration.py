@@ -20,7 +20,16 @@ from ..io.given import suggest
 from . import hub
 from .checks import require
 from .option_types import arms_of, checked
-from .registry import KINDS, AttentionConfig, CacheConfig, MethodConfig, check_kind, methods
+from .registry import (
+    KIND_WORDS,
+    KINDS,
+    AttentionConfig,
+    CacheConfig,
+    CallConfig,
+    MethodConfig,
+    check_kind,
+    methods,
+)
 from .tuned import Tuned
 
 FORMAT = 1
@@ -35,7 +44,7 @@ _KEEP: Literal["keep"] = "keep"
 @checked(but=(*KINDS, "tuned"))
 @dataclass(frozen=True, kw_only=True)
 class AccelerationConfig:
-    """All that `accelerate` does to a pipeline: at most one caching and one attention method.
+    """All that `accelerate` does to a pipeline: at most one method of each kind.
 
     ```python
     config = AccelerationConfig(cache=TaylorSeerConfig(interval=3), attention=SVG2Config())
@@ -46,6 +55,8 @@ class AccelerationConfig:
     Attributes:
         cache: config of a caching method, None for no caching.
         attention: config of an attention method, None for dense attention.
+        calls: config of a call method (merged tokens, kept condition tokens, several steps side by
+            side), None for plain calls.
         label: a name for reports.
         steps: scheduler steps of a pipeline call, by those that it asks for: `"keep"` runs them; a
             whole number, at most so many; a share between 0 and 1, that part of them; `"auto"`, the
@@ -59,11 +70,13 @@ class AccelerationConfig:
             this alone are equal.
 
     Raises:
-        ConfigError: a value is not a config of a method of its kind, or not a number of steps.
+        ConfigError: a value is not a config of a method of its kind, or not a number of steps, or
+            two of the methods cannot be combined.
     """
 
     cache: CacheConfig | None = None
     attention: AttentionConfig | None = None
+    calls: CallConfig | None = None
     label: str = ""
     steps: Steps = _KEEP
     scheduler: str = ""
@@ -72,6 +85,13 @@ class AccelerationConfig:
     def __post_init__(self) -> None:
         for kind in KINDS:
             check_kind(kind, getattr(self, kind))
+        for kind, why in ({} if self.calls is None else self.calls.excludes).items():
+            other = getattr(self, kind)
+            if other is not None:
+                raise ConfigError(
+                    f"{self.calls.method} and {other.method} cannot be combined: {why}; give one "
+                    "of the two"
+                )
         steps = self.steps
         require(
             isinstance(steps, str) or (steps >= 1 if isinstance(steps, int) else 0 < steps <= 1),
@@ -113,7 +133,7 @@ class AccelerationConfig:
             kind = getattr(each, "kind", KINDS[0])
             check_kind(kind, each)
             if kind in made:
-                what = "caching" if kind == "cache" else "attention"
+                what = KIND_WORDS[kind].partition(" ")[2]
                 where = f"{label!r}: " if label else ""
                 raise ConfigError(
                     f"{where}{made[kind].method} and {each.method} are both {what} methods, and a "
@@ -125,7 +145,8 @@ class AccelerationConfig:
     @property
     def methods(self) -> tuple[MethodConfig, ...]:
         """The configs of the methods that are on."""
-        return tuple(m for m in (self.cache, self.attention) if m is not None)
+        given = (getattr(self, kind) for kind in KINDS)
+        return tuple(method for method in given if method is not None)
 
     @property
     def name(self) -> str:

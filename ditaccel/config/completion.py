@@ -76,7 +76,7 @@ def overridden(config: AccelerationConfig, options: Mapping[str, Any]) -> Accele
         if len(owners) > 1:
             raise ConfigError(
                 f"{name!r} is an option of both {' and '.join(m.method for m in config.methods)}; "
-                "give each method's own config as cache= and attention="
+                f"give each method's own config as {'= and '.join(owners)}="
             )
         (kind,) = owners
         part = getattr(config, kind)

@@ -9,8 +9,8 @@ A method is one module with one config class:
 
         def policy(self) -> CachePolicy: ...
 
-Importing the module registers the method. The modules of `ditaccel/caching` and
-`ditaccel/attention` are found by themselves, installed plugins by their entry point (`plugins.py`),
+Importing the module registers the method. The modules of `ditaccel/caching`, `ditaccel/attention`
+and `ditaccel/calls` are found by themselves, installed plugins by their entry point (`plugins.py`),
 and a class that a script or a notebook defines counts from there on.
 """
 
@@ -32,7 +32,9 @@ from ..errors import ConfigError
 from ..plugins import load_plugins
 from .option_types import checked
 
-KINDS = ("cache", "attention")
+# Kind -> what a method of it is called in messages.
+KIND_WORDS = {"cache": "a caching", "attention": "an attention", "calls": "a call"}
+KINDS = tuple(KIND_WORDS)
 # What other words of a config's grammar stand for (`published.py`; rows of `ditaccel eval`).
 _RESERVED = ("dense", "none", "peer", "published", "steps")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -55,7 +57,7 @@ class Example:
 
 
 class MethodConfig:
-    """What every method's config class has; derive from `CacheConfig` or `AttentionConfig`.
+    """What every method's config class has; derive from the config class of one of the kinds.
 
     Such a class is a frozen dataclass under `@method`, and each of its options has a default.
 
@@ -105,6 +107,26 @@ class AttentionConfig(MethodConfig, ABC):
         """What makes the tile maps, an `attention.engine.planner.Planner`."""
 
 
+class CallConfig(MethodConfig, ABC):
+    """Config of a call method: what a transformer call computes, or when, is changed as a whole.
+
+    Attributes:
+        excludes: kind of another method that this one cannot be combined with -> why, for people.
+    """
+
+    kind = "calls"
+    excludes: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    @abstractmethod
+    def call_method(self) -> Any:
+        """What carries the calls out, a `calls.engine.method.CallMethod`; one per transformer."""
+
+
+_VERBS: tuple[tuple[type[MethodConfig], str], ...] = (
+    (CacheConfig, "policy"),
+    (AttentionConfig, "planner"),
+    (CallConfig, "call_method"),
+)
 T = TypeVar("T", bound=MethodConfig)
 
 
@@ -156,15 +178,15 @@ def _check(name: str, cls: type[MethodConfig]) -> None:
         raise ConfigError(
             f"{said}: this name is taken by {_place(former)}; give the method another name"
         )
-    for parent, verb in ((CacheConfig, "policy"), (AttentionConfig, "planner")):
+    for parent, verb in _VERBS:
         if isinstance(cls, type) and issubclass(cls, parent):
             if getattr(cls, verb) is not getattr(parent, verb):
                 break
             raise ConfigError(f"{said}: the class has no method {verb}(); define it")
     else:
         raise ConfigError(
-            f"{said}: derive the class from ditaccel.config.CacheConfig (and define policy()) or "
-            "AttentionConfig (and define planner())"
+            f"{said}: derive the class from ditaccel.config.CacheConfig (and define policy()), "
+            "AttentionConfig (and define planner()) or CallConfig (and define call_method())"
         )
     params = cls.__dict__.get("__dataclass_params__")
     if params is None or not params.frozen:
@@ -188,7 +210,7 @@ def _place(cls: type) -> str:
 @cache
 def _import_own() -> None:
     """Import the rooms of methods; most of their modules are loaded with `ditaccel` itself."""
-    for room in ("ditaccel.caching", "ditaccel.attention"):
+    for room in ("ditaccel.caching", "ditaccel.attention", "ditaccel.calls"):
         for module in pkgutil.iter_modules(importlib.import_module(room).__path__):
             importlib.import_module(f"{room}.{module.name}")
 
@@ -227,8 +249,9 @@ def _wrong_kind(kind: str, value: Any) -> str:
                 f"{name} is not registered as a method: write @method('a_name') and "
                 "@dataclass(frozen=True) above the class (ditaccel.config.method)"
             )
-        return f"{name} is the config of an {value.kind} method: write {value.kind}={name}(…)"
-    what = "a caching" if kind == "cache" else "an attention"
+        what = KIND_WORDS[value.kind]
+        return f"{name} is the config of {what} method: write {value.kind}={name}(…)"
+    what = KIND_WORDS[kind]
     known = ", ".join(c.__name__ for c in methods().values() if c.kind == kind)
     return (
         f"{kind}= is of type {name}, which is not a config of {what} method; give an instance of "

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any, Self
 
 from ..attention.engine.records import AttentionLog
+from ..calls.engine.method import CallLog
 from ..core.reasons import Reason, advice, deciding
 from .drift import Drift, drift_of
 from .expectation import MEASURED, Expectation
@@ -103,6 +104,7 @@ class ReportData:
         latents: likewise, shape of one sample's latents.
         loop_steps: likewise, steps of its loop.
         attention: the log of each transformer whose attention is replaced.
+        call_logs: the log of each transformer whose calls a call method carries out.
         is_on: whether the methods are still on.
     """
 
@@ -129,6 +131,7 @@ class ReportData:
     latents: tuple[int, ...] = ()
     loop_steps: int | None = None
     attention: tuple[AttentionLog, ...] = ()
+    call_logs: tuple[CallLog, ...] = ()
     is_on: bool = True
 
     @property
@@ -157,6 +160,7 @@ class ReportData:
             memory=dict(self.memory),
             modules=dict(self.modules),
             attention=tuple(log.copy() for log in self.attention),
+            call_logs=tuple(copy.copy(log) for log in self.call_logs),
             calls=calls,
             total_calls=len(calls),
             forecasts=sum(call.action == "forecast" for call in calls),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..attention.engine.records import AttentionLog
+from ..calls.engine.method import CallLog
 from ..core.stopwatch import Stopwatch
 from .data import CallRecord
 from .drift import Watched
@@ -44,6 +45,7 @@ class Journal:
     step_choice: StepChoice | None = None
     watched: Watched | None = None
     attention: list[AttentionLog] = field(default_factory=list)
+    call_logs: list[CallLog] = field(default_factory=list)
     _watches: dict[int, Stopwatch] = field(default_factory=dict)
 
     def add(self, record: CallRecord) -> None:
@@ -115,4 +117,5 @@ class Journal:
             latents=() if self.watched is None else self.watched.latents,
             loop_steps=None if self.watched is None else self.watched.steps,
             attention=tuple(log.copy() for log in self.attention),
+            call_logs=tuple(copy.copy(log) for log in self.call_logs),
         )

@@ -23,6 +23,7 @@ def summary(report: ReportData) -> list[str]:
         lines.append(log.headline())
         if log.density < 1:
             lines.append(f"  along the steps, in tenths (# = all): {log.along_steps()[:_SIGNS]}")
+    lines += [log.headline() for log in report.call_logs]
     lines += _shortened([f"Assumed: {a}" for a in report.assumed], _NOTES)
     lines += _shortened([f"Note: {note}" for note in report.notes], _NOTES)
     lines += _shortened([f"Warning: {w}" for w in reversed(report.warnings)], _WARNINGS)
@@ -40,6 +41,7 @@ def details(report: ReportData) -> list[str]:
         lines += _table(report, None)
     for log in report.attention:
         lines += log.lines()
+    lines += [log.headline() for log in report.call_logs]
     lines += [f"Assumed: {a}" for a in report.assumed]
     lines += [f"Note: {note}" for note in report.notes]
     lines += [f"Warning: {w}" for w in report.warnings]
@@ -222,7 +224,7 @@ def html_of(report: ReportData) -> str:
     for (action, cause), steps in report.causes.items() if rows else ():
         causes.setdefault(action, []).append(f"{cause.value} {steps}")
     notes = [f"Steps by cause, {action}: {', '.join(each)}." for action, each in causes.items()]
-    notes += [log.headline() for log in report.attention]
+    notes += [log.headline() for log in (*report.attention, *report.call_logs)]
     notes += [f"Note: {note}" for note in report.notes[:_NOTES]]
     notes += [f"Warning: {w}" for w in report.warnings[-_WARNINGS:]]
     paragraphs = "".join(f"<div>{escape(line)}</div>" for line in (*head[1:], *notes))

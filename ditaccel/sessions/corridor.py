@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..calls.engine.method import TransformerCall
 from ..core._compat import ContextListener, NamedContext
 from ..core.calls import Arguments, as_tensor, has_conditions
 from ..core.denoising.loops import Loop, Loops, needs_gradients
@@ -131,7 +132,7 @@ class Corridor:
                 call.given = tuple(seen.named.values())
                 output = cache.replayed(call)  # None unless nothing of the transformer must run
             if output is None:
-                output = inner(*args, **kwargs)
+                output = self._computed(TransformerCall(step, inner, args, kwargs, seen.named))
             if cache is not None and call is not None:
                 output = cache.finish(call, output)
             if attention is not None:
@@ -144,6 +145,11 @@ class Corridor:
         self._book(step, call, loop)
         self._booking.journal.time(watch)
         return output
+
+    def _computed(self, call: TransformerCall) -> Any:
+        """What the transformer returns, carried out by a call method where one is on."""
+        carried = self._methods.calls.get(self._name)
+        return call.dense() if carried is None else carried.run(call)
 
     def _prepare(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Meet what was put on the transformer since the last call, and learn an unknown one."""

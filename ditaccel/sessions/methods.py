@@ -16,6 +16,7 @@ from ..caching.engine.budget import tensors_per_branch, unit
 from ..caching.engine.hooks import BlockCache
 from ..caching.engine.policy import policy_of
 from ..caching.engine.surroundings import Surroundings
+from ..calls.engine.method import CallMethod, Site, call_method_of
 from ..config import AccelerationConfig
 from ..core._compat import ranks_of, refuse_ring
 from ..core.calls import Arguments
@@ -40,6 +41,7 @@ class Methods:
     Attributes:
         caches: component name -> what forecasts it.
         attention: component name -> what replaces its attention.
+        calls: component name -> what carries its calls out.
         unlearnt: names of transformers that a dry run must show first.
     """
 
@@ -56,13 +58,16 @@ class Methods:
         self._ledger, self._journal, self._warn = ledger, journal, warn
         self.caches: dict[str, BlockCache] = {}
         self.attention: dict[str, AttentionRuntime] = {}
+        self.calls: dict[str, CallMethod] = {}
         self.unlearnt: set[str] = set()
 
     @property
     def outside(self) -> bool:
         """Whether nothing inside the transformers is needed."""
-        cache = self._config.cache
-        return not self._attends and cache is not None and policy_of(cache).outside
+        cache, calls = self._config.cache, self._config.calls
+        if self._attends or (calls is not None and not call_method_of(calls).outside):
+            return False
+        return cache is None or policy_of(cache).outside
 
     def install(
         self, name: str, transformer: nn.Module, adapter: FamilyAdapter, front: Front
@@ -101,6 +106,12 @@ class Methods:
             refuse_ring(name, ranks)
         if name in self.caches:
             self.caches[name].computed_by(ranks)
+        if ranks is not None and self._config.calls is not None:
+            raise UnsupportedError(
+                f"{name} is split over {ranks.count} ranks (context parallelism), which "
+                f"{self._config.calls.method} cannot work with; use a caching or an attention "
+                "method"
+            )
 
     def learn(
         self,
@@ -141,6 +152,8 @@ class Methods:
             self.caches.pop(name, None)
             if name in self.attention:
                 self._journal.attention.remove(self.attention.pop(name).log)
+            if name in self.calls:
+                self._journal.call_logs.remove(self.calls.pop(name).log)
             raise
         self.unlearnt.discard(name)
         self._journal.assume(f"{name}: {line}")
@@ -175,6 +188,17 @@ class Methods:
             else:
                 self._journal.attention.append(runtime.log)
             runtime.install(self._ledger)
+
+        if self._config.calls is not None:
+            site = Site(name, transformer, adapter, self._warn)
+            carried = self.calls[name] = call_method_of(self._config.calls)
+            if self._config.cache is not None:
+                carried.check_cache(policy_of(self._config.cache), self._config.cache.method)
+            carried.attach(site, self._ledger)
+            known = {each.transformer: each for each in self._journal.call_logs}
+            carried.log = known.get(name, carried.log)
+            if name not in known:
+                self._journal.call_logs.append(carried.log)
 
     def _warn_of_assumptions(
         self, name: str, transformer: nn.Module, adapter: FamilyAdapter

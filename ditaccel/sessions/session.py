@@ -16,6 +16,7 @@ from torch import nn
 from ..attention.engine.planner import Planner
 from ..attention.engine.runtime import AttentionRuntime
 from ..caching.engine.hooks import BlockCache
+from ..calls.engine.method import CallMethod
 from ..config import AccelerationConfig, to_dict
 from ..config.completion import completed
 from ..core._compat import ContextListener
@@ -85,7 +86,7 @@ class Session:
         self._methods = Methods(
             self.config, planner, self._ledger, self.journal, self._booking.warn
         )
-        self._state = LoopState(self.caches, self.attention)
+        self._state = LoopState(self.caches, self.attention, self.calls)
         self._loops = Loops(pipe, self._state.free, scheduler)
         self.is_on = False
         self.put_on()
@@ -99,6 +100,11 @@ class Session:
     def attention(self) -> dict[str, AttentionRuntime]:
         """Component name -> what replaces its attention."""
         return self._methods.attention
+
+    @property
+    def calls(self) -> dict[str, CallMethod]:
+        """Component name -> what carries its calls out."""
+        return self._methods.calls
 
     def put_on(self) -> None:
         """Patch the transformers, first or once more after `restore`: the journal goes on."""
@@ -158,6 +164,8 @@ class Session:
         self._state.clear()
         for attention in self.attention.values():
             attention.begin_generation(step)
+        for carried in self.calls.values():
+            carried.begin_generation(step)
         if self.caches:
             self._booking.begin_cache(step, next(iter(self.caches.values())).policy)
 

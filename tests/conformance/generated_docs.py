@@ -189,6 +189,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "options of caching methods": lambda: options("cache"),
     "attention methods": lambda: methods("attention"),
     "options of attention methods": lambda: options("attention"),
+    "call methods": lambda: methods("calls"),
+    "options of call methods": lambda: options("calls"),
     "families": families,
     "metrics": metric_table,
     "peers": peers,

@@ -18,6 +18,7 @@ MEMBERS = {
     "ditaccel/finetuning/students",
     "eval/metrics",
     "pipelines",
+    "tests",
     "tests/attention",
     "tests/caching",
     "tests/support/tiny",

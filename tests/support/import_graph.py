@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("io",),
     ("config",),
     ("caching", "attention"),
+    ("calls",),
     ("reports",),
     ("sessions",),
     ("api",),

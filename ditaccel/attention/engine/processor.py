@@ -397,20 +397,23 @@ class ProcessorSeam:
         modules: in the order in which they run.
         attend: called for every attention of theirs, with the layer's index.
 
+    Attributes:
+        layers: what the wrapper of each module leads to.
+
     Raises:
         UnsupportedError: a module without a processor, or one whose attention cannot be exchanged.
     """
 
     def __init__(self, modules: list[AttentionModule], attend: Attend) -> None:
         self._modules = modules
-        self._seams = [LayerSeam(i, attend, m.breaks_graph) for i, m in enumerate(modules)]
+        self.layers = [LayerSeam(i, attend, m.breaks_graph) for i, m in enumerate(modules)]
         self._refused: dict[int, tuple[Any, str]] = {}
         for each in modules:
             check_processor(each)
 
     def install(self, ledger: PatchLedger) -> None:
         """Put the wrapping processors in place."""
-        for each, seam in zip(self._modules, self._seams, strict=True):
+        for each, seam in zip(self._modules, self.layers, strict=True):
             ledger.on_undo(functools.partial(self._put_back, each.module, seam))
             self._wrap(each.module, seam)
 
@@ -435,7 +438,7 @@ class ProcessorSeam:
             Why those of some modules, by their names, cannot be wrapped: these run dense.
         """
         refused = {}
-        for each, seam in zip(self._modules, self._seams, strict=True):
+        for each, seam in zip(self._modules, self.layers, strict=True):
             processor: Any = getattr(each.module, "processor", None)
             if _leads_to(processor, seam):
                 seam.processor = processor._ditaccel_inner  # (`unfuse_*` puts old ones back)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -157,24 +156,15 @@ class AttentionRuntime(PerLoop):
             )
         adapter, named = self._adapter, named or {}
         config = getattr(self._transformer, "config", None)
-        tokens = None if adapter.tokens is None else adapter.tokens(config, sample.shape)
-        of_latents, extra = tokens, None
-        if tokens is not None and adapter.extra_tokens is not None and not self._loop.off:
-            extra = adapter.extra_tokens(config, named)
-            tokens = None if extra is None else tokens + extra
-            if extra is None:
+        grid = self._grid(config, step, sample, named)
+        self._now = CallInProgress.of(step, adapter, config, sample, named, grid)
+        if self._now is None:
+            self._now = CallInProgress(step, adapter, None, grid)
+            if not self._loop.off:
                 self._turn_off(
                     "where the text of this batch is in its sequences is not known (prompts of two "
                     "lengths?); attention stays dense"
                 )
-        grid, padding = self._grid(config, step, sample, named), 0
-        if grid is not None and of_latents is not None:
-            spare = of_latents + min(extra or 0, 0) - math.prod(grid)
-            if not adapter.packed:
-                padding = spare
-            elif spare >= 0:
-                extra = (extra or 0) + spare  # given images among the latents
-        self._now = CallInProgress(step, adapter, tokens, grid, extra, padding)
         if not self._loop.off:
             self._planner.begin(self._name, step)
 

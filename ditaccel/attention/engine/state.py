@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,6 +79,41 @@ class CallInProgress:
     densities: list[Tensor] = field(default_factory=list)
     promised: list[Tensor] = field(default_factory=list)
     reached: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(
+        cls,
+        step: DenoisingStep,
+        adapter: Any,
+        config: Any,
+        sample: Tensor,
+        named: Mapping[str, Any],
+        grid: Grid | None,
+    ) -> CallInProgress | None:
+        """Of the arguments of a call; None where it is not known where the text of this batch is.
+
+        Args:
+            step: where the call is.
+            adapter: of the transformer.
+            config: of the transformer.
+            sample: the latents.
+            named: all arguments by name.
+            grid: of the tokens that are made (`FamilyAdapter.grid`).
+        """
+        tokens = None if adapter.tokens is None else adapter.tokens(config, sample.shape)
+        of_latents, extra, padding = tokens, None, 0
+        if tokens is not None and adapter.extra_tokens is not None:
+            extra = adapter.extra_tokens(config, named)
+            if extra is None:
+                return None
+            tokens += extra
+        if grid is not None and of_latents is not None:
+            spare = of_latents + min(extra or 0, 0) - math.prod(grid)
+            if not adapter.packed:
+                padding = spare
+            elif spare >= 0:
+                extra = (extra or 0) + spare  # given images among the latents
+        return cls(step, adapter, tokens, grid, extra, padding)
 
     def text(self, length: int) -> tuple[int, int] | None:
         """Where text is in a sequence of so many tokens; None where it is not in it."""

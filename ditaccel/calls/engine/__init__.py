@@ -1,0 +1,1 @@
+"""What call methods share."""
