@@ -85,19 +85,23 @@ class AccelerationConfig:
     def __post_init__(self) -> None:
         for kind in KINDS:
             check_kind(kind, getattr(self, kind))
-        for kind, why in ({} if self.calls is None else self.calls.excludes).items():
-            other = getattr(self, kind)
-            if other is not None:
-                raise ConfigError(
-                    f"{self.calls.method} and {other.method} cannot be combined: {why}; give one "
-                    "of the two"
-                )
+        if self.calls is not None:
+            self._check_combined(self.calls)
         steps = self.steps
         require(
             isinstance(steps, str) or (steps >= 1 if isinstance(steps, int) else 0 < steps <= 1),
             f"steps is {steps}; it must be a whole number from 1, a share between 0 and 1, 'keep' "
             "or 'auto'",
         )
+
+    def _check_combined(self, calls: CallConfig) -> None:
+        for kind, why in calls.excludes.items():
+            other = getattr(self, kind)
+            if other is not None:
+                raise ConfigError(
+                    f"{calls.method} and {other.method} cannot be combined: {why}; give one of the "
+                    "two"
+                )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> AccelerationConfig:

@@ -224,7 +224,8 @@ def html_of(report: ReportData) -> str:
     for (action, cause), steps in report.causes.items() if rows else ():
         causes.setdefault(action, []).append(f"{cause.value} {steps}")
     notes = [f"Steps by cause, {action}: {', '.join(each)}." for action, each in causes.items()]
-    notes += [log.headline() for log in (*report.attention, *report.call_logs)]
+    notes += [log.headline() for log in report.attention]
+    notes += [log.headline() for log in report.call_logs]
     notes += [f"Note: {note}" for note in report.notes[:_NOTES]]
     notes += [f"Warning: {w}" for w in report.warnings[-_WARNINGS:]]
     paragraphs = "".join(f"<div>{escape(line)}</div>" for line in (*head[1:], *notes))
