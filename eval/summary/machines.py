@@ -51,7 +51,7 @@ class Machines:
         }
         names = [device for _, device in self._dense]
         self._names = {
-            (machine, name): name if names.count(name) == 1 else f"{name} (machine {machine + 1})"
+            (machine, name): name if names.count(name) == 1 else f"{name} (run {machine + 1})"
             for machine, name in self._dense
         }
 
@@ -114,12 +114,17 @@ class Machines:
         return found
 
     def _several(self, configs: Sequence[RunConfig]) -> str:
-        each = [f"{self._names[place]} ({n} samples)" for place, n in self._samples.items()]
+        each = [
+            f"{self._names[place]}, {n} sample{'s' * (n != 1)}"
+            for place, n in self._samples.items()
+        ]
+        kinds = {device for _, device in self._dense}
+        where = f"on {len(each)} machines" if len(kinds) == len(each) else f"in {len(each)} runs"
         differ = [config.label for config in configs if self.apart(config.id)]
         twice = sum(machine.get("left_out", 0) for machine in self._run.get("machines", ()))
         words = (
-            f"Rows were timed on {len(each)} machines: {', '.join(each)}. Each is paired with "
-            "dense runs of its own machine; seconds are of all of them together, and a row's "
+            f"Rows were timed {where}: {'; '.join(each)}. Each is paired with dense runs of its "
+            "own machine and run; seconds are of all of them together, and a row's "
             "speed-up is the median over samples of all of them."
         )
         if differ:
