@@ -120,9 +120,9 @@ class HarmoniCaConfig(CacheConfig):
 
     The router is a logit per step and module, without any input. Training (`ditaccel.finetune`)
     follows generations that the router itself makes, so that it learns under the errors that it
-    causes; what is left is a schedule that runs without a gate. Use it where the same model makes
-    many pictures at one number of steps; for one that is rarely used, a search of whole steps
-    (`tune`) costs less and skips more per step.
+    causes; what is left is a schedule that runs without a gate. Use it where one model makes many
+    pictures at one number of steps, and after thousands of training generations: trained on 30 to
+    50 of them, it lost to the even schedule of `fora` on shapes-dit at 20 steps.
 
     Args:
         schedule: file that training wrote. None: an untrained schedule, in which all modules rest
