@@ -46,6 +46,7 @@ NAV: dict[str, dict[str, str]] = {
     "Methods": {
         "Caching": "ditaccel/caching/README.md",
         "Sparse attention": "ditaccel/attention/README.md",
+        "Calls": "ditaccel/calls/README.md",
         "Kernels": "kernels/README.md",
     },
     "Figures": {
