@@ -1,6 +1,7 @@
 """Parallel denoising: what is foreseen, what is accepted, exactness, and rounds over processes."""
 
 import math
+import multiprocessing
 
 import pytest
 import torch
@@ -133,12 +134,12 @@ def test_two_methods_that_decide_over_steps_are_refused():
         ParallelDenoisingConfig(window=1)
 
 
-def _one_of_two(rank, port, folder):
+def _one_of_two(rank, folder):
     """One process of two: the same call, its own half of each round."""
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     subject = Subject(FAMILIES["flux"], 8)
     config = ParallelDenoisingConfig(processes=True, tolerance=1e9, warmup=2)
     ditaccel.accelerate(subject.pipe, config)
@@ -155,12 +156,15 @@ def _one_of_two(rank, port, folder):
 
 @pytest.mark.slow
 def test_two_processes_share_the_rounds(tmp_path):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_one_of_two, (port, str(tmp_path)), nprocs=2)
+    fork = multiprocessing.get_context("fork")  # (nothing has to be imported again)
+    ranks = [fork.Process(target=_one_of_two, args=(rank, tmp_path)) for rank in range(2)]
+    for each in ranks:
+        each.start()
+    for each in ranks:
+        each.join(55)
+        if each.is_alive():
+            each.kill()
+    assert [each.exitcode for each in ranks] == [0, 0]
     (first, calls, changed, refused), (second, *_) = (
         torch.load(tmp_path / f"{rank}.pt") for rank in range(2)
     )
