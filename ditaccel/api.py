@@ -11,6 +11,7 @@ from torch import nn
 
 from . import config as configs
 from .config import AccelerationConfig
+from .config.attention_presets import attention_presets
 from .config.completion import overridden
 from .config.published import published_presets
 from .config.specs import Setting
@@ -66,9 +67,10 @@ def accelerate(
             config of a method, an `AccelerationConfig`, or a list of these. None, `"none"` and
             `"dense"` mean a dense run, and are refused here.
         *more: further ones, as in such a list: one method of each kind go together.
-        cache: config of a caching method, e.g. `TaylorSeerConfig(interval=3)`; replaces the one in
-            `config`, and needs no `config`.
-        attention: likewise, of an attention method, e.g. `LiteAttentionConfig(threshold=-8)`.
+        cache: config of a caching method, e.g. `TaylorSeerConfig(interval=3)`, or a text; replaces
+            the one in `config`, and needs no `config`.
+        attention: likewise, of an attention method, e.g. `LiteAttentionConfig(threshold=-8)`; the
+            texts `"balanced"` and `"fast"` are presets of attention.
         calls: likewise, of a call method, e.g. `TokenMergingConfig(ratio=0.4)`.
         adapter: what ditaccel must know of a model of your own; families that it knows need none.
         scheduler: for a bare transformer in a loop of your own: the scheduler whose timesteps the
@@ -156,6 +158,7 @@ def _chosen(adapter: FamilyAdapter, given: _Given) -> AccelerationConfig:
         )
     else:
         chosen = configs.resolve(config, adapter, steps)
+    by_name = {kind: configs.resolved_part(kind, each, adapter) for kind, each in by_name.items()}
     chosen = overridden(replace(chosen, **by_name), options)
     if not chosen.methods and not isinstance(chosen.steps, int):
         raise ConfigError(
@@ -207,9 +210,10 @@ def presets(pipe: Any) -> dict[str, AccelerationConfig]:
     print(ditaccel.presets(pipe)["fast"].cache)
     ```
 
-    `published:METHOD` are the settings that a method's authors used for the family; schedules that
-    were published for the very checkpoint are there too (`published:budcache-13`). Nobody has
-    measured these here.
+    `attention:balanced` and `attention:fast` are those of attention, which go together with one of
+    the others. `published:METHOD` are the settings that a method's authors used for the family;
+    schedules that were published for the very checkpoint are there too (`published:budcache-13`).
+    Nobody has measured these here.
 
     Raises:
         UnsupportedError: the pipeline has no transformer.
@@ -217,7 +221,7 @@ def presets(pipe: Any) -> dict[str, AccelerationConfig]:
     """
     transformers, adapter = transformers_of(pipe)
     adapter = with_checkpoint(pipe, transformers, adapter)
-    names = [*adapter.presets, *published_presets(adapter)]
+    names = [*adapter.presets, *attention_presets(adapter), *published_presets(adapter)]
     return {name: configs.preset(name, adapter) for name in names}
 
 

@@ -38,6 +38,14 @@ def submodule(module: Any, path: str) -> Any:
 # of steps which a loop of 4 to 12 skips at most.
 _LEVELS = {"safe": (0.003, 0.5, 0), "balanced": (0.01, 0.35, 2), "fast": (0.03, 0.25, 3)}
 
+# Presets of attention, `attention:balanced` and `attention:fast`: what won in the tables of
+# eval/README.md ("Attention end to end"), training-free. There is no safe one: where attention does
+# not pay, a method stays dense by itself.
+SPARSE: Mapping[str, Mapping[str, Any]] = {
+    "balanced": {"method": "sla", "critical": 0.2},
+    "fast": {"method": "sla", "critical": 0.05},
+}
+
 # Key of a preset beside the options of its method: the share of the steps asked for that
 # `steps="auto"` runs with it. A preset has it where fewer steps with this cache were measured to be
 # better, at equal time, than all steps with a more daring one. Without it, that of `balanced`
@@ -202,6 +210,7 @@ class FamilyAdapter:
         text: where text tokens are in the sequence: `none`, `front` or `back`.
         presets: preset name -> options of its method, as `AccelerationConfig.to_dict` writes them,
             and `AUTO_STEPS` where it has such a share.
+        attention_presets: likewise, those of attention.
         base: method -> options that this family's configs have where nothing else is said
             (`completion.completed`).
         timestep: argument of the transformer that carries the timestep.
@@ -241,6 +250,7 @@ class FamilyAdapter:
     without_given: GivenRule | None = None
     text: TextSide = "none"
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    attention_presets: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: SPARSE)
     base: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     timestep: str = "timestep"
     timestep_of: Callable[[Mapping[str, Any]], Any] | None = None

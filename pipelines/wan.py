@@ -12,8 +12,8 @@ from .adapter import (
 
 # Wan's timesteps are shifted so far that a third of the steps lies above 0.9 of the noise, where
 # outputs hardly change: fewer of them need to be computed first than elsewhere. Chosen on four
-# clips of shapes-wan (UniPC, 40 and 20 steps); `eval/bench/schedulers.sh` compares them with fewer
-# steps.
+# clips of shapes-wan (UniPC, 40 and 20 steps); `eval/bench/tables/schedulers.sh` compares them with
+# fewer steps.
 LEVELS = {"safe": (0.003, 0.2, 0), "balanced": (0.006, 0.2, 2), "fast": (0.012, 0.12, 3)}
 # UniPC loses little from 40 steps to 26: `balanced` on these is closer to dense than `fast` on all,
 # at equal time.

@@ -33,7 +33,7 @@ from .registry import (
     method,
     methods,
 )
-from .specs import parse_spec, preset, resolve, spec_of
+from .specs import parse_spec, preset, resolve, resolved_part, spec_of
 from .tuned import Tuned
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "preset",
     "require",
     "resolve",
+    "resolved_part",
     "spec_of",
     "to_dict",
 ]

@@ -36,7 +36,7 @@ from .option_types import checked
 KIND_WORDS = {"cache": "a caching", "attention": "an attention", "calls": "a call"}
 KINDS = tuple(KIND_WORDS)
 # What other words of a config's grammar stand for (`published.py`; rows of `ditaccel eval`).
-_RESERVED = ("dense", "none", "peer", "published", "steps")
+_RESERVED = ("attention", "dense", "none", "peer", "published", "steps")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _METHODS: dict[str, type[MethodConfig]] = {}
 

@@ -15,11 +15,13 @@ import yaml
 from ..errors import ConfigError
 from ..io.given import parse_yaml, suggest
 from .acceleration import AccelerationConfig, Steps, load, method_from_dict, to_dict
+from .attention_presets import PREFIX as ATTENTION
+from .attention_presets import attention_preset, attention_presets, is_attention_preset
 from .checks import require
 from .completion import completed, overridden
 from .inline import method_spec, parse_options
 from .published import is_published, published, published_presets
-from .registry import MethodConfig, methods
+from .registry import KIND_WORDS, MethodConfig, methods
 
 if TYPE_CHECKING:
     from ..pipelines import FamilyAdapter
@@ -47,8 +49,8 @@ def parse_spec(spec: str, family: str | FamilyAdapter | None = None) -> Accelera
         return with_steps(parse_spec(text, family), steps, text, family)
     made: list[MethodConfig] = []
     for part in map(str.strip, spec.split("&")):
-        published = family is not None and is_published(part)
-        name, options = (part, {}) if published else _parse_part(part)
+        whole = family is not None and (is_published(part) or is_attention_preset(part))
+        name, options = (part, {}) if whole else _parse_part(part)
         if name in methods() or family is None:
             made.append(method_from_dict({"method": name, **options}))
         else:
@@ -131,7 +133,11 @@ def spec_of(config: AccelerationConfig) -> str:
 
 
 def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
-    """Return a family's preset; `published:METHOD` is one for each method (`published.py`)."""
+    """Return a family's preset.
+
+    `published:METHOD` is one for each method (`published.py`), `attention:NAME` one of attention
+    (`attention_presets.py`).
+    """
     from ..pipelines import AUTO_STEPS, adapters
 
     adapter = adapters().get(family) if isinstance(family, str) else family
@@ -139,10 +145,13 @@ def preset(name: str, family: str | FamilyAdapter) -> AccelerationConfig:
         raise ConfigError(f"unknown family {family!r}{suggest(str(family), adapters())}")
     if is_published(name):
         return published(name, adapter)
+    if is_attention_preset(name):
+        return attention_preset(name, adapter)
     family = adapter.name
     data = adapter.presets.get(name)
     if data is None:
-        known = [*adapter.presets, *published_presets(adapter), *methods()]
+        known = [*adapter.presets, *attention_presets(adapter)]
+        known += [*published_presets(adapter), *methods()]
         raise ConfigError(
             f"{family} has no preset {name!r}{suggest(name, known)} (or give the path of a config "
             "file)"
@@ -186,11 +195,12 @@ def resolve(
     """Read whatever says how to accelerate a pipeline.
 
     Args:
-        setting: a preset name (`balanced`, `published:taylorseer`), the path of a config file
-            (`fast.yaml`) or its address on the Hub (`hf://user/repo/fast.yaml`), an inline spec
-            (`taylorseer:interval=4`, `balanced:tolerance=0.02`), the config of a method, an
-            `AccelerationConfig`, or a list of these that names at most one method of each kind. A
-            text may begin with a number of steps: `steps:26+balanced`, `steps:auto+fast.yaml`.
+        setting: a preset name (`balanced`, `attention:fast`, `published:taylorseer`), the path of a
+            config file (`fast.yaml`) or its address on the Hub (`hf://user/repo/fast.yaml`), an
+            inline spec (`taylorseer:interval=4`, `balanced:tolerance=0.02`), the config of a
+            method, an `AccelerationConfig`, or a list of these that names at most one method of
+            each kind. A text may begin with a number of steps: `steps:26+balanced`,
+            `steps:auto+fast.yaml`.
         family: whose presets are meant.
         steps: in place of what the setting says of the steps, see `AccelerationConfig`.
 
@@ -216,6 +226,31 @@ def resolve(
         "a config file, an inline spec ('method:option=value'), the config of a method or an "
         "AccelerationConfig"
     )
+
+
+def resolved_part(kind: str, setting: Any, family: str | FamilyAdapter) -> Any:
+    """The config of one method that was given for its kind, as `cache=` or `attention=` takes it.
+
+    Args:
+        kind: one of `KINDS`.
+        setting: a config of a method, which is returned as it is; or a text: a method, an inline
+            spec, or a preset of that kind (`attention="fast"` is `attention:fast`).
+        family: whose presets are meant.
+
+    Raises:
+        ConfigError: the text names no method of that kind.
+    """
+    if not isinstance(setting, str):
+        return setting
+    bare = kind == ATTENTION and setting.strip() not in methods() and ":" not in setting
+    config = resolve(f"{ATTENTION}:{setting.strip()}" if bare else setting, family)
+    made = [method for method in config.methods if method.kind == kind]
+    if len(made) != 1 or len(config.methods) != 1:
+        raise ConfigError(
+            f"{kind}={setting!r} names {' and '.join(m.method for m in config.methods)}; give the "
+            f"name, spec or preset of {KIND_WORDS[kind]} method there"
+        )
+    return made[0]
 
 
 def _resolved_text(text: str | os.PathLike[str], family: str | FamilyAdapter) -> AccelerationConfig:
@@ -244,7 +279,7 @@ def _is_name(text: str, family: str | FamilyAdapter) -> bool:
 
     adapter = adapters().get(family) if isinstance(family, str) else family
     named = text in methods() or text in (adapter.presets if adapter is not None else ())
-    return named or is_published(text)
+    return named or is_published(text) or is_attention_preset(text)
 
 
 def text_of(setting: Setting) -> str:

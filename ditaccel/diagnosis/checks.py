@@ -24,6 +24,7 @@ from ..caching.engine.correction import check_correction, why_not
 from ..caching.engine.fitted import FittedConfig
 from ..caching.engine.policy import CachePolicy, policy_of, too_few_steps
 from ..config import AccelerationConfig, AttentionConfig, CacheConfig, MethodConfig
+from ..config.attention_presets import attention_presets
 from ..config.completion import completed
 from ..config.option_types import checked_value
 from ..config.published import published_presets
@@ -236,7 +237,8 @@ def _diagnosis(
         transformers, adapter = transformers_of(pipe)
         adapter = with_checkpoint(pipe, transformers, adapter)
         found.family = adapter.name
-        found.presets = [*adapter.presets, *published_presets(adapter)]
+        found.presets = [*adapter.presets, *attention_presets(adapter)]
+        found.presets += published_presets(adapter)
         found.checkpoint, found.schedules = published_for(adapter)
         expected = steps or (call or {}).get("num_inference_steps")
         total = expected if isinstance(expected, int) else None

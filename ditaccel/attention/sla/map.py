@@ -33,6 +33,8 @@ def tile_classes(
     rank = mass if rank is None else rank
     chosen = rank.sort(dim=-1, descending=True, stable=True).indices[..., :first]
     is_critical = torch.zeros_like(mass, dtype=torch.bool).scatter_(-1, chosen, True)
+    if last == 0:
+        return is_critical, ~is_critical
     left = mass.masked_fill(is_critical, torch.inf)
     dropped = left.sort(dim=-1, stable=True).indices[..., :last]
     is_negligible = torch.zeros_like(is_critical).scatter_(-1, dropped, True)

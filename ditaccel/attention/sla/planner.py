@@ -43,8 +43,9 @@ TILES = ((0, (32, 32)), (8192, (128, 64)))
 # A tile of keys should be a neighbourhood: long in time, or a square of a picture.
 CUBE, SQUARE = (16, 2, 2), (1, 8, 8)
 _SERVES = 5  # steps that the first choice of orders serves; each later one serves twice as long
-# One query tile in so many is looked at for it, and about this many of a long sequence.
-_SAMPLE, _SAMPLED = 8, 32
+# One query tile in so many is looked at for it, in tiles of about so many queries of a long
+# sequence: each costs its row of dense attention, in either order.
+_SAMPLE, _SAMPLED = 8, 512
 
 
 class SLAPlanner(TilePlanner):
@@ -240,7 +241,7 @@ class SLAPlanner(TilePlanner):
         """Relative error of each head in an order, `(H,)`; heads that share keys get one value."""
         tile, length = self.tiles(context.length)[0], q.shape[2]
         tiles = -(-length // tile)
-        every_nth = max(_SAMPLE, tiles // _SAMPLED)
+        every_nth = max(_SAMPLE, tiles * tile // _SAMPLED)
         rows = torch.arange(length, device=q.device)
         rows = rows[rows // tile % every_nth == every_nth // 2 % tiles]
         order = None if cubes is None else SharedOrder(*cubes)

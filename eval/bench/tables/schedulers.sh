@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Caches against fewer steps with the same scheduler, on shapes-wan with three schedulers and on the
-# sample with two experts: `eval/bench/schedulers.sh OUT [TABLE ...]`, TABLE one of unipc, dpm, euler
+# sample with two experts: `eval/bench/tables/schedulers.sh OUT [TABLE ...]`, TABLE one of unipc, dpm, euler
 # and experts (default: all), on LIMIT clips (4). Each takes about half an hour on one core; a killed
 # one goes on where it stopped when the same command is run again.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-out=${1:?usage: eval/bench/schedulers.sh OUT [TABLE ...]}
+cd "$(dirname "$0")/../../.."
+out=${1:?usage: eval/bench/tables/schedulers.sh OUT [TABLE ...]}
 shift
 tables=("$@")
 [ ${#tables[@]} -gt 0 ] || tables=(unipc dpm euler experts)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Every caching method in one run, ours and the published ones in this project's frame, beside their
-# originals (peers) and fewer steps: `eval/bench/caches.sh OUT [MODEL ...]`, MODEL shapes-flux (28
+# originals (peers) and fewer steps: `eval/bench/tables/caches.sh OUT [MODEL ...]`, MODEL shapes-flux (28
 # steps, LIMIT pictures, 8) or shapes-wan (UniPC, 40 steps, CLIPS clips, 2); default both. MagCache's
 # ratios and TeaCache's polynomial are fitted to the model first, on other prompts. Takes about 15
 # and 40 minutes on one core; a killed run goes on where it stopped.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-out=${1:?usage: eval/bench/caches.sh OUT [MODEL ...]}
+cd "$(dirname "$0")/../../.."
+out=${1:?usage: eval/bench/tables/caches.sh OUT [MODEL ...]}
 shift
 models=("$@")
 [ ${#models[@]} -gt 0 ] || models=(shapes-flux shapes-wan)
