@@ -67,10 +67,9 @@ def accelerate(
             config of a method, an `AccelerationConfig`, or a list of these. None, `"none"` and
             `"dense"` mean a dense run, and are refused here.
         *more: further ones, as in such a list: one method of each kind go together.
-        cache: config of a caching method, e.g. `TaylorSeerConfig(interval=3)`, or a text; replaces
+        cache: config or text of a caching method, e.g. `TaylorSeerConfig(interval=3)`; replaces
             the one in `config`, and needs no `config`.
-        attention: likewise, of an attention method, e.g. `LiteAttentionConfig(threshold=-8)`; the
-            texts `"balanced"` and `"fast"` are presets of attention.
+        attention: likewise, of an attention method; `"balanced"` and `"fast"` are presets of it.
         calls: likewise, of a call method, e.g. `TokenMergingConfig(ratio=0.4)`.
         adapter: what ditaccel must know of a model of your own; families that it knows need none.
         scheduler: for a bare transformer in a loop of your own: the scheduler whose timesteps the
