@@ -70,5 +70,5 @@ def test_every_preset_that_is_named_can_be_asked_for():
 
 def test_methods_and_families_are_listed():
     assert ditaccel.methods()["taylorseer"] is TaylorSeerConfig
-    assert {cls.kind for cls in ditaccel.methods().values()} == {"cache", "attention"}
+    assert {cls.kind for cls in ditaccel.methods().values()} == {"cache", "attention", "calls"}
     assert ditaccel.families()["wan"].transformers[0] == "WanTransformer3DModel"
