@@ -205,8 +205,9 @@ class FamilyAdapter:
             of the latents that are not of the grid are given images where latents come packed, and
             else padding.
         without_given: what changes of the arguments of a call when tokens of given images, behind
-            those that are made, are left out of latents that come packed (a rule of `grids`); None
-            where that cannot be done, or no pipeline gives any.
+            those that are made, are left out of latents that come packed (a rule of `grids`, which
+            gives None for calls where that cannot be done); None where no call allows it, or no
+            pipeline gives any.
         text: where text tokens are in the sequence: `none`, `front` or `back`.
         presets: preset name -> options of its method, as `AccelerationConfig.to_dict` writes them,
             and `AUTO_STEPS` where it has such a share.

@@ -13,7 +13,8 @@ Grid = tuple[int, int, int]
 # Of a transformer's config, the shape of its latents, and the arguments of its call by name.
 GridRule = Callable[[Any, tuple[int, ...], Mapping[str, Any]], Grid | None]
 # What changes of a call's arguments, by name, where only the first tokens of packed latents stay.
-GivenRule = Callable[[Mapping[str, Any], int], dict[str, Any]]
+# None where the others cannot be left out.
+GivenRule = Callable[[Mapping[str, Any], int], dict[str, Any] | None]
 TokenRule = Callable[[Any, tuple[int, ...]], int]
 
 
@@ -70,11 +71,19 @@ def first_ids(named: Mapping[str, Any], count: int) -> dict[str, Any]:
     return {"img_ids": named["img_ids"][..., :count, :]}
 
 
-def first_shapes(named: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The first picture of each item of the batch in `img_shapes`, which has `count` tokens."""
+def first_shapes(named: Mapping[str, Any], count: int) -> dict[str, Any] | None:
+    """The first picture of each item of the batch in `img_shapes`, which has `count` tokens.
+
+    None where another picture has a longer side: the positions of the text begin behind the longest
+    one, so that they would change without it.
+    """
     shapes = named["img_shapes"]
-    each = isinstance(shapes[0], list)
-    return {"img_shapes": [item[:1] for item in shapes] if each else list(shapes[:1])}
+    items = shapes if isinstance(shapes[0], list) else [shapes]
+    longest = [[max(shape[1:]) for shape in item] for item in items]
+    if any(max(each) > each[0] for each in longest):
+        return None
+    first = [item[:1] for item in items]
+    return {"img_shapes": first if items is shapes else list(first[0])}
 
 
 def from_sizes(config: Any, shape: tuple[int, ...], named: Mapping[str, Any]) -> Grid | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 from ..config import CacheConfig, Example, method, require
@@ -13,6 +13,9 @@ from .engine.modules.sites import Site
 from .engine.modules.table import ModuleTable
 from .engine.options import Bytes, MemoryBudget, check_options
 from .engine.policy import CachePolicy
+
+# Options that say nothing where every module's steps are named.
+_OF_RANGES = ("interval", "blocks", "boundary")
 
 
 class RangeGate(ModuleGate):
@@ -112,6 +115,12 @@ class ModuleScheduleConfig(CacheConfig):
             share = getattr(self, name)
             require(0.0 <= share <= 1.0, f"{name} is {share}; it is a share, from 0 to 1")
         named = self.schedule is not None or bool(self.rules)
+        ranges = {f.name: f.default for f in fields(self) if f.name in _OF_RANGES}
+        unused = [name for name, default in ranges.items() if getattr(self, name) != default]
+        require(
+            not (named and unused),
+            f"{' and '.join(unused)} change nothing of a schedule or rules; give either",
+        )
         require(named or not self.resample, "resample moves a schedule or rules; give one of them")
 
     @classmethod

@@ -23,6 +23,11 @@ from ..core.patching import PatchLedger
 from ..errors import ConfigError, UnsupportedError
 from .engine.method import CallLog, CallMethod, Site, TransformerCall
 
+_LONGER = (
+    "its calls came with given images that are longer on a side than the picture that is made, on "
+    "which the positions of the text depend, so condition_cache keeps nothing; give images of the "
+    "picture's size or smaller, or leave condition_cache out"
+)
 _NO_IMAGES = (
     "its calls came without tokens of given images behind those that are made, so condition_cache "
     "has nothing to keep; use it with an editing pipeline (FluxKontextPipeline, "
@@ -47,7 +52,9 @@ class ConditionCacheConfig(CallConfig):
     and Qwen-Image 2.1 have a cache of their own in diffusers, and need none.)
 
     Use it for editing with large reference images, at many steps; a picture without given images
-    gains nothing. Not calibrated on a trained checkpoint: compare it with dense first.
+    gains nothing. Not calibrated on a trained checkpoint: compare it with dense first. It takes the
+    memory of two tensors per attention layer and guidance branch, each with all given tokens (and
+    for a moment twice that, while the gate compares).
 
     Args:
         interval: most steps that one computation serves, N >= 1; 1 is exact.
@@ -121,6 +128,8 @@ class ConditionCache(CallMethod):
     def __init__(self, config: ConditionCacheConfig) -> None:
         super().__init__()
         self._config = config
+        self._exact = config.interval == 1 or config.threshold == 0
+        self._longer = False  # whether given images of this generation could not be left out
 
     def check_cache(self, policy: CachePolicy, name: str) -> None:
         """See `CallMethod`: between the blocks there are not as many tokens at every step."""
@@ -146,8 +155,10 @@ class ConditionCache(CallMethod):
 
     def nothing_changed(self) -> str:
         """See `CallMethod`."""
-        if self._config.interval == 1 or self._config.threshold == 0:
+        if self._exact:
             return ""
+        if self._longer:
+            return _LONGER
         if not self._states:
             return _NO_IMAGES
         return (
@@ -156,23 +167,33 @@ class ConditionCache(CallMethod):
             "condition_cache out"
         )
 
+    def begin_generation(self, step: DenoisingStep) -> None:
+        """See `CallMethod`."""
+        self._longer = False
+
     def carry_out(self, call: TransformerCall) -> Any:
         """See `CallMethod`."""
+        if self._exact:
+            self.log.add(False)
+            return call.dense()
         adapter, step, named = self.site.adapter, call.step, call.named
         sample, config = named[adapter.sample], getattr(self.site.transformer, "config", None)
         grid = adapter.grid(config, tuple(sample.shape), named)
         place = CallInProgress.of(step, adapter, config, sample, named, grid)
         given = 0 if place is None or grid is None else place.extra or 0
-        if place is None or given <= 0:
+        own, like = sample.shape[1] - given, (sample.shape, sample.dtype, sample.device)
+        assert adapter.without_given is not None
+        changes = adapter.without_given(named, own) if given > 0 else None
+        if place is None or changes is None:
+            self._longer |= given > 0
             self.log.add(False)
             return call.dense()
-        own, like = sample.shape[1] - given, (sample.shape, sample.dtype, sample.device)
         former = self._states.get(step.branch)
         if former is not None and former.like != like:
             former = None
         if former is not None and self._serves(former, step):
             self._now = _Now(former, True, place)
-            output = self._without_given(call, own, former)
+            output = self._without_given(call, changes, own, former)
             self.log.add(True, own / sample.shape[1])
             self.changed = True
             return output
@@ -181,7 +202,7 @@ class ConditionCache(CallMethod):
         output = call.dense()
         kept.rest = tensors_of(output)[0][:, own:].detach()
         if former is not None:
-            kept.pace = _change(former, kept) / (step.index - former.index)
+            kept.pace = _change(former, kept) / max(step.index - former.index, 1)
         self._states[step.branch] = kept
         self.log.add(False)
         return output
@@ -193,13 +214,13 @@ class ConditionCache(CallMethod):
             return False
         return kept.pace * age < self._config.threshold
 
-    def _without_given(self, call: TransformerCall, own: int, kept: _Kept) -> Any:
+    def _without_given(
+        self, call: TransformerCall, changes: dict[str, Any], own: int, kept: _Kept
+    ) -> Any:
         """The transformer's output of the first `own` tokens, in the form of all of them."""
-        adapter = self.site.adapter
-        assert adapter.without_given is not None and kept.rest is not None
-        changes = adapter.without_given(call.named, own)
-        changes[adapter.sample] = call.named[adapter.sample][:, :own]
-        output = call.changed(changes)
+        assert kept.rest is not None
+        sample = self.site.adapter.sample
+        output = call.changed({**changes, sample: call.named[sample][:, :own]})
         made = tensors_of(output)[0]
         return with_tensors(output, [torch.cat([made, kept.rest.to(made.dtype)], 1)])
 

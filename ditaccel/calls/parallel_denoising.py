@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..config import CallConfig, Example, method, require
-from ..core.calls import as_tensor
+from ..core.calls import as_tensor, has_conditions
 from ..core.denoising.tracker import DenoisingStep
 from ..core.outputs import form_of, tensors_of
 from ..core.patching import PatchLedger
@@ -21,7 +21,7 @@ from .engine.ahead import foreseen, repeated, timesteps_as_given
 from .engine.method import CallLog, CallMethod, Site, TransformerCall
 
 _OWN_STEPS = "each of the two methods decides which steps are computed"
-# Timesteps that are assumed may differ from those that come by rounding, as a share of the largest.
+# Timesteps that are assumed may differ from those that come by this, or by what their dtype rounds.
 _SAME_TIMESTEP = 1e-3
 
 
@@ -42,8 +42,9 @@ class ParallelDenoisingConfig(CallConfig):
     of all but the smallest models: it gained on shapes-flux, and took twice as long on shapes-wan.
 
     What an answer is: the transformer's own output at latents that differ by at most `tolerance`
-    from those that came. In a batch it is so up to the rounding of batched kernels; one per process
-    it is bit for bit.
+    from those that came, at a timestep that differs by its rounding at most (bfloat16 keeps two to
+    three digits). In a batch it is so up to the rounding of batched kernels; one per process it is
+    bit for bit.
 
     Args:
         window: steps of a round, >= 2; None for the number of processes, or 4 in a batch.
@@ -106,6 +107,7 @@ class _Branch:
         ahead: step -> what was computed for it.
         others: all arguments but latents and timestep, as they were in the round.
         form: makes an output of the transformer's of a tensor.
+        opaque: whether the transformer returned more than latents, so that no round is of use.
     """
 
     inputs: dict[int, Tensor] = field(default_factory=dict)
@@ -113,6 +115,7 @@ class _Branch:
     ahead: dict[int, _Answer] = field(default_factory=dict)
     others: dict[str, Any] = field(default_factory=dict)
     form: Callable[[Sequence[Tensor]], Any] | None = None
+    opaque: bool = False
 
 
 class ParallelDenoising(CallMethod):
@@ -183,11 +186,15 @@ class ParallelDenoising(CallMethod):
         """See `CallMethod`."""
         step, named, adapter = call.step, call.named, self.site.adapter
         timestep = _number(named[adapter.timestep])
+        rounding = _rounding(named[adapter.timestep])
         if self._config.tolerance == 0 or timestep is None:
             self._why = "samples or tokens have timesteps of their own" if timestep is None else ""
             return self._alone(call)
         if not all(_is_plain(value) for value in named.values()):
             self._why = "the transformer is handed objects that keep something between calls"
+            return self._alone(call)
+        if has_conditions(named[adapter.sample]):
+            self._why = "condition images come with the latents"
             return self._alone(call)
         latents = as_tensor(named[adapter.sample]).detach()
         branch: _Branch = self._states.setdefault(step.branch, _Branch())
@@ -197,7 +204,8 @@ class ParallelDenoising(CallMethod):
         branch.inputs[step.index], branch.timesteps[step.index] = latents.clone(), timestep
         answer = branch.ahead.pop(step.index, None)
         others = {k: v for k, v in named.items() if k not in (adapter.sample, adapter.timestep)}
-        if answer is not None and branch.form is not None and self._fits(answer, latents, timestep):
+        fits = answer is not None and self._fits(answer, latents, timestep, rounding)
+        if answer is not None and branch.form is not None and fits:
             if _same(branch.others, others):
                 self.log.add(True, 0.0)
                 self.changed = True
@@ -205,7 +213,7 @@ class ParallelDenoising(CallMethod):
             self._why = "other arguments of the calls change from step to step (a ControlNet?)"
         branch.ahead.clear()
         branch.others = others
-        found = self._next(branch, step)
+        found = self._next(branch, step, rounding)
         if not found:
             return self._alone(call)
         return self._round(call, branch, [(latents, timestep), *found])
@@ -214,19 +222,22 @@ class ParallelDenoising(CallMethod):
         self.log.add(False)
         return call.dense()
 
-    def _fits(self, answer: _Answer, latents: Tensor, timestep: float) -> bool:
+    def _fits(self, answer: _Answer, latents: Tensor, timestep: float, rounding: float) -> bool:
         """Whether what was assumed is close enough to what came; waits for the device."""
-        if abs(answer.timestep - timestep) > _SAME_TIMESTEP * max(1.0, abs(timestep)):
+        apart = max(_SAME_TIMESTEP * max(1.0, abs(timestep)), rounding * abs(timestep))
+        if abs(answer.timestep - timestep) > apart:
             return False
         error = (latents.float() - answer.latents.float()).square().mean()
         size = latents.float().square().mean()
         return bool(error.sqrt() <= self._config.tolerance * size.sqrt())
 
-    def _next(self, branch: _Branch, step: DenoisingStep) -> list[tuple[Tensor, float]]:
+    def _next(
+        self, branch: _Branch, step: DenoisingStep, rounding: float
+    ) -> list[tuple[Tensor, float]]:
         """Latents and timesteps of the next steps of a round; none where nothing is foreseen."""
         schedule, index = step.schedule, step.index
         end = step.total if step.end is None else step.end
-        if index < self._config.warmup or index - 1 not in branch.inputs:
+        if branch.opaque or index < self._config.warmup or index - 1 not in branch.inputs:
             return []
         if schedule is None or end is None or schedule.stages > 1:
             self._why = "the steps to come are not known, or take several calls each"
@@ -234,7 +245,7 @@ class ParallelDenoising(CallMethod):
         count = min(self._window - 1, end - 1 - index)
         if count < 1:
             return []
-        timesteps = timesteps_as_given(branch.timesteps, schedule, index, count)
+        timesteps = timesteps_as_given(branch.timesteps, schedule, index, count, rounding)
         if timesteps is None:
             self._why = "the timesteps to come are not known"
             return []
@@ -256,16 +267,12 @@ class ParallelDenoising(CallMethod):
         changes[adapter.sample] = list(latents.unbind()) if listed else latents
         given = named[adapter.timestep]
         given = given if isinstance(given, Tensor) else torch.tensor(given, device=latents.device)
-        made = [torch.full_like(given.expand(batch), level) for _, level in steps]
+        made = [_like(given.expand(batch), level) for _, level in steps]
         changes[adapter.timestep] = torch.cat(made)
         output = call.changed(changes)
         outputs = tensors_of(output)[0].chunk(count)
         branch.form = form_of(output, given=tuple(changes.values()))
-        if branch.form is None:
-            self._why = "the transformer returns more than latents"
-            return call.dense()
-        self._keep(branch, call.step.index, steps, outputs)
-        return branch.form([outputs[0]])
+        return self._taken(call, branch, steps, outputs)
 
     def _shared(
         self, call: TransformerCall, branch: _Branch, steps: list[tuple[Tensor, float]]
@@ -278,31 +285,33 @@ class ParallelDenoising(CallMethod):
         given = named[adapter.timestep]
         changes = {
             adapter.sample: list(latents.unbind()) if listed else latents,
-            adapter.timestep: torch.full_like(given, level)
+            adapter.timestep: _like(given, level)
             if isinstance(given, Tensor)
-            else type(given)(level),
+            else type(given)(round(level) if isinstance(given, int) else level),
         }
         output = call.dense() if here == 0 else call.changed(changes)
         own = tensors_of(output)[0].contiguous()
         branch.form = form_of(output, given=tuple(named.values()))
         outputs = [torch.empty_like(own) for _ in range(self._ranks)]
         dist.all_gather(outputs, own)
-        if branch.form is None:
-            self._why = "the transformer returns more than latents"
-            return call.dense()
-        self._keep(branch, call.step.index, steps, outputs)
-        return branch.form([outputs[0]])
+        return self._taken(call, branch, steps, outputs)
 
-    @staticmethod
-    def _keep(
+    def _taken(
+        self,
+        call: TransformerCall,
         branch: _Branch,
-        index: int,
         steps: list[tuple[Tensor, float]],
         outputs: Sequence[Tensor],
-    ) -> None:
+    ) -> Any:
+        """The output of the call itself out of those of a round; the others are kept."""
+        if branch.form is None:
+            branch.opaque, self._why = True, "the transformer returns more than latents"
+            return call.dense()
         for ahead, ((latents, level), made) in enumerate(zip(steps, outputs, strict=False)):
             if ahead:
-                branch.ahead[index + ahead] = _Answer(latents, level, made.clone())
+                index = call.step.index + ahead
+                branch.ahead[index] = _Answer(latents, level, made.clone())
+        return branch.form([outputs[0]])
 
     def _check_same(self, latents: Tensor) -> None:
         """Refuse processes that make different calls: their steps have nothing in common."""
@@ -323,6 +332,17 @@ def _number(timestep: Any) -> float | None:
     if timestep.ndim > 1 or bool((timestep != timestep.reshape(-1)[0]).any()):
         return None
     return float(timestep.reshape(-1)[0])
+
+
+def _rounding(timestep: Any) -> float:
+    """By how much a timestep may have been rounded twice, as it was made and as it was scaled."""
+    floats = isinstance(timestep, Tensor) and timestep.is_floating_point()
+    return torch.finfo(timestep.dtype).eps if floats else 0.0
+
+
+def _like(given: Tensor, level: float) -> Tensor:
+    """A timestep in the form of the one that was given."""
+    return torch.full_like(given, level if given.is_floating_point() else round(level))
 
 
 def _is_plain(value: Any) -> bool:

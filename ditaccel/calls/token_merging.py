@@ -168,6 +168,7 @@ class TokenMerging(CallMethod):
             if not why:
                 for index, block in enumerate(blocks):
                     self._hook(index, block, ledger)
+                self._check_layers(len(blocks))
                 return
             if around == "blocks":
                 raise UnsupportedError(f"{why}; give around='attention'")
@@ -176,6 +177,16 @@ class TokenMerging(CallMethod):
         )
         self._seam = ProcessorSeam(modules, self._attend)
         self._seam.install(ledger)
+        self._check_layers(len(modules))
+
+    def _check_layers(self, count: int) -> None:
+        """Refuse ranges of layers that the transformer does not have."""
+        for first, end in self._config.layers:
+            require(
+                first < count,
+                f"layers has the range {first} to {end}, but {self.site.name} has {count} layers "
+                f"in which tokens can merge, 0 to {count - 1}",
+            )
 
     def carry_out(self, call: TransformerCall) -> Any:
         """See `CallMethod`."""
@@ -198,7 +209,8 @@ class TokenMerging(CallMethod):
             return ""
         return (
             "no tokens were merged in a whole generation (sequences shorter than min_tokens="
-            f"{self._config.min_tokens}?); lower min_tokens, or leave token_merging out"
+            f"{self._config.min_tokens}, or as many text as image tokens?); lower min_tokens, use "
+            "another size, or leave token_merging out"
         )
 
     def _place(self, call: TransformerCall) -> CallInProgress | None:
@@ -318,10 +330,11 @@ class TokenMerging(CallMethod):
         def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if self._now is None:
                 return None
-            hidden = block.hidden_in(args, kwargs)
+            hidden, text = block.hidden_in(args, kwargs), self._text_beside(block, args, kwargs)
+            if text == hidden.shape[1]:
+                return None  # an argument does not show whether its rows are of text or image
             merge = self._matched(index, hidden.shape[1], lambda: hidden)
-            text = self._text_beside(block, args, kwargs)
-            if merge is None or text == hidden.shape[1]:  # (which of both a row is of is open)
+            if merge is None:
                 return None
             self._inputs[index] = hidden, merge
             front = text if self.site.adapter.text == "front" else 0
@@ -343,7 +356,7 @@ class TokenMerging(CallMethod):
             single = isinstance(output, Tensor)
             place = 0 if single else block.contract.returns.index("hidden")
             made = output if single else output[place]
-            whole = hidden + merge.unmerged(made - given, 1)
+            whole = (hidden + merge.unmerged(made - given, 1)).to(made.dtype)
             whole = whole.index_copy(1, merge.kept, made)
             if single:
                 return whole

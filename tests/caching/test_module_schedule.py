@@ -191,6 +191,7 @@ def test_the_second_of_two_transformers_has_rules_of_its_own():
         ({"blocks": 1.5}, "blocks is 1.5; it is a share"),
         ({"resample": True}, "give one of them"),
         ({"interval": 0}, "interval is 0"),
+        ({"rules": ("*.ff C-",), "interval": 3, "blocks": 0.5}, "interval and blocks change noth"),
         ({"rules": ("*.ff C-",), "schedule": "x.yaml"}, "give only one of them"),
     ],
 )

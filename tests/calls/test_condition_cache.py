@@ -3,11 +3,15 @@
 import pytest
 import torch
 from conformance import Subject, skipped
+from ditaccel.pipelines.grids import first_shapes
 from inspection import traces
-from tiny import FAMILIES, VARIANTS
+from tiny import FAMILIES, VARIANTS, generate
 
 import ditaccel
 from ditaccel.calls.condition_cache import ConditionCacheConfig, _change, _Kept
+from ditaccel.calls.engine.method import TransformerCall
+from ditaccel.core.denoising.tracker import DenoisingStep
+from ditaccel.sessions.session import session_of
 
 EDITING = ["flux_kontext", "qwen_image_edit"]
 REUSING = ConditionCacheConfig(interval=3, threshold=1e9)
@@ -72,10 +76,6 @@ def test_a_reused_step_is_that_of_the_whole_sequence(name):
     with torch.no_grad():
         expected = dense(**{**given, "return_dict": False})[0][:, :121]
     session = ditaccel.accelerate(pipe, REUSING)
-    from ditaccel.calls.engine.method import TransformerCall
-    from ditaccel.core.denoising.tracker import DenoisingStep
-    from ditaccel.sessions.session import session_of
-
     carried = session_of({"transformer": session.transformer}).calls["transformer"]
     named = {**given, "return_dict": False}
     with torch.no_grad():
@@ -86,6 +86,30 @@ def test_a_reused_step_is_that_of_the_whole_sequence(name):
             torch.testing.assert_close(made[:, :121], expected, rtol=1e-5, atol=1e-5)
     assert carried.log.changed == 1
     assert carried._states["cond"].pace == 0.0
+
+
+def test_text_stays_where_it_was_or_nothing_is_kept():
+    """Qwen-Image counts the positions of the text from the longest side of all pictures."""
+    own, small, wide = (1, 8, 8), (1, 6, 8), (1, 4, 16)
+    assert first_shapes({"img_shapes": [[own, small]] * 2}, 64) == {"img_shapes": [[own]] * 2}
+    assert first_shapes({"img_shapes": [own, small]}, 64) == {"img_shapes": [own]}
+    assert first_shapes({"img_shapes": [[own, wide]]}, 64) is None
+    pipe, call = VARIANTS["qwen_image_edit"]()
+    # 16 x 4 tokens of the given image, and 11 x 11 that are made
+    call = {**call, "image": call["image"].resize((64, 16)), "num_inference_steps": 4}
+    dense = generate(pipe, call)
+    ditaccel.accelerate(pipe, REUSING)
+    with pytest.warns(match="longer on a side than the picture that is made"):
+        assert torch.equal(generate(pipe, call), dense)
+
+
+def test_nothing_is_kept_where_nothing_may_be_reused():
+    pipe, call = VARIANTS["flux_kontext"]()
+    ditaccel.accelerate(pipe, "condition_cache:interval=1")
+    carried, kept = session_of({"transformer": pipe.transformer}).calls["transformer"], []
+    pipe.transformer.register_forward_hook(lambda *_: kept.append(len(carried._states)))
+    generate(pipe, {**call, "num_inference_steps": 2})
+    assert kept and not any(kept)
 
 
 def test_the_gate_expects_the_change_to_go_on():

@@ -6,12 +6,15 @@ import multiprocessing
 import pytest
 import torch
 from conformance import Subject, skipped
-from tiny import FAMILIES
+from ditaccel.pipelines import adapters
+from tiny import FAMILIES, generate
 
 import ditaccel
 from ditaccel.calls.engine.ahead import foreseen, outputs_behind, repeated, timesteps_as_given
+from ditaccel.calls.engine.method import Site, TransformerCall
 from ditaccel.calls.parallel_denoising import ParallelDenoisingConfig
 from ditaccel.core.denoising.schedule import Schedule
+from ditaccel.core.denoising.tracker import DenoisingStep
 
 
 def schedulers():
@@ -73,10 +76,69 @@ def test_without_a_response_latents_go_on_and_what_stands_still_stays():
 
 def test_arguments_with_an_entry_per_sample_are_repeated():
     embeds, ids = torch.zeros(2, 3, 4), torch.zeros(5, 3)
-    given = {"embeds": embeds, "shapes": [(1, 2, 2), (1, 2, 2)], "none": None}
+    given = {"embeds": embeds, "shapes": [(1, 2, 2), (1, 2, 2)], "none": None, "size": (64, 64)}
+    given["layers"] = embeds, embeds
     made = repeated({**given, "ids": ids}, batch=2, count=3)
     assert made["embeds"].shape[0] == 6 and len(made["shapes"]) == 6
-    assert made["ids"] is ids and made["none"] is None
+    assert made["ids"] is ids and made["none"] is None and made["size"] == (64, 64)
+    assert [len(each) for each in made["layers"]] == [6, 6]
+
+
+def test_timesteps_in_half_precision_are_known_as_exactly_as_the_schedule():
+    scheduler = schedulers()["Euler"]
+    scheduler.set_timesteps(20)
+    schedule = Schedule.of(scheduler, 1.0)
+    half = [float(t.to(torch.bfloat16) / 1000) for t in scheduler.timesteps]
+    eps = torch.finfo(torch.bfloat16).eps
+    for index in range(1, 17):
+        made = timesteps_as_given(dict(enumerate(half)), schedule, index, 3, eps)
+        true = [float(t) / 1000 for t in scheduler.timesteps[index + 1 : index + 4]]
+        assert made == pytest.approx(true, rel=1e-6)
+
+
+def test_in_half_precision_as_many_calls_are_answered():
+    subject = Subject(FAMILIES["flux"], 8)
+    pipe = subject.pipe.to(torch.bfloat16)
+    config = ParallelDenoisingConfig(window=3, tolerance=1e9, warmup=2)
+    with ditaccel.accelerated(pipe, config):
+        half = {k: v.bfloat16() if "embeds" in k else v for k, v in subject.call.items()}
+        generate(pipe, half)
+        log = ditaccel.report(pipe).call_logs[0]
+    # of 8 steps two alone, then rounds of three
+    assert log.changed == log.calls // 2 > 0
+
+
+def _carried(**options):
+    """The method on a bare transformer of the Flux family, and a loop of 9 steps for it."""
+    carried = ParallelDenoisingConfig(window=3, tolerance=1e9, warmup=2, **options).call_method()
+    carried.attach(Site("transformer", torch.nn.Linear(1, 1), adapters()["flux"], print), None)
+    scheduler = schedulers()["Euler"]
+    scheduler.set_timesteps(9)
+    return carried, scheduler.timesteps, Schedule.of(scheduler, float(scheduler.timesteps[0]))
+
+
+@pytest.mark.parametrize(
+    ("listed", "returned", "calls", "why"),
+    [
+        (False, 2, 10, "returns more than latents"),  # one round shows it
+        (True, 1, 9, "condition images come with the latents"),
+    ],
+)
+def test_what_rounds_cannot_serve_is_computed_alone(listed, returned, calls, why):
+    carried, timesteps, schedule = _carried()
+    sizes, latents = [], torch.randn(1, 4, 2)
+
+    def inner(hidden_states, timestep):
+        sizes.append(len(hidden_states))
+        return (torch.ones(len(hidden_states), 4, 2),) * returned
+
+    for index, timestep in enumerate(timesteps):
+        sample = [[torch.zeros(2, 2), latents[0]]] if listed else latents
+        named = {"hidden_states": sample, "timestep": timestep}
+        step = DenoisingStep(0, index, "cond", 1.0, total=9, schedule=schedule)
+        carried.run(TransformerCall(step, inner, (), named, named))
+    assert len(sizes) == calls and carried.log.changed == 0
+    assert why in carried._why
 
 
 @pytest.mark.parametrize("name", ["flux", "wan"])

@@ -46,6 +46,14 @@ def test_merging_replaces_or_takes_the_mean_and_unmerging_copies():
     assert longer.stands.tolist() == [0, 1, 2, 2, 3, 2, 4]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_mean_of_many_tokens_neither_overflows_nor_stalls_in_half_precision(dtype):
+    merge = Merge(torch.tensor([0]), torch.zeros(1000, dtype=torch.int64))
+    x = torch.cat([torch.full((300, 1), 100.0), torch.full((700, 1), 300.0)]).to(dtype)
+    (mean,) = merge.merged(x, 0, mean=True)
+    assert mean.dtype == dtype and float(mean) == 240.0
+
+
 @pytest.mark.parametrize(
     ("grid", "cell"), [((1, 5, 7), (1, 2, 2)), ((7, 3, 3), (4, 1, 1)), ((5, 4, 3), (2, 2, 2))]
 )
@@ -205,6 +213,23 @@ def test_too_short_sequences_are_reported():
         ditaccel.accelerate(subject.pipe, TokenMergingConfig(min_tokens=4096))
         assert torch.equal(subject.run(), subject.dense)
     assert not skipped(subject.pipe)
+
+
+def test_as_much_text_as_image_is_left_alone_and_reported():
+    pipe, call = FAMILIES["qwen_image"]()
+    embeds = {n: e.repeat_interleave(16, 1)[:, :121] for n, e in call.items() if "prompt" in n}
+    call = {**call, **embeds, "num_inference_steps": 2}
+    with ditaccel.accelerated(pipe, TokenMergingConfig(min_tokens=0)):
+        with pytest.warns(match="as many text as image tokens"):
+            generate(pipe, call)
+        assert not skipped(pipe)
+
+
+def test_layers_that_are_not_there_are_refused():
+    pipe, _ = FAMILIES["wan"]()
+    for around in ("auto", "attention"):
+        with pytest.raises(ditaccel.ConfigError, match=r"the range 50 to 60, but transformer has"):
+            ditaccel.accelerate(pipe, TokenMergingConfig(layers=((0, 1), (50, 60)), around=around))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def outputs_behind(inputs: Mapping[int, Tensor], response: Response, index: int)
         response: of the loop.
         index: of the present step.
     """
-    latents = [inputs[j] / float(response.input_scale[j]) for j in range(index + 1)]
+    latents = [_wide(inputs[j]) / float(response.input_scale[j]) for j in range(index + 1)]
     found: list[Tensor] = []
     for j in range(index):
         weights = response.latents[j + 1]
@@ -50,7 +50,7 @@ def foreseen(
         index: of the present step.
         count: how many.
     """
-    now, former = inputs[index], inputs[index - 1]
+    now, former = _wide(inputs[index]), _wide(inputs[index - 1])
     response = schedule.response
     if response is None or any(j not in inputs for j in range(index)) or index < 2:
         made = [now + _ratio(schedule, index, j) * (now - former) for j in range(1, count + 1)]
@@ -58,7 +58,7 @@ def foreseen(
         outputs = outputs_behind(inputs, response, index)
         last, before = outputs[-1], outputs[-2]
         made = []
-        first = inputs[0] / float(response.input_scale[0])
+        first = _wide(inputs[0]) / float(response.input_scale[0])
         for j in range(index + 1, index + count + 1):
             outputs.append(last + _ratio(schedule, index - 1, j - index) * (last - before))
             weights = response.latents[j]
@@ -67,7 +67,12 @@ def foreseen(
                 latents = latents + float(weight) * output
             made.append(latents * float(response.input_scale[j]))
     same = now == former
-    return [torch.where(same, now, each.to(now.dtype)) for each in made]
+    return [torch.where(same, now, each).to(inputs[index].dtype) for each in made]
+
+
+def _wide(latents: Tensor) -> Tensor:
+    """Latents in float32 at least: sums of many terms would lose too much in half precision."""
+    return latents.to(torch.promote_types(latents.dtype, torch.float32))
 
 
 def _ratio(schedule: Schedule, index: int, ahead: int) -> float:
@@ -80,18 +85,20 @@ def _ratio(schedule: Schedule, index: int, ahead: int) -> float:
 
 
 def timesteps_as_given(
-    given: Mapping[int, float], schedule: Schedule, index: int, count: int
+    given: Mapping[int, float], schedule: Schedule, index: int, count: int, rounding: float = 0.0
 ) -> list[float] | None:
     """The timesteps that the transformer will be given at the next `count` steps.
 
-    Families hand a scheduler's timesteps over as they are, scaled or reversed, which two of them
-    show; EDM's come as `sigma / (1 + sigma)`.
+    Families hand a scheduler's timesteps over as they are, scaled or reversed. Where none of the
+    known readings fits, the last two tell the line; rounded to half precision, they cannot tell it
+    well. EDM's timesteps come as `sigma / (1 + sigma)`.
 
     Args:
         given: step -> timestep as it was given, of this step and the one before.
         schedule: of the loop.
         index: of the present step.
         count: how many.
+        rounding: relative error of what was given, by its dtype.
 
     Returns:
         None where that is not known.
@@ -103,6 +110,11 @@ def timesteps_as_given(
         made = [level / (1.0 + level) for level in levels if level is not None]
         return made[1:] if abs(made[0] - given[index]) < 1e-3 else None
     values = schedule.values[schedule.offset :]
+    for match in schedule.readings:
+        made = [(values[index + j] - match.shift) / match.scale for j in range(-1, count + 1)]
+        known = zip(made, (given[index - 1], given[index]), strict=False)
+        if all(abs(each - true) <= max(rounding, 1e-6) * abs(true) for each, true in known):
+            return made[2:]
     step = values[index] - values[index - 1]
     if not step:
         return None
@@ -114,18 +126,19 @@ def repeated(value: Any, batch: int, count: int) -> Any:
     """An argument of a call for `count` calls side by side.
 
     Args:
-        value: tensors and lists with one entry per sample are repeated, also within a mapping.
+        value: tensors and lists with one entry per sample are repeated, also within a mapping; so
+            are the tensors of a list or tuple with one tensor per layer.
         batch: samples of a call.
         count: of calls.
     """
     if isinstance(value, Tensor):
         fits = value.ndim > 0 and value.shape[0] == batch
         return torch.cat([value] * count) if fits else value
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         batches = [isinstance(e, Tensor) and e.ndim > 1 and len(e) == batch for e in value]
-        if all(batches) and len(value) != batch:  # a tensor per layer
-            return [repeated(each, batch, count) for each in value]
-        return value * count if len(value) == batch else value
+        if all(batches) and (len(value) != batch or isinstance(value, tuple)):  # one per layer
+            return type(value)([repeated(each, batch, count) for each in value])
+        return value * count if isinstance(value, list) and len(value) == batch else value
     if isinstance(value, dict):
         return {key: repeated(each, batch, count) for key, each in value.items()}
     return value

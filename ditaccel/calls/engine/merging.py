@@ -53,15 +53,17 @@ class Merge:
         Args:
             x: tokens along `dim`.
             dim: the axis.
-            mean: whether each is the mean of those that it stands for; else it stays what it is.
+            mean: whether each is the mean of those that it stands for (summed up in float32 at
+                least, as any number of tokens may be among them); else it stays what it is.
         """
         if not mean:
             return x.index_select(dim, self.kept)
         shape = (*x.shape[:dim], len(self.kept), *x.shape[dim + 1 :])
-        total = x.new_zeros(shape).index_add(dim, self.stands, x)
-        ones = torch.ones(len(self.stands), device=x.device, dtype=x.dtype)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        total = wide.new_zeros(shape).index_add(dim, self.stands, wide)
+        ones = wide.new_ones(len(self.stands))
         counts = ones.new_zeros(len(self.kept)).index_add(0, self.stands, ones)
-        return total / counts.view(-1, *([1] * (x.ndim - dim - 1)))
+        return (total / counts.view(-1, *([1] * (x.ndim - dim - 1)))).to(x.dtype)
 
     def unmerged(self, x: Tensor, dim: int) -> Tensor:
         """For every token, what was computed of the one that stands for it."""
