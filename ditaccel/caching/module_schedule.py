@@ -79,7 +79,9 @@ class ModuleScheduleConfig(CacheConfig):
       (`ModuleScheduleConfig.delta_dit`).
 
     A word has one sign per step: `C` computes, `-` rests. Use it where a search or a training gave
-    a schedule, or to hold attention longer than MLPs, or some blocks longer than others.
+    a schedule, or to hold attention longer than MLPs, or some blocks longer than others. The steps
+    at which DiTFastAttn (arXiv 2406.08552) shares the output of attention between steps are `-` in
+    the word of the attention module.
 
     Args:
         schedule: file of a table of steps by modules; None for `rules` or `interval`.

@@ -133,6 +133,8 @@ class Corridor:
                 output = cache.replayed(call)  # None unless nothing of the transformer must run
             if output is None:
                 output = self._computed(TransformerCall(step, inner, args, kwargs, seen.named))
+            elif name in self._methods.calls:
+                self._methods.calls[name].left_out(step)
             if cache is not None and call is not None:
                 output = cache.finish(call, output)
             if attention is not None:

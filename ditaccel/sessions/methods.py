@@ -64,10 +64,16 @@ class Methods:
     @property
     def outside(self) -> bool:
         """Whether nothing inside the transformers is needed."""
-        cache, calls = self._config.cache, self._config.calls
-        if self._attends or (calls is not None and not call_method_of(calls).outside):
+        cache = self._config.cache
+        if self._sees_attention:
             return False
         return cache is None or policy_of(cache).outside
+
+    @property
+    def _sees_attention(self) -> bool:
+        """Whether attention layers are needed, and where the text is in their sequences."""
+        calls = self._config.calls
+        return self._attends or (calls is not None and not call_method_of(calls).outside)
 
     def install(
         self, name: str, transformer: nn.Module, adapter: FamilyAdapter, front: Front
@@ -142,7 +148,7 @@ class Methods:
             inner(*changed_args, **changed)
 
         with torch.no_grad():
-            learnt, line = DryRun(transformer, adapter).learn(run, sample, self._attends)
+            learnt, line = DryRun(transformer, adapter).learn(run, sample, self._sees_attention)
         before = self._ledger.changes
         try:
             self._put_on(name, transformer, learnt, front)
@@ -191,12 +197,13 @@ class Methods:
 
         if self._config.calls is not None:
             site = Site(name, transformer, adapter, self._warn)
-            carried = self.calls[name] = call_method_of(self._config.calls)
+            carried = call_method_of(self._config.calls)
             if self._config.cache is not None:
                 carried.check_cache(policy_of(self._config.cache), self._config.cache.method)
             carried.attach(site, self._ledger)
             known = {each.transformer: each for each in self._journal.call_logs}
             carried.log = known.get(name, carried.log)
+            self.calls[name] = carried
             if name not in known:
                 self._journal.call_logs.append(carried.log)
 

@@ -7,6 +7,7 @@ from tiny import FAMILIES, generate, tiny_dit, tiny_flux, tiny_wan, tiny_wan22
 
 import ditaccel
 from ditaccel import ModuleScheduleConfig
+from ditaccel.attention.engine.plan_files import SavedPlan
 from ditaccel.caching.engine.modules.table import ModuleTable
 from ditaccel.core.weight_changes import fingerprint
 
@@ -81,6 +82,20 @@ def test_a_resting_module_gives_its_newest_output_or_the_line_through_two():
             torch.testing.assert_close(
                 after[step] - before[step], expected[step], rtol=1e-3, atol=1e-5
             )
+
+
+def test_attention_that_rests_is_what_ditfastattn_shares_between_steps(tmp_path):
+    pipe, call = tiny_dit(layers=2)
+    call = {**call, "num_inference_steps": 5}
+    with ditaccel.accelerated(pipe, cache=ModuleScheduleConfig(rules=("*.attn1 C--C-",))):
+        found = generate(pipe, call)
+    words = {"transformer": [list("FSSFS")] * 2}
+    SavedPlan("ditfastattn", 16, words, {"window": 4}).save(tmp_path / "plan.json")
+    tiles = {"q_tile": 16, "k_tile": 16, "min_tokens": 0, "dense_steps": 0, "break_even": 1.0}
+    shared = ditaccel.DiTFastAttnConfig(plan=tmp_path / "plan.json", window=4, **tiles)
+    with ditaccel.accelerated(pipe, attention=shared):
+        torch.testing.assert_close(found, generate(pipe, call), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found, generate(pipe, call), rtol=1e-3, atol=1e-3)
 
 
 def test_rear_blocks_rest_early_and_front_ones_late():

@@ -10,6 +10,7 @@ import ditaccel
 from ditaccel.calls.engine.method import CallLog, CallMethod
 from ditaccel.config import CallConfig, method, methods, parse_spec, registry, spec_of
 from ditaccel.core.outputs import tensors_of, with_tensors
+from ditaccel.sessions.session import session_of
 
 
 @pytest.fixture
@@ -67,13 +68,14 @@ def test_it_runs_is_reported_diagnosed_and_undone(halved):
     assert "Method halved (calls): works" in told
 
 
-def test_state_is_freed_with_the_last_step(halved):
-    from ditaccel.sessions.session import session_of
-
+@pytest.mark.parametrize("cache", ["", "step_mask:steps=[0,1,2],total=4,target=output & "])
+def test_state_is_freed_with_the_last_step(halved, cache):
     pipe, call = FAMILIES["dit"]()
-    ditaccel.accelerate(pipe, "halved")
+    call = {**call, "num_inference_steps": 4}
+    ditaccel.accelerate(pipe, f"{cache}halved")
     carried = session_of({"transformer": pipe.transformer}).calls["transformer"]
     generate(pipe, call)
+    assert carried.log.calls == (3 if cache else 4)
     assert carried._states == {}
 
 

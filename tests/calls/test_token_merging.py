@@ -225,6 +225,34 @@ def test_as_much_text_as_image_is_left_alone_and_reported():
         assert not skipped(pipe)
 
 
+def strange_flux():
+    """A tiny Flux pipeline whose transformer is of no known family."""
+    from diffusers import FluxTransformer2DModel
+
+    class StrangeTransformer2DModel(FluxTransformer2DModel):
+        pass
+
+    pipe, call = FAMILIES["flux"]()
+    pipe.transformer.__class__ = StrangeTransformer2DModel
+    return pipe, {**call, "num_inference_steps": 3}
+
+
+@pytest.mark.filterwarnings("ignore:.*of no family that ditaccel knows")
+def test_text_of_an_unknown_family_does_not_merge_either():
+    shares = []
+    for pipe, call in (FAMILIES["flux"](), strange_flux()):
+        ditaccel.accelerate(pipe, TokenMergingConfig(min_tokens=0, around="attention"))
+        generate(pipe, {**call, "num_inference_steps": 3})
+        log = ditaccel.report(pipe).call_logs[0]
+        shares.append(log.share / log.calls)
+    assert shares[0] == shares[1] < 1
+    pipe, call = strange_flux()
+    ditaccel.accelerate(pipe, "condition_cache")
+    for _ in range(2):
+        with pytest.raises(ditaccel.UnsupportedError, match="condition_cache does not apply"):
+            generate(pipe, call)
+
+
 def test_layers_that_are_not_there_are_refused():
     pipe, _ = FAMILIES["wan"]()
     for around in ("auto", "attention"):

@@ -76,6 +76,7 @@ def test_doctor_knows_the_family_and_tries_the_methods(site):
     methods = {each["name"]: each for each in found["methods"]}
     assert methods["multiples"]["kind"] == "cache" and not methods["multiples"]["reason"]
     assert methods["diagonal"]["kind"] == "attention" and not methods["diagonal"]["reason"]
+    assert methods["rounded"]["kind"] == "calls" and not methods["rounded"]["reason"]
 
 
 SCRIPT = """
@@ -104,8 +105,11 @@ ditaccel.accelerate(pipe, MultiplesConfig(every=4), diagonal)
 run()
 report = ditaccel.report(pipe)
 assert report.forecasts == 6 and report.attention[0].density < 1, report
-config.dump(config.parse_spec("multiples:every=3"), {file!r})
+config.dump(config.parse_spec("multiples:every=4 & rounded:digits=1"), {file!r})
 ditaccel.accelerate(pipe, {file!r})
+run()
+(log,) = ditaccel.report(pipe).call_logs
+assert log.calls == log.changed > 0, log
 ditaccel.restore(pipe)
 assert (run() == dense).all()
 """
@@ -129,13 +133,14 @@ def outside():
 
 
 own = Subject(TinyFamily(outside, "outside"), 5)
-assert {"multiples", "diagonal"} <= set(METHODS)
-for method in METHODS:
-    assert check_method(own, method) == WORKS, method
-check_isolation(own, f"{METHODS['multiples'].skipping} & {METHODS['diagonal'].skipping}")
+assert {"multiples", "diagonal", "rounded"} <= set(METHODS)
+found = {method: check_method(own, method) for method in METHODS}
+refused = {method: why for method, why in found.items() if why != WORKS}
+assert set(refused) == {"condition_cache"}, refused  # (it is given no reference images)
+check_isolation(own, " & ".join(METHODS[m].skipping for m in ("multiples", "diagonal", "rounded")))
 for name in ("wan", "sd3"):
     subject = Subject(FAMILIES[name], 5)
-    for method in ("multiples", "diagonal"):
+    for method in ("multiples", "diagonal", "rounded"):
         assert check_method(subject, method, thorough=True) == WORKS, (name, method)
 """
 

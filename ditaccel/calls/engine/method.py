@@ -171,6 +171,11 @@ class CallMethod(PerLoop):
             if call.step.is_last:
                 self._end(call.step)
 
+    def left_out(self, step: DenoisingStep) -> None:
+        """Free the state of a branch as well where a cache leaves its last call out."""
+        if step.is_last:
+            self._end(step)
+
     def _end(self, step: DenoisingStep) -> None:
         """Free what is kept for a branch, and warn if nothing was gained."""
         why = "" if self.changed else self.nothing_changed()
