@@ -38,6 +38,15 @@ Runs of several machines (other seeds, other prompts) become one table by
 exit code: 0 all measured, 3 some samples failed, 2 the command is wrong.
 """
 
+_PAIRS = 8
+# Options that only a run can follow, each with its default.
+_OF_A_RUN: dict[str, Any] = {
+    **dict.fromkeys(("config", "prompts", "limit", "steps", "fewer", "call", "scheduler")),
+    "seeds": [0],
+    "pairs": _PAIRS,
+    "workers": 1,
+}
+
 
 def metric_file(text: str) -> tuple[str, str]:
     """`METRIC=FILE` as a pair.
@@ -92,9 +101,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--pairs",
         type=whole("--pairs", 1),
-        default=8,
+        default=_PAIRS,
         metavar="N",
-        help="time the first N samples, each row next to a dense run of its own (default 8)",
+        help="time the first N samples, each row next to a dense run of its own "
+        f"(default {_PAIRS})",
     )
     _add_machines(parser)
     add("--no-html", action="store_true", help="write no HTML report")
@@ -189,9 +199,9 @@ def _merged(args: argparse.Namespace, sheet: Sheet) -> Path:
     from .judge import Judge
     from .workers.parts import merge
 
-    for name in ("config", "prompts", "limit", "steps", "fewer", "call"):
-        if getattr(args, name):
-            raise UsageError("goes with a run; merged runs have it already", name)
+    for name, default in _OF_A_RUN.items():
+        if (getattr(args, name) or None) != default:
+            raise UsageError("is for a run; merged runs have it already", name)
     return merge(args.merge, args.out, Judge(_options(args), sheet, None))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from ditaccel.errors import UsageError
 from ditaccel.io import given
 from ditaccel.io.checked import Check
 from ditaccel.io.differences import differences, told
-from ditaccel.io.files import DRAFT, append_line, mend_lines, plain, write_atomically, write_json
+from ditaccel.io.files import (
+    DRAFT,
+    append_line,
+    append_lines,
+    mend_lines,
+    plain,
+    write_atomically,
+    write_json,
+)
 
 from .records import GENERATION, RESULT, read_all, read_run
 
@@ -113,17 +122,19 @@ class Store:
         self.append(JOURNAL, line)
         self.generations[line["config"], line["sample"]] = plain(line)
 
-    def take(self, line: dict[str, Any], result: dict[str, Any] | None) -> None:
-        """Keep what was made elsewhere; its frames are in `media/` already.
+    def take(self, lines: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]]) -> None:
+        """Keep a sample that was made elsewhere; its frames are in `media/` already.
+
+        Its rows belong together, so a kill leaves all of them or none.
 
         Args:
-            line: of the generation.
-            result: of the same one, None where it was not judged.
+            lines: of its generations.
+            results: of those that were judged.
         """
-        self.append(JOURNAL, line)
-        self.generations[line["config"], line["sample"]] = plain(line)
-        if result is not None:
-            self.add_result(result)
+        append_lines(self.folder / JOURNAL, lines)
+        append_lines(self.folder / RESULTS, results)
+        for known, found in ((self.generations, lines), (self.results, results)):
+            known.update({(line["config"], line["sample"]): plain(line) for line in found})
 
     def add_result(self, line: dict[str, Any]) -> None:
         """Keep one judged generation."""

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -151,7 +151,16 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
     Raises:
         UsageError: the disk is full or not writable.
     """
-    text = json.dumps(plain(line), allow_nan=False) + "\n"
+    append_lines(path, [line])
+
+
+def append_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Add lines to a JSON-lines file in one write: a kill leaves all of them or none.
+
+    Raises:
+        UsageError: the disk is full or not writable.
+    """
+    text = "".join(json.dumps(plain(line), allow_nan=False) + "\n" for line in lines)
     try:
         with path.open("ab") as file:
             file.write(text.encode())

@@ -82,7 +82,7 @@ def ceilings_of(pipe: Any) -> Ceilings | None:
     """The ceilings of the device that a pipeline runs on, at its transformers' dtype.
 
     They are measured once per process. None where the dtype has no matrix product (quantised
-    weights), or there is no transformer.
+    weights), the device has no memory to spare for it, or there is no transformer.
     """
     weights = [p for part in denoisers_of(pipe).values() for p in part.parameters()]
     if not weights:
@@ -91,7 +91,10 @@ def ceilings_of(pipe: Any) -> Ceilings | None:
     if not dtype.is_floating_point or dtype.itemsize < 2:
         return None
     size = sum(weight.numel() * weight.element_size() for weight in weights)
-    return measured(execution_device(pipe), dtype, size, torch.get_num_threads())
+    try:
+        return measured(execution_device(pipe), dtype, size, torch.get_num_threads())
+    except RuntimeError:  # out of memory: a run does not end for a figure at its side
+        return None
 
 
 @cache

@@ -30,10 +30,10 @@ class Limits:
         machines = run.get("machines") or [run]
         known = [machine.get("ceilings") for machine in machines]
         self._ceilings = [None if one is None else Ceilings(**one) for one in known]
+        self._names = [(one.get("device") or {}).get("name") or "This device" for one in machines]
         self._flops: float | None = warmup.get("flops")
         self._linear = (self._flops or 0.0) - warmup.get("attention_flops", 0.0)
         self._work: float = warmup.get("work", 0.0)
-        self._machine = str((run.get("device") or {}).get("name") or "this device")
         self._dtype = str(run.get("dtype", ""))
         self.beaten = False
 
@@ -65,7 +65,8 @@ class Limits:
 
     def described(self) -> dict[str, str]:
         """The ceilings in words for people; empty where they are not known."""
-        ceilings = next((one for one in self._ceilings if one is not None), None)
+        known = zip(self._names, self._ceilings, strict=True)
+        name, ceilings = next((pair for pair in known if pair[1] is not None), ("", None))
         if ceilings is None or self._flops is None:
             return {}
         if self.beaten:
@@ -76,7 +77,7 @@ class Limits:
             return {"text": words}  # what `floor_share` would say is left out of the rows
         kind = f" of {self._dtype}" if self._dtype else ""
         words = (
-            f"{self._machine} reached {_si(ceilings.flops)}FLOP/s in matrix products{kind} and "
+            f"{name} reached {_si(ceilings.flops)}FLOP/s in matrix products{kind} and "
             f"{_si(ceilings.bytes)}B/s in a copy of {_si(ceilings.copied)}B (as much as the "
             "weights), in the process that ran the rows. A dense generation takes "
             f"{_si(self._flops)}FLOP and reads {_si(self._work * ceilings.itemsize)}B of weights: "

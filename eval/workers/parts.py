@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from ditaccel.errors import UsageError
 from ditaccel.io import provenance
 from ditaccel.io.checked import read_record
 from ditaccel.io.differences import differences, told
-from ditaccel.io.files import mend_lines
+from ditaccel.io.files import append_lines, mend_lines
 
 from ..comparison.sampler import make_samples
 from ..records import FAILURE, GENERATION, RESULT, SUMMARY, WARMUP, read_all, read_run
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SAME = ("fingerprint", "task", "call", "configs", "dtype", "pipeline", "scheduler")
 
 Line = dict[str, Any]
+Key = tuple[str, int]  # prompt and seed
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class Part:
 
     Attributes:
         folder: of the run.
-        generations: its lines by sample, in their order.
-        results: by row and sample.
+        generations: its lines by sample and row.
+        results: by sample and row.
         failures: its failures.
     """
 
     folder: Path
-    generations: dict[str, list[Line]]
-    results: dict[tuple[str, str], Line]
+    generations: dict[str, dict[str, Line]]
+    results: dict[str, dict[str, Line]]
     failures: list[Line]
 
     @classmethod
@@ -53,58 +54,46 @@ class Part:
         Raises:
             UsageError: a file of it is damaged.
         """
-        generations: dict[str, list[Line]] = {}
-        for line in read_all(folder / JOURNAL, GENERATION):
-            generations.setdefault(line["sample"], []).append(line)
-        results = read_all(folder / RESULTS, RESULT)
-        return cls(
-            folder,
-            generations,
-            {(line["config"], line["sample"]): line for line in results},
-            read_all(folder / FAILURES, FAILURE),
-        )
+        found: list[dict[str, dict[str, Line]]] = [{}, {}]
+        for lines, name, check in zip(found, (JOURNAL, RESULTS), (GENERATION, RESULT), strict=True):
+            for line in read_all(folder / name, check):
+                lines.setdefault(line["sample"], {})[line["config"]] = line
+        return cls(folder, *found, read_all(folder / FAILURES, FAILURE))
 
-    def give(
-        self, store: Store, sample: str, name: str, more: Line, move: bool, judged: bool = False
-    ) -> None:
-        """Take a sample into a run.
+    def give(self, store: Store, sample: str, name: str = "", more: Line | None = None) -> None:
+        """Take a sample into a run: its frames, and then all its lines at once.
 
         Args:
             store: of the run, open.
             sample: its name here.
-            name: its name there.
+            name: its name there: frames are copied, of rows that were judged. "" for the same name:
+                frames are moved, and rows that were not judged are taken as well.
             more: what is added to its lines.
-            move: the frames, in place of copying them.
-            judged: leave out rows that were not judged yet.
         """
-        for line in self.generations.get(sample, ()):
-            row = line["config"]
-            result = self.results.get((row, sample))
-            source = self.folder / line["media"]
-            if (judged and result is None) or not source.is_file():
+        lines, results = [], []
+        judged = self.results.get(sample, {})
+        for row, line in self.generations.get(sample, {}).items():
+            if name and row not in judged:
                 continue
-            own = {**more, "sample": name, "media": f"media/{row}/{name}.npz"}
-            target = store.folder / own["media"]
+            own = {**(more or {}), "sample": name or sample}
+            own["media"] = f"media/{row}/{own['sample']}.npz"
+            source, target = self.folder / line["media"], store.folder / own["media"]
             target.parent.mkdir(parents=True, exist_ok=True)
-            if move:
-                source.replace(target)
-            else:
+            if name:
                 shutil.copy2(source, target)
-            store.take({**line, **own}, None if result is None else {**result, **own})
-
-
-def _give_failures(parts: Iterable[Part], store: Store, sample: str, name: str) -> None:
-    for part in parts:
-        for failure in part.failures:
-            if failure["sample"] == sample:
-                store.append(FAILURES, {**failure, "sample": name})
+            elif source.is_file():  # else moved before a kill
+                source.replace(target)
+            lines.append({**line, **own})
+            if row in judged:
+                results.append({**judged[row], **own})
+        store.take(lines, results)
 
 
 def absorb(store: Store) -> None:
     """Take what workers have made into their run, and remove their folders.
 
-    Of a sample that several of them began (one died over it) the part with most rows counts, and
-    only that one: its rows belong together. After a kill it can be called again.
+    Of a sample that several of them began (one died over it) only the part with most rows counts:
+    its rows belong together. It can be called again after a kill, and nothing is lost.
 
     Args:
         store: of the run, open.
@@ -122,12 +111,14 @@ def absorb(store: Store) -> None:
             mend_lines(folder / name)
         parts.append(Part.read(folder))
     begun = {sample for _, sample in store.generations}
-    failed = {line["sample"] for part in parts for line in part.failures}
+    failures = [line for part in parts for line in part.failures]
     made = {sample for part in parts for sample in part.generations}
-    for sample in sorted((made | failed) - begun):
+    append_lines(
+        store.folder / FAILURES, [line for line in failures if line["sample"] not in begun]
+    )
+    for sample in sorted(made - begun):
         best = max(parts, key=lambda part: len(part.generations.get(sample, ())))
-        best.give(store, sample, sample, {}, move=True)
-        _give_failures(parts, store, sample, sample)
+        best.give(store, sample)
     shutil.rmtree(root)
 
 
@@ -162,9 +153,9 @@ def merge(folders: Sequence[str | Path], out: str | Path, judge: Judge) -> Path:
     runs = [read_run(path / RUN) for path in paths]
     _check_same(paths, runs)
     prompts, seeds = (_union(run.get(key) or () for run in runs) for key in ("prompts", "seeds"))
-    names = {(s.prompt, s.seed): s.id for s in make_samples(prompts, seeds)}
     parts = [Part.read(path) for path in paths]
-    taken, left_out = _who_gives(paths, parts)
+    keys = [_keys_of(part, run) for part, run in zip(parts, runs, strict=True)]
+    taken, left_out = _who_gives(parts, keys)
     machines: list[Line] = []
     places = []
     for run, missing in zip(runs, left_out, strict=True):
@@ -180,63 +171,127 @@ def merge(folders: Sequence[str | Path], out: str | Path, judge: Judge) -> Path:
         "command": provenance.command(),
     }
     with Store(out, setup) as store:
-        begun = {sample for _, sample in store.generations}
+        names = {(s.prompt, s.seed): s.id for s in make_samples(prompts, seeds)}
+        done = {sample for _, sample in store.results}
         for key, (place, sample) in taken.items():
-            if names[key] not in begun:
+            if names[key] not in done:
                 part = parts[place]
-                lines = part.generations.get(sample) or [{}]
-                more = {"machine": places[place] + lines[0].get("machine", 0)}
-                part.give(store, sample, names[key], more, move=False, judged=True)
-                _give_failures([part], store, sample, names[key])
+                own = next(iter(part.results[sample].values()))
+                machine = places[place] + own.get("machine", 0)
+                part.give(store, sample, names[key], {"machine": machine})
+        _give_failures(store, parts, keys, taken, names)
         if not (store.folder / WARMUPS).exists():
-            for line in read_all(paths[0] / WARMUPS, WARMUP):
-                store.append(WARMUPS, line)
+            append_lines(store.folder / WARMUPS, read_all(paths[0] / WARMUPS, WARMUP))
         unavailable, repeats = _of_summaries(paths)
         write_summary(store.folder, judge, unavailable, repeats)
         return store.folder
+
+
+def _give_failures(
+    store: Store,
+    parts: Sequence[Part],
+    keys: Sequence[Mapping[str, Key]],
+    taken: Mapping[Key, tuple[int, str]],
+    names: Mapping[Key, str],
+) -> None:
+    """Take the failures of samples that no other part gives."""
+    known = {(x["config"], x["sample"]) for x in read_all(store.folder / FAILURES, FAILURE)}
+    found = []
+    for place, part in enumerate(parts):
+        for line in part.failures:
+            key = keys[place].get(line["sample"])
+            if key is None or taken.get(key, (place, ""))[0] != place:
+                continue
+            if (line["config"], names[key]) not in known:
+                found.append({**line, "sample": names[key]})
+    append_lines(store.folder / FAILURES, found)
 
 
 def _union(lists: Iterable[Iterable[Any]]) -> list[Any]:
     return list(dict.fromkeys(value for values in lists for value in values))
 
 
+def unlike(own: Line, there: Line) -> list[str]:
+    """What keeps two runs from being one table, as `told` takes it.
+
+    Args:
+        own: content of a `run.json`.
+        there: of another.
+    """
+    found: list[str] = []
+    for key in SAME:
+        long = isinstance(own.get(key), list) and own.get(key) != there.get(key)
+        found += [key] if long else differences({key: own.get(key)}, {key: there.get(key)})
+    metrics = [{one["key"] for one in run.get("metrics", ())} for run in (own, there)]
+    more = sorted(metrics[0] ^ metrics[1]) if all(metrics) else []
+    return [*found, f"metrics: {', '.join(more)}"] if more else found
+
+
 def _check_same(paths: Sequence[Path], runs: Sequence[Line]) -> None:
-    """Refuse runs whose rows cannot stand in one table.
+    """Refuse runs whose rows cannot be in one table.
 
     Raises:
         UsageError: with what differs.
     """
-    first = runs[0]
     for path, run in zip(paths[1:], runs[1:], strict=True):
-        found: list[str] = []
-        for key in SAME:
-            own, there = run.get(key), first.get(key)
-            long = isinstance(own, list) and own != there
-            found += [key] if long else differences({key: own}, {key: there})
-        if found:
+        if found := unlike(run, runs[0]):
             raise UsageError(
                 f"{path} and {paths[0]} cannot be merged: their setups differ ({told(found)})",
                 "merge",
             )
 
 
+def _keys_of(part: Part, run: Line) -> dict[str, Key]:
+    """Prompt and seed of each sample of a part.
+
+    Raises:
+        UsageError: the part is not whole: some of its results would be lost.
+    """
+    if (part.folder / WORKERS).is_dir():
+        raise UsageError(
+            f"{part.folder} was stopped while several workers ran; run its command again first",
+            "merge",
+        )
+    lines = [(s, row) for s, rows in part.results.items() for row in rows]
+    if not lines:
+        raise UsageError(f"{part.folder} holds no results", "merge")
+    bare = 0
+    for sample, row in lines:
+        line = part.generations.get(sample, {}).get(row)
+        bare += line is None or not (part.folder / line["media"]).is_file()
+    if bare:
+        raise UsageError(
+            f"{part.folder} lacks the frames of {bare} of its {len(lines)} results; merge whole "
+            f"folders, with media/ and {JOURNAL}",
+            "merge",
+        )
+    samples = make_samples(run.get("prompts") or [], run.get("seeds") or [])
+    keys = {sample.id: (sample.prompt, sample.seed) for sample in samples}
+    for sample, rows in part.results.items():
+        if any(keys.get(sample) != (line["prompt"], line["seed"]) for line in rows.values()):
+            raise UsageError(
+                f"{part.folder / RESULTS} is damaged: sample {sample} is not one of {RUN}", "merge"
+            )
+    return keys
+
+
 def _who_gives(
-    paths: Sequence[Path], parts: Sequence[Part]
-) -> tuple[dict[tuple[str, int], tuple[int, str]], list[int]]:
+    parts: Sequence[Part], keys: Sequence[Mapping[str, Key]]
+) -> tuple[dict[Key, tuple[int, str]], list[int]]:
     """Which part gives which sample, and how many of each part are left out.
 
     Raises:
         UsageError: a part gives none.
     """
-    taken: dict[tuple[str, int], tuple[int, str]] = {}
+    taken: dict[Key, tuple[int, str]] = {}
     left_out = []
-    for place, part in enumerate(parts):
-        own = {(line["prompt"], line["seed"]): line["sample"] for line in part.results.values()}
+    for place, (part, known) in enumerate(zip(parts, keys, strict=True)):
+        own = {known[sample]: sample for sample in part.results}
         new = {key: (place, sample) for key, sample in own.items() if key not in taken}
         if not new:
             raise UsageError(
-                f"{paths[place]} adds nothing: all its {len(own)} samples are in the others, too; "
-                "to compare machines, compare the reports of both folders",
+                f"{part.folder} adds nothing: all its {len(own)} samples are in the others as "
+                "well; to compare machines, compare the reports of both folders",
                 "merge",
             )
         left_out.append(len(own) - len(new))

@@ -18,13 +18,16 @@ from typing import Any
 import torch
 
 from ditaccel.batch.workers.worker_main import INTERRUPTED
-from ditaccel.errors import DitaccelError
-from ditaccel.io.files import read_json
+from ditaccel.errors import DitaccelError, UsageError
+from ditaccel.io.differences import told
+from ditaccel.io.files import plain, read_json
 from ditaccel.io.progress import Progress
 
 from ..comparison.prepared import Asked, prepare
 from ..options import Options
-from ..store import Store
+from ..records import read_run
+from ..store import RUN, Store
+from .parts import unlike
 from .sharing import QUEUE, TASK, SampleQueue
 
 Tell = Callable[[dict[str, Any]], object]
@@ -71,6 +74,7 @@ def work(root: Path, part: Path, slot: int, parent: int | None, tell: Tell) -> N
     queue = SampleQueue(root / QUEUE, task["run"], slot, len(task["devices"]), parent, lost)
     try:
         prepared = prepare(asked, task["devices"][slot])
+        _check_setup(prepared.setup, root)
         shared = set(task["samples"])
         todo = [(turn, s) for turn, s in enumerate(asked.samples) if s.id in shared]
         with Store(part, prepared.setup) as store:
@@ -78,6 +82,20 @@ def work(root: Path, part: Path, slot: int, parent: int | None, tell: Tell) -> N
             tell({"dense_repeats": run.complete("", queue.turns(todo, run.give_up))})
     finally:
         queue.close()
+
+
+def _check_setup(setup: dict[str, Any], root: Path) -> None:
+    """Refuse to make rows that are not those of the command.
+
+    Raises:
+        UsageError: what a script has registered is not known here, or a file was changed.
+    """
+    if found := unlike(plain(setup), read_run(root.parent / RUN)):
+        raise UsageError(
+            f"its setup is not that of the command ({told(found)}), so it makes nothing; metrics "
+            "and methods that a script registers reach workers as an installed plugin only "
+            "(entry point ditaccel.plugins)"
+        )
 
 
 def _interrupt(*_: Any) -> None:

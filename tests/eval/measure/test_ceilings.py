@@ -1,5 +1,7 @@
 """Ceilings of a device and counted operations: against numbers worked out by hand."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from ditaccel.eval.measure import ceilings
@@ -56,6 +58,23 @@ def limits(**changes) -> Limits:
 def line(seconds: float, share: float, least: float | None, **more) -> dict:
     timing = {"seconds": seconds, "process": seconds / 2}
     return {"timing": timing, "computed_share": share, "least_share": least, **more}
+
+
+def test_ceilings_are_named_by_the_machine_that_has_them() -> None:
+    known = {"flops": 100.0, "bytes": 1e9, "copied": 8, "itemsize": 4}
+    machines = [{"device": {"name": "x"}}, {"device": {"name": "a GPU"}, "ceilings": known}]
+    assert limits(machines=machines).described()["text"].startswith("a GPU reached 100 FLOP/s")
+
+
+def test_a_full_device_has_no_ceilings_and_the_run_continues(monkeypatch) -> None:
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    pipe = SimpleNamespace(device=CPU)
+    monkeypatch.setattr(ceilings, "measured", full)
+    monkeypatch.setattr(ceilings, "denoisers_of", lambda _: {"t": torch.nn.Linear(2, 2)})
+    monkeypatch.setattr(ceilings, "execution_device", lambda _: CPU)
+    assert ceilings.ceilings_of(pipe) is None
 
 
 def test_shares_of_the_floor() -> None:

@@ -6,18 +6,19 @@ import os
 import shutil
 import signal
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ditaccel.eval import store
 from ditaccel.eval.judge import Judge
 from ditaccel.eval.measure import memory
 from ditaccel.eval.options import Options
 from ditaccel.eval.runs import evaluate
 from ditaccel.eval.store import load_frames
 from ditaccel.eval.workers import crew
-from ditaccel.eval.workers.parts import merge
+from ditaccel.eval.workers.parts import absorb, merge
 from ditaccel.eval.workers.worker_main import work
 
 from ditaccel.errors import UsageError
@@ -105,36 +106,99 @@ def test_two_workers_give_what_one_gives(alone, model_folder, tmp_path, monkeypa
     ]
 
 
-def test_what_killed_workers_made_is_kept_and_the_rest_made(alone, model_folder, tmp_path) -> None:
-    """Of two parts of a sample the larger one counts; what neither has the next run makes."""
-    out = tmp_path / "out"
+FILES = ("generations.jsonl", "results.jsonl")
+
+
+def killed_run(alone: Path, out: Path) -> Path:
+    """The run as it would be if a kill had left one sample in the parts of two dead workers."""
     shutil.copytree(alone, out)
-    lines = read_lines(alone / "generations.jsonl")
-    results = read_lines(alone / "results.jsonl")
     for name, count in (("1-a", 1), ("2-b", 3)):
         part = out / "workers/parts" / name
-        for file, known in (("generations.jsonl", lines), ("results.jsonl", results)):
-            own = [x for x in known if x["sample"] == "p001-s0"][:count]
-            part.mkdir(parents=True, exist_ok=True)
+        part.mkdir(parents=True)
+        for file in FILES:
+            own = [x for x in read_lines(alone / file) if x["sample"] == "p001-s0"][:count]
             (part / file).write_text("".join(json.dumps(x) + "\n" for x in own))
             for line in own:
-                target = part / line["media"]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(alone / line["media"], target)
-    for file, known in (("generations.jsonl", lines), ("results.jsonl", results)):
-        left = [x for x in known if x["sample"] != "p001-s0"]
+                (part / line["media"]).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(alone / line["media"], part / line["media"])
+    for file in FILES:
+        left = [x for x in read_lines(alone / file) if x["sample"] != "p001-s0"]
         (out / file).write_text("".join(json.dumps(x) + "\n" for x in left))
-    shutil.rmtree(out / "media/dense")
-    for line in lines:
-        if line["config"] == "dense" and line["sample"] != "p001-s0":
-            (out / line["media"]).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(alone / line["media"], out / line["media"])
+    for media in out.glob("media/*/p001-s0.npz"):
+        media.unlink()
+    return out
+
+
+def test_what_killed_workers_made_is_kept_and_the_rest_made(alone, model_folder, tmp_path) -> None:
+    """Of two parts of a sample the larger one counts; what neither has the next run makes."""
+    out = killed_run(alone, tmp_path / "out")
     evaluate(str(model_folder), CONFIGS, PROMPTS, [0, 1], out, OPTIONS)
     assert_equal_but_for_timing(alone, out)
-    made = [x for x in read_lines(out / "generations.jsonl") if x["sample"] == "p001-s0"]
-    before = [x for x in lines if x["sample"] == "p001-s0"]
+    made = [x for x in read_lines(out / FILES[0]) if x["sample"] == "p001-s0"]
+    before = [x for x in read_lines(alone / FILES[0]) if x["sample"] == "p001-s0"]
     assert [x["seconds"] for x in made[:3]] == [x["seconds"] for x in before[:3]]
     assert made[3]["seconds"] != before[3]["seconds"] and not (out / "workers").exists()
+
+
+class Killed(BaseException):
+    """What a kill does at a call."""
+
+
+def kill_at(monkeypatch, call: int, what: str) -> None:
+    """End the process at the given call of a function that writes, before it does anything."""
+    own = getattr(Path, what) if what == "replace" else getattr(store, what)
+    calls = iter(range(10**6))
+
+    def last(*given):
+        if next(calls) == call:
+            raise Killed
+        return own(*given)
+
+    monkeypatch.setattr(Path if what == "replace" else store, what, last)
+
+
+@pytest.mark.parametrize(
+    ("what", "call"), [("replace", 1), ("append_lines", 0), ("append_lines", 1)]
+)
+def test_a_kill_while_parts_are_taken_loses_nothing(
+    alone, tmp_path, monkeypatch, what, call
+) -> None:
+    out = killed_run(alone, tmp_path / "out")
+    with (
+        store.Store(out, read_json(out / "run.json")) as run,
+        monkeypatch.context() as patch,
+        pytest.raises(Killed),
+    ):
+        kill_at(patch, call, what)
+        absorb(run)
+    with store.Store(out, read_json(out / "run.json")) as run:
+        absorb(run)
+        assert sum(run.is_done(row, sample) for row, sample in run.generations) == 15
+    made = [x for x in read_lines(out / FILES[0]) if x["sample"] == "p001-s0"]
+    assert len(made) == 3 and not (out / "workers").exists()
+
+
+def test_a_worker_that_does_not_know_what_the_command_knows_makes_nothing(
+    alone, model_folder, tmp_path
+) -> None:
+    """A metric that a script registered by import is not there in another process."""
+    run = read_json(alone / "run.json")
+    run["metrics"].append({**run["metrics"][0], "key": "mine"})
+    root = tmp_path / "workers"
+    root.mkdir()
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    (root / "task.json").write_text(
+        json.dumps(
+            {
+                "run": "x", "model": str(model_folder), "configs": CONFIGS, "prompts": PROMPTS,
+                "seeds": [0, 1], "options": asdict(OPTIONS), "devices": ["cpu", "cpu"],
+                "samples": ["p000-s0"],
+            }
+        )
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"not that of the command \(metrics: mine\)"):
+        work(root, root / "parts/1-x", 1, None, lambda line: None)
+    assert not (root / "parts").exists()
 
 
 def test_a_pipeline_or_an_array_cannot_be_shared(pipelines, model_folder, tmp_path) -> None:
@@ -154,9 +218,15 @@ def of_another_machine(folder: Path, to: Path, seeds: dict[int, int], slower: fl
     run["seeds"] = [seeds[seed] for seed in run["seeds"]]
     run["device"]["name"] = "another CPU"
     (to / "run.json").write_text(json.dumps(run))
+    for media in sorted((to / "media").glob("*/*-s*.npz"), reverse=True):  # 1 before 0: 0 may be 1
+        prompt, seed = media.stem.split("-s")
+        media.rename(media.with_name(f"{prompt}-s{seeds[int(seed)]}.npz"))
     for name in ("generations.jsonl", "results.jsonl"):
         lines = read_lines(to / name)
         for line in lines:
+            prompt, _, seed = line["sample"].partition("-s")
+            line["sample"] = f"{prompt}-s{seeds[int(seed)]}"
+            line["media"] = f"media/{line['config']}/{line['sample']}.npz"
             if "seed" in line:
                 line["seed"] = seeds[line["seed"]]
             line["device"]["name"] = "another CPU"
@@ -213,6 +283,55 @@ def test_runs_that_cannot_be_merged(alone, tmp_path) -> None:
     with pytest.raises(UsageError, match=r"setups differ .dtype is 'bfloat16', there 'float32'"):
         merge([alone, other], tmp_path / "c", NONE)
     assert not any((tmp_path / name).exists() for name in "abc")
+
+
+def test_a_merge_that_would_lose_results_is_refused(alone, tmp_path) -> None:
+    other = of_another_machine(alone, tmp_path / "other", {0: 7, 1: 8}, 1.0)
+    (other / "workers").mkdir()
+    with pytest.raises(UsageError, match=r"other was stopped while .* run its command again first"):
+        merge([alone, other], tmp_path / "out", NONE)
+    (other / "workers").rmdir()
+    (other / "media/dense/p001-s8.npz").unlink()
+    with pytest.raises(UsageError, match=r"other lacks the frames of 1 of its 16 results"):
+        merge([alone, other], tmp_path / "out", NONE)
+    run = read_json(other / "run.json")
+    (other / "run.json").write_text(json.dumps({**run, "metrics": run["metrics"][1:]}))
+    with pytest.raises(UsageError, match=r"setups differ \(metrics: \w+\)"):
+        merge([alone, other], tmp_path / "out", NONE)
+    (other / "results.jsonl").unlink()
+    (other / "run.json").write_text(json.dumps(run))
+    with pytest.raises(UsageError, match="other holds no results"):
+        merge([alone, other], tmp_path / "out", NONE)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("call", [0, 3, 4])
+def test_a_merge_that_was_killed_is_completed(alone, tmp_path, monkeypatch, call) -> None:
+    other = of_another_machine(alone, tmp_path / "other", {0: 7, 1: 8}, 1.0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(patch, call, "append_lines")
+        merge([alone, other], tmp_path / "out", NONE)
+    out = merge([alone, other], tmp_path / "out", NONE)
+    lines = read_lines(out / "results.jsonl")
+    assert len({(x["config"], x["sample"]) for x in lines}) == len(lines) == 32
+    again = merge([out, of_another_machine(alone, tmp_path / "c", {0: 5, 1: 6}, 1.0)],
+                  tmp_path / "again", NONE)  # fmt: skip
+    assert len(read_lines(again / "results.jsonl")) == 48
+
+
+def test_failures_of_merged_runs_are_reported(alone, tmp_path) -> None:
+    """Also those of a sample that failed in every row, and has no result."""
+    other = of_another_machine(alone, tmp_path / "other", {0: 7, 1: 8}, 1.0)
+    for file in FILES:
+        left = [x for x in read_lines(other / file) if x["sample"] != "p000-s7"]
+        (other / file).write_text("".join(json.dumps(x) + "\n" for x in left))
+    lost = {"config": "dense", "sample": "p000-s7", "error": "out of memory"}
+    (other / "failures.jsonl").write_text(json.dumps(lost) + "\n")
+    out = merge([alone, other], tmp_path / "out", NONE)
+    wanted = [lost]
+    assert read_json(out / "summary.json")["failures"] == wanted
+    merge([alone, other], out, NONE)
+    assert read_json(out / "summary.json")["failures"] == wanted
 
 
 @pytest.mark.slow
