@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core.patching import PatchLedger
 from ..core.weight_changes import WeightChanges, differs
-from ..errors import ConfigError, UsageError
+from ..errors import ConfigError, DitaccelError, UsageError
 from . import given
 from .files import write_atomically
 
@@ -158,7 +158,30 @@ class Adapter:
                 f"{path} does not hold weights for {method or cls.__name__} of this version (its "
                 f"format is {written!r}, not {cls.formats[0]!r}); ditaccel.finetune writes them"
             )
-        data = json.loads(about["ditaccel"])
+        try:
+            return cls._of_file(json.loads(about["ditaccel"]), tensors, written, method, path)
+        except DitaccelError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise UsageError(
+                f"{path} is damaged: parts of it are missing; train again, or copy it again"
+            ) from None
+
+    @classmethod
+    def _of_file(
+        cls: type[A],
+        data: dict[str, Any],
+        tensors: Mapping[str, Tensor],
+        written: str,
+        method: str,
+        path: Path,
+    ) -> A:
+        """What a file holds.
+
+        Raises:
+            ConfigError: it was trained for another method.
+            KeyError: parts of it are missing (or another error of that kind).
+        """
         if method != data.get("method", method):
             raise ConfigError(
                 f"{path} was trained for {data['method']}, not for {method}; give it to a config "
