@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..attention.engine.options import share_of
 from ..attention.engine.planner import DenseReason, Planner
 from ..attention.engine.runtime import AttentionRuntime, find_attention
+from ..attention.engine.tile_planner import dense_at
 from ..config import require
 from ..core.denoising.tracker import DenoisingStep
 from ..core.patching import PatchLedger, is_compiled
@@ -63,7 +63,7 @@ class AttentionStudent(Student):
         self._runtimes: dict[str, AttentionRuntime] = {}
         self._bases: dict[tuple[str, str], Tensor] = {}
         self._changes: dict[tuple[str, str], Change] = {}
-        self._options = replace(config, dense_steps=0, break_even=1.0)
+        self._options = replace(config, dense_steps=0, dense_parts=(), break_even=1.0)
         self.weights = self.new_weights(self._options)
         self.weights.learning = True
         try:
@@ -172,8 +172,8 @@ class AttentionStudent(Student):
     # -- calls --
 
     def trains_at(self, step: DenoisingStep) -> bool:
-        """See `Student`: first steps that the config leaves dense are not trained."""
-        return step.index >= share_of(self.config.dense_steps, step.total)
+        """See `Student`: steps that the config leaves dense are not trained."""
+        return dense_at(self.config, step) is None
 
     @contextmanager
     def attending(

@@ -61,8 +61,8 @@ class Rounds:
             raise ConfigError(f"item {at} of data: {error}") from None
         require(
             bool(found),
-            "no step of a generation is left to train on; lower dense_steps of the config, or "
-            "give the call more steps",
+            "no step of a generation is left to train on; lower dense_steps or dense_parts of the "
+            "config, or give the call more steps",
         )
         return found
 

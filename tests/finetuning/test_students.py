@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import generate, tiny_flux, tiny_wan
 
 import ditaccel
@@ -66,10 +67,13 @@ def test_weights_learn_to_live_with_a_map(trained, name):
     assert torch.equal(generate(pipe, call), before)  # nothing is left behind
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_dense_steps_run_on_the_models_own_weights(trained, name):
+DENSE = {"dense_steps": 3}, {"dense_parts": ((0.0, 1.0),)}
+
+
+@pytest.mark.parametrize(("name", "dense"), list(zip(CONFIGS, DENSE, strict=True)))
+def test_dense_steps_run_on_the_models_own_weights(trained, name, dense):
     pipe, call, made, before = trained[name]
-    config = replace(CONFIGS[name], weights=str(made.adapter), dense_steps=3)
+    config = replace(CONFIGS[name], weights=str(made.adapter), **dense)
     with ditaccel.accelerated(pipe, attention=config):
         assert torch.equal(generate(pipe, call), before)
 
@@ -130,8 +134,35 @@ def test_an_adapter_for_something_else_is_refused_in_one_line(trained, tmp_path)
     assert not any("_compiled_call_impl" in vars(m) for m in other.transformer.modules())
 
 
-def test_what_has_nothing_to_train_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("about", "tensors"),
+    [
+        ("{", {}),
+        ("[]", {}),
+        ('{"options": {}}', {}),
+        ('{"options": {}, "models": {"t": {}}, "notes": {}}', {"t/up.a": torch.zeros(2, 2)}),
+    ],
+)
+def test_a_damaged_adapter_is_refused_in_one_line(tmp_path, about, tensors):
+    path = tmp_path / "adapter.safetensors"
+    save_file(tensors, path, {"format": Adapter.formats[0], "ditaccel": about})
+    with pytest.raises(UsageError, match=r"adapter.safetensors is damaged: parts of it are miss"):
+        Adapter.load(path, "clear")
+
+
+def test_what_has_nothing_to_train_is_refused(tmp_path, monkeypatch):
     pipe, data, call = _start()
+    steps = []
+    learn = Training._learn
+    monkeypatch.setattr(Training, "_learn", lambda self, lessons: (
+        steps.extend(lesson.step.index for lesson in lessons) or learn(self, lessons)
+    ))  # fmt: skip
+    parts = replace(CONFIGS["clear"], dense_parts=((0.0, 0.6),))  # the last of three steps is left
+    finetune(pipe, data, parts, out=tmp_path / "parts", steps=2, quiet=True, **call)
+    assert set(steps) == {2}
+    whole = replace(parts, dense_parts=((0.0, 1.0),))
+    with pytest.raises(ConfigError, match=r"no step .* lower dense_steps or dense_parts"):
+        finetune(pipe, data, whole, out=tmp_path / "whole", quiet=True, **call)
     with pytest.raises(ConfigError, match=r"svg2 has nothing to train; .*: attention_tile, clear"):
         finetune(pipe, data, ditaccel.SVG2Config(), out=tmp_path / "a", **call)
     with pytest.raises(ConfigError, match="train is 'projection'"):

@@ -86,8 +86,7 @@ class LayerContext:
     @property
     def fraction(self) -> float:
         """Share of the denoising loop that is done, 0 at the first step; 0 where unknown."""
-        total = self.step.total
-        return self.step.index / total if total else 0.0
+        return self.step.fraction
 
 
 class DenseReason(StrEnum):

@@ -52,6 +52,15 @@ from .planner import Dense, DenseReason, LayerContext, Plan, Planner, State
 OF_THE_MAP = _SEEN, _MAP, _MADE = "step seen", "map", "step and setting of the map"
 
 
+def dense_at(config: TileOptions, step: DenoisingStep) -> DenseReason | None:
+    """Why the options leave a step dense in all layers; None where they do not."""
+    if step.index < share_of(config.dense_steps, step.total):
+        return DenseReason.FIRST_STEPS
+    if is_within(config.dense_parts, step.fraction):
+        return DenseReason.DENSE_PARTS
+    return None
+
+
 class TilePlanner(Planner):
     """Leaves dense what the options leave dense; a method gives the plan of the other calls.
 
@@ -92,7 +101,7 @@ class TilePlanner(Planner):
 
         On a dense step they would only move the output away from the model's own.
         """
-        if self.weights is not None and step.index >= share_of(self.config.dense_steps, step.total):
+        if self.weights is not None and dense_at(self.config, step) is None:
             self.weights.put(name, step.generation)
 
     def end(self, name: str) -> None:
@@ -118,10 +127,8 @@ class TilePlanner(Planner):
 
     def dense_part(self, context: LayerContext) -> Dense | None:
         """The steps and the first layers that the options leave dense."""
-        if context.step.index < share_of(self.config.dense_steps, context.step.total):
-            return Dense(DenseReason.FIRST_STEPS)
-        if is_within(self.config.dense_parts, context.fraction):
-            return Dense(DenseReason.DENSE_PARTS)
+        if (reason := dense_at(self.config, context.step)) is not None:
+            return Dense(reason)
         if self._in_dense_layers(context):
             return Dense(DenseReason.FIRST_LAYERS)
         return None

@@ -89,6 +89,11 @@ class DenoisingStep:
     end: int | None = None
 
     @property
+    def fraction(self) -> float:
+        """Share of the loop that is done, 0 at the first step; 0 where unknown."""
+        return self.index / self.total if self.total else 0.0
+
+    @property
     def parts(self) -> tuple[range, ...]:
         """Steps of each transformer that makes a part of the loop; empty where one makes all."""
         last = self.total if self.end is None else self.end
