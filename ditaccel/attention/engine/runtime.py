@@ -224,8 +224,8 @@ class AttentionRuntime(PerLoop):
             reasons = sorted({dense.reason for dense in loop.reasons})
             self._warn(
                 f"{self._name}: no attention call of a whole generation was sparse "
-                f"({', '.join(reasons)}); lower dense_steps or dense_layers, or "
-                "leave attention alone for this model"
+                f"({', '.join(reasons)}); lower dense_steps, dense_parts or "
+                "dense_layers, or leave attention alone for this model"
             )
 
     def _turn_off(self, why: str, warned: bool = False) -> None:
