@@ -31,6 +31,14 @@ Line = dict[str, Any]
 Key = tuple[str, int]  # prompt and seed
 
 
+def _by_sample(lines: Iterable[Line]) -> dict[str, dict[str, Line]]:
+    """Lines by sample and row."""
+    found: dict[str, dict[str, Line]] = {}
+    for line in lines:
+        found.setdefault(line["sample"], {})[line["config"]] = line
+    return found
+
+
 @dataclass(frozen=True)
 class Part:
     """A run folder whose results are taken.
@@ -54,11 +62,12 @@ class Part:
         Raises:
             UsageError: a file of it is damaged.
         """
-        found: list[dict[str, dict[str, Line]]] = [{}, {}]
-        for lines, name, check in zip(found, (JOURNAL, RESULTS), (GENERATION, RESULT), strict=True):
-            for line in read_all(folder / name, check):
-                lines.setdefault(line["sample"], {})[line["config"]] = line
-        return cls(folder, *found, read_all(folder / FAILURES, FAILURE))
+        return cls(
+            folder,
+            _by_sample(read_all(folder / JOURNAL, GENERATION)),
+            _by_sample(read_all(folder / RESULTS, RESULT)),
+            read_all(folder / FAILURES, FAILURE),
+        )
 
     def give(self, store: Store, sample: str, name: str = "", more: Line | None = None) -> None:
         """Take a sample into a run: its frames, and then all its lines at once.
