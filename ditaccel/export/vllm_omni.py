@@ -104,7 +104,7 @@ def _planner(spec: str) -> Planner:
     planner = planner_of(config.attention)
     kind = type(planner)
     name = config.attention.method
-    if kind.attach is not Planner.attach:
+    if planner.needs_transformer:
         raise UnsupportedError(
             f"{name} needs the transformer itself, which vLLM-Omni does not show"
         )

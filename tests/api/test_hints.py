@@ -72,8 +72,9 @@ def test_hints_work_when_they_are_followed():
         configs.AccelerationConfig(cache=attention)
     assert configs.AccelerationConfig(attention=attention).attention is attention
     with pytest.raises(ConfigError, match=r"accelerate\(pipe, 'taylorseer:interval=3'\)"):
-        ditaccel.accelerate(pipe, cache="taylorseer:interval=3")
+        configs.AccelerationConfig(cache="taylorseer:interval=3")
     ditaccel.restore(ditaccel.accelerate(pipe, "taylorseer:interval=3"))
+    ditaccel.restore(ditaccel.accelerate(pipe, cache="taylorseer:interval=3"))
     with pytest.raises(ConfigError, match=r"give an instance: ReuseConfig\(\)"):
         configs.AccelerationConfig(cache=ditaccel.ReuseConfig)
     with pytest.raises(ConfigError, match="no option 'intervall'; did you mean 'interval'"):

@@ -6,21 +6,28 @@ import pytest
 import torch
 from compositions import transformers
 from conformance import METHODS, short
-from put_on_later import CHANGES, is_attention
+from put_on_later import CHANGES
 from tiny import FAMILIES, generate
 
 import ditaccel
 from ditaccel.caching.engine.blocks import find_blocks
+from ditaccel.config import parse_spec
+
+
+def is_cache(key):
+    """Whether a key of `METHODS` is a caching method."""
+    return parse_spec(METHODS[key].skipping).cache is not None
+
 
 ATTENTION = ("lite_attention", "svg2", "sla")
 SPECS = {
-    **{name: specs.skipping for name, specs in METHODS.items() if not is_attention(name)},
+    **{name: specs.skipping for name, specs in METHODS.items() if is_cache(name)},
     "output": "taylorseer:interval=2,granularity=last_block,target=output",
     "follow": "taylorseer:interval=3,granularity=last_block,guidance=follow",
     "difference": "confidence_gated_taylor:threshold=1e9,warmup=2,guidance=difference",
 }
 PARTS = [METHODS[name].skipping for name in ("pab", "module_schedule ranges")]
-WHOLE = [METHODS[name].skipping for name in ("taylorseer", "fora", "module_schedule")]
+WHOLE = [METHODS[name].skipping for name in ("taylorseer", "fora", "module_schedule", "harmonica")]
 BY_MODULE = [*PARTS, *WHOLE]
 # Where some of the modules are computed, these are weighed by their parameters: biases and
 # projections of text, of which there are fewer tokens, count more than their work.

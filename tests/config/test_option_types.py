@@ -176,5 +176,5 @@ def test_an_argument_alone_is_checked_the_same_way():
 @pytest.mark.parametrize(("cls", "name", "hint"), OPTIONS)
 def test_words_of_options_are_known_to_editors_and_mypy(cls, name, hint):
     """Text is open for what a user names alone: files and sizes."""
-    files = ("weights", "plan", "save_plan")
+    files = ("weights", "plan", "save_plan", "schedule")
     assert str not in arms_of(hint) or name in (*files, "memory_budget")

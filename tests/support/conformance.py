@@ -71,6 +71,7 @@ KEEPS_ALL = {
     ("minimax_h3", "clear"): "a frame of 2 x 2 tokens lies within one circle",
     ("flux", "condition_cache"): _NO_IMAGES,
     ("flux2", "condition_cache"): _NO_IMAGES,
+    ("klein", "condition_cache"): _NO_IMAGES,
     ("qwen_image", "condition_cache"): _NO_IMAGES,
     ("anyflow", "parallel_denoising"): _OWN_TIMESTEPS,
     ("anyflow_far", "parallel_denoising"): _OWN_TIMESTEPS,

@@ -294,6 +294,11 @@ class Planner(ABC):
 
     # -- only for planners with trained weights of the transformer --
 
+    @property
+    def needs_transformer(self) -> bool:
+        """Whether it has to see the transformer itself (`attach`), and not only its calls."""
+        return type(self).attach is not Planner.attach
+
     def attach(self, name: str, transformer: nn.Module, ledger: PatchLedger) -> None:  # noqa: B027
         """Get ready for a transformer; whatever changes on it is undone by the ledger.
 

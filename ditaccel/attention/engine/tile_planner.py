@@ -91,6 +91,12 @@ class TilePlanner(Planner):
         if isinstance(config, TrainedOptions):
             self.weights = config.adapter()
 
+    @property
+    def needs_transformer(self) -> bool:
+        """See `Planner`: for its weights, where there are any."""
+        own = type(self).attach is not TilePlanner.attach
+        return own or self.weights is not None
+
     def attach(self, name: str, transformer: nn.Module, ledger: PatchLedger) -> None:
         """Check the weights against a transformer, and get them ready."""
         if self.weights is not None:
