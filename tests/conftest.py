@@ -12,12 +12,18 @@ from typing import Any
 
 import pytest
 import rotation
+from hypothesis import HealthCheck, settings
 
 # Before anything imports a Hub client: these are read at import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# A busy machine is not a fault.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 class NetworkBlockedError(OSError):

@@ -17,6 +17,7 @@ import ditaccel
 from ditaccel import ConfigError, UnsupportedError
 from ditaccel.export.vllm_omni import attention
 
+ADAPTER = ROOT / "samples" / "adapters" / "shapes-wan-sla" / "adapter.safetensors"
 SMALL = "min_tokens=0,dense_steps=0,q_tile=16,k_tile=16,break_even=1"
 GRID = {
     "latent_shape": torch.tensor([[4, 16, 16], [4, 16, 16]]),
@@ -98,7 +99,8 @@ def test_first_steps_and_short_sequences_are_dense() -> None:
         ({"method": "nonsense"}, ConfigError, "nonsense"),
         ({"method": "lite_attention"}, UnsupportedError, "remembers"),
         ({"method": "svg2"}, UnsupportedError, "remembers"),
-        ({"method": "sla"}, UnsupportedError, "needs the transformer"),
+        ({"method": "sla"}, UnsupportedError, "remembers"),
+        ({"method": f"sla:weights={ADAPTER}"}, UnsupportedError, "needs the transformer"),
         ({"method": "sparge:dense_layers=2"}, ConfigError, "layers"),
     ],
 )
