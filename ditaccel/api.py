@@ -159,7 +159,7 @@ def _chosen(adapter: FamilyAdapter, given: _Given) -> AccelerationConfig:
         chosen = configs.resolve(config, adapter, steps)
     by_name = {kind: configs.resolved_part(kind, each, adapter) for kind, each in by_name.items()}
     chosen = overridden(replace(chosen, **by_name), options)
-    if not chosen.methods and not isinstance(chosen.steps, int):
+    if not chosen.methods and chosen.steps in ("keep", "auto"):
         raise ConfigError(
             "this config accelerates nothing: it names neither a caching method (key 'cache') nor "
             "an attention method (key 'attention') nor a call method (key 'calls')"

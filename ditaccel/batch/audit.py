@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..config import what_decides
 from ..errors import ConfigError, DitaccelError
 from ..io.frames import psnr
 from ..io.models import line_of
@@ -33,8 +34,8 @@ _PRESETS = ("fast", "balanced", "safe")
 
 
 def key_of(config: Config) -> str:
-    """A text that is equal for equal configs."""
-    return json.dumps(config, sort_keys=True)
+    """A text that is equal for configs that do the same."""
+    return json.dumps(None if config is None else what_decides(config), sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class Facts:
                 f"dense, with the config {DENSE}"
             )
         chosen, _ = completed(configs.resolve(config, self._adapter()), self._adapter())
-        if not chosen.methods:
+        if not chosen.methods and chosen.steps in ("keep", "auto"):
             raise ConfigError(f"the config {config} names no method; for dense runs: {DENSE}")
         return configs.to_dict(replace(chosen, label=""))
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..config import what_decides
 from ..errors import ConfigError, DitaccelError, UsageError
 from ..io import given
 from ..io.checked import read_records
@@ -266,6 +267,8 @@ class Planner:
         settings = self.settings
         keys = ("prompt", "negative_prompt", "class_label", "seed", "call", "config", "fps")
         decides = {key: getattr(item, key) for key in keys}
+        if item.config is not None:  # tuned again with the same outcome, it makes the same output
+            decides["config"] = what_decides(item.config)
         decides["inputs"] = {k: self._fingerprint(v) for k, v in item.inputs.items()}
         decides["model"] = self.facts.fingerprint
         decides["output"] = [settings.save, settings.codec, settings.crf, settings.dtype]

@@ -20,6 +20,7 @@ from .acceleration import (
     load,
     method_from_dict,
     to_dict,
+    what_decides,
 )
 from .checks import choice, require
 from .inline import method_spec, parse_options
@@ -62,4 +63,5 @@ __all__ = [
     "resolved_part",
     "spec_of",
     "to_dict",
+    "what_decides",
 ]

@@ -154,8 +154,9 @@ class AccelerationConfig:
 
     @property
     def name(self) -> str:
-        """Its label, else the names of its methods."""
-        return self.label or " & ".join(method.method for method in self.methods)
+        """Its label, else the names of its methods, else its number of steps."""
+        steps = "" if self.steps == _KEEP else f"steps:{self.steps}"
+        return self.label or " & ".join(method.method for method in self.methods) or steps
 
 
 def from_text(hint: Any, value: Any) -> Any:
@@ -211,6 +212,11 @@ def from_dict(data: Any) -> AccelerationConfig:
     }
     made["tuned"] = None if tuned is None else Tuned.from_dict(tuned)
     return AccelerationConfig(**made, label=str(label), steps=steps, scheduler=scheduler)
+
+
+def what_decides(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config's plain data that decides what it does: no name, no provenance."""
+    return {key: value for key, value in data.items() if key not in ("label", "tuned")}
 
 
 def to_dict(config: AccelerationConfig) -> dict[str, Any]:

@@ -13,10 +13,13 @@ from PIL import Image
 
 from ditaccel.batch import names
 from ditaccel.batch.arguments import choose
+from ditaccel.batch.audit import key_of
 from ditaccel.batch.facts import read_facts
 from ditaccel.batch.jobs import RawRow, read_rows
 from ditaccel.batch.manifest import Planner, Settings, read_manifest, write_manifest
 from ditaccel.batch.rows import check_row
+from ditaccel.caching.taylorseer import TaylorSeerConfig
+from ditaccel.config import AccelerationConfig, Tuned, dump
 from ditaccel.errors import ConfigError, UnsupportedError, UsageError
 from ditaccel.io.models import Sheet
 
@@ -142,6 +145,29 @@ def test_the_id_depends_on_what_decides_the_output_and_on_nothing_else(tmp_path:
     ids = {first.id} | {items[0].id for items in others}
     assert len(ids) == 1 + len(others)
     assert not any(items[0].error for items in others)
+
+
+def test_a_config_that_was_tuned_again_with_the_same_outcome_makes_nothing_again(tmp_path: Path):
+    def planned(**options: Any) -> Any:
+        config = AccelerationConfig(cache=TaylorSeerConfig(interval=3), **options)
+        dump(config, tmp_path / "tuned.yaml")
+        return plan(tmp_path, {"prompt": "a"}, config=str(tmp_path / "tuned.yaml"))[0]
+
+    first, again = planned(tuned=Tuned(prompts=8)), planned(tuned=Tuned(prompts=9, dtype="float32"))
+    assert first.id == again.id == planned().id and key_of(first.config) == key_of(again.config)
+    assert again.config["tuned"]["prompts"] == 9  # a run that differs is still warned of
+    assert planned(scheduler="another").id != first.id
+
+
+def test_a_config_of_fewer_steps_alone_is_one_for_a_job(tmp_path: Path) -> None:
+    for steps in (12, 0.5):
+        dump(AccelerationConfig(steps=steps), tmp_path / "steps.yaml")
+        row = {"prompt": "a"}
+        (item,) = plan(tmp_path, row, config=str(tmp_path / "steps.yaml"))
+        assert item.config["steps"] == steps
+    dump(AccelerationConfig(), tmp_path / "steps.yaml")
+    with pytest.raises(ConfigError, match="names no method"):
+        plan(tmp_path, row, config=str(tmp_path / "steps.yaml"))
 
 
 def test_order_does_not_change_ids_or_names(tmp_path: Path) -> None:
