@@ -244,6 +244,10 @@ def resolved_part(kind: str, setting: Any, family: str | FamilyAdapter) -> Any:
         return setting
     bare = kind == ATTENTION and setting.strip() not in methods() and ":" not in setting
     config = resolve(f"{ATTENTION}:{setting.strip()}" if bare else setting, family)
+    require(
+        config.steps == "keep",
+        f"{kind}={setting!r} names a number of steps, too; give it as the config, not as {kind}=",
+    )
     made = [method for method in config.methods if method.kind == kind]
     if len(made) != 1 or len(config.methods) != 1:
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,5 +79,7 @@ class Tuned:
             ) from None
         if any(len(row) != 4 for row in profile):
             raise ConfigError("'tuned': each row of profile is [step, low, middle, high]")
+        if not all(0 <= step < math.inf and min(errors) > 0 for step, *errors in profile):
+            raise ConfigError("'tuned': a step of profile is 0 or more, and its errors are above 0")
         made = {**data, "profile": profile, "figures": figures, "versions": versions}
         return cls(**made)

@@ -74,7 +74,7 @@ def write_tuning_page(folder: Path) -> tuple[Path, list[str]]:
 
 def _section(folder: Path, asked: str, part: Mapping[str, Any]) -> Markup:
     rows = part["rows"]
-    best = next(row for row in rows if row["config"] == part["best"])
+    (best,) = (row for row in rows if row["config"] == part["best"])
     return el(
         "section",
         el("h2", f"Target: {asked}"),

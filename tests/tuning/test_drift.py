@@ -123,6 +123,8 @@ def test_another_family_is_refused_in_one_line(tuned):
     [
         ({"models": "x"}, "has no key 'models'"),
         ({"profile": [[1, 2]]}, "each row of profile"),
+        ({"profile": [[1, 0, 1, 2]]}, "errors are above 0"),
+        ({"profile": [[float("nan"), 1, 1, 2]]}, "errors are above 0"),
         ({"figures": 3}, "delete the key"),
         ([], "must be a mapping"),
     ],

@@ -62,6 +62,11 @@ def test_the_page_has_every_candidate_and_marks_the_winner(folder, capsys):
 
 def test_damage_is_one_line(folder, capsys):
     assert main(["report", str(folder), "--json"]) == 2
+    data = json.loads((folder / "tuning.json").read_text())
+    data["targets"]["30 dB"]["best"] = "another"
+    (folder / "tuning.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError, match="is damaged"):
+        write_tuning_page(folder)
     (folder / "tuning.json").write_text('{"tuning": 1, "targets": {"30 dB": {}}}')
     with pytest.raises(UsageError, match="is damaged"):
         write_tuning_page(folder)
