@@ -26,6 +26,7 @@ from ditaccel.tuning.fitting import fitted_on
 from ditaccel.tuning.quality import MOST_PSNR, STATISTICS
 from ditaccel.tuning.refine import Refine
 from ditaccel.tuning.search import calibrated_config, no_saving, scheduler_of
+from ditaccel.tuning.space.race import Aim
 from ditaccel.tuning.space.search import SpaceTuner
 from ditaccel.tuning.space.space import Space
 from ditaccel.tuning.target import Target, TuningRun
@@ -209,6 +210,29 @@ def _names(args: argparse.Namespace) -> dict[str, Target]:
     return dict(goals)
 
 
+def _check_used(args: argparse.Namespace, goals: dict[str, Target], in_space: bool) -> None:
+    """Refuse options that would change nothing, and targets that a space does not serve.
+
+    Raises:
+        ConfigError, UsageError: there is one.
+    """
+    if args.runs is not None and not in_space:
+        raise UsageError("is for a search in seconds: add --space or --target", "runs")
+    if not in_space:
+        return
+    if args.fit is not None:
+        raise UsageError("says nothing of a method's constants; leave it out, or --fit", "space")
+    for name in ("refine", "anneal", "resume"):
+        if getattr(args, name):
+            raise UsageError(
+                "is for a search of computed steps alone; leave it out (--runs FOLDER keeps what "
+                "a search in seconds has run)",
+                name,
+            )
+    for goal in goals.values():
+        Aim.of(goal, 1.0)
+
+
 def _places(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Path]:
     """Where each file goes; looked at before anything runs.
 
@@ -332,8 +356,6 @@ def _search_space(
     files: _Files,
     held_out: list[dict[str, Any]],
 ) -> None:
-    if args.refine:
-        raise UsageError("is for computed steps alone; leave it out, or --space", "refine")
     space = replace(Space.parse(args.space or ""), runs=args.runs, minutes=args.minutes)
     tuner = SpaceTuner(pipe, calls, space, args.seed, _say, args.memory)
     print(f"{'target':<24}{'speed-up':>9}{'level':>9}{'worst':>9}  file")
@@ -385,6 +407,8 @@ def run(args: argparse.Namespace) -> int:
         DitaccelError: unusable input, in one line.
     """
     goals = _names(args)
+    in_space = args.space is not None or any(goal.needs_space for goal in goals.values())
+    _check_used(args, goals, in_space)
     fitted = None if args.fit is None else configs.parse_spec(args.fit).cache
     check_scheduler(args.scheduler)
     files = _Files(_places(args, goals or [args.fit.partition(":")[0].strip()]))
@@ -400,7 +424,7 @@ def run(args: argparse.Namespace) -> int:
     with calls_of(opened.pipe, "tune"):
         if args.fit is not None:
             _fit(opened.pipe, calls, fitted, args.seed, files)
-        elif args.space is not None or any(goal.needs_space for goal in goals.values()):
+        elif in_space:
             _search_space(opened.pipe, paired(calls, args.pairs), goals, args, files, others)
         elif args.attention_error:
             _calibrate(opened.pipe, calls, goals, args.seed, files)

@@ -73,12 +73,19 @@ class Measure:
         higher: whether more is better.
         run: takes the dense sample and the other one, uint8 `(F, H, W, 3)` or `(H, W, 3)`.
         unit: behind a level, with a space before it; empty for none.
+        weights: file or folder of the metric's weights; empty for none.
     """
 
     key: str
     higher: bool
     run: Callable[[np.ndarray, np.ndarray], float]
     unit: str = ""
+    weights: str = ""
+
+    @property
+    def stored(self) -> str:
+        """The name under which levels are kept: those of other weights are others."""
+        return f"{self.key} by {self.weights}" if self.weights else self.key
 
     def level(self, levels: Sequence[float], statistic: str) -> float:
         """What samples come to: `p10` and `min` are of the bad end, whichever that is."""
@@ -139,4 +146,4 @@ def measure_of(key: str, weights: str = "") -> Measure:
             raise UsageError(f"{key} has no answer for a sample; use another metric as target")
         return float(value)
 
-    return Measure(key, metric.better is base.Better.HIGHER, measured)
+    return Measure(key, metric.better is base.Better.HIGHER, measured, weights=weights)

@@ -16,6 +16,7 @@ from ..pipelines import FamilyAdapter
 from ..warning import warn
 from .calibration import Calibration, calibrate
 from .refine import Refine
+from .space.race import Aim
 from .space.search import SpaceTuner
 from .space.space import Space
 from .target import Target
@@ -123,13 +124,14 @@ def _in_space(
     held_out = calls[len(learnt) :]
     if promise is not None:
         promise.check_count(len(held_out), len(learnt))
+    Aim.of(target, 1.0)  # refuses what it cannot serve before anything runs
     tuner = SpaceTuner(pipe, learnt, space, seed, progress, memory_budget, adapter)
     if promise is not None:
         promised = tuner.promised(promise, held_out)
         (tell if promised.held else warn)(promised.words)
         return promised.config
     came = tuner.reach(target)
-    (tell if came.reached else warn)(came.words)
+    (tell if came.reached and came.complete else warn)(came.words)
     return tuner.stamped(came)
 
 

@@ -101,6 +101,8 @@ class Target:
             raise ConfigError("share and confidence go with psnr: Target(psnr=30, share=0.9)")
         elif self.statistic != "mean":
             raise ConfigError("a share of the samples has to reach psnr: leave statistic out")
+        elif self.memory is not None:
+            raise ConfigError("memory cannot be promised: leave it out, or share")
 
     @property
     def promise(self) -> Promise | None:
@@ -139,14 +141,19 @@ class Target:
 
     @property
     def asked(self) -> str:
-        """The level of a target of steps, in words."""
+        """What it asks for, in words."""
         of = {"mean": "", "p10": " for nine tenths of the samples", "min": " for the worst sample"}
+        cache = "" if self.memory is None else f" with a cache of at most {self.memory}"
         if self.speedup is not None:
-            return f"{self.speedup:g} x the speed of dense"
+            return f"{self.speedup:g} x the speed of dense{cache}"
         if self.seconds is not None:
-            return f"{self.seconds:g} s"
+            return f"{self.seconds:g} s{cache}"
+        if self.computed_share is not None:
+            return f"a computed share of {self.computed_share:g}"
+        if self.attention_error is not None:
+            return f"an attention error of {self.attention_error:g}"
         level = f"{self.psnr:g} dB" if self.psnr is not None else f"{self.metric} {self.level:g}"
-        return f"{level}{of[self.statistic]}"
+        return f"{level}{of[self.statistic]}{cache}"
 
 
 @dataclass(frozen=True)

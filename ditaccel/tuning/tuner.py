@@ -35,8 +35,7 @@ from .recording import Recording, record
 from .refine import Goal, Refine, Refinement
 from .schedule_search import Plan, plans
 from .space.stamp import stamped
-from .space.store import RunStore, name_of
-from .space.tried import config_name
+from .space.store import RunStore, config_name, name_of
 from .target import Target, TuningRun
 from .trajectories import response_of, trajectories_of
 from .trials import Journal, Trial, Trials, search_name

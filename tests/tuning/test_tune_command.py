@@ -48,6 +48,11 @@ def test_one_target_makes_one_file(additive, tmp_path):
         (["--share", "1.5", "--out", "a.yaml"], "a number between 0 and 1: '1.5'"),
         (["--share", "0.5", "--out", "a.yaml", "--prompts", "none.txt"], "there is no such file"),
         (["--share", "0.5", "--out", "/proc/no/a.yaml"], "cannot write"),
+        (["--psnr", "20", "--runs", "r", "--out", "a.yaml"], "--runs is for a search in seconds"),
+        (["--share", "0.5", "--space", "", "--out", "a.yaml"], "searched in seconds"),
+        (["--target", "speedup=2", "--resume", "r", "--out", "a.yaml"], "--resume is for"),
+        (["--target", "ssmi=0.9", "--out", "a.yaml"], "no metric 'ssmi'"),
+        (["--fit", "teacache", "--space", "", "--out", "a.yaml"], "--space says nothing"),
     ],
 )
 def test_mistakes_are_one_line(additive, arguments, message, capsys):

@@ -10,8 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...caching.engine.options import MemoryBudget
 from ...config import AccelerationConfig
-from ..quality import Measure
+from ...errors import UsageError
+from ..quality import Measure, measure_of
+from ..target import Target
+from .store import config_name
 
 # Seconds of safer candidates, by those of one that missed the level on all prompts.
 _SAFER = (1.15, 1.35, 1.7, 2.2)
@@ -41,7 +45,7 @@ class Standing:
     Attributes:
         candidate: that was run.
         levels: of the samples.
-        seconds: of a generation, the mean.
+        seconds: of a generation, the median.
         runs: generations.
         memory: most bytes that the cache held.
     """
@@ -71,9 +75,33 @@ class Aim:
     seconds: float | None = None
     memory: int | None = None
 
+    @classmethod
+    def of(cls, target: Target, dense: float) -> Aim:
+        """What a target comes to where a dense generation takes so many seconds.
+
+        Raises:
+            ConfigError: an unknown metric, or one that cannot be a target.
+            UsageError: the target is not one in seconds, or the metric lacks its weights.
+        """
+        if target.computed_share is not None or target.attention_error is not None:
+            raise UsageError(
+                "a space is searched in seconds: give psnr, level, speedup or seconds as target"
+            )
+        return cls(
+            measure_of(target.metric, target.weights),
+            target.statistic,
+            target.psnr if target.psnr is not None else target.level,
+            target.seconds if target.speedup is None else dense / target.speedup,
+            MemoryBudget.parse(target.memory),
+        )
+
+    def fits(self, standing: Standing) -> bool:
+        """Whether its cache holds no more than is allowed."""
+        return self.memory is None or standing.memory <= self.memory
+
     def reached(self, standing: Standing) -> bool:
         """Whether a candidate does what is asked."""
-        if self.memory is not None and standing.memory > self.memory:
+        if not self.fits(standing):
             return False
         if self.level is not None:
             found = self.measure.surely(standing.levels, self.statistic)
@@ -86,6 +114,8 @@ class Aim:
         loss = -level if self.measure.higher else level
         if self.reached(standing):
             return (0, standing.seconds, loss) if self.level is not None else (0, loss)
+        if not self.fits(standing):
+            return (2, standing.memory)
         return (1, loss) if self.level is not None else (1, standing.seconds)
 
 
@@ -104,7 +134,7 @@ class Race:
     run: Callable[[Candidate, int], Standing]
     prompts: int
     over: Callable[[], bool] = lambda: False
-    standings: dict[int, Standing] = field(default_factory=dict)
+    standings: dict[str, Standing] = field(default_factory=dict)
 
     def entered(self, front: Sequence[Candidate], prompts: int) -> list[Candidate]:
         """Those of a front, by rising seconds, that lie where it crosses the target."""
@@ -128,7 +158,7 @@ class Race:
 
     def _stand(self, candidate: Candidate, prompts: int) -> Standing:
         standing = self.run(candidate, prompts)
-        self.standings[id(candidate)] = standing
+        self.standings[config_name(candidate.config)] = standing
         return standing
 
     def won(self, candidates: Sequence[Candidate], first: int) -> Standing | None:
@@ -137,7 +167,11 @@ class Race:
         Returns:
             None where none could be run.
         """
-        left, prompts = list(candidates), min(first, self.prompts)
+        # Fronts share plans: a config that ran twice would crowd another one out.
+        different: dict[str, Candidate] = {}
+        for candidate in candidates:
+            different.setdefault(config_name(candidate.config), candidate)
+        left, prompts = list(different.values()), min(first, self.prompts)
         while left:
             ranked: list[Standing] = []
             for each in left:

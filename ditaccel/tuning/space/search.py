@@ -20,11 +20,12 @@ from ...core.kinds import decoded, pictures_of
 from ...errors import UsageError
 from ...io.files import write_json
 from ...io.progress import duration
+from ...io.provenance import device_of
 from ...pipelines import FamilyAdapter
 from ..joint.recording import clock, record_modes
 from ..masks import Mask
 from ..promise import HeldOut, Outcome, Promise, first_that_holds, spread
-from ..quality import PSNR, Measure, as_bytes, measure_of
+from ..quality import PSNR, Measure, as_bytes
 from ..target import Target
 from ..trajectories import Loop
 from ..trials import search_name
@@ -34,8 +35,8 @@ from .race import Aim, Candidate, Race, Standing
 from .records import Learnt, Recorded
 from .space import Space
 from .stamp import stamped
-from .store import Result, RunStore, name_of
-from .tried import PAGE, Found, as_page, config_name, picture_name, small
+from .store import Result, RunStore, config_name, name_of
+from .tried import PAGE, Found, as_page, picture_name, small
 
 # Runs that are recorded with every mode, and prompts that every candidate is run on first.
 _RECORDED, _FIRST = 2, 1
@@ -101,11 +102,12 @@ class SpaceTuner:
         self._progress, self._adapter = progress, adapter
         self._budget = MemoryBudget.parse(memory_budget) or 0
         self._maps, settings = space.maps(family), space.settings(family)
+        for config in settings:  # what cannot be put on is refused before hours of dense runs
+            with accelerated(pipe, config, adapter=adapter):
+                pass
         self.store = RunStore(space.runs)
-        self._runs = [
-            name_of(search_name(pipe, [call], seed + i)) for i, call in enumerate(self._calls)
-        ]
-        self._metrics: dict[str, Measure] = {PSNR.key: PSNR}
+        self._runs = [self._run_name(call, seed + i) for i, call in enumerate(self._calls)]
+        self._metrics: dict[str, Measure] = {PSNR.stored: PSNR}
         self._targets: dict[str, Any] = {}
         self._shown: list[Any] = []
         self._wall: list[float] = []
@@ -122,6 +124,10 @@ class SpaceTuner:
         self.others += [Candidate(config, "given") for config in settings]
 
     # -- dense runs --
+
+    def _run_name(self, call: Mapping[str, Any], seed: int) -> str:
+        # (seconds of another device, or of other threads, must not be compared with ours)
+        return name_of(search_name(self._pipe, [call], seed), device_of(self._pipe))
 
     def _generate(self, i: int, steps: int | None = None) -> np.ndarray:
         more = {} if steps is None else {"num_inference_steps": steps}
@@ -208,7 +214,7 @@ class SpaceTuner:
 
     def _standing(self, measure: Measure, candidate: Candidate, prompts: int) -> Standing:
         results = [self._result(i, candidate) for i in range(prompts)]
-        levels = tuple(level for r in results for level in r.levels[measure.key])
+        levels = tuple(level for r in results for level in r.levels[measure.stored])
         seconds = float(np.median([r.seconds for r in results]))
         memory = max(r.levels["memory"][0] for r in results)
         made = Standing(candidate, levels, seconds, prompts, memory)
@@ -246,7 +252,8 @@ class SpaceTuner:
         Raises:
             ConfigError: a target that a space does not serve, or an unknown metric.
         """
-        aim = self._aim(target)
+        aim = Aim.of(target, self.learnt.dense)
+        self._metrics[aim.measure.stored] = aim.measure
         self._to_run = self._planned()
         over = lambda: self._ends is not None and time.monotonic() > self._ends  # noqa: E731
         race = Race(aim, partial(self._standing, aim.measure), len(self._calls), over)
@@ -263,8 +270,10 @@ class SpaceTuner:
             f"{best.candidate.config.name}: {shown}, {self.learnt.dense / best.seconds:.2f}x "
             f"({best.seconds:.3g} s of {self.learnt.dense:.3g} s)"
         )
+        if best.runs < len(self._calls):
+            words += f"; the time was up, so it was run on {best.runs} of {len(self._calls)} alone"
         standings = tuple(race.standings.values())
-        found = Found(best, reached, aim, standings, self.learnt.dense, words)
+        found = Found(best, reached, aim, standings, self.learnt.dense, words, len(self._calls))
         self._write(target, found)
         return found
 
@@ -290,7 +299,7 @@ class SpaceTuner:
             calls,
             self._seed + len(self._calls),
             self.store,
-            lambda call, seed: name_of(search_name(self._pipe, [call], seed)),
+            self._run_name,
             partial(clock, self._device),
         )
         self._progress(f"{len(calls)} dense runs of held-out prompts")
@@ -341,17 +350,3 @@ class SpaceTuner:
             "targets": self._targets,
         }
         write_json(self.store.folder / PAGE, data)
-
-    def _aim(self, target: Target) -> Aim:
-        measure = measure_of(target.metric, target.weights)
-        self._metrics[measure.key] = measure
-        memory = MemoryBudget.parse(target.memory)
-        seconds = target.seconds
-        if target.speedup is not None:
-            seconds = self.learnt.dense / target.speedup
-        if target.computed_share is not None or target.attention_error is not None:
-            raise UsageError(
-                "a space is searched in seconds: give psnr, level, speedup or seconds as target"
-            )
-        level = target.psnr if target.psnr is not None else target.level
-        return Aim(measure, target.statistic, level, seconds, memory)

@@ -74,6 +74,11 @@ class Space:
             self.schedules or bool(self.caches or self.attention or self.steps),
             "nothing may vary in this space; name caches, attention or steps, or turn schedules on",
         )
+        for name in ("densities", "rests"):
+            require(
+                bool(self.attention) or not getattr(self, name),
+                f"space: {name} are of attention maps; name attention methods, too",
+            )
 
     @classmethod
     def parse(cls, text: str) -> Space:
@@ -94,8 +99,11 @@ class Space:
                     f"space: {part!r} is not one of {', '.join(f'{p}=…' for p in _PARTS)}"
                     f"{suggest(name, _PARTS)}"
                 )
+            require(name not in given, f"space: {name} is given twice; list its values once")
             values = [a or b for a, b in re.findall(r"\[([^\]]*)\]|([^,\[\]]+)", value)]
-            given[name] = _read(name, [each.strip() for each in values if each.strip()])
+            values = [each.strip() for each in values if each.strip()]
+            require(bool(values), f"space: {name}= has no value; give one, or leave it out")
+            given[name] = _read(name, values)
         return cls(**given)
 
     def maps(self, family: FamilyAdapter | str) -> list[AttentionMap]:

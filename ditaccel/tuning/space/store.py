@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ...config import AccelerationConfig, to_dict, what_decides
 from ...errors import UsageError
 from ...io import given
 from ...io.checked import items, number, read_records, record, table, text
@@ -31,6 +32,11 @@ _AGAIN = "delete that line to have the run made again"
 def name_of(*parts: object) -> str:
     """A short name of anything that has a complete `repr`."""
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:16]
+
+
+def config_name(config: AccelerationConfig) -> str:
+    """A name of what a config does, whatever it is called and was tuned on."""
+    return name_of(what_decides(to_dict(config)))
 
 
 @dataclass(frozen=True)

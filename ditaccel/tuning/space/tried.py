@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...config import AccelerationConfig, to_dict
 from .race import Aim, Standing
-from .store import name_of
+from .store import config_name
 
 # File in the folder of the runs.
 PAGE = "tuning.json"
@@ -28,6 +27,7 @@ class Found:
         standings: of all that was run, the winner's among them.
         dense: seconds of a dense generation.
         words: the result in a line.
+        prompts: that there were; the best was run on fewer where the time was up.
     """
 
     best: Standing
@@ -36,16 +36,17 @@ class Found:
     standings: tuple[Standing, ...]
     dense: float
     words: str
+    prompts: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether the best was run on all prompts."""
+        return self.best.runs >= self.prompts
 
     @property
     def speedup(self) -> float:
         """Seconds of a dense generation by those of the best."""
         return self.dense / self.best.seconds
-
-
-def config_name(config: AccelerationConfig) -> str:
-    """A name of what a config does, whatever it is called."""
-    return name_of({**to_dict(config), "label": ""})
 
 
 def picture_name(config: str) -> str:

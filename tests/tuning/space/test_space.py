@@ -8,7 +8,7 @@ from tiny.parts import wan_vae
 
 import ditaccel
 from ditaccel import ConfigError, Target
-from ditaccel.config import AccelerationConfig
+from ditaccel.config import AccelerationConfig, Tuned
 from ditaccel.tuning.quality import PSNR, measure_of
 from ditaccel.tuning.space.race import Aim, Candidate, Race, Standing
 from ditaccel.tuning.space.search import SpaceTuner
@@ -42,6 +42,10 @@ def test_a_space_is_read_from_text():
         ("steps=0", "give whole numbers, or shares"),
         ("schedules=perhaps", "true or false"),
         ("schedules=false", "nothing may vary"),
+        ("steps=5; steps=6", "steps is given twice"),
+        ("attention=", "attention= has no value"),
+        ("densities=0.1", "densities are of attention maps"),
+        ("rests=means; steps=5", "rests are of attention maps"),
     ],
 )
 def test_a_wrong_space_is_one_line(text, line):
@@ -60,7 +64,8 @@ def racing(levels, seconds, aim, prompts=4):
     """A race of candidates with known levels; what was run of each."""
     ran = []
     candidates = [
-        Candidate(AccelerationConfig(label=str(i)), "given", s) for i, s in enumerate(seconds)
+        Candidate(AccelerationConfig(label=str(i), steps=i + 1), "given", s)
+        for i, s in enumerate(seconds)
     ]
 
     def run(candidate, count):
@@ -79,8 +84,26 @@ def test_the_race_halves_and_takes_the_fastest_that_reaches_the_level():
     assert counts == [6, 3, 2]
     race, candidates, _ = racing(levels, seconds, Aim(PSNR, seconds=3.5))
     assert race.won(candidates, 1).candidate.config.label == "2"
+
+
+def test_a_config_that_fronts_share_runs_once_per_round():
+    race, candidates, ran = racing([31, 35], [1, 2], Aim(PSNR, level=30))
+    twin = replace(candidates[0], config=replace(candidates[0].config, label="0"), kind="joint")
+    assert race.won([*candidates, twin], 1).candidate is candidates[0]
+    assert ran == [(0, 1), (1, 1), (0, 2), (0, 4)]
+    assert len(race.standings) == 2
+
+
+def test_a_cache_that_holds_too_much_is_never_the_better_one():
     held = Aim(PSNR, level=30, memory=1)
-    assert not held.reached(Standing(candidates[1], (31.0,), 2, 1, memory=2))
+    candidate = Candidate(AccelerationConfig(), "given")
+    large = Standing(candidate, (45.0,), 2, 1, memory=2)
+    small = Standing(candidate, (29.0,), 2, 1, memory=1)
+    assert not held.reached(large) and not held.reached(small)
+    assert held.rank(small) < held.rank(large)
+    fast = replace(large, seconds=1)
+    within = Aim(PSNR, seconds=1, memory=1)
+    assert within.rank(small) < within.rank(fast)
 
 
 def test_a_front_is_bisected():
@@ -105,6 +128,7 @@ def test_measures_know_their_better_end():
     ssim = measure_of("ssim")
     assert ssim.higher
     mse = measure_of("mse")
+    assert replace(mse, weights="a").stored != replace(mse, weights="b").stored
     assert not mse.higher and mse.level([0.1, 0.3], "min") == 0.3 and mse.reaches(0.1, 0.2)
     assert mse.surely([0.1, 0.3], "mean") > 0.2
     with pytest.raises(ConfigError, match="no metric 'sim'"):
@@ -121,6 +145,47 @@ def test_targets_are_read_from_text():
         Target.parse("psnr")
     with pytest.raises(ConfigError, match="above 1"):
         Target(speedup=1)
+    with pytest.raises(ConfigError, match="memory cannot be promised"):
+        Target(psnr=30, share=0.9, memory="1MB")
+    asked = {Target(psnr=30, memory="1MB").asked, Target(psnr=30).asked}
+    assert asked == {"30 dB with a cache of at most 1MB", "30 dB"}
+    assert Target(computed_share=0.25).asked == "a computed share of 0.25"
+
+
+@pytest.mark.parametrize(
+    ("target", "line"),
+    [
+        (Target(computed_share=0.5), "searched in seconds"),
+        (Target(metric="sim", level=0.9), "no metric 'sim'"),
+    ],
+)
+def test_a_target_that_a_space_does_not_serve_is_refused_before_anything_runs(target, line):
+    pipe, call = small_wan()
+    ran = []
+    pipe.transformer.register_forward_hook(lambda *_: ran.append(1))
+    with pytest.raises(ditaccel.DitaccelError, match=line):
+        ditaccel.tune(pipe, [call], target, space="attention=sla")
+    with pytest.raises(ditaccel.DitaccelError, match="names a number of steps, too"):
+        ditaccel.accelerate(pipe, cache="steps:5+taylorseer")
+    assert not ran
+
+
+def test_a_given_setting_that_cannot_be_put_on_is_refused_before_anything_runs():
+    pipe, call = small_wan()
+    ran = []
+    pipe.transformer.register_forward_hook(lambda *_: ran.append(1))
+    given = AccelerationConfig(steps=5, tuned=Tuned(family="flux"))
+    with pytest.raises(ConfigError, match="was tuned on flux, and this is wan"):
+        SpaceTuner(pipe, [call], Space(caches=[given]))
+    assert not ran
+
+
+def test_a_result_on_fewer_prompts_is_reported():
+    pipe, call = small_wan(6)
+    tuner = SpaceTuner(pipe, [call] * 3, Space())
+    tuner._ends = 0.0  # the time is up
+    found = tuner.reach(Target(psnr=5))
+    assert not found.complete and "it was run on 1 of 3 alone" in found.words
 
 
 def test_a_search_over_everything_resumes_with_equal_results(tmp_path):
@@ -143,7 +208,11 @@ def test_a_search_over_everything_resumes_with_equal_results(tmp_path):
     assert len(lines) == made  # no dense run is made again
     twice = again.reach(Target(psnr=20))
     assert twice.best.candidate.config == found.best.candidate.config
-    assert twice.best.levels == found.best.levels and twice.best.seconds == found.best.seconds
+    assert (
+        found.complete
+        and twice.best.levels == found.best.levels
+        and twice.best.seconds == found.best.seconds
+    )
     config = found.best.candidate.config
     with ditaccel.accelerated(pipe, config):
         pipe(**call)
@@ -173,4 +242,8 @@ def test_fewer_steps_alone_are_a_config_that_can_be_applied():
     ditaccel.accelerate(pipe, AccelerationConfig(steps=5))
     pipe(**call)
     assert ditaccel.report(pipe).step_choice.run == 5
+    assert AccelerationConfig(steps=5).name == "steps:5"
+    ditaccel.accelerate(pipe, AccelerationConfig(steps=0.5))
+    pipe(**{**call, "num_inference_steps": 60})
+    assert ditaccel.report(pipe).step_choice.run == 30
     ditaccel.restore(pipe)
