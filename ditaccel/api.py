@@ -158,7 +158,7 @@ def _chosen(adapter: FamilyAdapter, given: _Given) -> AccelerationConfig:
     else:
         chosen = configs.resolve(config, adapter, steps)
     by_name = {kind: configs.resolved_part(kind, each, adapter) for kind, each in by_name.items()}
-    chosen = overridden(replace(chosen, **by_name), options)
+    chosen = overridden(chosen.changed(**by_name) if by_name else chosen, options)
     if not chosen.methods and chosen.steps in ("keep", "auto"):
         raise ConfigError(
             "this config accelerates nothing: it names neither a caching method (key 'cache') nor "

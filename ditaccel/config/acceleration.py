@@ -8,7 +8,7 @@ import json
 import os
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import yaml
@@ -145,6 +145,15 @@ class AccelerationConfig:
                 )
             made[kind] = each
         return cls(**made, label=label)
+
+    def changed(self, **parts: Any) -> AccelerationConfig:
+        """This config with other parts: what its tuning measured is not true of the new one.
+
+        Args:
+            **parts: fields, by name.
+        """
+        tuned = None if self.tuned is None else replace(self.tuned, figures={}, profile=())
+        return replace(self, **{"tuned": tuned, **parts})
 
     @property
     def methods(self) -> tuple[MethodConfig, ...]:

@@ -74,8 +74,9 @@ def overridden(config: AccelerationConfig, options: Mapping[str, Any]) -> Accele
             hint = suggest(name, every)
             raise ConfigError(f"there is no option {name!r} of {names}{hint}")
         if len(owners) > 1:
+            both = " and ".join(getattr(config, kind).method for kind in owners)
             raise ConfigError(
-                f"{name!r} is an option of both {' and '.join(m.method for m in config.methods)}; "
+                f"{name!r} is an option of both {both}; "
                 f"give each method's own config as {'= and '.join(owners)}="
             )
         (kind,) = owners
@@ -84,7 +85,8 @@ def overridden(config: AccelerationConfig, options: Mapping[str, Any]) -> Accele
         changes[kind][name] = from_text(hint, value)
     made = {k: replace(getattr(config, k), **given) for k, given in changes.items() if given}
     written = ",".join(f"{name}={value}" for name, value in options.items())
-    return replace(config, **made, label=f"{config.label}:{written}" if config.label else "")
+    label = f"{config.label}:{written}" if config.label else ""
+    return config.changed(**made, label=label)
 
 
 def _fields(part: Any) -> list[str]:

@@ -185,7 +185,7 @@ def combined(configs: Sequence[AccelerationConfig]) -> AccelerationConfig:
         AccelerationConfig.of(*made, label=label),
         steps=next(iter(steps), "keep"),
         scheduler=next((c.scheduler for c in configs if c.scheduler), ""),
-        tuned=next((c.tuned for c in configs if c.tuned is not None), None),
+        tuned=next((c.changed().tuned for c in configs if c.tuned is not None), None),
     )
 
 

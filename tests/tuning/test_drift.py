@@ -1,6 +1,7 @@
 """What a config was tuned on is in its file, and a run that leaves it is reported."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from diffusers import DDIMScheduler
 from tiny import tiny_dit, tiny_flux
 
 import ditaccel
-from ditaccel import ConfigError, StepMaskConfig, Target
+from ditaccel import ConfigError, SLAConfig, StepMaskConfig, Target
 from ditaccel.config import AccelerationConfig, Tuned
 from ditaccel.reports.drift import Drift, drift_of, profile_of
 
@@ -109,6 +110,16 @@ def test_other_weights_dtype_scheduler_and_size_are_warned_of(tuned):
         found = ditaccel.report(pipe)
     assert found.drift.above == found.drift.compared > 0
     assert "Drift: this run has left" in str(found)
+
+
+def test_a_config_that_was_changed_keeps_where_it_was_tuned_and_not_what_was_measured(tuned):
+    kept = AccelerationConfig.load(tuned)
+    sla = SLAConfig()
+    changes = [{"config": [tuned, sla]}, {"config": tuned, "attention": sla}, {"order": 1}]
+    for change in changes:
+        with ditaccel.accelerated(dit(), **{"config": tuned, **change}) as pipe:
+            made = Tuned.from_dict(ditaccel.report(pipe).config["tuned"])
+            assert made == replace(kept.tuned, figures={}, profile=())
 
 
 def test_another_family_is_refused_in_one_line(tuned):
