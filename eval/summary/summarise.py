@@ -73,7 +73,9 @@ def _timed(config: RunConfig, lines: dict[str, Any], machines: Machines, share: 
         config.sparse or share < WHOLE or config.role not in JUDGED,
     )
     apart = machines.apart(config.id)
-    return replace(found, state=State.NOISY, reason=apart) if apart and found.speedup else found
+    if apart and found.state in (State.OK, State.NOISY):  # what is refused stays refused
+        return replace(found, state=State.NOISY, reason=apart)
+    return found
 
 
 def _efficiency(speedup: dict[str, float] | None, share: float, sparse: bool) -> float | None:
