@@ -1,7 +1,7 @@
 """Presets of attention: `attention:balanced` and `attention:fast`.
 
-A family's presets such as `balanced` are caches. Those of attention stand beside them, alone or
-together with one: `accelerate(pipe, "balanced & attention:fast")`.
+A family's presets such as `balanced` are caches. Those of attention can be used alone, or together
+with one of them: `accelerate(pipe, "balanced & attention:fast")`.
 """
 
 from __future__ import annotations

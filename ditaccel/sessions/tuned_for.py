@@ -40,7 +40,7 @@ class TunedFor:
         warn: called with one line.
 
     Raises:
-        ConfigError: it was tuned on another family, of which its steps and maps say nothing.
+        ConfigError: it was tuned on another family, and its steps and maps are not valid here.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class TunedFor:
         asked = self._tuned.family
         if asked and asked != family:
             raise ConfigError(
-                f"this config was tuned on {asked}, and this is {family}: its steps and maps say "
-                "nothing here; tune one for this model"
+                f"this config was tuned on {asked}, and this is {family}: its steps and maps are "
+                "not valid here; tune one for this model"
             )
 
     def look(self, pipe: Any, transformers: Mapping[str, nn.Module]) -> None:

@@ -131,8 +131,8 @@ def measure_of(key: str, weights: str = "") -> Measure:
     needs = set(metric.needs) - {base.Need.PICTURES, base.Need.WEIGHTS}
     if metric.per is not base.Per.SAMPLE or needs or metric.better is base.Better.NONE:
         raise ConfigError(
-            f"{key} cannot be a target, since it is not a number of a single sample beside its "
-            "dense one with a good end; use one that is, such as psnr or ssim"
+            f"{key} cannot be a target: a target compares each sample with its dense one, by a "
+            "number of which more, or less, is better; use psnr or ssim, for example"
         )
     if metric.load is not None and not weights:
         raise ConfigError(f"{key} needs weights: name them in the target ({metric.how})")

@@ -15,6 +15,7 @@ from ditaccel.eval.report.shell import document, write_text
 from ditaccel.errors import UsageError
 from ditaccel.io.checked import anything, read_record
 from ditaccel.io.progress import duration
+from ditaccel.tuning.space.store import read_arrays
 from ditaccel.tuning.space.tried import PAGE, picture_name
 
 # Where a candidate comes from -> how it is called, colour of the page's palette.
@@ -229,11 +230,9 @@ def _card(folder: Path, name: str, title: str, figures: str, kind: str) -> Marku
     path = folder / f"{picture_name(name)}.npz"
     if not path.exists():
         return None
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            frames = saved["frames"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UsageError(f"{path} cannot be read ({error}); delete it") from None
+    frames = read_arrays(path).get("frames")
+    if frames is None:
+        raise UsageError(f"{path} holds no picture; delete it")
     picture = frame_strip(frames) if len(frames) > 1 else frames[0]
     uri = encode_picture(np.ascontiguousarray(picture[..., :3]))
     caption = el("figcaption", el("b", title), el("span", figures))

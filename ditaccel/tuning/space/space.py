@@ -38,8 +38,8 @@ class Space:
         rests: what may stand for tiles that are not computed (`rest`); empty for the map's own.
         steps: numbers of steps of a call below its own, or shares of them: each is a candidate by
             itself, and its steps are searched as those of the whole loop are.
-        runs: folder in which all runs are kept: a search that was killed begins again where it was,
-            and another target finds the dense runs there; None for a temporary one.
+        runs: folder in which all runs are kept: a search that was killed resumes where it was, and
+            another target finds the dense runs there; None for a temporary one.
         minutes: from the beginning of the search, after which nothing further is run and the best
             so far is taken; None for no limit.
 

@@ -51,8 +51,6 @@ def stamped(
         run: makes a call; gets it and its place among the calls.
         adapter: of the transformers; by default that of their family.
     """
-    if not config.methods:
-        return replace(config, scheduler=described(pipe.scheduler))
     transformers, family = transformers_of(pipe, adapter)
     errors: list[dict[int, float]] = []
     steps: int | None = None

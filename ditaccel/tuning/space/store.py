@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -50,6 +51,19 @@ class Result:
 
     levels: dict[str, list[float]]
     seconds: float
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return {key: saved[key] for key in saved.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise UsageError(f"{path} cannot be read ({error}); delete it") from None
 
 
 class RunStore:
@@ -91,11 +105,7 @@ class RunStore:
         """
         path = self.folder / f"{name}.npz"
         if path.exists():
-            try:
-                with np.load(path, allow_pickle=False) as saved:
-                    return {key: saved[key] for key in saved.files}
-            except (OSError, ValueError, EOFError) as error:
-                raise UsageError(f"{path} cannot be read ({error}); delete it") from None
+            return read_arrays(path)
         made = make()
         draft = path.with_suffix(".tmp")
         try:

@@ -62,6 +62,15 @@ def test_the_page_has_every_candidate_and_marks_the_winner(folder, capsys):
 
 def test_damage_is_one_line(folder, capsys):
     assert main(["report", str(folder), "--json"]) == 2
+    picture = folder / "picture-fast.npz"
+    whole = picture.read_bytes()
+    picture.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match="cannot be read"):
+        write_tuning_page(folder)
+    np.savez(picture, others=np.zeros(1))
+    with pytest.raises(UsageError, match="holds no picture"):
+        write_tuning_page(folder)
+    picture.write_bytes(whole)
     data = json.loads((folder / "tuning.json").read_text())
     data["targets"]["30 dB"]["best"] = "another"
     (folder / "tuning.json").write_text(json.dumps(data))

@@ -13,6 +13,7 @@ from ditaccel.tuning.quality import PSNR, measure_of
 from ditaccel.tuning.space.race import Aim, Candidate, Race, Standing
 from ditaccel.tuning.space.search import SpaceTuner
 from ditaccel.tuning.space.space import Space
+from ditaccel.tuning.space.stamp import stamped
 
 SOL = "sol:q_tile=16,k_tile=16,min_tokens=0,dense_layers=0,neighbours=0"
 
@@ -242,7 +243,12 @@ def test_fewer_steps_alone_are_a_config_that_can_be_applied():
     ditaccel.accelerate(pipe, AccelerationConfig(steps=5))
     pipe(**call)
     assert ditaccel.report(pipe).step_choice.run == 5
-    assert AccelerationConfig(steps=5).name == "steps:5"
+    ditaccel.restore(pipe)
+    config = AccelerationConfig(steps=5)
+    assert config.name == "steps:5"
+    made = stamped(pipe, config, [call], {"psnr": [30.0]}, lambda call, i: pipe(**call))
+    assert made == replace(config, scheduler=made.scheduler) and not made.tuned.profile
+    assert made.tuned.steps == 5 and made.tuned.latents and made.tuned.figures == {"psnr": (30.0,)}
     ditaccel.accelerate(pipe, AccelerationConfig(steps=0.5))
     pipe(**{**call, "num_inference_steps": 60})
     assert ditaccel.report(pipe).step_choice.run == 30
