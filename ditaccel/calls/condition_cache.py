@@ -48,7 +48,7 @@ class ConditionCacheConfig(CallConfig):
     computation serves a whole generation exactly. In the pipelines of diffusers that hand reference
     tokens over at every step, these attend to all others, and change with the step: keeping them is
     an approximation, and a gate watches it. It measures how much keys and values moved between
-    the last two steps that computed them, and expects them to go on at that pace. (Flux2 Klein KV
+    the last two steps that computed them, and expects them to move on at that pace. (Flux2 Klein KV
     and Qwen-Image 2.1 have a cache of their own in diffusers, and need none.)
 
     Use it for editing with large reference images, at many steps; a picture without given images

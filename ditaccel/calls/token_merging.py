@@ -324,7 +324,7 @@ class TokenMerging(CallMethod):
     # -- around blocks --
 
     def _hook(self, index: int, block: Block, ledger: PatchLedger) -> None:
-        """Stand around a block, inside of what a cache has put in front of it."""
+        """Put hooks around a block, inside what a cache has put in front of it."""
         axes, names = block.contract.token_axes or {}, argument_names(block.module)
 
         def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

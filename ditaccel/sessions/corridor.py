@@ -112,6 +112,7 @@ class Corridor:
     ) -> Any:
         name, seen = self._name, self._seen(args, kwargs)
         cache, attention = self._methods.caches.get(name), self._methods.attention.get(name)
+        carried = self._methods.calls.get(name)
         if needs_gradients(self._transformer, seen.samples):
             self._booking.lone(name, Lone.GRADIENTS)
             return inner(*args, **kwargs)
@@ -132,11 +133,12 @@ class Corridor:
                 call.given = tuple(seen.named.values())
                 output = cache.replayed(call)  # None unless nothing of the transformer must run
             if output is None:
-                output = self._computed(TransformerCall(step, inner, args, kwargs, seen.named))
-            elif name in self._methods.calls:
-                self._methods.calls[name].left_out(step)
+                computed = TransformerCall(step, inner, args, kwargs, seen.named)
+                output = computed.dense() if carried is None else carried.run(computed)
             if cache is not None and call is not None:
                 output = cache.finish(call, output)
+            if carried is not None:
+                carried.finish(step)
             if attention is not None:
                 missed = attention.finish()
                 if call is None or not call.forecasting:
@@ -147,11 +149,6 @@ class Corridor:
         self._book(step, call, loop)
         self._booking.journal.time(watch)
         return output
-
-    def _computed(self, call: TransformerCall) -> Any:
-        """What the transformer returns, carried out by a call method where one is on."""
-        carried = self._methods.calls.get(self._name)
-        return call.dense() if carried is None else carried.run(call)
 
     def _prepare(self, inner: Inner, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Meet what was put on the transformer since the last call, and learn an unknown one."""

@@ -1,6 +1,6 @@
 """CallMethod: what every call method comes down to.
 
-A call method stands around the calls of one transformer, behind a cache: a call that a cache
+A call method carries out the calls of one transformer, behind a cache: a call that a cache
 leaves out never reaches it. It may give the transformer other arguments, change what runs inside,
 or answer without running it. State is one per denoising loop, and freed with the last step.
 """
@@ -163,21 +163,20 @@ class CallMethod(PerLoop):
         """What the transformer returns for a call."""
 
     def run(self, call: TransformerCall) -> Any:
-        """Carry a call out, and free the state of a branch behind its last step."""
+        """Carry a call out."""
         try:
             return self.carry_out(call)
         finally:
             self._now = None
-            if call.step.is_last:
-                self._end(call.step)
 
-    def left_out(self, step: DenoisingStep) -> None:
-        """Free the state of a branch as well where a cache leaves its last call out."""
-        if step.is_last:
-            self._end(step)
+    def finish(self, step: DenoisingStep) -> None:
+        """Free the state of a branch behind its last call, and warn if nothing was gained.
 
-    def _end(self, step: DenoisingStep) -> None:
-        """Free what is kept for a branch, and warn if nothing was gained."""
+        Args:
+            step: of the call that is over, whether it was carried out or a cache left it out.
+        """
+        if not step.is_last:
+            return
         why = "" if self.changed else self.nothing_changed()
         self._states = {k: s for k, s in self._states.items() if _branch_of(k) != step.branch}
         if why:
