@@ -1,4 +1,4 @@
-"""Student: what is trained, what stands in place meanwhile, what it loses, and what is saved.
+"""Student: what is trained, what runs in place of it meanwhile, its loss, and what is saved.
 
 A student is one file in `students/`, found by being there; installed plugins may bring others. It
 says for which method's config it trains::
@@ -8,7 +8,7 @@ says for which method's config it trains::
         ...
 
 The frame (`run.py`, `training.py`, `rounds.py`) serves every student: lessons from the dense
-pipeline, the optimiser, averaging, checkpoints from which a killed run goes on exactly, stopping at
+pipeline, the optimiser, averaging, checkpoints from which a killed run resumes exactly, stopping at
 a loss that is not finite, several processes, progress, and the curve of the loss.
 """
 

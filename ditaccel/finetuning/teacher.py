@@ -163,7 +163,7 @@ class Teacher:
             item: a prompt, or arguments of the pipeline call.
             seed: of the noise.
             around: called in place of each transformer call, with the call and with what runs it;
-                the pipeline goes on with what it returns. No gradient is on meanwhile.
+                the pipeline continues with what it returns. No gradient is on meanwhile.
 
         Returns:
             Its last latents, or its pictures where it has no way to leave them undecoded.

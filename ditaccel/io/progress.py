@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +48,7 @@ class Progress:
         self._total, self._first, self._done, self._quiet = total, done, done, quiet
         self._start = self._shown = time.monotonic()
         self._bar: Any = None
+        self._lock = threading.Lock()  # the lines of several workers are read by threads
         if not quiet and say is None and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -69,6 +71,10 @@ class Progress:
 
     def step(self, text: str) -> None:
         """One more is done."""
+        with self._lock:
+            self._step(text)
+
+    def _step(self, text: str) -> None:
         self._done += 1
         if self._bar is not None:
             self._bar.set_postfix_str(text[:40])

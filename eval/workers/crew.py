@@ -105,7 +105,7 @@ def _write_task(
 
 
 class Crew:
-    """Worker processes beside this one; a dead one is replaced, what it held is made by others.
+    """Worker processes besides this one; a dead one is replaced, and others make what it held.
 
     Args:
         root: where `task.json` is.

@@ -25,6 +25,7 @@ sum over all keys; adding up the others is the same, and nothing cancels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -98,7 +99,7 @@ def random_features(head: Head) -> Features:
     # any factor of a query cancels in its value, and one factor of all keys does
     tops = [made[0].amax(-1, keepdim=True), made[1].amax()]
     of_query, of_key = (m.sub(top).exp() for m, top in zip(made, tops, strict=True))
-    offset = tops[0][:, 0] + tops[1] - torch.tensor(float(_FEATURES)).log().to(head.q)
+    offset = tops[0][:, 0] + tops[1] - math.log(_FEATURES)
     return of_query, of_key, offset
 
 
