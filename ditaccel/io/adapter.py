@@ -20,6 +20,19 @@ A = TypeVar("A", bound="Adapter")
 _CHANGE, _UP, _DOWN = "change.", "up.", "down."
 
 
+def in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library writes them in a random one.
+
+    So a run that was killed and resumed ends with the same bytes.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+    return len(text).to_bytes(8, "little") + text + content[end:]
+
+
 @dataclass(eq=False)
 class Adapter:
     """Trained parts of one or several transformers; the base of what methods train besides.
@@ -125,7 +138,7 @@ class Adapter:
         if self.method:
             described["method"] = self.method
         about = json.dumps(described, sort_keys=True)
-        content = save(self.tensors(), {"format": self.formats[0], "ditaccel": about})
+        content = in_order(save(self.tensors(), {"format": self.formats[0], "ditaccel": about}))
         write_atomically(Path(path), lambda file: file.write(content))
         return len(content)
 

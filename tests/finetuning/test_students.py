@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from tiny import generate, tiny_flux, tiny_wan
 
 import ditaccel
@@ -18,7 +19,7 @@ from ditaccel.finetuning.changes import LowRank, change_of
 from ditaccel.finetuning.run import finetune
 from ditaccel.finetuning.student import Group, Student
 from ditaccel.finetuning.training import Training
-from ditaccel.io.adapter import Adapter
+from ditaccel.io.adapter import Adapter, in_order
 
 OPEN = {"min_tokens": 0, "dense_steps": 0, "break_even": 1.0}
 CONFIGS = {
@@ -248,3 +249,16 @@ def test_a_student_may_run_generations_itself_and_goes_on_exactly(tmp_path, monk
     gains = [torch.load(tmp_path / n / "gains.pt") for n in ("whole", "parts")]
     assert torch.equal(*gains)
     assert torch.load(tmp_path / "parts" / "state.pt")["student"] == {"seen": 4}
+
+
+def test_the_same_adapter_is_the_same_bytes():
+    """safetensors writes metadata in a random order."""
+    tensors = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.float16)}
+    about = {"format": "x", "ditaccel": json.dumps({"note": "\u00e9", "n": 1}), "z": "1", "y": "2"}
+    files = {in_order(save(tensors, about)) for _ in range(20)}
+    assert len(files) == 1
+    (content,) = files
+    assert int.from_bytes(content[:8], "little") % 8 == 0
+    found = load(content)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
