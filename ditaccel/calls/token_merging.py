@@ -20,7 +20,7 @@ from ..caching.engine.policy import CachePolicy
 from ..config import CallConfig, Example, method, require
 from ..core.calls import argument_names, as_tensor, has_conditions
 from ..core.denoising.tracker import DenoisingStep
-from ..core.patching import PatchLedger, is_compiled
+from ..core.patching import OwnHook, PatchLedger, is_compiled
 from ..errors import ConfigError, UnsupportedError
 from ..pipelines.grids import Grid
 from .engine.merging import Merge, drawn, matched
@@ -362,8 +362,8 @@ class TokenMerging(CallMethod):
                 return whole
             return (*output[:place], whole, *output[place + 1 :])
 
-        before = block.module.register_forward_pre_hook(enter, with_kwargs=True)
-        behind = block.module.register_forward_hook(leave, with_kwargs=True)
+        before = block.module.register_forward_pre_hook(OwnHook(enter), with_kwargs=True)
+        behind = block.module.register_forward_hook(OwnHook(leave), with_kwargs=True)
         ledger.on_undo(before.remove)
         ledger.on_undo(behind.remove)
 

@@ -122,6 +122,33 @@ class CompileGuard:
         return getattr, (self._module, "compile")
 
 
+def _idle(*_: Any) -> None:
+    """A hook that does nothing."""
+
+
+def _idle_hook() -> Any:
+    return _idle
+
+
+class OwnHook:
+    """A forward hook of one module, called with what torch gives a hook.
+
+    A deepcopy or pickle of the module has a hook that does nothing in its place.
+    """
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, *args: Any) -> Any:
+        return self._hook(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _idle
+
+    def __reduce__(self) -> Any:
+        return _idle_hook, ()
+
+
 def patch_of(module: nn.Module) -> CallPatch | None:
     """Return the patch that stands in front of `module`, if any."""
     patch = module.__dict__.get(_SEAM)

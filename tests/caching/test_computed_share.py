@@ -123,7 +123,7 @@ def test_of_all_families(name, spec):
         pytest.skip(str(error))
     if spec in BY_MODULE:
         # layers between the modules that are forecast run on (Hunyuan-DiT's skips, VACE's hints)
-        assert reported == pytest.approx(work, abs=0.04 + PARTLY * (spec in PARTS))
+        assert reported == pytest.approx(work, abs=0.05 + PARTLY * (spec in PARTS))
     else:
         assert reported == pytest.approx(parameters, abs=1e-9)
 

@@ -1,5 +1,8 @@
 """Token merging: the matching by hand, positions and masks of what is left, exactness and undo."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from conformance import METHODS, WORKS, Subject, check_method, skipped
@@ -290,3 +293,14 @@ def test_families_whose_blocks_need_the_whole_grid_merge_around_attention_only()
 def test_a_merge_of_nothing_is_no_merge():
     same = Merge(torch.arange(3), torch.arange(3))
     assert same.shifted(0, 0) is same
+
+
+def test_copies_and_pickles_of_merged_blocks_are_dense():
+    pipe, call = FAMILIES["wan"]()
+    dense = generate(pipe, call)
+    ditaccel.accelerate(pipe, "token_merging:min_tokens=0")
+    assert not torch.equal(generate(pipe, call), dense)
+    twin = copy.deepcopy(pipe)
+    assert torch.equal(generate(twin, call), dense)
+    twin.transformer = pickle.loads(pickle.dumps(pipe.transformer))
+    assert torch.equal(generate(twin, call), dense)
