@@ -51,7 +51,8 @@ class RunConfig:
         role: what it is there for.
         spec: text that makes exactly this row.
         knob: the swept value, where it is a number.
-        sparse: whether attention is computed in part, which counted layers do not see.
+        sparse: whether it saves what counted layers do not show: parts of the attention, tokens
+            that merge, calls side by side.
     """
 
     id: str

@@ -121,8 +121,8 @@ class HarmoniCaConfig(CacheConfig):
     The router is a logit per step and module, without any input. Training (`ditaccel.finetune`)
     follows generations that the router itself makes, so that it learns under the errors that it
     causes; what is left is a schedule that runs without a gate. Use it where one model makes many
-    pictures at one number of steps, and after thousands of training generations: trained on 30 to
-    50 of them, it lost to the even schedule of `fora` on shapes-dit at 20 steps.
+    pictures at one number of steps, after thousands of training generations, and compare it with
+    the even schedule of `fora`.
 
     Args:
         schedule: file that training wrote. None: an untrained schedule, in which all modules rest

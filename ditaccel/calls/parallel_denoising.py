@@ -39,7 +39,8 @@ class ParallelDenoisingConfig(CallConfig):
     It saves waiting, never work: rounds take `window` times the computation of a step. It pays on a
     device that one step does not fill (small pictures on a large GPU), or on as many devices as
     `window`, where a round takes less than the steps that it answers. A CPU is full with one step
-    of all but the smallest models: it gained on shapes-flux, and took twice as long on shapes-wan.
+    of all but the smallest models: it gains nothing on shapes-flux, and takes over twice as long as
+    dense on shapes-wan (eval/README.md, "Call methods").
 
     What an answer is: the transformer's own output at latents that differ by at most `tolerance`
     from those that came, at a timestep that differs by its rounding at most (bfloat16 keeps two to

@@ -46,8 +46,8 @@ class TokenMergingConfig(CallConfig):
     attention alone does. A token that is left keeps its place in rotary embeddings.
 
     It is meant for long sequences of smooth content, and loses detail everywhere alike. On the
-    samples it lost clearly to fewer steps at equal time (a PSNR of 15 dB against 39 on shapes-wan),
-    and on sequences as short as those of shapes-flux it saves no time: compare before use.
+    samples it loses clearly to fewer steps at equal time, and on sequences as short as those of
+    shapes-flux it saves no time (eval/README.md, "Call methods"): compare before use.
 
     Args:
         ratio: share of the image or video tokens that merge into others, at least 0 (exact) and at

@@ -8,10 +8,12 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..core.transformers import denoisers_of, known_family, modules_of
 from . import given
@@ -131,9 +133,20 @@ def fingerprint_of(pipe: Any) -> str:
     digest = hashlib.sha256(type(pipe).__name__.encode())
     for name, part in modules_of(pipe).items():
         for key, weight in part.state_dict().items():
-            edge = weight.detach().flatten()[:64].double().sum()
-            digest.update(f"{name}.{key}:{tuple(weight.shape)}:{float(edge)!r};".encode())
+            for plain in plain_parts(weight):
+                edge = plain.detach().flatten()[:64].double().sum()
+                digest.update(f"{name}.{key}:{tuple(plain.shape)}:{float(edge)!r};".encode())
     return digest.hexdigest()[:16]
+
+
+def plain_parts(weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A weight itself, or the plain tensors that a quantised one is made of."""
+    if not is_traceable_wrapper_subclass(weight):
+        yield weight
+        return
+    names, _ = weight.__tensor_flatten__()
+    for name in names:
+        yield from plain_parts(getattr(weight, name))
 
 
 def family_of(pipe: Any) -> str:

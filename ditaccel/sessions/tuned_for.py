@@ -11,8 +11,9 @@ from torch import nn
 from ..config import AccelerationConfig, Tuned
 from ..core.denoising.schedulers import described
 from ..core.denoising.tracker import DenoisingStep
+from ..core.transformers import modules_of
 from ..errors import ConfigError
-from ..io.provenance import fingerprint_of
+from ..io.provenance import fingerprint_of, plain_parts
 from ..reports.journal import Journal
 
 
@@ -23,11 +24,10 @@ def dtype_of(transformer: nn.Module) -> str:
 
 
 def weights_of(pipe: Any) -> str:
-    """Hash of a pipeline's weights; empty where they cannot be read (offloaded ones)."""
-    try:
-        return fingerprint_of(pipe)
-    except (NotImplementedError, RuntimeError):
-        return ""
+    """Hash of a pipeline's weights; empty where some are not here (offloaded ones)."""
+    weights = (w for part in modules_of(pipe).values() for w in part.state_dict().values())
+    away = any(part.is_meta for weight in weights for part in plain_parts(weight))
+    return "" if away else fingerprint_of(pipe)
 
 
 class TunedFor:

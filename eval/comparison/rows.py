@@ -84,13 +84,14 @@ class Rows:
             self._config(row)
 
     def told(self, configs: Sequence[RunConfig]) -> list[RunConfig]:
-        """The rows, each told whether its method computes attention in part."""
+        """The rows, each told whether it saves what counted layers do not show."""
         return [replace(row, sparse=self._is_sparse(row)) for row in configs]
 
     def _is_sparse(self, row: RunConfig) -> bool:
         if row.work.cache is None:
             return False
-        return getattr(self._config(row), "attention", None) is not None
+        config = self._config(row)
+        return any(method.kind != "cache" for method in getattr(config, "methods", ()))
 
     def _config(self, row: RunConfig) -> Any:
         from ditaccel import config

@@ -50,6 +50,7 @@ class Machines:
             for place in self._dense
         }
         names = [device for _, device in self._dense]
+        self._speedups = {row: self._speedups_of(row) for row in lines}
         self._names = {
             (machine, name): name if names.count(name) == 1 else f"{name} (run {machine + 1})"
             for machine, name in self._dense
@@ -64,10 +65,10 @@ class Machines:
         """Count and medians of all dense runs."""
         return {"runs": self._all.n, "seconds": self._all.seconds, "own": self._all.own}
 
-    def _speedups(self, row: str) -> dict[Place, float]:
+    def _speedups_of(self, row: str) -> dict[Place, float]:
         """Median speed-up of a row on each machine that has timed it."""
         found: dict[Place, list[float]] = {}
-        for line in self._lines.get(row, {}).values():
+        for line in self._lines[row].values():
             pairs = [Pair.from_dict(pair) for pair in line["pairs"]]
             if pairs:
                 ratio = statistics.median([pair.ratio for pair in best_of(pairs)])
@@ -76,7 +77,7 @@ class Machines:
 
     def apart(self, row: str) -> str:
         """How a row's speed-up differs between machines; "" where it does not."""
-        found = self._speedups(row)
+        found = self._speedups.get(row, {})
         if len(found) < 2 or not apart(max(found.values()), min(found.values())):
             return ""
         each = [f"{value:.2f}× on {self._names[place]}" for place, value in found.items()]
@@ -90,9 +91,7 @@ class Machines:
                 "samples": self._samples[place],
                 "dense_seconds": dense.seconds,
                 "speedup": {
-                    row: found[place]
-                    for row in self._lines
-                    if place in (found := self._speedups(row))
+                    row: found[place] for row, found in self._speedups.items() if place in found
                 },
             }
             for place, dense in self._dense.items()

@@ -187,7 +187,7 @@ class _Gains(Student):
         return [Group([self.gains])]
 
     def output(self, call, teacher):
-        raise NotImplementedError
+        raise AssertionError("a student of generations has no lessons of single calls")
 
     def learn(self, lesson, teacher, backward):
         self.seen += 1

@@ -9,9 +9,7 @@ path per price gives the plans between which nothing is cheaper.
 
 What a unit of either error costs in the pictures is not quite the same. Errors of sparse attention
 are much alike from step to step (`coherence`), but the transformer sees them in its input and takes
-a part back: on shapes-wan at 4608 tokens a loop with every step sparse came out 4.6 dB better than
-the coherent sum of its errors predicts, and as if each counted 0.7 times by itself. So plans are
-made for several weights of sparse errors, and runs decide between them.
+a part back. So plans are made for several weights of sparse errors, and runs decide between them.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -241,21 +241,36 @@ def record_modes(
     modes = _Modes(configs)
     recorder, ledger = _ModeRecorder(budget, modes), PatchLedger(object())
     transformers, _ = transformers_of(pipe, adapter)
-    with ExitStack() as stack:
-        stack.enter_context(observed(pipe, modes, adapter))
-        stack.callback(ledger.undo)
-        for transformer in transformers.values():
-            for hook in (
-                transformer.register_forward_pre_hook(recorder.before, with_kwargs=True),
-                transformer.register_forward_hook(recorder.after, with_kwargs=True),
-            ):
-                ledger.on_undo(hook.remove)
+    with observed(pipe, modes, adapter), _hooked(transformers, recorder.before, recorder.after):
         watch_scheduler(pipe.scheduler, recorder, ledger)
-        device = next(next(iter(transformers.values())).parameters()).device
-        start = clock(device)
-        result = run()
-        total = clock(device) - start
+        try:
+            result, total = _timed(transformers, run)
+        finally:
+            ledger.undo()
     return result, recorder.reduced(), recorder.errors(total)
+
+
+@contextmanager
+def _hooked(
+    transformers: Mapping[str, nn.Module], before: Callable[..., Any], after: Callable[..., Any]
+) -> Iterator[None]:
+    """Hooks around the calls of some transformers, for the length of a `with` block."""
+    with ExitStack() as stack:
+        for transformer in transformers.values():
+            for handle in (
+                transformer.register_forward_pre_hook(before, with_kwargs=True),
+                transformer.register_forward_hook(after, with_kwargs=True),
+            ):
+                stack.callback(handle.remove)
+        yield
+
+
+def _timed(transformers: Mapping[str, nn.Module], run: Callable[[], T]) -> tuple[T, float]:
+    """What a function returns, and the seconds that it took."""
+    device = next(next(iter(transformers.values())).parameters()).device
+    start = clock(device)
+    result = run()
+    return result, clock(device) - start
 
 
 def _record_dense(
@@ -272,18 +287,10 @@ def _record_dense(
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         seconds.append(clock(_device(args, kwargs)) - began.pop())
 
-    with ExitStack() as stack:
-        for transformer in transformers.values():
-            hooks = (
-                transformer.register_forward_pre_hook(before, with_kwargs=True),
-                transformer.register_forward_hook(after, with_kwargs=True),
-            )
-            for hook in hooks:
-                stack.callback(hook.remove)
-        device = next(next(iter(transformers.values())).parameters()).device
-        start = clock(device)
-        result, recording = record(pipe, transformers, family, run, budget)
-        total = clock(device) - start
+    with _hooked(transformers, before, after):
+        (result, recording), total = _timed(
+            transformers, lambda: record(pipe, transformers, family, run, budget)
+        )
     products = recording.guided if recording.first is None else recording.first
     outside = max(total - sum(seconds), 0.0)
     return (

@@ -13,9 +13,8 @@ from .records import Learnt
 
 # First steps that are computed in any case, in one half of the plans each.
 _WARMUPS = (3, 1)
-# Weights of the errors of sparse attention, relative to those of forecasts: see `joint.paths`. The
-# best plan that was measured came of 0.05. Each costs one bisection of the first prompt, so only
-# the first map gets them all.
+# Weights of the errors of sparse attention, relative to those of forecasts: see `joint.paths`. Each
+# costs one bisection of the first prompt, so only the first map gets them all.
 _WEIGHTS = ((1.0, 0.3, 0.1, 0.03), (1.0, 0.3))
 
 
